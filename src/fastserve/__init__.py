@@ -1,0 +1,24 @@
+"""FastServe: from a pretrained language model to an efficient service where resources are short."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastserve._version import __version__
+
+if TYPE_CHECKING:
+    from fastserve.engine.llm import LLM
+    from fastserve.types import SamplingParams
+
+__all__ = ["LLM", "SamplingParams", "__version__"]
+
+_EXPORTS = {"LLM": "fastserve.engine.llm", "SamplingParams": "fastserve.types"}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is re-exported on first use, so that `import fastserve` stays cheap."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'fastserve' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,0 +1,1 @@
+"""Backends compile a graph into something that runs."""

@@ -1,0 +1,1 @@
+"""The CPU backend: lowers a graph to a plan of native kernel calls and runs whole steps."""

@@ -1,0 +1,1 @@
+"""The torch backend: interprets the same graph on any torch device; the reference in tests."""

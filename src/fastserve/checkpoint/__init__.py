@@ -1,0 +1,1 @@
+"""Model directories on disk to tensors, tokenizers and templates in memory."""

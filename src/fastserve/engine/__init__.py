@@ -1,0 +1,1 @@
+"""Sequences, KV blocks, scheduling, sampling and the step loop."""

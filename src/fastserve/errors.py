@@ -1,0 +1,66 @@
+"""Every error a user can meet. Each says what was wrong, the value, the limit, and (as `hint`) what to do.
+
+    FastServeError
+    ├── OptionError            an option or parameter is unknown or out of range
+    ├── ModelNotFoundError     no model of that name, folder or source
+    ├── DownloadError          a source could not be fetched or did not match its checksum
+    ├── OfflineError           a network access was needed while offline
+    ├── CheckpointError        a file is corrupt, truncated or inconsistent
+    ├── UnsupportedError       an architecture, tensor type or tokenizer that we do not have
+    ├── MemoryLimitError       more memory is needed than there is
+    ├── ContextLengthError     a prompt (with its completion) does not fit the model's context
+    └── TemplateError          a chat template is missing or failed on these messages
+"""
+
+from __future__ import annotations
+
+
+class FastServeError(Exception):
+    """Base of the tree. `hint` is the remedy, shown after the message."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
+
+class OptionError(FastServeError, ValueError):
+    """An option or parameter is unknown or out of range."""
+
+
+class ModelNotFoundError(FastServeError):
+    """No model of that name, folder or source."""
+
+
+class DownloadError(FastServeError):
+    """A source could not be fetched, or what came did not match its checksum."""
+
+
+class OfflineError(DownloadError):
+    """A network access was needed while `--offline` or FASTSERVE_OFFLINE forbade it."""
+
+
+class CheckpointError(FastServeError):
+    """A model file is corrupt, truncated or inconsistent."""
+
+
+class UnsupportedError(FastServeError):
+    """An architecture, tensor type or tokenizer that this version does not have."""
+
+
+class MemoryLimitError(FastServeError):
+    """More memory is needed than there is."""
+
+
+class ContextLengthError(FastServeError, ValueError):
+    """A prompt, with the completion asked for, does not fit the model's context."""
+
+
+class TemplateError(FastServeError):
+    """A chat template is missing, or failed on these messages."""

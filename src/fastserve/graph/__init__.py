@@ -1,0 +1,1 @@
+"""The computation as data: nodes, passes, memory plan."""

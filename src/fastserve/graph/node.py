@@ -1,0 +1,277 @@
+"""The computation as data: one frozen dataclass an op, over values whose first dimension is rows.
+
+A value is a matrix [rows, width]. Rows are tokens of the flat batch, its output rows, or its sequences; there is no
+batch dimension and no padding. Every value is written by exactly one node; a graph's nodes are in execution order.
+In a node, fields of type `Value` are inputs unless their name starts with `out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Literal, Self
+
+
+class Rows(Enum):
+    """What the rows of a value are."""
+
+    TOKENS = "tokens"
+    OUTPUTS = "outputs"  # the rows named by Batch.output_rows
+    SEQUENCES = "sequences"
+
+
+ActivationKind = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh"]
+IdSource = Literal["token_ids", "positions", "token_types"]
+PoolKind = Literal["mean", "first", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A matrix [rows, width] of float32, named by its index within the graph."""
+
+    index: int
+    rows: Rows
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A stored tensor, or several concatenated along their first dimension (after merging): never its contents.
+
+    How the weights are stored (f32, int8, ...) is not the graph's business.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]  # [out, in] for a matrix, [width] for a vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Base of the ops: inputs, outputs and parameters by field."""
+
+    @property
+    def op(self) -> str:
+        """The op's name, the same in passes, kernels, bindings, tests and benchmarks: `AddRmsNorm` is
+        `add_rms_norm`."""
+        name = type(self).__name__
+        return "".join(f"_{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(name))
+
+    def inputs(self) -> tuple[Value, ...]:
+        return tuple(value for name, value in self._values() if not name.startswith("out"))
+
+    def outputs(self) -> tuple[Value, ...]:
+        return tuple(value for name, value in self._values() if name.startswith("out"))
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        found = (getattr(self, f.name) for f in fields(self))
+        return tuple(p for p in found if isinstance(p, Parameter))
+
+    def with_values(self, change: Callable[[Value], Value]) -> Self:
+        """This node with every value v replaced by change(v)."""
+        return replace(self, **{name: change(value) for name, value in self._values()})
+
+    def with_inputs(self, change: Callable[[Value], Value]) -> Self:
+        """This node with every input v replaced by change(v)."""
+        inputs = {n: change(v) for n, v in self._values() if not n.startswith("out")}
+        return replace(self, **inputs)
+
+    def _values(self) -> Iterator[tuple[str, Value]]:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Value):
+                yield f.name, value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding(Node):
+    """out[t] = weight[ids[t]]."""
+
+    ids: IdSource
+    weight: Parameter
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear(Node):
+    """out = x @ weight.T + bias."""
+
+    x: Value
+    weight: Parameter
+    bias: Parameter | None = None
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RmsNorm(Node):
+    """out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467)."""
+
+    x: Value
+    weight: Parameter
+    eps: float
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNorm(Node):
+    """out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias (arXiv 1607.06450)."""
+
+    x: Value
+    weight: Parameter
+    bias: Parameter
+    eps: float
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add(Node):
+    """out = x + y."""
+
+    x: Value
+    y: Value
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddRmsNorm(Node):
+    """out_sum = x + y; out = rms_norm(out_sum). Made by fusion; `out_sum` is None where nobody reads it."""
+
+    x: Value
+    y: Value
+    weight: Parameter
+    eps: float
+    out_sum: Value | None
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddLayerNorm(Node):
+    """out_sum = x + y; out = layer_norm(out_sum). Made by fusion; `out_sum` is None where nobody reads it."""
+
+    x: Value
+    y: Value
+    weight: Parameter
+    bias: Parameter
+    eps: float
+    out_sum: Value | None
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class RopeTable:
+    """Rotary position embedding (arXiv 2104.09864), halves layout: dimension i turns with i + dim / 2.
+
+    `dim` may be smaller than the head (partial rotary: the first `dim` dimensions turn). Angles are
+    position * inverse_frequencies[i], in float32; cosines and sines are multiplied by `scale`.
+    """
+
+    dim: int
+    inverse_frequencies: tuple[float, ...]  # [dim / 2]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope(Node):
+    """Turns every head of x by its token's position."""
+
+    x: Value
+    table: RopeTable
+    head_dim: int
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention(Node):
+    """Writes k and v into layer `layer_index` of the KV pool, then attends over the sequence's blocks, read as
+    they are stored.
+
+    Query head h reads key head h * num_kv_heads // num_heads. Causal attention of position p sees 0..p;
+    bidirectional attention (encoders) sees the whole sequence, which must then be in one batch.
+    """
+
+    q: Value  # [tokens, num_heads * head_dim]
+    k: Value  # [tokens, num_kv_heads * head_dim]
+    v: Value  # [tokens, num_kv_heads * head_dim]
+    layer_index: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    causal: bool
+    out: Value  # [tokens, num_heads * head_dim]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation(Node):
+    """out = kind(x)."""
+
+    x: Value
+    kind: ActivationKind
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedActivation(Node):
+    """out = kind(gate) * up."""
+
+    gate: Value
+    up: Value
+    kind: ActivationKind
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice(Node):
+    """out = x[:, start : start + out.width]. A view: it costs nothing and owns no memory."""
+
+    x: Value
+    start: int
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatherRows(Node):
+    """out[r] = x[output_rows[r]]: from token rows to output rows."""
+
+    x: Value
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool(Node):
+    """From token rows to one row a sequence: their mean, or the first or last of them."""
+
+    x: Value
+    kind: PoolKind
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class L2Normalize(Node):
+    """out = x / max(|x|_2, eps), row by row."""
+
+    x: Value
+    eps: float
+    out: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes in execution order, and the values that the caller reads, by name."""
+
+    nodes: tuple[Node, ...]
+    outputs: dict[str, Value]
+
+    def consumers(self) -> dict[Value, list[Node]]:
+        """Who reads each value. The graph's own outputs are not nodes and do not count."""
+        readers: dict[Value, list[Node]] = {}
+        for node in self.nodes:
+            for value in node.inputs():
+                readers.setdefault(value, []).append(node)
+        return readers
+
+    def producers(self) -> dict[Value, Node]:
+        return {value: node for node in self.nodes for value in node.outputs()}
+
+    def next_value_index(self) -> int:
+        return 1 + max((v.index for node in self.nodes for v in node.outputs()), default=-1)

@@ -1,0 +1,1 @@
+"""Where models come from, and the local registry of those that are here."""

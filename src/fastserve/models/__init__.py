@@ -1,0 +1,1 @@
+"""Architecture families as graph builders."""

@@ -1,0 +1,188 @@
+"""Values that cross packages: what a request asks for, what one step runs, what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastserve.errors import OptionError
+
+Int32Array = NDArray[np.int32]
+UInt64Array = NDArray[np.uint64]
+Float32Array = NDArray[np.float32]
+
+MAX_TOP_LOGPROBS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one request are chosen.
+
+    `temperature=0` is greedy. `top_k=0`, `top_p=1` and `min_p=0` switch their filters off. `seed=None` draws a
+    fresh one per request. The penalties follow the OpenAI API (presence, frequency: subtracted from the logits of
+    tokens of the completion) and CTRL (repetition, arXiv 1909.05858: divides positive and multiplies negative
+    logits of tokens of the prompt and the completion).
+
+    >>> SamplingParams(max_tokens=16, temperature=0.7, top_p=0.9, seed=1).temperature
+    0.7
+
+    Raises:
+        OptionError: a field is out of its range.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("max_tokens", self.max_tokens, 1, None)
+        _check_range("temperature", self.temperature, 0.0, 100.0)
+        _check_range("top_k", self.top_k, 0, None)
+        _check_range("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
+        if self.seed is not None:
+            _check_range("seed", self.seed, 0, 2**64 - 1)
+        if self.logprobs is not None:
+            _check_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        for token_id, bias in self.logit_bias.items():
+            _check_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        if any(not text for text in self.stop):
+            raise OptionError("stop holds an empty string", hint="leave it out, or name a text to stop at")
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        return tuple(f.name for f in fields(cls))
+
+
+def _check_range(
+    name: str, value: float, low: float | None, high: float | None, *, low_open: bool = False
+) -> None:
+    """Raise OptionError unless low <= value <= high (low < value with `low_open`); NaN is never in range."""
+    too_low = low is not None and not (value > low if low_open else value >= low)
+    too_high = high is not None and not value <= high
+    if too_low or too_high:
+        left = "-inf" if low is None else f"{low:g}"
+        right = "inf" if high is None else f"{high:g}"
+        span = f"{'(' if low_open else '['}{left}, {right}]"
+        raise OptionError(f"{name}={value} is out of range {span}", hint=f"choose {name} within {span}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingBatch:
+    """Sampling of the R output rows of one step, as arrays that the native sampler reads.
+
+    Row r's random number is drawn from a counter keyed by (seeds[r], draws[r]), `draws` being the index of the
+    token within its completion: the same token is drawn whatever else is in the batch.
+    """
+
+    temperature: Float32Array  # [R]
+    top_k: Int32Array  # [R]
+    top_p: Float32Array  # [R]
+    min_p: Float32Array  # [R]
+    presence_penalty: Float32Array  # [R]
+    frequency_penalty: Float32Array  # [R]
+    repetition_penalty: Float32Array  # [R]
+    seeds: UInt64Array  # [R]
+    draws: UInt64Array  # [R]
+    num_logprobs: Int32Array  # [R] top log-probabilities wanted beside that of the chosen token
+    history_starts: Int32Array  # [R + 1] ranges in history_ids; empty where no penalty is on
+    history_prompt_lengths: Int32Array  # [R] how many of a range's first ids belong to the prompt
+    history_ids: Int32Array  # prompt and completion tokens so far
+    bias_starts: Int32Array  # [R + 1] ranges in bias_ids and bias_values
+    bias_ids: Int32Array
+    bias_values: Float32Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One step's flat ragged batch of S sequences, T tokens and R output rows: no batch dimension, no padding.
+
+    Sequence s owns the rows sequence_starts[s]:sequence_starts[s + 1]. Its keys and values live in the blocks
+    block_tables[s], position p in block p // block_size at slot p % block_size. After the step it holds
+    context_lengths[s] tokens, of which the rows of this step are the last.
+    """
+
+    token_ids: Int32Array  # [T]
+    positions: Int32Array  # [T]
+    sequence_starts: Int32Array  # [S + 1]
+    context_lengths: Int32Array  # [S]
+    block_tables: Int32Array  # [S, blocks of the longest]
+    output_rows: Int32Array  # [R] rows whose logits are wanted
+    token_types: Int32Array | None = None  # [T] segment ids of encoders; None is all zero
+    sampling: SamplingBatch | None = None  # of the R output rows; None leaves the choice to the caller
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.context_lengths)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one step gives back. `outputs` are views that the next step overwrites: copy what must live on."""
+
+    outputs: Mapping[str, Float32Array]  # by graph output: "logits" [R, vocab], "embedding" [S, width]
+    token_ids: Int32Array | None = None  # [R] sampled, where the batch asked for sampling
+    logprobs: Float32Array | None = None  # [R] log-probability of the sampled token before filters and temperature
+    top_token_ids: Int32Array | None = None  # [R, MAX_TOP_LOGPROBS], rows valid up to their num_logprobs
+    top_logprobs: Float32Array | None = None  # [R, MAX_TOP_LOGPROBS]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Capacities that an executable is compiled for; a batch beyond them is refused."""
+
+    max_tokens: int = 512  # rows of one step
+    max_outputs: int = 64  # output rows of one step
+    max_sequences: int = 64
+    num_blocks: int = 256  # KV blocks in the pool
+    max_context: int = 8192  # positions a sequence may reach; sizes the rotary table
+
+
+class Executable(Protocol):
+    """A compiled graph with its weights and its KV pool. One thread at a time calls it."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def block_size(self) -> int:
+        """Tokens that one KV block holds."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def run(self, batch: Batch) -> StepResult:
+        """Run one step. The batch is only read; blocks named in it are written at the positions of its rows.
+
+        Raises:
+            OptionError: the batch exceeds `limits` or is inconsistent.
+        """
+        ...
+
+
+JsonObject = Mapping[str, Any]
