@@ -22,10 +22,10 @@ MAX_TOP_LOGPROBS = 20
 class SamplingParams:
     """How the tokens of one request are chosen.
 
-    `temperature=0` is greedy. `top_k=0`, `top_p=1` and `min_p=0` switch their filters off. `seed=None` draws a
-    fresh one per request. The penalties follow the OpenAI API (presence, frequency: subtracted from the logits of
-    tokens of the completion) and CTRL (repetition, arXiv 1909.05858: divides positive and multiplies negative
-    logits of tokens of the prompt and the completion).
+    `max_tokens=None` goes on until the context is full. `temperature=0` is greedy. `top_k=0`, `top_p=1` and
+    `min_p=0` switch their filters off. `seed=None` draws a fresh one per request. The penalties follow the OpenAI
+    API (presence, frequency: subtracted from the logits of tokens of the completion) and CTRL (repetition, arXiv
+    1909.05858: divides positive and multiplies negative logits of tokens of the prompt and the completion).
 
     >>> SamplingParams(max_tokens=16, temperature=0.7, top_p=0.9, seed=1).temperature
     0.7
@@ -34,7 +34,7 @@ class SamplingParams:
         OptionError: a field is out of its range.
     """
 
-    max_tokens: int = 256
+    max_tokens: int | None = None
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -50,7 +50,8 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _check_range("max_tokens", self.max_tokens, 1, None)
+        if self.max_tokens is not None:
+            _check_range("max_tokens", self.max_tokens, 1, None)
         _check_range("temperature", self.temperature, 0.0, 100.0)
         _check_range("top_k", self.top_k, 0, None)
         _check_range("top_p", self.top_p, 0.0, 1.0, low_open=True)
