@@ -1,0 +1,79 @@
+"""Turns of sequences to the flat ragged batch that an executable runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from itertools import accumulate, chain
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastserve.engine.schedule import Turn
+from fastserve.engine.sequence import Sequence
+from fastserve.types import Batch, Int32Array, SamplingBatch
+
+T = TypeVar("T", bound=np.generic)
+
+
+def build_batch(turns: Seq[Turn]) -> Batch:
+    """The batch of these turns. A turn has an output row where it computes the last token of its sequence."""
+    starts = [0, *accumulate(turn.num_tokens for turn in turns)]
+    ranges = [(t.sequence.num_computed_tokens, t.sequence.num_computed_tokens + t.num_tokens) for t in turns]
+    token_ids = (t.sequence.token_ids[a:b] for t, (a, b) in zip(turns, ranges, strict=True))
+    outputs = [i for i, t in enumerate(turns) if t.num_tokens == t.sequence.num_uncomputed_tokens]
+    return Batch(
+        token_ids=_int32(chain.from_iterable(token_ids)),
+        positions=_int32(position for a, b in ranges for position in range(a, b)),
+        sequence_starts=_int32(starts),
+        context_lengths=_int32(b for _, b in ranges),
+        block_tables=pad_block_tables([turn.sequence.block_table for turn in turns]),
+        output_rows=_int32(starts[i + 1] - 1 for i in outputs),
+        sampling=build_sampling_batch([turns[i].sequence for i in outputs]),
+    )
+
+
+def build_sampling_batch(sequences: Seq[Sequence]) -> SamplingBatch:
+    """How the next token of each sequence is chosen."""
+    params = [sequence.params for sequence in sequences]
+    histories = [s.token_ids if _has_penalty(s) else [] for s in sequences]
+    return SamplingBatch(
+        temperature=_array([p.temperature for p in params], np.float32),
+        top_k=_array([p.top_k for p in params], np.int32),
+        top_p=_array([p.top_p for p in params], np.float32),
+        min_p=_array([p.min_p for p in params], np.float32),
+        presence_penalty=_array([p.presence_penalty for p in params], np.float32),
+        frequency_penalty=_array([p.frequency_penalty for p in params], np.float32),
+        repetition_penalty=_array([p.repetition_penalty for p in params], np.float32),
+        seeds=_array([s.seed for s in sequences], np.uint64),
+        draws=_array([s.num_completion_tokens for s in sequences], np.uint64),
+        num_logprobs=_array([p.logprobs or 0 for p in params], np.int32),
+        history_starts=_int32([0, *accumulate(len(ids) for ids in histories)]),
+        history_prompt_lengths=_int32(s.num_prompt_tokens if _has_penalty(s) else 0 for s in sequences),
+        history_ids=_int32(chain.from_iterable(histories)),
+        bias_starts=_int32([0, *accumulate(len(p.logit_bias) for p in params)]),
+        bias_ids=_int32(chain.from_iterable(p.logit_bias for p in params)),
+        bias_values=_array([value for p in params for value in p.logit_bias.values()], np.float32),
+    )
+
+
+def pad_block_tables(tables: Seq[Seq[int]]) -> Int32Array:
+    """[S, blocks of the longest]; what lies beyond a sequence's own blocks is 0 and never read."""
+    padded = np.zeros((len(tables), max(map(len, tables), default=0)), np.int32)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    return padded
+
+
+def _has_penalty(sequence: Sequence) -> bool:
+    p = sequence.params
+    return (p.presence_penalty, p.frequency_penalty, p.repetition_penalty) != (0, 0, 1)
+
+
+def _int32(values: Iterable[int]) -> Int32Array:
+    return np.fromiter(values, np.int32)
+
+
+def _array(values: Seq[float], dtype: type[T]) -> NDArray[T]:
+    return np.asarray(values, dtype)

@@ -1,0 +1,51 @@
+"""What the engine gives back: chunks as tokens are chosen, and the completion that the last chunk carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: an end-of-sequence token, one of `stop_token_ids` or a stop string. `length`: `max_tokens`, or the context
+is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural-log probabilities at one position, by the model itself (before filters and temperature)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the most probable tokens with theirs, best first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished request.
+
+    `token_ids` has the token that ended it; `text` has neither that token nor the stop string.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    seed: int  # drawn for the request where it named none; repeats the completion
+    logprobs: tuple[TokenLogprobs, ...] | None  # one a token, where asked for
+    time_to_first_token_seconds: float  # from the request's arrival, waiting included
+    decode_tokens_per_second: float | None  # after the first token; None for a single token
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """One token of a sequence and the text that became certain with it (empty while text is held back)."""
+
+    sequence_id: int
+    token_id: int
+    text: str
+    logprobs: TokenLogprobs | None
+    completion: Completion | None  # of the last chunk: the whole
