@@ -1,0 +1,40 @@
+"""Fixtures that several test folders share: the data beside the checkout, and real models through our own download."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of test data: FASTSERVE_TEST_DATA, or `shared/data` beside the checkout."""
+    folder = Path(os.environ.get("FASTSERVE_TEST_DATA", _CHECKOUT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the test data is not here: set FASTSERVE_TEST_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Callable[[str], Path]:
+    """Where the model of a name is, as `fastserve.hub.resolve` gives it; downloaded on first use.
+
+    A model that cannot be fetched fails the test, unless FASTSERVE_OFFLINE says that none should be.
+    """
+    from fastserve.errors import OfflineError
+    from fastserve.hub.resolve import resolve
+
+    @cache
+    def find(name: str) -> Path:
+        try:
+            return resolve(name)
+        except OfflineError as error:
+            pytest.skip(f"FASTSERVE_OFFLINE is set and {error.message}")
+
+    return find
