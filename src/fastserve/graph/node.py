@@ -1,8 +1,8 @@
 """The computation as data: one frozen dataclass an op, over values whose first dimension is rows.
 
-A value is a matrix [rows, width]. Rows are tokens of the flat batch, its output rows, or its sequences; there is no
-batch dimension and no padding. Every value is written by exactly one node; a graph's nodes are in execution order.
-In a node, fields of type `Value` are inputs unless their name starts with `out`.
+A value is a matrix [rows, width]. Rows are tokens of the flat batch, its output rows, or its sequences; there
+is no batch dimension and no padding. Every value is written by exactly one node; a graph's nodes are in
+execution order. In a node, fields of type `Value` are inputs unless their name starts with `out`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A stored tensor, or several concatenated along their first dimension (after merging): never its contents.
+    """A stored tensor, or several stacked along their first dimension (after merging): never its contents.
 
     How the weights are stored (f32, int8, ...) is not the graph's business.
     """
@@ -182,8 +182,8 @@ class Rope(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention(Node):
-    """Writes k and v into layer `layer_index` of the KV pool, then attends over the sequence's blocks, read as
-    they are stored.
+    """Writes k and v into layer `layer_index` of the KV pool, then attends over the sequence's blocks, read
+    as they are stored.
 
     Query head h reads key head h * num_kv_heads // num_heads. Causal attention of position p sees 0..p;
     bidirectional attention (encoders) sees the whole sequence, which must then be in one batch.
