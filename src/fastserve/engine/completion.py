@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length"]
-"""`stop`: an end-of-sequence token, one of `stop_token_ids` or a stop string. `length`: `max_tokens`, or the context
-is full."""
+"""Why a completion ended.
+
+`stop`: by an end-of-sequence token, one of `stop_token_ids` or a stop string. `length`: it has `max_tokens` tokens,
+or the context is full.
+"""
 
 
 @dataclass(frozen=True, slots=True)

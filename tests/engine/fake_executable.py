@@ -1,0 +1,121 @@
+"""An executable whose next token is a hash of the whole context, read back through the block tables.
+
+Any mistake in positions, slots, block tables or output rows changes the tokens that follow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from zlib import crc32
+
+import numpy as np
+
+from fastserve.engine.engine import Engine
+from fastserve.types import MAX_TOP_LOGPROBS, Batch, Limits, SamplingParams, StepResult
+
+VOCAB_SIZE = 97
+
+
+class FakeExecutable:
+    def __init__(self, limits: Limits, *, block_size: int = 4) -> None:
+        self.limits = limits
+        self.block_size = block_size
+        self.vocab_size = VOCAB_SIZE
+        self.batches: list[Batch] = []
+        self._slots = np.full((limits.num_blocks, block_size), -1)
+
+    def run(self, batch: Batch) -> StepResult:
+        self._check(batch)
+        self.batches.append(batch)
+        row_contexts: dict[int, list[int]] = {}
+        for s, (start, end) in enumerate(_ranges(batch)):
+            table = batch.block_tables[s]
+            for row in range(start, end):
+                block, slot = divmod(int(batch.positions[row]), self.block_size)
+                self._slots[table[block], slot] = batch.token_ids[row]
+            length = int(batch.context_lengths[s])
+            row_contexts[end - 1] = self._slots[table].reshape(-1)[:length].tolist()
+        sampling = batch.sampling
+        token_ids = [
+            next_token(
+                row_contexts[row],
+                float(sampling.temperature[r]),
+                int(sampling.seeds[r]),
+                int(sampling.draws[r]),
+            )
+            for r, row in enumerate(batch.output_rows)
+        ]
+        top = np.tile(np.arange(MAX_TOP_LOGPROBS, dtype=np.int32), (len(token_ids), 1))
+        return StepResult(
+            outputs={},
+            token_ids=np.array(token_ids, np.int32),
+            logprobs=-np.array(token_ids, np.float32),
+            top_token_ids=top,
+            top_logprobs=-top.astype(np.float32),
+        )
+
+    def _check(self, batch: Batch) -> None:
+        limits = self.limits
+        assert 0 < batch.num_tokens <= limits.max_tokens
+        assert 0 < batch.num_sequences <= limits.max_sequences
+        assert len(batch.output_rows) <= limits.max_outputs
+        ends = [end - 1 for _, end in _ranges(batch)]
+        assert set(batch.output_rows.tolist()) <= set(ends)
+        used: list[int] = []
+        for s, (start, end) in enumerate(_ranges(batch)):
+            length = int(batch.context_lengths[s])
+            assert length <= limits.max_context
+            assert batch.positions[start:end].tolist() == list(range(length - (end - start), length))
+            used += batch.block_tables[s][: -(-length // self.block_size)].tolist()
+        assert len(set(used)) == len(used), "two sequences write into one block"
+
+
+class LetterDecoder:
+    """Token n is the letter n % 26."""
+
+    def push(self, token_id: int) -> str:
+        return letter(token_id)
+
+    def finish(self) -> str:
+        return ""
+
+
+def letter(token_id: int) -> str:
+    return chr(ord("a") + token_id % 26)
+
+
+def next_token(context: list[int], temperature: float, seed: int, draw: int) -> int:
+    drawn = (seed, draw) if temperature > 0 else ()
+    return crc32(repr((context, drawn)).encode()) % VOCAB_SIZE
+
+
+def plain_loop(prompt_ids: list[int], params: SamplingParams, num_tokens: int) -> list[int]:
+    """The tokens that one sequence alone gets, without an engine."""
+    context = list(prompt_ids)
+    for draw in range(num_tokens):
+        context.append(next_token(context, params.temperature, params.seed or 0, draw))
+    return context[len(prompt_ids) :]
+
+
+def make_engine(
+    *,
+    context_length: int = 128,
+    eos_token_ids: tuple[int, ...] = (),
+    prefill_chunk_tokens: int | None = None,
+    block_size: int = 4,
+    **limits: int,
+) -> Engine:
+    defaults = {"max_tokens": 32, "max_outputs": 8, "max_sequences": 8, "num_blocks": 64, "max_context": 128}
+    return Engine(
+        FakeExecutable(Limits(**(defaults | limits)), block_size=block_size),
+        eos_token_ids=eos_token_ids,
+        make_decoder=LetterDecoder,
+        context_length=context_length,
+        prefill_chunk_tokens=prefill_chunk_tokens,
+    )
+
+
+def _ranges(batch: Batch) -> Iterator[tuple[int, int]]:
+    starts = batch.sequence_starts.tolist()
+    return itertools.pairwise(starts)

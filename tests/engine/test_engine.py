@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from fake_executable import VOCAB_SIZE, letter, make_engine, plain_loop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastserve.engine.completion import Completion
+from fastserve.engine.engine import Engine
+from fastserve.errors import ContextLengthError, OptionError
+from fastserve.types import SamplingParams
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+
+
+def run(engine: Engine, sequence_ids: Iterable[int] = ()) -> dict[int, Completion]:
+    """Step until there is no work; the completions by sequence_id."""
+    completions = {}
+    while engine.has_work:
+        for chunk in engine.step():
+            engine.check_invariants()
+            if chunk.completion is not None:
+                completions[chunk.sequence_id] = chunk.completion
+    assert engine.pool.num_free == engine.pool.num_blocks
+    return completions
+
+
+def complete(engine: Engine, params: SamplingParams, prompt: list[int] | None = None) -> Completion:
+    sequence_id = engine.add(prompt or PROMPT, params)
+    return run(engine)[sequence_id]
+
+
+def test_a_sequence_gets_the_tokens_of_the_plain_loop() -> None:
+    params = SamplingParams(max_tokens=20)
+    completion = complete(make_engine(), params)
+    assert list(completion.token_ids) == plain_loop(PROMPT, params, 20)
+    assert completion.finish_reason == "length"
+    assert completion.prompt_tokens == len(PROMPT)
+    assert completion.completion_tokens == 20
+
+
+@pytest.mark.parametrize("prefill_chunk_tokens", [1, 2, 3, 4, 5, 7, 8, 9, 32])
+@pytest.mark.parametrize("block_size", [1, 4, 16])
+def test_the_prefill_chunk_size_changes_nothing(prefill_chunk_tokens: int, block_size: int) -> None:
+    params = SamplingParams(max_tokens=6, temperature=1.0, seed=7)
+    engine = make_engine(prefill_chunk_tokens=prefill_chunk_tokens, block_size=block_size, num_blocks=128)
+    assert list(complete(engine, params).token_ids) == plain_loop(PROMPT, params, 6)
+
+
+def test_fifty_prompts_that_finish_at_different_steps_each_get_their_own_tokens() -> None:
+    engine = make_engine()
+    requests = {}
+    for i in range(50):
+        prompt = [(i * 7 + j) % VOCAB_SIZE for j in range(1 + i * 13 % 41)]
+        params = SamplingParams(max_tokens=1 + i * 5 % 37, temperature=i % 2, seed=i)
+        requests[engine.add(prompt, params)] = (prompt, params)
+    completions = run(engine)
+    assert completions.keys() == requests.keys()
+    for sequence_id, (prompt, params) in requests.items():
+        expected = plain_loop(prompt, params, params.max_tokens or 0)
+        assert list(completions[sequence_id].token_ids) == expected
+
+
+def test_running_decodes_go_on_while_a_long_prompt_is_read() -> None:
+    engine = make_engine(max_tokens=8)
+    short = engine.add([1], SamplingParams(max_tokens=30))
+    engine.step()
+    engine.add(list(range(60)), SamplingParams(max_tokens=2))
+    for _ in range(8):
+        assert [chunk.sequence_id for chunk in engine.step()] == [short]
+
+
+def test_waiting_sequences_start_in_the_order_of_their_arrival_as_blocks_come_free() -> None:
+    engine = make_engine(num_blocks=32)
+    first = engine.add([1] * 60, SamplingParams(max_tokens=20))
+    second = engine.add([2] * 60, SamplingParams(max_tokens=20))
+    third = engine.add([3], SamplingParams(max_tokens=30))  # would fit beside the first
+    assert list(run(engine)) == [first, second, third]
+
+
+def test_every_running_sequence_has_a_turn_in_every_step_however_few_rows_there_are() -> None:
+    engine = make_engine(max_tokens=3, max_outputs=8)
+    ids = {engine.add([i], SamplingParams(max_tokens=5)) for i in range(7)}
+    assert len(engine.step()) == 3
+    assert run(engine).keys() == ids
+
+
+def test_an_end_token_stops_with_its_id_kept_and_its_text_left_out() -> None:
+    params = SamplingParams(max_tokens=20)
+    tokens = plain_loop(PROMPT, params, 20)
+    engine = make_engine(eos_token_ids=(tokens[4],))
+    completion = complete(engine, params)
+    assert list(completion.token_ids) == tokens[: tokens.index(tokens[4]) + 1]
+    assert completion.text == "".join(map(letter, completion.token_ids[:-1]))
+    assert completion.finish_reason == "stop"
+
+
+def test_an_end_token_can_be_ignored_but_a_stop_token_of_the_request_cannot() -> None:
+    tokens = plain_loop(PROMPT, SamplingParams(), 20)
+    ends = {"eos_token_ids": (tokens[0],)}
+    ignoring = complete(make_engine(**ends), SamplingParams(max_tokens=20, ignore_eos=True))
+    assert list(ignoring.token_ids) == tokens
+    stopping = SamplingParams(max_tokens=20, ignore_eos=True, stop_token_ids=[tokens[3]])
+    assert list(complete(make_engine(**ends), stopping).token_ids) == tokens[: tokens.index(tokens[3]) + 1]
+
+
+def test_a_stop_string_across_tokens_ends_the_sequence_at_once() -> None:
+    tokens = plain_loop(PROMPT, SamplingParams(), 20)
+    text = "".join(map(letter, tokens))
+    stop = text[5:8]
+    completion = complete(make_engine(), SamplingParams(max_tokens=20, stop=stop))
+    end = text.index(stop)
+    assert completion.text == text[:end]
+    assert completion.finish_reason == "stop"
+    assert completion.completion_tokens == end + 3
+
+
+@pytest.mark.parametrize("stop", [(), ("q",), ("xyz", "ab")])
+def test_the_chunks_texts_join_to_the_completions_text(stop: tuple[str, ...]) -> None:
+    engine = make_engine()
+    for i in range(6):
+        engine.add([i], SamplingParams(max_tokens=40, stop=stop))
+    texts: dict[int, str] = {}
+    while engine.has_work:
+        for chunk in engine.step():
+            texts[chunk.sequence_id] = texts.get(chunk.sequence_id, "") + chunk.text
+            if chunk.completion is not None:
+                assert texts.pop(chunk.sequence_id) == chunk.completion.text
+    assert not texts
+
+
+def test_without_max_tokens_a_sequence_goes_on_until_the_context_is_full() -> None:
+    completion = complete(make_engine(context_length=40), SamplingParams())
+    assert completion.prompt_tokens + completion.completion_tokens == 40
+    assert completion.finish_reason == "length"
+
+
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ContextLengthError, match="40 tokens; the context is 40"):
+        make_engine(context_length=40).add([1] * 40, SamplingParams())
+
+
+def test_max_tokens_beyond_the_context_are_refused_and_the_hint_says_what_fits() -> None:
+    with pytest.raises(ContextLengthError, match=r"together 41; the context is 40 .* at most 10"):
+        make_engine(context_length=40).add([1] * 30, SamplingParams(max_tokens=11))
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(OptionError, match="no tokens"):
+        make_engine().add([], SamplingParams())
+
+
+@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE])
+def test_token_ids_outside_the_vocabulary_are_refused(token_id: int) -> None:
+    engine = make_engine()
+    with pytest.raises(OptionError, match=f"prompt names token {token_id}"):
+        engine.add([token_id], SamplingParams())
+    with pytest.raises(OptionError, match=f"logit_bias names token {token_id}"):
+        engine.add([1], SamplingParams(logit_bias={token_id: 1.0}))
+
+
+def test_a_fresh_seed_is_drawn_for_each_request_and_reported() -> None:
+    params = SamplingParams(max_tokens=4, temperature=1.0)
+    first, second = complete(make_engine(), params), complete(make_engine(), params)
+    assert first.seed != second.seed
+    again = complete(make_engine(), SamplingParams(max_tokens=4, temperature=1.0, seed=first.seed))
+    assert again.token_ids == first.token_ids
+
+
+def test_logprobs_come_with_each_token_and_only_where_asked_for() -> None:
+    engine = make_engine()
+    plain = engine.add([1], SamplingParams(max_tokens=3))
+    wanting = engine.add([2], SamplingParams(max_tokens=3, logprobs=2))
+    completions = run(engine)
+    assert completions[plain].logprobs is None
+    logprobs = completions[wanting].logprobs
+    assert logprobs is not None
+    assert [entry.token_id for entry in logprobs] == list(completions[wanting].token_ids)
+    assert [entry.logprob for entry in logprobs] == [-token for token in completions[wanting].token_ids]
+    assert logprobs[0].top == ((0, 0.0), (1, -1.0))
+
+
+def test_times_are_measured_from_arrival_and_from_the_first_token() -> None:
+    engine = make_engine()
+    seconds = iter([10.0, 10.5, 11.0, 11.5, 12.0])
+    engine._clock = lambda: next(seconds)
+    completion = complete(engine, SamplingParams(max_tokens=4))
+    assert completion.time_to_first_token_seconds == 0.5
+    assert completion.decode_tokens_per_second == 3 / 1.5
+
+
+def test_a_single_token_has_no_decode_speed() -> None:
+    assert complete(make_engine(), SamplingParams(max_tokens=1)).decode_tokens_per_second is None
+
+
+def test_aborting_twice_or_after_the_end_does_nothing() -> None:
+    engine = make_engine()
+    sequence_id = engine.add(PROMPT, SamplingParams(max_tokens=4))
+    engine.abort(sequence_id)
+    engine.abort(sequence_id)
+    assert not engine.has_work
+    assert engine.step() == []
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    requests=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(0, 30)), max_size=25),
+    aborts=st.dictionaries(st.integers(0, 60), st.integers(0, 24), max_size=10),
+    chunk=st.integers(1, 40),
+    max_tokens=st.integers(1, 40),
+    num_blocks=st.integers(32, 80),
+)
+def test_in_any_stream_of_requests_and_aborts_blocks_balance_and_tokens_are_those_of_the_plain_loop(
+    requests, aborts, chunk, max_tokens, num_blocks
+) -> None:
+    engine = make_engine(prefill_chunk_tokens=chunk, max_tokens=max_tokens, num_blocks=num_blocks)
+    added: dict[int, int] = {}  # sequence_id -> index of the request
+    done: dict[int, Completion] = {}
+    for step in range(4000):
+        for index, (prompt_length, length, arrival) in enumerate(requests):
+            if arrival == step:
+                added[engine.add([index] * prompt_length, SamplingParams(max_tokens=length))] = index
+        if aborts.get(step) in added.values():
+            engine.abort(next(i for i, index in added.items() if index == aborts[step]))
+        done |= {c.sequence_id: c.completion for c in engine.step() if c.completion is not None}
+        engine.check_invariants()
+        if step > 60 and not engine.has_work:
+            break
+    assert engine.pool.num_free == num_blocks
+    assert {index for i, index in added.items() if i not in done} <= set(aborts.values())
+    for sequence_id, completion in done.items():
+        prompt_length, length, _ = requests[added[sequence_id]]
+        expected = plain_loop([added[sequence_id]] * prompt_length, SamplingParams(), length)
+        assert list(completion.token_ids) == expected
