@@ -22,10 +22,11 @@ int32_t num_blocks(int32_t vocab_size) { return (vocab_size + kBlock - 1) / kBlo
 
 int32_t block_end(int32_t block, int32_t vocab_size) { return std::min((block + 1) * kBlock, vocab_size); }
 
-// exp(x) for x <= 0, exactly 0 below -87, NaN for NaN, 1 for 0; relative error below 2e-7. Polynomial and split of
+// exp(x) for x <= 0: 1 for 0, exactly 0 below -87.7, NaN for NaN; relative error below 2e-7. Polynomial and split of
 // ln 2 from Cephes expf (S. Moshier, netlib.org/cephes). Not std::exp, which neither vectorizes nor agrees between
 // C libraries.
 inline float exp_nonpositive(float x) {
+  x = x < -88.0f ? -88.0f : x;  // there the exponent is -127, whose bits below make the power 0
   const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the rounded exponent
   const float exponent = shifted - 12582912.0f;
   const float r = (x - exponent * 0.693359375f) + exponent * 2.12194440e-4f;
@@ -41,7 +42,7 @@ inline float exp_nonpositive(float x) {
   bits = (bits + 127u) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof power);
-  return x < -87.0f ? 0.0f : p * power;
+  return p * power;
 }
 
 // Whether `a` ranks before `b`: higher logit first, then lower id.
@@ -55,9 +56,8 @@ float max_of(const float* values, int32_t count) {
   std::fill(lanes, lanes + kLanes, -kInfinity);
   int32_t i = 0;
   for (; i + kLanes <= count; i += kLanes)
-    for (int32_t lane = 0; lane < kLanes; ++lane)
-      lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
-  for (; i < count; ++i) lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
+    for (int32_t lane = 0; lane < kLanes; ++lane) lanes[lane] = std::max(lanes[lane], values[i + lane]);
+  for (; i < count; ++i) lanes[0] = std::max(lanes[0], values[i]);  // which keeps its first argument for NaN
   return *std::max_element(lanes, lanes + kLanes);
 }
 
@@ -359,8 +359,11 @@ void sample_row(float* logits, int32_t vocab_size, const SampleParams& params, S
 void sample(float* logits, int32_t vocab_size, const SampleBatch& batch, SampleResult* results) {
   check_sample_batch(batch, vocab_size);
   SampleScratch scratch;
-  for (int32_t r = 0; r < batch.num_rows; ++r)
+  for (int32_t r = 0; r < batch.num_rows; ++r) {
     sample_row(logits + static_cast<int64_t>(r) * vocab_size, vocab_size, batch.row(r), scratch, results[r]);
+    if (!results[r].ok)
+      throw std::domain_error("row " + std::to_string(r) + " has logits that are NaN, or that are all -inf");
+  }
 }
 
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t words[4]) {

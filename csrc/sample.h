@@ -32,7 +32,7 @@ struct SampleParams {
 // Log-probabilities are of the softmax over the row's logits as the model gave them: before penalties, biases and
 // temperature, over the whole vocabulary.
 struct SampleResult {
-  bool ok;           // false where a logit is NaN or every one is -inf: nothing else is then written
+  bool ok;  // false where a logit is NaN or all are -inf: the rest is then undefined
   int32_t token_id;
   float logprob;
   int32_t top_ids[kMaxTopLogprobs];  // best first; valid up to min(num_logprobs, vocab_size)
@@ -52,10 +52,10 @@ struct Occurrence {
 // Buffers that one thread reuses from row to row; they grow to the vocabulary and stay.
 struct SampleScratch {
   std::vector<float> block_maxima;
-  std::vector<float> weights;       // [vocab] unnormalized probabilities
-  std::vector<double> block_sums;   // of weights
-  std::vector<RankedLogit> ranked;  // candidates of a selection
-  std::vector<RankedLogit> changed; // logits before penalties and biases
+  std::vector<float> weights;           // [vocab] unnormalized probabilities
+  std::vector<double> block_sums;       // of weights
+  std::vector<RankedLogit> ranked;      // candidates of a selection
+  std::vector<RankedLogit> changed;     // logits before penalties and biases
   std::vector<Occurrence> occurrences;  // [vocab] all zero between rows
 };
 
@@ -98,6 +98,7 @@ void sample_row(float* logits, int32_t vocab_size, const SampleParams& params, S
                 SampleResult& result);
 
 // Checks the batch and samples its rows one after the other; `logits` [num_rows, vocab_size] is used as scratch.
+// Throws std::domain_error for a row that is not `ok`.
 void sample(float* logits, int32_t vocab_size, const SampleBatch& batch, SampleResult* results);
 
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): four words from a counter of
