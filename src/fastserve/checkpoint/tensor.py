@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 
 
 class TensorFormat(Enum):
-    """How elements are stored. Block formats hold `block_elements` consecutive elements of a row in `block_bytes`.
+    """How elements are stored. Block formats hold `block_elements` consecutive elements in `block_bytes`.
 
-    The value is the name used in messages and by the native converter. Layouts of the GGUF blocks: ggml-quants.h of
-    ggml-org/ggml (q8_0: f16 scale, 32 x int8; q4_0: f16 scale, 16 bytes of two 4-bit, value (n - 8) * scale; q4_1:
-    f16 scale, f16 minimum, 16 bytes, value n * scale + minimum; low nibbles are elements 0..15).
+    The value is the name used in messages and by the native converter. Layouts of the GGUF blocks:
+    ggml-common.h of ggml-org/ggml (q8_0: f16 scale, 32 x int8; q4_0: f16 scale, 16 bytes of two 4-bit, value
+    (n - 8) * scale; q4_1: f16 scale, f16 minimum, 16 bytes, value n * scale + minimum; low nibbles are
+    elements 0..15).
     """
 
     F32 = "f32"
@@ -34,8 +36,9 @@ class TensorFormat(Enum):
 
     def num_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this shape; the last dimension must be a multiple of `block_elements`."""
-        elements = int(np.prod(shape, dtype=np.int64))
-        return elements // self.block_elements * self.block_bytes
+        return (
+            math.prod(shape) // self.block_elements * self.block_bytes
+        )  # exact: hostile shapes pass 64 bits
 
 
 _BLOCK_BYTES = {
@@ -50,7 +53,9 @@ _BLOCK_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor under its Hugging Face name. `data` is its bytes, row-major, usually a view of the mapped file."""
+    """A tensor under its Hugging Face name. `data` is its bytes, row-major: mostly a read-only view of the
+    mapped file, at any address (safetensors does not align its tensors).
+    """
 
     name: str
     format: TensorFormat

@@ -1,0 +1,148 @@
+"""A model on disk, opened: its configuration, its tensors by Hugging Face name, and what generation needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fastserve.checkpoint.ending import eos_ids_of_folder, eos_ids_of_gguf
+from fastserve.checkpoint.file import read_bytes, read_json, read_optional_json
+from fastserve.checkpoint.gguf import GgufMetadata, read_gguf
+from fastserve.checkpoint.gguf_model import HfTensors, config_from_gguf
+from fastserve.checkpoint.safetensors import read_safetensors, read_sharded_safetensors
+from fastserve.checkpoint.sentence import (
+    SentenceSettings,
+    read_sentence_settings,
+    sentence_settings_from_gguf,
+)
+from fastserve.checkpoint.tensor import StoredTensor
+from fastserve.errors import CheckpointError, ModelNotFoundError, UnsupportedError
+from fastserve.types import JsonObject
+
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model on disk. Tensors are views of mapped files: bytes are read when they are used."""
+
+    path: Path  # the folder, or the .gguf file
+    format: Literal["safetensors", "gguf"]
+    config: JsonObject  # as in config.json; made from the metadata of a GGUF file
+    tensors: Mapping[str, StoredTensor]  # by Hugging Face parameter name
+    eos_token_ids: tuple[int, ...]  # tokens that end a completion, sorted
+    chat_template: str | None  # jinja source
+    sentence: SentenceSettings | None  # of sentence-transformers models
+    metadata: GgufMetadata | None  # of a GGUF file: its tokenizer is in there
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a model: a Hugging Face folder with safetensors, a folder with one .gguf file, or that file.
+
+    >>> checkpoint = open_checkpoint(Path("models/smollm2"))  # doctest: +SKIP
+    >>> checkpoint.tensors["model.norm.weight"].shape  # doctest: +SKIP
+    (576,)
+
+    Raises:
+        ModelNotFoundError: there is no such file or folder.
+        CheckpointError: files are missing, truncated or inconsistent.
+        UnsupportedError: a format, architecture or tensor type that we do not have.
+    """
+    if not path.exists():
+        raise ModelNotFoundError(f"there is no file or folder {path}")
+    if path.is_file():
+        return _open_file(path)
+    gguf_files = sorted(path.glob("*.gguf"))
+    safetensors_files = sorted(path.glob("*.safetensors"))
+    if safetensors_files and not gguf_files:
+        return _open_folder(path, safetensors_files)
+    if len(gguf_files) == 1 and not safetensors_files:
+        return _open_file(gguf_files[0])
+    if gguf_files:
+        names = ", ".join(file.name for file in gguf_files + safetensors_files)
+        raise CheckpointError(f"{path} holds several models: {names}", hint="name one of the .gguf files")
+    _refuse_pickle(sorted(path.iterdir()))
+    raise CheckpointError(
+        f"{path} holds no model", hint="expected are config.json with *.safetensors, or one .gguf file"
+    )
+
+
+def _open_file(path: Path) -> Checkpoint:
+    _refuse_pickle([path])
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} lacks its config.json", hint=f"name its folder instead: {path.parent}")
+    file = read_gguf(path)
+    config = config_from_gguf(file)
+    return Checkpoint(
+        path=path,
+        format="gguf",
+        config=config,
+        tensors=HfTensors(file, config),
+        eos_token_ids=eos_ids_of_gguf(file.metadata),
+        chat_template=file.metadata.text("tokenizer.chat_template"),
+        sentence=sentence_settings_from_gguf(file.metadata),
+        metadata=file.metadata,
+    )
+
+
+def _open_folder(folder: Path, safetensors_files: list[Path]) -> Checkpoint:
+    config = read_json(folder / "config.json")
+    template = _read_chat_template(folder)
+    return Checkpoint(
+        path=folder,
+        format="safetensors",
+        config=config,
+        tensors=_read_tensors(folder, safetensors_files),
+        eos_token_ids=eos_ids_of_folder(folder, config, template),
+        chat_template=template,
+        sentence=read_sentence_settings(folder),
+        metadata=None,
+    )
+
+
+def _read_tensors(folder: Path, files: list[Path]) -> Mapping[str, StoredTensor]:
+    """The order is that of transformers: model.safetensors, its index, and then a single file of any name."""
+    whole = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
+    if whole in files:
+        return read_safetensors(whole)
+    if index.is_file():
+        return read_sharded_safetensors(index)
+    if len(files) == 1:
+        return read_safetensors(files[0])
+    raise CheckpointError(
+        f"{folder} has {len(files)} .safetensors files and no {index.name} that says what is in which",
+        hint="download the model again, its index included",
+    )
+
+
+def _read_chat_template(folder: Path) -> str | None:
+    """chat_template.jinja, or `chat_template` of tokenizer_config.json (of several: the default one)."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return _decode(path, read_bytes(path))
+    template = read_optional_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{folder}: chat_template of tokenizer_config.json is no text")
+    return template
+
+
+def _decode(path: Path, text: bytes) -> str:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not valid UTF-8") from error
+
+
+def _refuse_pickle(files: Iterable[Path]) -> None:
+    for file in files:
+        if file.suffix in _PICKLE_SUFFIXES:
+            raise UnsupportedError(
+                f"{file} is a pickle, which can run any code when it is opened: not supported",
+                hint="convert it with transformers: model.save_pretrained(folder) writes safetensors",
+            )
