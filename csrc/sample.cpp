@@ -8,13 +8,15 @@
 #include <stdexcept>
 #include <string>
 
+// Not for -ffast-math, which would reorder the sums and lose NaN. GCC vectorizes it with -fno-trapping-math.
+
 namespace fastserve {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Passes over the vocabulary go by blocks, and within a block by lanes: lanes are what compilers turn into vectors
-// without being allowed to reorder anything, so that the result does not depend on the vector width.
+// Passes over the vocabulary go by blocks, and within a block by lanes: lanes are what compilers turn into
+// vectors without being allowed to reorder anything, so that the result does not depend on the vector width.
 constexpr int32_t kBlock = 128;
 constexpr int32_t kLanes = 16;
 
@@ -22,12 +24,13 @@ int32_t num_blocks(int32_t vocab_size) { return (vocab_size + kBlock - 1) / kBlo
 
 int32_t block_end(int32_t block, int32_t vocab_size) { return std::min((block + 1) * kBlock, vocab_size); }
 
-// exp(x) for x <= 0: 1 for 0, exactly 0 below -87.7, NaN for NaN; relative error below 2e-7. Polynomial and split of
-// ln 2 from Cephes expf (S. Moshier, netlib.org/cephes). Not std::exp, which neither vectorizes nor agrees between
-// C libraries.
+// exp(x) for x <= 0: 1 for 0, exactly 0 below -87.7, NaN for NaN; relative error below 2e-7. Polynomial and
+// split of ln 2 from Cephes expf (S. Moshier, netlib.org/cephes). Not std::exp, which neither vectorizes nor
+// agrees between C libraries.
 inline float exp_nonpositive(float x) {
   x = x < -88.0f ? -88.0f : x;  // there the exponent is -127, whose bits below make the power 0
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the rounded exponent
+  // 1.5 * 2^23: the low bits of the sum are the rounded exponent.
+  const float shifted = x * 1.44269504f + 12582912.0f;
   const float exponent = shifted - 12582912.0f;
   const float r = (x - exponent * 0.693359375f) + exponent * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
@@ -98,7 +101,8 @@ double total_of_blocks(const SampleScratch& scratch) {
 }
 
 // Fills weights with exp((logit - max) / temperature), the greatest of which is 1, and returns their sum.
-double find_weights(const float* logits, int32_t vocab_size, float max, float temperature, SampleScratch& scratch) {
+double find_weights(const float* logits, int32_t vocab_size, float max, float temperature,
+                    SampleScratch& scratch) {
   scratch.weights.resize(vocab_size);
   scratch.block_sums.resize(num_blocks(vocab_size));
   for (int32_t block = 0; block < num_blocks(vocab_size); ++block) {
@@ -113,11 +117,12 @@ double find_weights(const float* logits, int32_t vocab_size, float max, float te
 int32_t first_of_greatest(const float* logits, int32_t vocab_size, float max, const SampleScratch& scratch) {
   const auto& maxima = scratch.block_maxima;
   const auto block = static_cast<int32_t>(std::find(maxima.begin(), maxima.end(), max) - maxima.begin());
-  return static_cast<int32_t>(std::find(logits + block * kBlock, logits + block_end(block, vocab_size), max) - logits);
+  const float* begin = logits + block * kBlock;
+  return static_cast<int32_t>(std::find(begin, logits + block_end(block, vocab_size), max) - logits);
 }
 
-// Fills `ranked` with the first `count` of the vocabulary in the order of ranks_before, themselves in no order.
-// 1 <= count <= vocab_size; block_maxima must be those of `logits`.
+// Fills `ranked` with the first `count` of the vocabulary in the order of ranks_before, themselves in no
+// order. 1 <= count <= vocab_size; block_maxima must be those of `logits`.
 void select_top(const float* logits, int32_t vocab_size, int32_t count, SampleScratch& scratch) {
   auto& maxima = scratch.block_maxima;
   float bound = -kInfinity;
@@ -135,7 +140,8 @@ void select_top(const float* logits, int32_t vocab_size, int32_t count, SampleSc
     for (int32_t id = block * kBlock; id < block_end(block, vocab_size); ++id)
       if (logits[id] >= bound) scratch.ranked.push_back({logits[id], id});
   }
-  std::nth_element(scratch.ranked.begin(), scratch.ranked.begin() + (count - 1), scratch.ranked.end(), ranks_before);
+  const auto nth = scratch.ranked.begin() + (count - 1);
+  std::nth_element(scratch.ranked.begin(), nth, scratch.ranked.end(), ranks_before);
   scratch.ranked.resize(count);
 }
 
@@ -218,7 +224,8 @@ RankedLogit last_of_top_k(const float* logits, int32_t vocab_size, int32_t top_k
 }
 
 // The last token of the smallest set, in order of rank, whose weight reaches `top_p` of `total`.
-RankedLogit last_of_top_p(const float* logits, int32_t vocab_size, float top_p, double total, SampleScratch& scratch) {
+RankedLogit last_of_top_p(const float* logits, int32_t vocab_size, float top_p, double total,
+                          SampleScratch& scratch) {
   const float* weights = scratch.weights.data();
   const double wanted = static_cast<double>(top_p) * total;
   // All tokens below this weight have together less than what may be left out.
@@ -258,7 +265,8 @@ double uniform(uint64_t seed, uint64_t draw) {
   return static_cast<double>(bits) * 0x1p-53;
 }
 
-// The first id at which the cumulative weight exceeds `target`; the last of any weight where rounding keeps it short.
+// The first id at which the cumulative weight exceeds `target`; the last of any weight where rounding keeps
+// it short.
 int32_t find_cumulative(double target, int32_t vocab_size, const SampleScratch& scratch) {
   int32_t chosen_block = 0;
   double next = 0.0, cumulative = 0.0;  // weight up to the next block, and up to the chosen one
@@ -269,7 +277,8 @@ int32_t find_cumulative(double target, int32_t vocab_size, const SampleScratch& 
     next += scratch.block_sums[block];
   }
   int32_t chosen_id = 0;
-  for (int32_t id = chosen_block * kBlock; id < block_end(chosen_block, vocab_size) && cumulative <= target; ++id) {
+  const int32_t end = block_end(chosen_block, vocab_size);
+  for (int32_t id = chosen_block * kBlock; id < end && cumulative <= target; ++id) {
     if (scratch.weights[id] == 0.0f) continue;
     chosen_id = id;
     cumulative += scratch.weights[id];
@@ -281,10 +290,14 @@ int32_t find_cumulative(double target, int32_t vocab_size, const SampleScratch& 
 int32_t draw_token(const float* logits, int32_t vocab_size, float max, const SampleParams& params,
                    SampleScratch& scratch) {
   double total = find_weights(logits, vocab_size, max, params.temperature, scratch);
-  if (params.top_k > 0 && params.top_k < vocab_size)
-    total = keep_ranked(logits, vocab_size, last_of_top_k(logits, vocab_size, params.top_k, scratch), scratch);
-  if (params.top_p < 1.0f)
-    total = keep_ranked(logits, vocab_size, last_of_top_p(logits, vocab_size, params.top_p, total, scratch), scratch);
+  if (params.top_k > 0 && params.top_k < vocab_size) {
+    const RankedLogit last = last_of_top_k(logits, vocab_size, params.top_k, scratch);
+    total = keep_ranked(logits, vocab_size, last, scratch);
+  }
+  if (params.top_p < 1.0f) {
+    const RankedLogit last = last_of_top_p(logits, vocab_size, params.top_p, total, scratch);
+    total = keep_ranked(logits, vocab_size, last, scratch);
+  }
   if (params.min_p > 0.0f) total = keep_probable(vocab_size, params.min_p, scratch);
   return find_cumulative(uniform(params.seed, params.draw) * total, vocab_size, scratch);
 }
@@ -292,15 +305,16 @@ int32_t draw_token(const float* logits, int32_t vocab_size, float max, const Sam
 void check_range(const char* name, int32_t row, int32_t begin, int32_t end, int32_t length) {
   if (begin < 0 || end < begin || end > length)
     throw std::invalid_argument("row " + std::to_string(row) + " has the " + name + " range [" +
-                                std::to_string(begin) + ", " + std::to_string(end) + ") of an array of length " +
-                                std::to_string(length));
+                                std::to_string(begin) + ", " + std::to_string(end) +
+                                ") of an array of length " + std::to_string(length));
 }
 
 void check_ids(const char* name, int32_t row, const int32_t* ids, int32_t count, int32_t vocab_size) {
   for (int32_t i = 0; i < count; ++i)
     if (ids[i] < 0 || ids[i] >= vocab_size)
       throw std::invalid_argument("row " + std::to_string(row) + " has the " + name + " id " +
-                                  std::to_string(ids[i]) + "; the vocabulary has " + std::to_string(vocab_size));
+                                  std::to_string(ids[i]) + "; the vocabulary has " +
+                                  std::to_string(vocab_size));
 }
 
 }  // namespace

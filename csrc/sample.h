@@ -1,5 +1,6 @@
-// Chooses the next token of each output row from its logits. One row's choice depends on that row alone: every sum
-// has one fixed order, and its random number comes from a counter, so batch, threads and chunks cannot change it.
+// Chooses the next token of each output row from its logits. One row's choice depends on that row alone:
+// every sum has one fixed order, and its random number comes from a counter, so batch, threads and chunks
+// cannot change it.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ struct SampleParams {
   int32_t num_biases;
 };
 
-// Log-probabilities are of the softmax over the row's logits as the model gave them: before penalties, biases and
-// temperature, over the whole vocabulary.
+// Log-probabilities are of the softmax over the row's logits as the model gave them: before penalties, biases
+// and temperature, over the whole vocabulary.
 struct SampleResult {
   bool ok;  // false where a logit is NaN or all are -inf: the rest is then undefined
   int32_t token_id;
@@ -84,25 +85,25 @@ struct SampleBatch {
   SampleParams row(int32_t row_index) const;
 };
 
-// Throws std::invalid_argument, naming the row and the value, unless every range lies within its array and every id
-// within the vocabulary. Call it once a step: sample_row trusts its parameters.
+// Throws std::invalid_argument, naming the row and the value, unless every range lies within its array and
+// every id within the vocabulary. Call it once a step: sample_row trusts its parameters.
 void check_sample_batch(const SampleBatch& batch, int32_t vocab_size);
 
 // Chooses a token of `logits` [vocab_size], which it uses as scratch.
 //
-// Order: repetition penalty, presence and frequency penalties, biases, temperature, top-k, top-p over what top-k
-// left, min-p relative to the most probable token; then the inverse of the cumulative distribution, in the order of
-// ids, at a Philox4x32-10 uniform keyed by the seed with the draw as its counter. Equal logits rank by lower id.
-// Logits of +inf share all of the probability among them.
+// Order: repetition penalty, presence and frequency penalties, biases, temperature, top-k, top-p over what
+// top-k left, min-p relative to the most probable token; then the inverse of the cumulative distribution, in
+// the order of ids, at a Philox4x32-10 uniform keyed by the seed with the draw as its counter. Equal logits
+// rank by lower id. Logits of +inf share all of the probability among them.
 void sample_row(float* logits, int32_t vocab_size, const SampleParams& params, SampleScratch& scratch,
                 SampleResult& result);
 
-// Checks the batch and samples its rows one after the other; `logits` [num_rows, vocab_size] is used as scratch.
-// Throws std::domain_error for a row that is not `ok`.
+// Checks the batch and samples its rows one after the other; `logits` [num_rows, vocab_size] is used as
+// scratch. Throws std::domain_error for a row that is not `ok`.
 void sample(float* logits, int32_t vocab_size, const SampleBatch& batch, SampleResult* results);
 
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): four words from a counter of
-// four and a key of two.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): four words from a
+// counter of four and a key of two.
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t words[4]);
 
 }  // namespace fastserve
