@@ -35,10 +35,11 @@ class SampledRows:
 def sample(logits: Float32Array, sampling: SamplingBatch) -> SampledRows:
     """Choose a token for each row of `logits` [R, vocab], which is only read.
 
-    Order: repetition penalty, presence and frequency penalties, biases, temperature, top-k, top-p over what
-    top-k left, min-p relative to the most probable token; then the inverse of the cumulative distribution, in
-    the order of ids, at a uniform drawn from the row's seed and draw. Equal logits rank by lower id; temperature
-    0 takes the first of the greatest. Logits of +inf share all of the probability among them.
+    Order: repetition penalty, presence and frequency penalties, biases, temperature, top-k, top-p over
+    what top-k left, min-p relative to the most probable token; then the inverse of the cumulative
+    distribution, in the order of ids, at a uniform drawn from the row's seed and draw. Equal logits
+    rank by lower id; temperature 0 takes the first of the greatest. Logits of +inf share all of the
+    probability among them.
 
     Raises:
         CheckpointError: a row has a NaN, or nothing but -inf: no token can be chosen.
