@@ -1,4 +1,6 @@
-"""Fixtures that several test folders share: the data beside the checkout, and real models through our own download."""
+"""Fixtures that several test folders share: the data beside the checkout, and real models through our own
+download.
+"""
 
 from __future__ import annotations
 

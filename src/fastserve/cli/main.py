@@ -1,8 +1,8 @@
 """The `fastserve` command: finds the command's module, runs it, and turns every failure into one line.
 
 Exit codes: 0 done, 1 a defect of ours or a closed pipe, 2 a user's mistake or a failed download, 130 Ctrl-C.
-A command is a module with `app`, a `typer.Typer` holding it; its heavy imports stay inside its functions. Only the
-module of the command asked for is imported, or all of them for `--help` and shell completion.
+A command is a module with `app`, a `typer.Typer` holding it; its heavy imports stay inside its functions.
+Only the module of the command asked for is imported, or all of them for `--help` and shell completion.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ COMMANDS = {
     "models": "fastserve.cli.models",
 }
 
-# Usage errors are click's in older releases of typer and typer's own in newer ones; BadParameter is public in both.
+# Usage errors are click's in older releases of typer and typer's own in newer ones; BadParameter is public in
+# both.
 _UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
 
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone; without this the interpreter complains again when it flushes at exit.
+        # The reader of our output has gone; without this the interpreter complains again when it flushes at
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
@@ -99,7 +101,9 @@ def _global_options(
 
 
 def _explain_usage(error: Exception) -> tuple[str, str]:
-    """Message and hint of a usage error, in our style: no capital, no full stop, the near options as the hint."""
+    """Message and hint of a usage error, in our style: no capital, no full stop, the near options as the
+    hint.
+    """
     near: Sequence[str] = getattr(error, "possibilities", None) or ()
     option_name = getattr(error, "option_name", None)
     if near:

