@@ -1,1 +1,1 @@
-"""The torch backend: interprets the same graph on any torch device; the reference in tests."""
+"""The reference backend: interprets a graph with PyTorch, one function an op, on any torch device."""

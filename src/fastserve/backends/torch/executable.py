@@ -1,0 +1,120 @@
+"""Compiling a graph for torch: its weights as tensors and a KV pool; running it: one function call a node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fastserve.backends.bounds import BatchBounds
+from fastserve.backends.torch.ops import OPS
+from fastserve.backends.torch.sample import sample
+from fastserve.backends.torch.step import KvLayer, Step
+from fastserve.errors import OptionError
+from fastserve.graph.node import Attention, Graph, Parameter
+from fastserve.types import Batch, Float32Array, Limits, StepResult
+
+KvDtype = Literal["f32", "f16"]
+
+_KV_DTYPES: Mapping[str, torch.dtype] = {"f32": torch.float32, "f16": torch.float16}
+
+
+def compile_torch(
+    graph: Graph,
+    parameters: Mapping[str, Float32Array],
+    *,
+    limits: Limits,
+    kv_dtype: KvDtype = "f32",
+    block_size: int = 32,
+    device: str = "cpu",
+) -> TorchExecutable:
+    """Compile a graph, optimized or not.
+
+    `parameters` holds every tensor that the graph names, float32 and in the graph's shapes (see
+    `fastserve.models.parameters.check_parameters`); they are copied. Keys and values are stored as `kv_dtype`
+    and read back as stored; everything else is float32.
+
+    >>> from fastserve.graph.builder import GraphBuilder
+    >>> b = GraphBuilder()
+    >>> graph = b.finish(logits=b.gather_rows(b.embedding("token_ids", "embed.weight", size=2, width=3)))
+    >>> compile_torch(graph, {"embed.weight": np.zeros((2, 3), np.float32)}, limits=Limits()).vocab_size
+    2
+
+    Raises:
+        OptionError: an unknown `kv_dtype`, or a `block_size` below 1.
+    """
+    if kv_dtype not in _KV_DTYPES:
+        raise OptionError(f"kv_dtype={kv_dtype!r} is unknown", hint=f"choose one of {', '.join(_KV_DTYPES)}")
+    if block_size < 1:
+        raise OptionError(f"block_size={block_size} is below 1")
+    weights = {
+        parameter: _to_tensor(parameter, parameters, device)
+        for parameter in {p for node in graph.nodes for p in node.parameters()}
+    }
+    slots = limits.num_blocks * block_size
+    kv = {
+        node.layer_index: KvLayer.zeros(
+            (slots, node.num_kv_heads, node.head_dim), _KV_DTYPES[kv_dtype], device
+        )
+        for node in graph.nodes
+        if isinstance(node, Attention)
+    }
+    return TorchExecutable(graph, weights, kv, BatchBounds.from_graph(graph, limits, block_size))
+
+
+class TorchExecutable:
+    """Implements `fastserve.types.Executable` by interpreting the graph. Made by `compile_torch`."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[Parameter, torch.Tensor],
+        kv: Mapping[int, KvLayer],
+        bounds: BatchBounds,
+    ) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._kv = kv
+        self._bounds = bounds
+        self._device = next(iter(weights.values())).device
+
+    @property
+    def limits(self) -> Limits:
+        return self._bounds.limits
+
+    @property
+    def block_size(self) -> int:
+        return self._bounds.block_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self._bounds.vocab_size
+
+    @torch.no_grad()
+    def run(self, batch: Batch) -> StepResult:
+        self._bounds.check(batch)
+        step = Step.from_batch(
+            batch, weights=self._weights, kv=self._kv, block_size=self.block_size, device=self._device
+        )
+        for node in self._graph.nodes:
+            OPS[type(node)](node, step)
+        outputs = {name: step.values[value].cpu().numpy() for name, value in self._graph.outputs.items()}
+        if batch.sampling is None:
+            return StepResult(outputs=outputs)
+        sampled = sample(outputs["logits"], batch.sampling)
+        return StepResult(
+            outputs=outputs,
+            token_ids=sampled.token_ids,
+            logprobs=sampled.logprobs,
+            top_token_ids=sampled.top_token_ids,
+            top_logprobs=sampled.top_logprobs,
+        )
+
+
+def _to_tensor(parameter: Parameter, parameters: Mapping[str, Float32Array], device: str) -> torch.Tensor:
+    parts = [np.asarray(parameters[name], dtype=np.float32) for name in parameter.names]
+    tensor = torch.tensor(np.concatenate(parts), device=device)
+    assert tuple(tensor.shape) == parameter.shape, f"{parameter} got {tuple(tensor.shape)}"
+    return tensor

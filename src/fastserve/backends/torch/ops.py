@@ -1,0 +1,188 @@
+"""One function an op, in the plainest torch there is: the definitions that kernels are tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from fastserve.backends.torch.step import SequenceRows, Step
+from fastserve.graph.node import (
+    Activation,
+    ActivationKind,
+    Add,
+    AddLayerNorm,
+    AddRmsNorm,
+    Attention,
+    Embedding,
+    GatedActivation,
+    GatherRows,
+    L2Normalize,
+    LayerNorm,
+    Linear,
+    Node,
+    Pool,
+    PoolKind,
+    RmsNorm,
+    Rope,
+    Slice,
+)
+
+_ACTIVATIONS: Mapping[ActivationKind, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+    "tanh": torch.tanh,
+}
+
+
+def embedding(node: Embedding, step: Step) -> None:
+    step.values[node.out] = step.weights[node.weight][step.ids[node.ids]]
+
+
+def linear(node: Linear, step: Step) -> None:
+    bias = step.weights[node.bias] if node.bias else None
+    step.values[node.out] = functional.linear(step.values[node.x], step.weights[node.weight], bias)
+
+
+def rms_norm(node: RmsNorm, step: Step) -> None:
+    step.values[node.out] = _rms_norm(step.values[node.x], node, step)
+
+
+def layer_norm(node: LayerNorm, step: Step) -> None:
+    step.values[node.out] = _layer_norm(step.values[node.x], node, step)
+
+
+def add(node: Add, step: Step) -> None:
+    step.values[node.out] = step.values[node.x] + step.values[node.y]
+
+
+def add_rms_norm(node: AddRmsNorm, step: Step) -> None:
+    total = step.values[node.x] + step.values[node.y]
+    if node.out_sum:
+        step.values[node.out_sum] = total
+    step.values[node.out] = _rms_norm(total, node, step)
+
+
+def add_layer_norm(node: AddLayerNorm, step: Step) -> None:
+    total = step.values[node.x] + step.values[node.y]
+    if node.out_sum:
+        step.values[node.out_sum] = total
+    step.values[node.out] = _layer_norm(total, node, step)
+
+
+def rope(node: Rope, step: Step) -> None:
+    table = node.table
+    x = _split_heads(step.values[node.x], node.head_dim)
+    frequencies = torch.tensor(table.inverse_frequencies, dtype=torch.float32, device=x.device)
+    angles = step.ids["positions"].float()[:, None, None] * frequencies  # [tokens, 1, dim / 2]
+    cos, sin = angles.cos() * table.scale, angles.sin() * table.scale
+    low, high, rest = x.split((table.dim // 2, table.dim // 2, node.head_dim - table.dim), dim=2)
+    turned = torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=2)
+    step.values[node.out] = turned.flatten(1)
+
+
+def attention(node: Attention, step: Step) -> None:
+    layer = step.kv[node.layer_index]
+    q, k, v = (_split_heads(step.values[value], node.head_dim) for value in (node.q, node.k, node.v))
+    for sequence in step.sequences:
+        rows = slice(sequence.start, sequence.stop)
+        written = sequence.slots[-sequence.num_rows :]
+        layer.keys[written] = k[rows].to(layer.keys.dtype)
+        layer.values[written] = v[rows].to(layer.values.dtype)
+    attended = [_attend(node, q[s.start : s.stop], s, step) for s in step.sequences]
+    step.values[node.out] = torch.cat(attended).flatten(1)
+
+
+def activation(node: Activation, step: Step) -> None:
+    step.values[node.out] = _ACTIVATIONS[node.kind](step.values[node.x])
+
+
+def gated_activation(node: GatedActivation, step: Step) -> None:
+    step.values[node.out] = _ACTIVATIONS[node.kind](step.values[node.gate]) * step.values[node.up]
+
+
+def slice_columns(node: Slice, step: Step) -> None:
+    step.values[node.out] = step.values[node.x][:, node.start : node.start + node.out.width]
+
+
+def gather_rows(node: GatherRows, step: Step) -> None:
+    step.values[node.out] = step.values[node.x][step.output_rows]
+
+
+def pool(node: Pool, step: Step) -> None:
+    x = step.values[node.x]
+    step.values[node.out] = torch.stack([_POOLS[node.kind](x[s.start : s.stop]) for s in step.sequences])
+
+
+def l2_normalize(node: L2Normalize, step: Step) -> None:
+    step.values[node.out] = functional.normalize(step.values[node.x], dim=1, eps=node.eps)
+
+
+def _rms_norm(x: torch.Tensor, node: RmsNorm | AddRmsNorm, step: Step) -> torch.Tensor:
+    return step.weights[node.weight] * (x * torch.rsqrt(x.square().mean(1, keepdim=True) + node.eps))
+
+
+def _layer_norm(x: torch.Tensor, node: LayerNorm | AddLayerNorm, step: Step) -> torch.Tensor:
+    return functional.layer_norm(
+        x, (x.shape[1],), step.weights[node.weight], step.weights[node.bias], node.eps
+    )
+
+
+def _split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
+    return x.reshape(x.shape[0], -1, head_dim)  # [tokens, heads, head_dim]
+
+
+def _attend(node: Attention, q: torch.Tensor, sequence: SequenceRows, step: Step) -> torch.Tensor:
+    """Attention of one sequence's rows q [rows, num_heads, head_dim] over its context as it is stored."""
+    layer = step.kv[node.layer_index]
+    group = node.num_heads // node.num_kv_heads
+    k = layer.keys[sequence.slots].float().repeat_interleave(group, dim=1)  # [context, num_heads, head_dim]
+    v = layer.values[sequence.slots].float().repeat_interleave(group, dim=1)
+    scores = torch.einsum("qhd,khd->hqk", q, k) * node.scale
+    if node.causal:
+        context = torch.arange(len(sequence.slots), device=q.device)
+        positions = context[-sequence.num_rows :]
+        scores = scores.masked_fill(context > positions[:, None], float("-inf"))
+    return torch.einsum("hqk,khd->qhd", scores.softmax(dim=2), v)
+
+
+def _mean_of_rows(x: torch.Tensor) -> torch.Tensor:
+    return x.mean(0)
+
+
+def _first_row(x: torch.Tensor) -> torch.Tensor:
+    return x[0]
+
+
+def _last_row(x: torch.Tensor) -> torch.Tensor:
+    return x[-1]
+
+
+_POOLS: Mapping[PoolKind, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": _mean_of_rows,
+    "first": _first_row,
+    "last": _last_row,
+}
+
+OPS: Mapping[type[Node], Callable[[Any, Step], None]] = {
+    Embedding: embedding,
+    Linear: linear,
+    RmsNorm: rms_norm,
+    LayerNorm: layer_norm,
+    Add: add,
+    AddRmsNorm: add_rms_norm,
+    AddLayerNorm: add_layer_norm,
+    Rope: rope,
+    Attention: attention,
+    Activation: activation,
+    GatedActivation: gated_activation,
+    Slice: slice_columns,
+    GatherRows: gather_rows,
+    Pool: pool,
+    L2Normalize: l2_normalize,
+}

@@ -1,0 +1,86 @@
+"""The state of one step while its nodes run: the batch as tensors, the values so far, weights and KV pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from fastserve.graph.node import IdSource, Parameter, Value
+from fastserve.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayer:
+    """Keys and values of one attention layer; slot `block * block_size + offset` is a row."""
+
+    keys: torch.Tensor  # [slots, num_kv_heads, head_dim]
+    values: torch.Tensor  # [slots, num_kv_heads, head_dim]
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> KvLayer:
+        return cls(*torch.zeros(2, *shape, dtype=dtype, device=device))
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRows:
+    """One sequence of the batch: its rows start:stop, and the pool's slots of its whole context."""
+
+    start: int
+    stop: int
+    slots: torch.Tensor  # [context length]
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a node's function reads, and where it puts its result (`values`)."""
+
+    weights: Mapping[Parameter, torch.Tensor]
+    kv: Mapping[int, KvLayer]  # by layer_index
+    ids: Mapping[IdSource, torch.Tensor]  # [tokens]
+    output_rows: torch.Tensor
+    sequences: tuple[SequenceRows, ...]
+    values: dict[Value, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_batch(
+        cls,
+        batch: Batch,
+        *,
+        weights: Mapping[Parameter, torch.Tensor],
+        kv: Mapping[int, KvLayer],
+        block_size: int,
+        device: torch.device,
+    ) -> Step:
+        def ids(array: object) -> torch.Tensor:
+            return torch.as_tensor(array, dtype=torch.int64, device=device)
+
+        token_ids = ids(batch.token_ids)
+        tables = ids(batch.block_tables)
+        offsets = torch.arange(block_size, device=device)
+        sequences = tuple(
+            SequenceRows(
+                int(batch.sequence_starts[s]),
+                int(batch.sequence_starts[s + 1]),
+                (tables[s, :, None] * block_size + offsets).flatten()[: int(batch.context_lengths[s])],
+            )
+            for s in range(batch.num_sequences)
+        )
+        return cls(
+            weights=weights,
+            kv=kv,
+            ids={
+                "token_ids": token_ids,
+                "positions": ids(batch.positions),
+                "token_types": torch.zeros_like(token_ids)
+                if batch.token_types is None
+                else ids(batch.token_types),
+            },
+            output_rows=ids(batch.output_rows),
+            sequences=sequences,
+        )

@@ -1,0 +1,77 @@
+"""Tiny random models, made by `transformers`, and what our graphs need of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastserve.graph.node import Graph
+from fastserve.models.family import build_graph, read_config
+from fastserve.models.parameters import expected_parameters
+from fastserve.types import Float32Array
+
+LLAMA_CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 512,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+
+BERT_CONFIG: dict[str, Any] = {
+    "model_type": "bert",
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 128,
+    "type_vocab_size": 2,
+}
+
+
+def tiny_graph(config: dict[str, Any]) -> Graph:
+    return build_graph(read_config(config))
+
+
+def random_parameters(graph: Graph, *, seed: int = 0) -> dict[str, Float32Array]:
+    """Normal weights, scaled so that values keep their size from layer to layer."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+        for name, shape in expected_parameters(graph).items()
+    }
+
+
+def hf_model(config: dict[str, Any], *, seed: int = 0) -> Any:
+    """A `LlamaForCausalLM` or `BertModel` in eval mode; all parameters are random, biases and norms too."""
+    import torch
+    from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+    options = {key: value for key, value in config.items() if key != "model_type"}
+    if config["model_type"] == "llama":
+        model: Any = LlamaForCausalLM(LlamaConfig(**options))
+    else:
+        model = BertModel(BertConfig(**options), add_pooling_layer=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+    return model.eval()
+
+
+def hf_parameters(model: Any) -> dict[str, Float32Array]:
+    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
