@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -60,9 +60,7 @@ def batch_of(rows: Sequence[Row]) -> SamplingBatch:
 
 
 def sample_native(logits: Float32Array, sampling: SamplingBatch) -> SampledRows:
-    token_ids, logprobs, top_token_ids, top_logprobs = _native.sample(
-        logits.copy(), *(getattr(sampling, field.name) for field in fields(sampling))
-    )
+    token_ids, logprobs, top_token_ids, top_logprobs = _native.sample(logits.copy(), sampling)
     return SampledRows(
         token_ids=token_ids, logprobs=logprobs, top_token_ids=top_token_ids, top_logprobs=top_logprobs
     )
