@@ -8,8 +8,8 @@ from typing import Literal
 FinishReason = Literal["stop", "length"]
 """Why a completion ended.
 
-`stop`: by an end-of-sequence token, one of `stop_token_ids` or a stop string. `length`: it has `max_tokens` tokens,
-or the context is full.
+`stop`: by an end-of-sequence token, one of `stop_token_ids` or a stop string.
+`length`: it has `max_tokens`, or the context is full.
 """
 
 

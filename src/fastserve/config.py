@@ -1,0 +1,108 @@
+"""Options of the engine: frozen, validated when made, with one name as field, argument and flag."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fastserve.errors import OptionError
+
+WeightFormat = Literal["f32", "bf16", "int8"]
+KvDtype = Literal["f32", "f16"]
+Backend = Literal["native", "torch"]
+
+DEFAULT_CONTEXT_LENGTH = 8192  # keeps the KV memory of a long-context model within a small machine
+
+_UNIT_BYTES = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How a model is loaded and run.
+
+    Attributes:
+        weights: format of the linear layers' weights. `auto` is int8 for text generation, which is bound by
+            the bandwidth that weights are read with, and f32 for encoders and on the torch backend.
+        kv_dtype: format of the keys and values of past tokens.
+        threads: of the native backend; None takes the cores that this process may use.
+        context_length: tokens that a prompt and its completion may have together; None takes the model's own,
+            up to DEFAULT_CONTEXT_LENGTH.
+        backend: `native` runs on the CPU without torch; `torch` is the reference.
+        max_batch_tokens: most tokens of one step.
+        max_sequences: most sequences that run at once.
+        kv_memory: bytes for keys and values, or a text such as "512MiB"; None derives it from what is free.
+        prefill_chunk_tokens: most tokens of one prompt in one step; None is as many as the step takes.
+
+    >>> EngineOptions(weights="int8", kv_memory="1GiB").kv_memory_bytes
+    1073741824
+
+    Raises:
+        OptionError: an option is out of its range.
+    """
+
+    weights: WeightFormat | Literal["auto"] = "auto"
+    kv_dtype: KvDtype = "f16"
+    threads: int | None = None
+    context_length: int | None = None
+    backend: Backend = "native"
+    max_batch_tokens: int = 512
+    max_sequences: int = 64
+    kv_memory: int | str | None = None
+    prefill_chunk_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("weights", self.weights, ("auto", *get_args(WeightFormat)))
+        _check_choice("kv_dtype", self.kv_dtype, get_args(KvDtype))
+        _check_choice("backend", self.backend, get_args(Backend))
+        _check_count("max_batch_tokens", self.max_batch_tokens)
+        _check_count("max_sequences", self.max_sequences)
+        for name in ("threads", "context_length", "prefill_chunk_tokens"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        if self.kv_memory is not None:
+            _check_count("kv_memory", self.kv_memory_bytes)
+        if self.backend == "torch":
+            _refuse_with_torch("threads", self.threads, (None,))
+            _refuse_with_torch("weights", self.weights, ("auto", "f32"))
+
+    @property
+    def kv_memory_bytes(self) -> int | None:
+        return parse_bytes("kv_memory", self.kv_memory) if isinstance(self.kv_memory, str) else self.kv_memory
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """A size as people write it.
+
+    >>> parse_bytes("kv_memory", "1.5 GiB")
+    1610612736
+
+    Raises:
+        OptionError: it is not a number with a unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNIT_BYTES:
+        raise OptionError(
+            f"{name}={text!r} is not a size", hint="write bytes, or a number with KiB, MiB, GiB, kB, MB or GB"
+        )
+    return int(float(match[1]) * _UNIT_BYTES[match[2]])
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name}={value!r} is unknown", hint=f"choose one of {', '.join(choices)}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(
+            f"{name}={value!r} is out of range", hint=f"choose a whole number {name} of at least 1"
+        )
+
+
+def _refuse_with_torch(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(
+            f"{name}={value!r} does not work with backend='torch', which computes in f32 on torch's threads",
+            hint=f"leave {name} out, or use backend='native'",
+        )

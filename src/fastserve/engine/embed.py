@@ -1,0 +1,66 @@
+"""Embeddings of many texts: whole texts packed into flat batches, as many a step as the executable takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from itertools import accumulate, chain
+
+import numpy as np
+
+from fastserve.engine.batch import pad_block_tables
+from fastserve.engine.block import BlockPool
+from fastserve.types import Batch, Executable, Float32Array
+
+
+class Embedder:
+    """Runs an encoder. A text's embedding does not depend on what else is in the batch."""
+
+    def __init__(self, executable: Executable) -> None:
+        self._executable = executable
+        limits = executable.limits
+        self._pool = BlockPool(num_blocks=limits.num_blocks, block_size=executable.block_size)
+
+    def embed(self, texts: Seq[Seq[int]]) -> Float32Array:
+        """Embed texts, given as token ids with their special tokens, each within the model's context.
+
+        Returns float32 [texts, width].
+        """
+        assert texts, "nothing to embed"
+        return np.concatenate([self._run(group) for group in self._groups(texts)])
+
+    def _run(self, texts: Seq[Seq[int]]) -> Float32Array:
+        tables = [self._pool.allocate(self._pool.blocks_for(len(text))) for text in texts]
+        try:
+            result = self._executable.run(build_encoder_batch(texts, tables))
+            return result.outputs["embedding"].copy()
+        finally:
+            self._pool.free(list(chain.from_iterable(tables)))
+
+    def _groups(self, texts: Seq[Seq[int]]) -> Iterator[list[Seq[int]]]:
+        """Texts in their order, cut where the next one would exceed what a step takes."""
+        limits = self._executable.limits
+        group: list[Seq[int]] = []
+        num_tokens = num_blocks = 0
+        for text in texts:
+            num_tokens += len(text)
+            num_blocks += self._pool.blocks_for(len(text))
+            full = len(group) == limits.max_sequences
+            if group and (full or num_tokens > limits.max_tokens or num_blocks > limits.num_blocks):
+                yield group
+                group, num_tokens, num_blocks = [], len(text), self._pool.blocks_for(len(text))
+            group.append(text)
+        yield group
+
+
+def build_encoder_batch(texts: Seq[Seq[int]], block_tables: Seq[Seq[int]]) -> Batch:
+    """The batch of whole texts; it has no output rows, as an encoder's output is one row a sequence."""
+    lengths = [len(text) for text in texts]
+    return Batch(
+        token_ids=np.fromiter(chain.from_iterable(texts), np.int32),
+        positions=np.fromiter(chain.from_iterable(map(range, lengths)), np.int32),
+        sequence_starts=np.fromiter(accumulate(lengths, initial=0), np.int32),
+        context_lengths=np.array(lengths, np.int32),
+        block_tables=pad_block_tables(block_tables),
+        output_rows=np.empty(0, np.int32),
+    )

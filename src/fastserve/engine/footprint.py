@@ -1,0 +1,77 @@
+"""How much memory a model will take, reckoned from its graph before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastserve.config import KvDtype, WeightFormat
+from fastserve.errors import MemoryLimitError
+from fastserve.graph.memory import plan_memory
+from fastserve.graph.node import Attention, Graph, Parameter, Rows
+from fastserve.types import Limits
+
+BLOCK_SIZE = 32  # tokens of a KV block, the same in every backend
+RUNTIME_BYTES = 64 * 2**20  # tokenizer, libraries and scratch of the threads, with a margin
+
+_ELEMENT_BYTES: Mapping[WeightFormat | KvDtype, int] = {"f32": 4, "bf16": 2, "f16": 2, "int8": 1}
+_INT8_ROW_BYTES = 8  # scale and sum of an int8 matrix's row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes by what they are for."""
+
+    weights_bytes: int
+    kv_bytes: int
+    activation_bytes: int
+    runtime_bytes: int = RUNTIME_BYTES
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_bytes + self.activation_bytes + self.runtime_bytes
+
+    def check(self, available_bytes: int) -> None:
+        """
+        Raises:
+            MemoryLimitError: the footprint is larger than what is available.
+        """
+        if self.total_bytes > available_bytes:
+            raise MemoryLimitError(
+                f"the model needs {_mib(self.total_bytes)} of memory (weights {_mib(self.weights_bytes)}, "
+                f"keys and values {_mib(self.kv_bytes)}, activations {_mib(self.activation_bytes)}, "
+                f"runtime {_mib(self.runtime_bytes)}); {_mib(available_bytes)} are available",
+                hint="use weights='int8', kv_dtype='f16' or a smaller context_length, or free memory",
+            )
+
+
+def weights_bytes(graph: Graph, weights: WeightFormat) -> int:
+    """Bytes of the parameters: matrices as `weights`, vectors as f32; what nodes share counts once."""
+    parameters = {parameter for node in graph.nodes for parameter in node.parameters()}
+    return sum(_parameter_bytes(parameter, weights) for parameter in parameters)
+
+
+def block_bytes(graph: Graph, kv_dtype: KvDtype) -> int:
+    """Bytes of one KV block over all layers."""
+    layers = [node for node in graph.nodes if isinstance(node, Attention)]
+    return sum(2 * n.num_kv_heads * n.head_dim for n in layers) * BLOCK_SIZE * _ELEMENT_BYTES[kv_dtype]
+
+
+def activation_bytes(graph: Graph, limits: Limits) -> int:
+    rows = {
+        Rows.TOKENS: limits.max_tokens,
+        Rows.OUTPUTS: limits.max_outputs,
+        Rows.SEQUENCES: limits.max_sequences,
+    }
+    return plan_memory(graph, rows).size_bytes
+
+
+def _parameter_bytes(parameter: Parameter, weights: WeightFormat) -> int:
+    if len(parameter.shape) == 1:
+        return parameter.shape[0] * _ELEMENT_BYTES["f32"]
+    num_rows, depth = parameter.shape
+    return num_rows * (depth * _ELEMENT_BYTES[weights] + (_INT8_ROW_BYTES if weights == "int8" else 0))
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.0f} MiB"

@@ -1,0 +1,283 @@
+"""`LLM`: a model in this process, from Python."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+
+from fastserve.checkpoint.chat_template import render_chat
+from fastserve.checkpoint.detokenize import StreamDecoder
+from fastserve.config import Backend, EngineOptions, KvDtype, WeightFormat
+from fastserve.engine.completion import Chunk, Completion
+from fastserve.engine.embed import Embedder
+from fastserve.engine.engine import Engine
+from fastserve.engine.load import LoadedModel, load_model
+from fastserve.errors import ContextLengthError, OptionError, TemplateError, UnsupportedError
+from fastserve.hub.resolve import resolve
+from fastserve.types import Float32Array, SamplingParams
+
+Prompt = str | Seq[int]
+"""A text, or token ids, which are used as they are."""
+
+Message = Mapping[str, Any]
+"""A turn of a conversation: `role` and `content`, and whatever else the model's chat template reads."""
+
+
+class LLM:
+    """A model loaded into this process. Use it from one thread at a time.
+
+    Prompts of one call, and of streams that are open at the same time, are batched continuously. A request's
+    completion does not depend on what it was batched with.
+
+    >>> from fastserve import LLM, SamplingParams
+    >>> with LLM("smollm2-135m-instruct") as llm:  # doctest: +SKIP
+    ...     llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].text
+
+    Args:
+        model: a short name, a source, a folder or a .gguf file; see `fastserve models list`.
+        offline: open no network connection.
+
+    The other arguments are those of `fastserve.config.EngineOptions`.
+
+    Raises:
+        ModelNotFoundError, DownloadError, OfflineError: there is no such model, or it could not be fetched.
+        CheckpointError, UnsupportedError: it cannot be read, or has something that we do not compute.
+        OptionError, ContextLengthError: an option is out of range.
+        MemoryLimitError: it needs more memory than there is.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        weights: WeightFormat | Literal["auto"] = "auto",
+        kv_dtype: KvDtype = "f16",
+        threads: int | None = None,
+        context_length: int | None = None,
+        backend: Backend = "native",
+        max_batch_tokens: int = 512,
+        max_sequences: int = 64,
+        kv_memory: int | str | None = None,
+        prefill_chunk_tokens: int | None = None,
+        offline: bool = False,
+    ) -> None:
+        options = EngineOptions(
+            weights=weights,
+            kv_dtype=kv_dtype,
+            threads=threads,
+            context_length=context_length,
+            backend=backend,
+            max_batch_tokens=max_batch_tokens,
+            max_sequences=max_sequences,
+            kv_memory=kv_memory,
+            prefill_chunk_tokens=prefill_chunk_tokens,
+        )
+        self.name = str(model)
+        self._model: LoadedModel | None = load_model(resolve(model, offline=offline), options)
+        self._engine = _make_engine(self._model, options) if self._model.is_decoder else None
+        self._inboxes: dict[int, deque[Chunk]] = {}  # of the sequences that somebody is reading
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model. Whatever is still streaming ends with an error; closing again does nothing."""
+        self._inboxes.clear()
+        self._engine = None
+        self._model = None
+
+    @property
+    def model(self) -> LoadedModel:
+        """The loaded model, with what the options came to.
+
+        Raises:
+            OptionError: this LLM is closed.
+        """
+        if self._model is None:
+            raise OptionError(f"the model {self.name!r} is closed", hint="make a new LLM")
+        return self._model
+
+    def generate(
+        self,
+        prompts: Prompt | Seq[Prompt],
+        params: SamplingParams | Seq[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Complete prompts, all in one continuous batch. A single prompt gives a list of one.
+
+        Args:
+            params: for all prompts, or one for each; None is greedy until the model stops or the context is
+                full.
+
+        Raises:
+            OptionError: no prompts, an empty one, or not as many `params` as prompts.
+            ContextLengthError: a prompt with its `max_tokens` does not fit the context. Nothing is run then.
+            UnsupportedError: the model is an encoder.
+        """
+        prompt_list = _to_prompts(prompts)
+        params_list = _to_params(params, len(prompt_list))
+        sequence_ids: list[int] = []
+        try:
+            for prompt, prompt_params in zip(prompt_list, params_list, strict=True):
+                sequence_ids.append(self._add(prompt, prompt_params))
+            return [self._read_completion(sequence_id) for sequence_id in sequence_ids]
+        finally:
+            for sequence_id in sequence_ids:
+                self._drop(sequence_id)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Complete a prompt token by token; the last chunk carries the whole completion.
+
+        The request begins with the first `next()`. Closing the iterator, or dropping it, aborts the request
+        and frees its memory. Raises as `generate`.
+        """
+        sequence_id = self._add(prompt, params or SamplingParams())
+        try:
+            yield from self._read(sequence_id)
+        finally:
+            self._drop(sequence_id)
+
+    def chat(self, messages: Seq[Message], params: SamplingParams | None = None) -> Completion:
+        """Answer a conversation, by the model's chat template.
+
+        >>> llm.chat([{"role": "user", "content": "Hello!"}]).text  # doctest: +SKIP
+
+        Raises:
+            TemplateError: the model has no chat template, or it failed on these messages.
+            ContextLengthError, UnsupportedError: as in `generate`.
+        """
+        return self.generate([self.chat_prompt(messages)], params)[0]
+
+    def stream_chat(self, messages: Seq[Message], params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Answer a conversation token by token. See `chat` and `stream`."""
+        yield from self.stream(self.chat_prompt(messages), params)
+
+    def chat_prompt(self, messages: Seq[Message]) -> list[int]:
+        """The token ids of a conversation that is to be answered. Raises TemplateError as `chat`."""
+        checkpoint, tokenizer = self.model.checkpoint, self.model.tokenizer
+        if checkpoint.chat_template is None:
+            raise TemplateError(
+                f"the model {self.name!r} has no chat template",
+                hint="use generate, or a model that is tuned for conversation",
+            )
+        text = render_chat(checkpoint.chat_template, messages)
+        return tokenizer.encode(text, add_special_tokens=False)  # the template writes them
+
+    def embed(self, texts: str | Seq[str], *, truncate: bool = False) -> Float32Array:
+        """Embed texts with an encoder.
+
+        Returns float32 [texts, width], pooled and normalized as the model says.
+
+        Args:
+            truncate: cut texts that are longer than the model's limit, instead of refusing them.
+
+        Raises:
+            ContextLengthError: a text is longer than the model's limit; nothing is run then.
+            OptionError: no texts.
+            UnsupportedError: the model generates text.
+        """
+        model = self.model
+        if model.is_decoder:
+            raise UnsupportedError(
+                f"the model {self.name!r} generates text; it has no embeddings",
+                hint="use an encoder, such as all-minilm-l6-v2",
+            )
+        text_list = [texts] if isinstance(texts, str) else texts
+        if not text_list:
+            raise OptionError("there are no texts to embed", hint="give at least one")
+        return Embedder(model.executable).embed([self._encode_whole(text, truncate) for text in text_list])
+
+    def _encode_whole(self, text: str, truncate: bool) -> list[int]:
+        """The token ids of a text to embed, special tokens included, within the model's limit."""
+        token_ids = self.model.tokenizer.encode(text)
+        limit = self.model.context_length
+        if len(token_ids) <= limit:
+            return token_ids
+        if not truncate:
+            raise ContextLengthError(
+                f"a text has {len(token_ids)} tokens; the model embeds at most {limit}",
+                hint="split the text, or ask for truncation",
+            )
+        return [*token_ids[: limit - 1], token_ids[-1]]  # the last one closes the text
+
+    def _add(self, prompt: Prompt, params: SamplingParams) -> int:
+        model = self.model
+        if self._engine is None:
+            raise UnsupportedError(
+                f"the model {self.name!r} is an encoder; it does not generate text", hint="use embed"
+            )
+        prompt_ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        sequence_id = self._engine.add(prompt_ids, params)
+        self._inboxes[sequence_id] = deque()
+        return sequence_id
+
+    def _read(self, sequence_id: int) -> Iterator[Chunk]:
+        """The chunks of one sequence, running steps for all of them as they are needed."""
+        while True:
+            while not self._inbox(sequence_id):
+                self._step()
+            chunk = self._inbox(sequence_id).popleft()
+            yield chunk
+            if chunk.completion is not None:
+                return
+
+    def _read_completion(self, sequence_id: int) -> Completion:
+        (completion,) = (c.completion for c in self._read(sequence_id) if c.completion is not None)
+        return completion
+
+    def _inbox(self, sequence_id: int) -> deque[Chunk]:
+        if sequence_id not in self._inboxes:
+            raise OptionError(
+                f"the model {self.name!r} was closed", hint="read a stream before closing its LLM"
+            )
+        return self._inboxes[sequence_id]
+
+    def _step(self) -> None:
+        assert self._engine is not None
+        for chunk in self._engine.step():
+            self._inboxes[chunk.sequence_id].append(chunk)
+
+    def _drop(self, sequence_id: int) -> None:
+        if self._engine is not None:
+            self._engine.abort(sequence_id)
+        self._inboxes.pop(sequence_id, None)
+
+
+def _make_engine(model: LoadedModel, options: EngineOptions) -> Engine:
+    return Engine(
+        model.executable,
+        eos_token_ids=model.checkpoint.eos_token_ids,
+        make_decoder=partial(StreamDecoder, model.tokenizer),
+        context_length=model.context_length,
+        prefill_chunk_tokens=options.prefill_chunk_tokens,
+    )
+
+
+def _to_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if not prompts:
+        raise OptionError("there are no prompts", hint="give at least one")
+    if isinstance(prompts[0], int):
+        return [cast(Seq[int], prompts)]
+    return list(cast(Seq[Prompt], prompts))
+
+
+def _to_params(params: SamplingParams | Seq[SamplingParams] | None, num_prompts: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * num_prompts
+    if len(params) != num_prompts:
+        raise OptionError(
+            f"there are {len(params)} params for {num_prompts} prompts",
+            hint="give one, or one for each prompt",
+        )
+    return list(params)

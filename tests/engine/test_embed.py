@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastserve.engine.embed import Embedder
+from fastserve.types import Batch, Limits, StepResult
+
+
+class FakeEncoder:
+    """A text's embedding is (length, sum of position * token), computed from the rows of the batch."""
+
+    block_size = 4
+    vocab_size = 100
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.batches: list[Batch] = []
+
+    def run(self, batch: Batch) -> StepResult:
+        self.batches.append(batch)
+        assert batch.num_tokens <= self.limits.max_tokens
+        assert batch.num_sequences <= self.limits.max_sequences
+        blocks = batch.block_tables.reshape(-1).tolist()
+        assert max(blocks) < self.limits.num_blocks
+        weighted = batch.positions * batch.token_ids
+        starts = batch.sequence_starts
+        rows = [(end - start, weighted[start:end].sum()) for start, end in itertools.pairwise(starts)]
+        assert [length for length, _ in rows] == batch.context_lengths.tolist()
+        return StepResult(outputs={"embedding": np.array(rows, np.float32)})
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=12), min_size=1, max_size=20),
+    st.integers(12, 40),
+    st.integers(1, 6),
+    st.integers(3, 10),
+)
+def test_every_text_gets_its_own_embedding_however_the_batches_fall(
+    texts, max_tokens, max_sequences, num_blocks
+):
+    limits = Limits(max_tokens=max_tokens, max_sequences=max_sequences, num_blocks=num_blocks)
+    embeddings = Embedder(FakeEncoder(limits)).embed(texts)
+    expected = [(len(text), sum(p * id_ for p, id_ in enumerate(text))) for text in texts]
+    assert embeddings.tolist() == [list(map(float, row)) for row in expected]
+
+
+def test_texts_that_fit_share_one_step() -> None:
+    encoder = FakeEncoder(Limits(max_tokens=16, max_sequences=8, num_blocks=8))
+    Embedder(encoder).embed([[1] * 5, [2] * 5, [3] * 6, [4]])
+    assert [batch.num_sequences for batch in encoder.batches] == [3, 1]
+
+
+def test_the_pool_is_free_again_after_a_failed_step() -> None:
+    class FailingEncoder(FakeEncoder):
+        def run(self, batch: Batch) -> StepResult:
+            if not self.batches:
+                self.batches.append(batch)
+                raise RuntimeError("kernel")
+            return super().run(batch)
+
+    embedder = Embedder(FailingEncoder(Limits(max_tokens=16, num_blocks=2)))
+    for attempt in range(2):
+        try:
+            embeddings = embedder.embed([[1] * 8])
+        except RuntimeError:
+            assert attempt == 0
+    assert embeddings.shape == (1, 2)

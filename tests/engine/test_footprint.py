@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from fastserve.engine.footprint import BLOCK_SIZE, Footprint, block_bytes, weights_bytes
+from fastserve.errors import MemoryLimitError
+from fastserve.graph.builder import GraphBuilder
+from fastserve.graph.node import Graph
+
+
+@pytest.fixture
+def graph() -> Graph:
+    """An embedding of 10 x 4 that is the head too, a norm, and two layers of attention with one key head of 4."""
+    b = GraphBuilder()
+    x = b.embedding("token_ids", "embed", size=10, width=4)
+    x = b.rms_norm(x, "norm", eps=1e-5)
+    for layer_index in range(2):
+        x = b.attention(x, x, x, layer_index=layer_index, head_dim=4, scale=1.0, causal=True)
+    return b.finish(logits=b.linear(x, "embed", width=10))
+
+
+@pytest.mark.parametrize(("weights", "matrix_bytes"), [("f32", 160), ("bf16", 80), ("int8", 40 + 10 * 8)])
+def test_a_shared_matrix_counts_once_in_its_format_and_vectors_as_f32(graph, weights, matrix_bytes) -> None:
+    assert weights_bytes(graph, weights) == matrix_bytes + 4 * 4
+
+
+@pytest.mark.parametrize(("kv_dtype", "element_bytes"), [("f32", 4), ("f16", 2)])
+def test_a_block_holds_keys_and_values_of_every_layer(graph, kv_dtype, element_bytes) -> None:
+    assert block_bytes(graph, kv_dtype) == 2 * 2 * 4 * BLOCK_SIZE * element_bytes
+
+
+def test_too_little_memory_is_told_with_both_numbers() -> None:
+    footprint = Footprint(
+        weights_bytes=100 * 2**20, kv_bytes=2**20, activation_bytes=2**20, runtime_bytes=2**20
+    )
+    footprint.check(103 * 2**20)
+    with pytest.raises(MemoryLimitError, match=r"needs 103 MiB .* 102 MiB are available"):
+        footprint.check(103 * 2**20 - 2**20)

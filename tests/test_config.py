@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from fastserve.config import EngineOptions, parse_bytes
+from fastserve.errors import OptionError
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("1048576", 2**20),
+        ("2GiB", 2**31),
+        ("1.5 gib", 3 * 2**29),
+        ("512MiB", 2**29),
+        ("3 kB", 3000),
+        (" 7 ", 7),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, num_bytes: int) -> None:
+    assert parse_bytes("kv_memory", text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "2 GiX", "-1", "1e9", "two"])
+def test_what_is_no_size_is_refused_by_name(text: str) -> None:
+    with pytest.raises(OptionError, match="kv_memory="):
+        parse_bytes("kv_memory", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weights", "int3"),
+        ("kv_dtype", "bf16"),
+        ("backend", "cuda"),
+        ("threads", 0),
+        ("context_length", -5),
+        ("max_batch_tokens", 0),
+        ("max_sequences", 1.5),
+        ("prefill_chunk_tokens", True),
+        ("kv_memory", 0),
+        ("kv_memory", "0 MiB"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_by_name_and_value(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"{name}="):
+        EngineOptions(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("threads", 2), ("weights", "int8")])
+def test_what_the_torch_backend_would_ignore_is_refused(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"{name}={value!r} does not work with backend='torch'"):
+        EngineOptions(backend="torch", **{name: value})
