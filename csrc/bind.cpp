@@ -1,0 +1,314 @@
+// The Python module fastserve._native: the only file of the runtime that knows Python.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "dispatch.h"
+#include "plan.h"
+#include "sample.h"
+#include "threads.h"
+#include "weight.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace fastserve {
+namespace {
+
+template <class T>
+using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Table = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Ids = Vector<int32_t>;
+using Floats = Vector<float>;
+using Bytes = Vector<uint8_t>;
+
+// The thread pool and the kernels that everything of one executable shares.
+struct Runtime {
+  Runtime(int num_threads, const std::string& isa)
+      : kernels(choose_kernels(isa)), pool(num_threads > 0 ? num_threads : ThreadPool::available_cores()) {}
+  const Kernels& kernels;
+  ThreadPool pool;
+};
+
+std::vector<float> to_vector(const Floats& a) { return {a.data(), a.data() + a.size()}; }
+
+template <class T>
+nb::ndarray<nb::numpy, T> new_array(std::initializer_list<std::size_t> shape) {
+  std::size_t count = 1;
+  for (std::size_t n : shape) count *= n;
+  auto memory = std::make_unique<T[]>(count);
+  T* data = memory.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::ndarray<nb::numpy, T>(data, shape, owner);
+}
+
+StoredMatrix to_stored_matrix(const std::tuple<std::string, Bytes, int32_t, int32_t>& source) {
+  const auto& [format, data, rows, depth] = source;
+  return {parse_stored_format(format), data.data(), static_cast<int64_t>(data.size()), rows, depth};
+}
+
+void init_weight(Weight* self, Runtime& runtime,
+                 const std::vector<std::tuple<std::string, Bytes, int32_t, int32_t>>& sources,
+                 const std::string& format, int32_t group_size) {
+  std::vector<StoredMatrix> matrices;
+  for (const auto& source : sources) matrices.push_back(to_stored_matrix(source));
+  nb::gil_scoped_release release;
+  new (self) Weight(matrices, parse_weight_format(format), group_size, runtime.kernels, runtime.pool);
+}
+
+nb::ndarray<nb::numpy, float> decode(Runtime& runtime, const std::string& format, const Bytes& data, int64_t count) {
+  const StoredFormat stored = parse_stored_format(format);
+  if (count < 0 || count % stored_block(stored) != 0 ||
+      stored_bytes(stored, count) != static_cast<int64_t>(data.size()))
+    throw std::invalid_argument(std::to_string(data.size()) + " bytes do not hold " + std::to_string(count) +
+                                " elements of " + format);
+  auto out = new_array<float>({static_cast<std::size_t>(count)});
+  runtime.kernels.decode_row(stored, data.data(), count, out.data());
+  return out;
+}
+
+// A fastserve.types.SamplingBatch, kept alive while it is read.
+struct SamplingArrays {
+  explicit SamplingArrays(nb::handle s)
+      : temperature(get<Floats>(s, "temperature")),
+        top_p(get<Floats>(s, "top_p")),
+        min_p(get<Floats>(s, "min_p")),
+        presence_penalty(get<Floats>(s, "presence_penalty")),
+        frequency_penalty(get<Floats>(s, "frequency_penalty")),
+        repetition_penalty(get<Floats>(s, "repetition_penalty")),
+        bias_values(get<Floats>(s, "bias_values")),
+        top_k(get<Ids>(s, "top_k")),
+        num_logprobs(get<Ids>(s, "num_logprobs")),
+        history_starts(get<Ids>(s, "history_starts")),
+        history_prompt_lengths(get<Ids>(s, "history_prompt_lengths")),
+        history_ids(get<Ids>(s, "history_ids")),
+        bias_starts(get<Ids>(s, "bias_starts")),
+        bias_ids(get<Ids>(s, "bias_ids")),
+        seeds(get<Vector<uint64_t>>(s, "seeds")),
+        draws(get<Vector<uint64_t>>(s, "draws")) {
+    const std::size_t rows = temperature.size();
+    for (std::size_t size : {top_p.size(), min_p.size(), presence_penalty.size(), frequency_penalty.size(),
+                             repetition_penalty.size(), top_k.size(), num_logprobs.size(), seeds.size(), draws.size(),
+                             history_prompt_lengths.size(), history_starts.size() - 1, bias_starts.size() - 1})
+      if (size != rows) throw std::invalid_argument("sampling arrays differ in length");
+    if (bias_ids.size() != bias_values.size()) throw std::invalid_argument("bias_ids and bias_values differ in length");
+  }
+
+  SampleBatch view() const {
+    return {static_cast<int32_t>(temperature.size()),
+            temperature.data(),
+            top_k.data(),
+            top_p.data(),
+            min_p.data(),
+            presence_penalty.data(),
+            frequency_penalty.data(),
+            repetition_penalty.data(),
+            seeds.data(),
+            draws.data(),
+            num_logprobs.data(),
+            history_starts.data(),
+            history_prompt_lengths.data(),
+            history_ids.data(),
+            static_cast<int32_t>(history_ids.size()),
+            bias_starts.data(),
+            bias_ids.data(),
+            bias_values.data(),
+            static_cast<int32_t>(bias_ids.size())};
+  }
+
+  template <class Array>
+  static Array get(nb::handle object, const char* name) {
+    return nb::cast<Array>(object.attr(name));
+  }
+
+  Floats temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty, bias_values;
+  Ids top_k, num_logprobs, history_starts, history_prompt_lengths, history_ids, bias_starts, bias_ids;
+  Vector<uint64_t> seeds, draws;
+};
+
+// (token_ids [R], logprobs [R], top_token_ids [R, 20], top_logprobs [R, 20])
+nb::tuple to_arrays(const std::vector<SampleResult>& results) {
+  const std::size_t n = results.size(), width = kMaxTopLogprobs;
+  auto ids = new_array<int32_t>({n}), top_ids = new_array<int32_t>({n, width});
+  auto logprobs = new_array<float>({n}), top_logprobs = new_array<float>({n, width});
+  for (std::size_t i = 0; i < n; ++i) {
+    ids.data()[i] = results[i].token_id;
+    logprobs.data()[i] = results[i].logprob;
+    std::copy_n(results[i].top_ids, width, top_ids.data() + i * width);
+    std::copy_n(results[i].top_logprobs, width, top_logprobs.data() + i * width);
+  }
+  return nb::make_tuple(ids, logprobs, top_ids, top_logprobs);
+}
+
+nb::object run(Plan& plan, nb::handle batch, const std::optional<Matrix>& logits) {
+  const auto get = [&](const char* name) { return nb::cast<Ids>(batch.attr(name)); };
+  const Ids token_ids = get("token_ids"), positions = get("positions"), starts = get("sequence_starts"),
+            lengths = get("context_lengths"), output_rows = get("output_rows");
+  const auto block_tables = nb::cast<Table<int32_t>>(batch.attr("block_tables"));
+  const auto token_types = nb::cast<std::optional<Ids>>(batch.attr("token_types"));
+  if (positions.size() != token_ids.size() || starts.size() != lengths.size() + 1 ||
+      block_tables.shape(0) != lengths.size() || (token_types && token_types->size() != token_ids.size()))
+    throw std::invalid_argument("the batch's arrays differ in length");
+  const Batch b{static_cast<int32_t>(token_ids.size()),
+                static_cast<int32_t>(lengths.size()),
+                static_cast<int32_t>(output_rows.size()),
+                static_cast<int32_t>(block_tables.shape(1)),
+                token_ids.data(),
+                positions.data(),
+                token_types ? token_types->data() : nullptr,
+                starts.data(),
+                lengths.data(),
+                block_tables.data(),
+                output_rows.data()};
+  std::optional<SamplingArrays> arrays;
+  if (nb::object sampling = batch.attr("sampling"); !sampling.is_none()) {
+    if (!logits) throw std::invalid_argument("this plan has no logits to sample from");
+    arrays.emplace(sampling);
+  }
+  if (!arrays) {
+    nb::gil_scoped_release release;
+    plan.run(b, nullptr, nullptr, nullptr);
+    return nb::none();
+  }
+  std::vector<SampleResult> results(output_rows.size());
+  const SampleBatch view = arrays->view();
+  {
+    nb::gil_scoped_release release;
+    plan.run(b, &view, &*logits, results.data());
+  }
+  return to_arrays(results);
+}
+
+nb::tuple sample_rows(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> logits, nb::handle sampling) {
+  const SamplingArrays arrays(sampling);
+  const SampleBatch view = arrays.view();
+  if (static_cast<int32_t>(logits.shape(0)) != view.num_rows)
+    throw std::invalid_argument("logits and sampling differ in rows");
+  std::vector<SampleResult> results(logits.shape(0));
+  sample(logits.data(), static_cast<int32_t>(logits.shape(1)), view, results.data());
+  return to_arrays(results);
+}
+
+// A float table that several calls of a plan share.
+struct FloatTable {
+  std::shared_ptr<const std::vector<float>> values;
+};
+
+void bind_plan(nb::module_& m) {
+  nb::enum_<Rows>(m, "Rows").value("TOKENS", Rows::tokens).value("OUTPUTS", Rows::outputs).value("SEQUENCES",
+                                                                                              Rows::sequences);
+  nb::enum_<IdSource>(m, "IdSource")
+      .value("token_ids", IdSource::token_ids)
+      .value("positions", IdSource::positions)
+      .value("token_types", IdSource::token_types);
+  nb::enum_<PoolKind>(m, "PoolKind")
+      .value("mean", PoolKind::mean)
+      .value("first", PoolKind::first)
+      .value("last", PoolKind::last);
+  nb::class_<FloatTable>(m, "FloatTable").def("__init__", [](FloatTable* self, const Floats& values) {
+    new (self) FloatTable{std::make_shared<const std::vector<float>>(to_vector(values))};
+  });
+  nb::class_<Matrix>(m, "Matrix")
+      .def(
+          "__init__",
+          [](Matrix* self, int64_t offset_bytes, int32_t stride, int32_t width, Rows rows) {
+            new (self) Matrix{offset_bytes, stride, width, rows};
+          },
+          "offset_bytes"_a, "stride"_a, "width"_a, "rows"_a);
+  nb::class_<KvPool>(m, "KvPool")
+      .def(
+          "__init__",
+          [](KvPool* self, int32_t num_layers, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim,
+             const std::string& format) {
+            new (self) KvPool(num_layers, num_blocks, num_kv_heads, head_dim, parse_kv_format(format));
+          },
+          "num_layers"_a, "num_blocks"_a, "num_kv_heads"_a, "head_dim"_a, "format"_a)
+      .def_prop_ro("num_bytes", &KvPool::num_bytes);
+  nb::class_<Plan>(m, "Plan")
+      .def(
+          "__init__",
+          [](Plan* self, Runtime& runtime, int64_t arena_bytes, int32_t max_tokens, int32_t max_outputs,
+             int32_t max_sequences, int32_t num_blocks, int32_t max_context, int32_t vocab_size,
+             int32_t num_token_types, bool needs_whole_sequences) {
+            const PlanLimits limits{max_tokens,  max_outputs, max_sequences,   num_blocks,
+                                    max_context, vocab_size,  num_token_types, needs_whole_sequences};
+            new (self) Plan(arena_bytes, limits, runtime.kernels, runtime.pool);
+          },
+          nb::keep_alive<1, 2>(), "runtime"_a, "arena_bytes"_a, nb::kw_only(), "max_tokens"_a, "max_outputs"_a,
+          "max_sequences"_a, "num_blocks"_a, "max_context"_a, "vocab_size"_a, "num_token_types"_a,
+          "needs_whole_sequences"_a)
+      .def("embedding", &Plan::embedding, nb::keep_alive<1, 3>())
+      .def(
+          "linear",
+          [](Plan& p, Matrix x, const Weight& weight, const std::optional<Floats>& bias, Matrix out) {
+            p.linear(x, weight, bias ? to_vector(*bias) : std::vector<float>{}, out);
+          },
+          nb::keep_alive<1, 3>(), "x"_a, "weight"_a, "bias"_a.none(), "out"_a)
+      .def("quantize_rows", &Plan::quantize_rows)
+      .def("rms_norm", [](Plan& p, Matrix x, const Floats& weight, float eps, Matrix out) {
+        p.rms_norm(x, to_vector(weight), eps, out);
+      })
+      .def("layer_norm", [](Plan& p, Matrix x, const Floats& weight, const Floats& bias, float eps, Matrix out) {
+        p.layer_norm(x, to_vector(weight), to_vector(bias), eps, out);
+      })
+      .def("add", &Plan::add)
+      .def("add_rms_norm",
+           [](Plan& p, Matrix x, Matrix y, const Floats& weight, float eps, Matrix out_sum, Matrix out) {
+             p.add_rms_norm(x, y, to_vector(weight), eps, out_sum, out);
+           })
+      .def("add_layer_norm",
+           [](Plan& p, Matrix x, Matrix y, const Floats& weight, const Floats& bias, float eps, Matrix out_sum,
+              Matrix out) { p.add_layer_norm(x, y, to_vector(weight), to_vector(bias), eps, out_sum, out); })
+      .def("rope",
+           [](Plan& p, Matrix x, const FloatTable& cosines, const FloatTable& sines, int32_t dim, int32_t head_dim,
+              Matrix out) { p.rope(x, cosines.values, sines.values, dim, head_dim, out); })
+      .def("attention", &Plan::attention, nb::keep_alive<1, 5>())
+      .def("activation",
+           [](Plan& p, const std::string& kind, Matrix x, Matrix out) { p.activation(parse_activation(kind), x, out); })
+      .def("gated_activation", [](Plan& p, const std::string& kind, Matrix gate, Matrix up,
+                                  Matrix out) { p.gated_activation(parse_activation(kind), gate, up, out); })
+      .def("gather_rows", &Plan::gather_rows)
+      .def("pool", &Plan::pool)
+      .def("l2_normalize", &Plan::l2_normalize)
+      .def("run", &run, "batch"_a, "logits"_a.none(),
+           "Run one step of a fastserve.types.Batch; (token_ids, logprobs, top_token_ids, top_logprobs) where it asks "
+           "for sampling, which uses the logits as scratch.")
+      .def("view",
+           [](nb::handle self, const Matrix& m, std::size_t rows) {
+             const Plan& plan = nb::cast<const Plan&>(self);
+             if (m.stride != m.width) throw std::invalid_argument("only whole values can be viewed");
+             return nb::ndarray<nb::numpy, const float>(plan.data(m), {rows, static_cast<std::size_t>(m.width)}, self);
+           })
+      .def_prop_ro("num_calls", &Plan::num_calls);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::class_<Runtime>(m, "Runtime")
+      .def(nb::init<int, const std::string&>(), "num_threads"_a = 0, "isa"_a = "")
+      .def_prop_ro("num_threads", [](const Runtime& r) { return r.pool.num_threads(); })
+      .def_prop_ro("isa", [](const Runtime& r) { return std::string(r.kernels.name); })
+      .def("decode", &decode, "format"_a, "data"_a, "count"_a);
+  nb::class_<Weight>(m, "Weight")
+      .def("__init__", &init_weight, "runtime"_a, "sources"_a, "format"_a, "group_size"_a = 0)
+      .def_prop_ro("num_bytes", &Weight::num_bytes);
+  bind_plan(m);
+  m.def("sample", &sample_rows, "logits"_a, "sampling"_a);
+  m.def("runnable_isas", &runnable_isas);
+  m.def("available_cores", &ThreadPool::available_cores);
+  m.attr("BLOCK_SIZE") = kBlock;
+  m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
+}
+
+}  // namespace fastserve

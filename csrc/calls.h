@@ -1,0 +1,351 @@
+// The calls a plan is made of: how each op's work is cut into tiles, and which kernel does a tile.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "plan.h"
+
+namespace fastserve {
+
+// Calls that work row by row: a tile is as many rows as make some 16 KB.
+class RowwiseCall : public Call {
+ public:
+  explicit RowwiseCall(const Matrix& out) : out_(out), rows_per_tile_(std::max(1, 4096 / std::max(1, out.width))) {}
+
+  int num_tiles(const Step& step) const override {
+    return (step.num_rows(out_.rows) + rows_per_tile_ - 1) / rows_per_tile_;
+  }
+  void run_tile(const Step& step, int tile) const override {
+    const int32_t end = std::min(step.num_rows(out_.rows), (tile + 1) * rows_per_tile_);
+    for (int32_t row = tile * rows_per_tile_; row < end; ++row) run_row(step, row);
+  }
+
+ protected:
+  virtual void run_row(const Step& step, int32_t row) const = 0;
+  float* out(const Step& step, int32_t row) const { return step.row(out_, row); }
+
+  Matrix out_;
+
+ private:
+  int32_t rows_per_tile_;
+};
+
+class EmbeddingCall : public RowwiseCall {
+ public:
+  EmbeddingCall(IdSource ids, const Weight& weight, Matrix out) : RowwiseCall(out), ids_(ids), weight_(weight) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    const int32_t* ids = ids_ == IdSource::token_ids   ? step.batch.token_ids
+                         : ids_ == IdSource::positions ? step.batch.positions
+                                                       : step.token_types.data();
+    step.kernels.embedding(weight_.packed(), ids[row], out(step, row));
+  }
+
+ private:
+  IdSource ids_;
+  const Weight& weight_;
+};
+
+// Where the rows of quantized activations lie (kernel.h: QuantizedRows) within a matrix of the arena.
+struct QuantizedLayout {
+  int64_t scales_offset;
+  int64_t row_bytes;
+
+  QuantizedLayout(int32_t padded_depth, int32_t num_groups)
+      : scales_offset(static_cast<int64_t>(round_up(static_cast<std::size_t>(padded_depth), 64))),
+        row_bytes(static_cast<int64_t>(round_up(static_cast<std::size_t>(scales_offset + 4 * num_groups), 64))) {}
+};
+
+class QuantizeRowsCall : public RowwiseCall {
+ public:
+  QuantizeRowsCall(Matrix x, int32_t group_size, Matrix out)
+      : RowwiseCall(out),
+        x_(x),
+        padded_depth_(static_cast<int32_t>(round_up(static_cast<std::size_t>(x.width), 4))),
+        group_size_(group_size > 0 ? group_size : padded_depth_),
+        layout_(padded_depth_, padded_depth_ / group_size_) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    auto* data = reinterpret_cast<uint8_t*>(out(step, row));
+    step.kernels.quantize_row(step.row(x_, row), x_.width, padded_depth_, group_size_, data,
+                              reinterpret_cast<float*>(data + layout_.scales_offset));
+  }
+
+ private:
+  Matrix x_;
+  int32_t padded_depth_, group_size_;
+  QuantizedLayout layout_;
+};
+
+class LinearCall : public Call {
+ public:
+  LinearCall(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out)
+      : x_(x), weight_(weight), bias_(std::move(bias)), out_(out) {}
+
+  int num_tiles(const Step& step) const override { return num_panels() * num_row_blocks(step); }
+
+  void run_tile(const Step& step, int tile) const override {
+    const PackedWeight& w = weight_.packed();
+    LinearArgs args{};
+    args.weight = &w;
+    if (w.format == WeightFormat::int8) {
+      const QuantizedLayout layout(w.padded_depth, w.num_groups);
+      args.quantized = {reinterpret_cast<uint8_t*>(step.row(x_, 0)), layout.row_bytes, layout.scales_offset};
+    } else {
+      args.x = step.row(x_, 0);
+      args.x_stride = x_.stride;
+    }
+    args.bias = bias_.empty() ? nullptr : bias_.data();
+    args.out = step.row(out_, 0);
+    args.out_stride = out_.stride;
+    const int32_t panel = tile / num_row_blocks(step), block = tile % num_row_blocks(step);
+    const int32_t row_end = std::min(step.num_rows(out_.rows), (block + 1) * kRowsPerTile);
+    step.kernels.linear(args, block * kRowsPerTile, row_end, panel, panel + 1);
+  }
+
+ private:
+  // A multiple of every register tile's height; large enough that a panel is read from memory few times.
+  static constexpr int32_t kRowsPerTile = 96;
+
+  int num_panels() const { return (weight_.packed().rows + kPanel - 1) / kPanel; }
+  int num_row_blocks(const Step& step) const {
+    return (step.num_rows(out_.rows) + kRowsPerTile - 1) / kRowsPerTile;
+  }
+
+  Matrix x_;
+  const Weight& weight_;
+  std::vector<float> bias_;
+  Matrix out_;
+};
+
+class RmsNormCall : public RowwiseCall {
+ public:
+  RmsNormCall(Matrix x, std::vector<float> weight, float eps, Matrix out)
+      : RowwiseCall(out), x_(x), weight_(std::move(weight)), eps_(eps) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    step.kernels.rms_norm(step.row(x_, row), weight_.data(), eps_, out_.width, out(step, row));
+  }
+
+ private:
+  Matrix x_;
+  std::vector<float> weight_;
+  float eps_;
+};
+
+class LayerNormCall : public RowwiseCall {
+ public:
+  LayerNormCall(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out)
+      : RowwiseCall(out), x_(x), weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    step.kernels.layer_norm(step.row(x_, row), weight_.data(), bias_.data(), eps_, out_.width, out(step, row));
+  }
+
+ private:
+  Matrix x_;
+  std::vector<float> weight_, bias_;
+  float eps_;
+};
+
+class AddCall : public RowwiseCall {
+ public:
+  AddCall(Matrix x, Matrix y, Matrix out) : RowwiseCall(out), x_(x), y_(y) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    step.kernels.add(step.row(x_, row), step.row(y_, row), out_.width, out(step, row));
+  }
+
+ private:
+  Matrix x_, y_;
+};
+
+// add, then a norm of the sum while it is in the cache. Where nobody reads the sum it is made in `out` itself: the
+// norms read a whole row before they write it.
+class AddNormCall : public RowwiseCall {
+ public:
+  AddNormCall(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out_sum,
+              Matrix out)
+      : RowwiseCall(out), x_(x), y_(y), weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps),
+        out_sum_(out_sum) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    float* sum = out_sum_.width > 0 ? step.row(out_sum_, row) : out(step, row);
+    step.kernels.add(step.row(x_, row), step.row(y_, row), out_.width, sum);
+    if (bias_.empty()) step.kernels.rms_norm(sum, weight_.data(), eps_, out_.width, out(step, row));
+    else step.kernels.layer_norm(sum, weight_.data(), bias_.data(), eps_, out_.width, out(step, row));
+  }
+
+ private:
+  Matrix x_, y_;
+  std::vector<float> weight_, bias_;
+  float eps_;
+  Matrix out_sum_;
+};
+
+class RopeCall : public RowwiseCall {
+ public:
+  using Table = std::shared_ptr<const std::vector<float>>;
+  RopeCall(Matrix x, Table cosines, Table sines, int32_t dim, int32_t head_dim, Matrix out)
+      : RowwiseCall(out), x_(x), cosines_(std::move(cosines)), sines_(std::move(sines)), dim_(dim),
+        head_dim_(head_dim) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    const int64_t at = static_cast<int64_t>(step.batch.positions[row]) * (dim_ / 2);
+    step.kernels.rope(step.row(x_, row), cosines_->data() + at, sines_->data() + at, dim_, head_dim_,
+                      out_.width / head_dim_, out(step, row));
+  }
+
+ private:
+  Matrix x_;
+  Table cosines_, sines_;
+  int32_t dim_, head_dim_;
+};
+
+// The first half of `attention`: this step's keys and values into their blocks.
+class StoreKvCall : public RowwiseCall {
+ public:
+  StoreKvCall(Matrix k, Matrix v, const KvPool& pool, int32_t layer)
+      : RowwiseCall(k), k_(k), v_(v), pool_(pool), layer_(layer) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    const int32_t position = step.batch.positions[row];
+    const int64_t table = static_cast<int64_t>(step.row_sequences[row]) * step.batch.block_table_width;
+    const int64_t at = step.batch.block_tables[table + position / kBlock] * pool_.block_elements() *
+                       pool_.element_bytes();
+    step.kernels.store_kv(pool_.format(), step.row(k_, row), step.row(v_, row), pool_.num_kv_heads(),
+                          pool_.head_dim(), pool_.padded_head_dim(), position % kBlock, pool_.keys(layer_) + at,
+                          pool_.values(layer_) + at);
+  }
+
+ private:
+  Matrix k_, v_;
+  const KvPool& pool_;
+  int32_t layer_;
+};
+
+class AttentionCall : public Call {
+ public:
+  AttentionCall(Matrix q, const KvPool& pool, int32_t layer, float scale, bool causal, Matrix out)
+      : q_(q), pool_(pool), layer_(layer), scale_(scale), causal_(causal), out_(out) {}
+
+  int num_tiles(const Step& step) const override {
+    return static_cast<int>(step.attention_tasks.size()) * pool_.num_kv_heads();
+  }
+  void run_tile(const Step& step, int tile) const override {
+    AttentionArgs args{};
+    args.q = step.row(q_, 0);
+    args.q_stride = q_.stride;
+    args.out = step.row(out_, 0);
+    args.out_stride = out_.stride;
+    args.keys = pool_.keys(layer_);
+    args.values = pool_.values(layer_);
+    args.block_elements = pool_.block_elements();
+    args.num_heads = q_.width / pool_.head_dim();
+    args.num_kv_heads = pool_.num_kv_heads();
+    args.head_dim = pool_.head_dim();
+    args.padded_head_dim = pool_.padded_head_dim();
+    args.scale = scale_;
+    args.causal = causal_;
+    AttentionTask task = step.attention_tasks[static_cast<std::size_t>(tile / pool_.num_kv_heads())];
+    task.kv_head = tile % pool_.num_kv_heads();
+    step.kernels.attention(pool_.format(), args, task);
+  }
+
+ private:
+  Matrix q_;
+  const KvPool& pool_;
+  int32_t layer_;
+  float scale_;
+  bool causal_;
+  Matrix out_;
+};
+
+class ActivationCall : public RowwiseCall {
+ public:
+  ActivationCall(ActivationKind kind, Matrix x, Matrix out) : RowwiseCall(out), kind_(kind), x_(x) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    step.kernels.activation(kind_, step.row(x_, row), out_.width, out(step, row));
+  }
+
+ private:
+  ActivationKind kind_;
+  Matrix x_;
+};
+
+class GatedActivationCall : public RowwiseCall {
+ public:
+  GatedActivationCall(ActivationKind kind, Matrix gate, Matrix up, Matrix out)
+      : RowwiseCall(out), kind_(kind), gate_(gate), up_(up) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    step.kernels.gated_activation(kind_, step.row(gate_, row), step.row(up_, row), out_.width, out(step, row));
+  }
+
+ private:
+  ActivationKind kind_;
+  Matrix gate_, up_;
+};
+
+class GatherRowsCall : public RowwiseCall {
+ public:
+  GatherRowsCall(Matrix x, Matrix out) : RowwiseCall(out), x_(x) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    const float* from = step.row(x_, step.batch.output_rows[row]);
+    std::copy_n(from, out_.width, out(step, row));
+  }
+
+ private:
+  Matrix x_;
+};
+
+class PoolCall : public RowwiseCall {
+ public:
+  PoolCall(PoolKind kind, Matrix x, Matrix out) : RowwiseCall(out), kind_(kind), x_(x) {}
+
+ protected:
+  void run_row(const Step& step, int32_t sequence) const override {
+    const int32_t begin = step.batch.sequence_starts[sequence], end = step.batch.sequence_starts[sequence + 1];
+    float* to = out(step, sequence);
+    std::copy_n(step.row(x_, kind_ == PoolKind::last ? end - 1 : begin), out_.width, to);
+    if (kind_ != PoolKind::mean) return;
+    for (int32_t row = begin + 1; row < end; ++row) step.kernels.add(to, step.row(x_, row), out_.width, to);
+    const float count = static_cast<float>(end - begin);
+    for (int32_t i = 0; i < out_.width; ++i) to[i] /= count;
+  }
+
+ private:
+  PoolKind kind_;
+  Matrix x_;
+};
+
+class L2NormalizeCall : public RowwiseCall {
+ public:
+  L2NormalizeCall(Matrix x, float eps, Matrix out) : RowwiseCall(out), x_(x), eps_(eps) {}
+
+ protected:
+  void run_row(const Step& step, int32_t row) const override {
+    step.kernels.l2_normalize(step.row(x_, row), eps_, out_.width, out(step, row));
+  }
+
+ private:
+  Matrix x_;
+  float eps_;
+};
+
+}  // namespace fastserve

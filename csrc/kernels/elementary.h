@@ -1,0 +1,57 @@
+// Elementary functions on vectors, a few units in the last place from exact.
+
+// Cephes expf: 2^n * p(r), r = x - n ln 2 in two pieces. Inputs below -110 give exactly zero.
+static inline F32 exp(F32 x) {
+  x = min(max(x, set1(-110.0f)), set1(88.72f));
+  F32 n = round(mul(x, set1(1.44269504088896341f)));
+  F32 r = fma(n, set1(-0.693359375f), x);
+  r = fma(n, set1(2.12194440e-4f), r);
+  F32 p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = fma(p, mul(r, r), add(r, set1(1.0f)));
+  return scale_by_power(p, n);
+}
+
+static inline float exp(float x) {
+  float lanes[kLanes];
+  store(lanes, exp(set1(x)));
+  return lanes[0];
+}
+
+static inline F32 tanh(F32 x) {
+  F32 e = exp(add(x, x));
+  return sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
+}
+
+// The rational minimax approximation of Eigen (generic_fast_erf_float), |error| < 4 ulp.
+static inline F32 erf(F32 x) {
+  x = min(max(x, set1(-4.0f)), set1(4.0f));
+  F32 x2 = mul(x, x);
+  F32 p = set1(-2.72614225801306e-10f);
+  p = fma(p, x2, set1(2.77068142495902e-08f));
+  p = fma(p, x2, set1(-2.10102402082508e-06f));
+  p = fma(p, x2, set1(-5.69250639462346e-05f));
+  p = fma(p, x2, set1(-7.34990630326855e-04f));
+  p = fma(p, x2, set1(-2.95459980854025e-03f));
+  p = fma(p, x2, set1(-1.60960333262415e-02f));
+  F32 q = set1(-1.45660718464996e-05f);
+  q = fma(q, x2, set1(-2.13374055278905e-04f));
+  q = fma(q, x2, set1(-1.68282697438203e-03f));
+  q = fma(q, x2, set1(-7.37332916720468e-03f));
+  q = fma(q, x2, set1(-1.42647390514189e-02f));
+  return div(mul(x, p), q);
+}
+
+static inline F32 silu(F32 x) { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }
+static inline F32 gelu(F32 x) {
+  return mul(mul(x, set1(0.5f)), add(set1(1.0f), erf(mul(x, set1(0.70710678118654752f)))));
+}
+static inline F32 gelu_tanh(F32 x) {
+  F32 inner = mul(set1(0.79788456080286536f), fma(mul(mul(x, x), x), set1(0.044715f), x));
+  return mul(mul(x, set1(0.5f)), add(set1(1.0f), tanh(inner)));
+}
+static inline F32 relu(F32 x) { return max(x, zero()); }

@@ -1,0 +1,50 @@
+// Compiled once per instruction set, with that set's flags and one of
+//   FASTSERVE_ISA_PORTABLE, FASTSERVE_ISA_AVX2, FASTSERVE_ISA_AVX512VNNI
+// Everything lives in a namespace of the set's own, and nothing of the C++ library is included.
+
+#include "kernel.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined(FASTSERVE_ISA_AVX512VNNI)
+#define FASTSERVE_ISA_NAMESPACE isa_avx512vnni
+#define FASTSERVE_ISA_TABLE avx512vnni_kernels
+#define FASTSERVE_ISA_NAME "avx512vnni"
+#include <immintrin.h>
+#elif defined(FASTSERVE_ISA_AVX2)
+#define FASTSERVE_ISA_NAMESPACE isa_avx2
+#define FASTSERVE_ISA_TABLE avx2_kernels
+#define FASTSERVE_ISA_NAME "avx2"
+#include <immintrin.h>
+#else
+#define FASTSERVE_ISA_NAMESPACE isa_portable
+#define FASTSERVE_ISA_TABLE portable_kernels
+#define FASTSERVE_ISA_NAME "portable"
+#endif
+
+namespace fastserve {
+namespace FASTSERVE_ISA_NAMESPACE {
+
+#include "vec.h"
+
+#include "elementary.h"
+
+#include "rowwise.h"
+
+#include "linear.h"
+
+#include "convert.h"
+
+#include "attention.h"
+
+static const Kernels kTable = {
+    FASTSERVE_ISA_NAME, embedding, linear,     quantize_row,     rms_norm,     layer_norm, add,      rope,
+    store_kv,           attention, activation, gated_activation, l2_normalize, decode_row, pack_row,
+};
+
+}  // namespace FASTSERVE_ISA_NAMESPACE
+
+const Kernels* FASTSERVE_ISA_TABLE() { return &FASTSERVE_ISA_NAMESPACE::kTable; }
+
+}  // namespace fastserve

@@ -1,0 +1,121 @@
+// The kernel table: plain structs and function pointers that every instruction set fills in.
+// No STL here or in any header that a per-ISA file includes: the linker may keep one ISA's copy of an inline
+// function for all of them.
+#pragma once
+
+#include <stdint.h>
+
+namespace fastserve {
+
+// Output channels a panel of packed weights holds.
+constexpr int kPanel = 64;
+// Tokens one KV block holds.
+constexpr int kBlock = 32;
+// Keys one attention split spans. Splits lie at absolute positions: partial softmax results are merged in order, so
+// that neither threads, nor batch, nor chunking can change a result.
+constexpr int kSplit = 256;
+// Columns of x that one float32 partial sum spans; as above, for the K dimension of float linears.
+constexpr int kDepthBlock = 256;
+constexpr int kMaxHeadDim = 256;
+
+enum class WeightFormat : int32_t { f32, bf16, int8 };
+enum class KvFormat : int32_t { f32, f16 };
+enum class StoredFormat : int32_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
+enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };
+
+// A matrix of weights [rows, depth], prepacked in panels of kPanel rows:
+//   f32, bf16: [panel][depth][kPanel]
+//   int8:      [panel][padded_depth / 4][kPanel][4], zero padded; value = int8 * scales[group][row]
+// Rows are zero padded to whole panels.
+struct PackedWeight {
+  WeightFormat format;
+  int32_t rows;
+  int32_t depth;
+  int32_t padded_depth;   // int8: depth rounded up to 4
+  int32_t group_size;     // int8: columns that share a scale; a multiple of 4 (of padded_depth if one group)
+  int32_t num_groups;
+  int64_t panel_bytes;
+  uint8_t* panels;        // 64-byte aligned
+  float* scales;          // int8: [num_groups][padded rows]
+  int32_t* offsets;       // int8: [num_groups][padded rows], 128 * sum of the group's weights (see QuantizedRows)
+};
+
+// Activations quantized per row and group: q = round(x / scale) + 128 as uint8 (the dot instruction wants
+// unsigned x signed), so that sum((q - 128) * w) = sum(q * w) - 128 * sum(w).
+struct QuantizedRows {
+  uint8_t* data;          // row r at data + r * row_bytes: [padded_depth] values, then (64-aligned) [num_groups] scales
+  int64_t row_bytes;
+  int64_t scales_offset;  // bytes from the row's start
+};
+
+struct LinearArgs {
+  const PackedWeight* weight;
+  const float* x;          // f32, bf16 weights: [rows, depth]
+  int64_t x_stride;
+  QuantizedRows quantized;  // int8 weights
+  const float* bias;        // [weight->rows] or null
+  float* out;
+  int64_t out_stride;
+};
+
+struct AttentionArgs {
+  const float* q;
+  int64_t q_stride;
+  float* out;
+  int64_t out_stride;
+  const void* keys;        // this layer's pool: [block][kv_head][padded_head_dim][kBlock]
+  const void* values;      // this layer's pool: [block][kv_head][kBlock][padded_head_dim]
+  int64_t block_elements;  // elements from one block to the next
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t padded_head_dim;
+  float scale;
+  bool causal;
+};
+
+// Rows first_row .. first_row + num_rows of one sequence against one key head.
+struct AttentionTask {
+  const int32_t* block_table;
+  int32_t first_row;       // in the flat batch
+  int32_t num_rows;
+  int32_t first_position;  // of first_row within its sequence
+  int32_t context_length;
+  int32_t kv_head;
+};
+
+struct Kernels {
+  const char* name;
+  // out[0 .. depth) = row `row` of the weight, dequantized.
+  void (*embedding)(const PackedWeight&, int32_t row, float* out);
+  // Rows [row_begin, row_end) x panels [panel_begin, panel_end) of out = x @ weight.T + bias.
+  void (*linear)(const LinearArgs&, int32_t row_begin, int32_t row_end, int32_t panel_begin, int32_t panel_end);
+  void (*quantize_row)(const float* x, int32_t depth, int32_t padded_depth, int32_t group_size, uint8_t* out,
+                       float* scales);
+  void (*rms_norm)(const float* x, const float* weight, float eps, int32_t width, float* out);
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int32_t width, float* out);
+  void (*add)(const float* x, const float* y, int32_t width, float* out);
+  // Every head of one row: cosines and sines are [dim / 2] of the row's position.
+  void (*rope)(const float* x, const float* cosines, const float* sines, int32_t dim, int32_t head_dim,
+               int32_t num_heads, float* out);
+  // One row's keys and values into slot `slot` of a block.
+  void (*store_kv)(KvFormat, const float* k, const float* v, int32_t num_kv_heads, int32_t head_dim,
+                   int32_t padded_head_dim, int32_t slot, void* key_block, void* value_block);
+  void (*attention)(KvFormat, const AttentionArgs&, const AttentionTask&);
+  void (*activation)(ActivationKind, const float* x, int32_t width, float* out);
+  void (*gated_activation)(ActivationKind, const float* gate, const float* up, int32_t width, float* out);
+  void (*l2_normalize)(const float* x, float eps, int32_t width, float* out);
+  // `count` elements of a stored row to float32; count is a multiple of the format's block.
+  void (*decode_row)(StoredFormat, const uint8_t* stored, int64_t count, float* out);
+  // One row into column `column` of a panel of the weight.
+  void (*pack_row)(const PackedWeight&, const float* row, uint8_t* panel, int32_t column, float* scales,
+                   int32_t* offsets, int64_t scales_stride, int8_t* scratch);
+};
+
+const Kernels* portable_kernels();
+#if defined(FASTSERVE_X86)
+const Kernels* avx2_kernels();
+const Kernels* avx512vnni_kernels();
+#endif
+
+}  // namespace fastserve

@@ -1,0 +1,127 @@
+// Kernels that work on one row: norms, rotary embedding, activations, quantization of activations.
+
+// Calls body(i, n) for every vector of a row: n lanes from column i, all of them but in the last call.
+template <class Body>
+static inline void each_vector(int32_t width, Body body) {
+  int32_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) body(i, kLanes);
+  if (i < width) body(i, width - i);
+}
+static inline F32 load_up_to(const float* p, int n) { return n == kLanes ? load(p) : load_first(p, n); }
+static inline void store_up_to(float* p, F32 a, int n) {
+  if (n == kLanes) store(p, a);
+  else store_first(p, a, n);
+}
+
+static void rms_norm(const float* x, const float* weight, float eps, int32_t width, float* out) {
+  F32 squares = zero();
+  each_vector(width, [&](int32_t i, int n) {
+    F32 a = load_up_to(x + i, n);
+    squares = fma(a, a, squares);
+  });
+  F32 scale = set1(1.0f / sqrtf(sum(squares) / (float)width + eps));
+  each_vector(width, [&](int32_t i, int n) {
+    store_up_to(out + i, mul(mul(load_up_to(x + i, n), scale), load_up_to(weight + i, n)), n);
+  });
+}
+
+static void layer_norm(const float* x, const float* weight, const float* bias, float eps, int32_t width, float* out) {
+  F32 total = zero();
+  each_vector(width, [&](int32_t i, int n) { total = add(total, load_up_to(x + i, n)); });
+  F32 mean = set1(sum(total) / (float)width);
+  F32 squares = zero();
+  each_vector(width, [&](int32_t i, int n) {
+    F32 d = first(sub(load_up_to(x + i, n), mean), zero(), n);
+    squares = fma(d, d, squares);
+  });
+  F32 scale = set1(1.0f / sqrtf(sum(squares) / (float)width + eps));
+  each_vector(width, [&](int32_t i, int n) {
+    F32 normed = mul(sub(load_up_to(x + i, n), mean), scale);
+    store_up_to(out + i, fma(normed, load_up_to(weight + i, n), load_up_to(bias + i, n)), n);
+  });
+}
+
+static void add(const float* x, const float* y, int32_t width, float* out) {
+  each_vector(width, [&](int32_t i, int n) {
+    store_up_to(out + i, add(load_up_to(x + i, n), load_up_to(y + i, n)), n);
+  });
+}
+
+static void rope(const float* x, const float* cosines, const float* sines, int32_t dim, int32_t head_dim,
+                 int32_t num_heads, float* out) {
+  int32_t half = dim / 2;
+  for (int32_t h = 0; h < num_heads; ++h, x += head_dim, out += head_dim) {
+    each_vector(half, [&](int32_t i, int n) {
+      F32 a = load_up_to(x + i, n), b = load_up_to(x + half + i, n);
+      F32 c = load_up_to(cosines + i, n), s = load_up_to(sines + i, n);
+      store_up_to(out + i, sub(mul(a, c), mul(b, s)), n);
+      store_up_to(out + half + i, add(mul(b, c), mul(a, s)), n);
+    });
+    for (int32_t i = dim; i < head_dim; ++i) out[i] = x[i];
+  }
+}
+
+template <class Function>
+static inline void map(const float* x, int32_t width, float* out, Function f) {
+  each_vector(width, [&](int32_t i, int n) { store_up_to(out + i, f(load_up_to(x + i, n)), n); });
+}
+static void activation(ActivationKind kind, const float* x, int32_t width, float* out) {
+  switch (kind) {
+    case ActivationKind::silu: return map(x, width, out, [](F32 a) { return silu(a); });
+    case ActivationKind::gelu: return map(x, width, out, [](F32 a) { return gelu(a); });
+    case ActivationKind::gelu_tanh: return map(x, width, out, [](F32 a) { return gelu_tanh(a); });
+    case ActivationKind::relu: return map(x, width, out, [](F32 a) { return relu(a); });
+    case ActivationKind::tanh: return map(x, width, out, [](F32 a) { return tanh(a); });
+  }
+}
+
+template <class Function>
+static inline void gate(const float* g, const float* up, int32_t width, float* out, Function f) {
+  each_vector(width, [&](int32_t i, int n) {
+    store_up_to(out + i, mul(f(load_up_to(g + i, n)), load_up_to(up + i, n)), n);
+  });
+}
+static void gated_activation(ActivationKind kind, const float* g, const float* up, int32_t width, float* out) {
+  switch (kind) {
+    case ActivationKind::silu: return gate(g, up, width, out, [](F32 a) { return silu(a); });
+    case ActivationKind::gelu: return gate(g, up, width, out, [](F32 a) { return gelu(a); });
+    case ActivationKind::gelu_tanh: return gate(g, up, width, out, [](F32 a) { return gelu_tanh(a); });
+    case ActivationKind::relu: return gate(g, up, width, out, [](F32 a) { return relu(a); });
+    case ActivationKind::tanh: return gate(g, up, width, out, [](F32 a) { return tanh(a); });
+  }
+}
+
+static void l2_normalize(const float* x, float eps, int32_t width, float* out) {
+  F32 squares = zero();
+  each_vector(width, [&](int32_t i, int n) {
+    F32 a = load_up_to(x + i, n);
+    squares = fma(a, a, squares);
+  });
+  float norm = sqrtf(sum(squares));
+  F32 divisor = set1(norm > eps ? norm : eps);
+  each_vector(width, [&](int32_t i, int n) { store_up_to(out + i, div(load_up_to(x + i, n), divisor), n); });
+}
+
+static inline float largest_magnitude(const float* x, int32_t count) {
+  F32 m = zero();
+  each_vector(count, [&](int32_t i, int n) { m = max(m, abs(load_up_to(x + i, n))); });
+  return largest(m);
+}
+
+static void quantize_row(const float* x, int32_t depth, int32_t padded_depth, int32_t group_size, uint8_t* out,
+                         float* scales) {
+  for (int32_t begin = 0, g = 0; begin < padded_depth; begin += group_size, ++g) {
+    int32_t end = begin + group_size < depth ? begin + group_size : depth;
+    float largest_value = largest_magnitude(x + begin, end - begin);
+    scales[g] = largest_value / 127.0f;
+    F32 inverse = set1(largest_value > 0.0f ? 127.0f / largest_value : 0.0f);
+    int32_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) store_offset_bytes(out + i, mul(load(x + i), inverse));
+    if (i < end) {
+      uint8_t rest[kLanes];
+      store_offset_bytes(rest, mul(load_first(x + i, end - i), inverse));
+      memcpy(out + i, rest, (size_t)(end - i));
+    }
+  }
+  for (int32_t i = depth; i < padded_depth; ++i) out[i] = 128;
+}

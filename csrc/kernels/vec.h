@@ -1,0 +1,240 @@
+// The vector types of one instruction set: F32 and I32 of `kLanes` lanes, and the few operations the kernels need.
+// Included once per instruction set, inside that set's own namespace (see isa.cpp).
+//
+// Every floating-point operation is explicit: the build forbids contraction, so that two instances of a kernel
+// template can never round differently.
+
+#if defined(FASTSERVE_ISA_AVX512VNNI)
+
+constexpr int kLanes = 16;
+struct F32 { __m512 v; };
+struct I32 { __m512i v; };
+
+static inline F32 zero() { return {_mm512_setzero_ps()}; }
+static inline F32 set1(float x) { return {_mm512_set1_ps(x)}; }
+static inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+static inline F32 load_first(const float* p, int n) { return {_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)}; }
+static inline void store_first(float* p, F32 a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a.v); }
+static inline F32 add(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline F32 sub(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline F32 mul(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline F32 div(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+// a * b + c
+static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline F32 round(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// a * 2^n for integral n
+static inline F32 scale_by_power(F32 a, F32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+// Lanes below n of a, of b beyond.
+static inline F32 first(F32 a, F32 b, int n) { return {_mm512_mask_blend_ps((__mmask16)((1u << n) - 1), b.v, a.v)}; }
+static inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
+static inline float largest(F32 a) { return _mm512_reduce_max_ps(a.v); }
+static inline F32 load_bf16(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+}
+static inline F32 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+static inline void store_f16(uint16_t* p, F32 a) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+
+static inline I32 zero_i32() { return {_mm512_setzero_si512()}; }
+static inline I32 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+static inline F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// Four unsigned bytes of an activation, in every lane.
+struct Bytes4 { __m512i v; };
+static inline Bytes4 broadcast4(const uint8_t* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return {_mm512_set1_epi32(word)};
+}
+// Four signed bytes a lane.
+struct Weights4 { __m512i v; };
+static inline Weights4 load_weights4(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
+// acc + sum over a lane's four bytes of x * w, exact.
+static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return {_mm512_dpbusd_epi32(acc.v, x.v, w.v)}; }
+// round(x) + 128 as bytes, for |x| <= 127.
+static inline void store_offset_bytes(uint8_t* p, F32 a) {
+  __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_set1_epi32(128));
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(q));
+}
+
+#elif defined(FASTSERVE_ISA_AVX2)
+
+constexpr int kLanes = 8;
+struct F32 { __m256 v; };
+struct I32 { __m256i v; };
+
+static inline __m256i first_mask(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static inline F32 zero() { return {_mm256_setzero_ps()}; }
+static inline F32 set1(float x) { return {_mm256_set1_ps(x)}; }
+static inline F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+static inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.v); }
+static inline F32 load_first(const float* p, int n) { return {_mm256_maskload_ps(p, first_mask(n))}; }
+static inline void store_first(float* p, F32 a, int n) { _mm256_maskstore_ps(p, first_mask(n), a.v); }
+static inline F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+static inline F32 sub(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+static inline F32 mul(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+static inline F32 div(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
+static inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
+static inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
+static inline F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+static inline F32 round(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+static inline __m256 power_of_two(__m256i n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+// In two factors, so that results below the smallest normal number underflow gradually to zero.
+static inline F32 scale_by_power(F32 a, F32 n) {
+  __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1);
+  return {_mm256_mul_ps(_mm256_mul_ps(a.v, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)))};
+}
+static inline F32 first(F32 a, F32 b, int n) {
+  return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(first_mask(n)))};
+}
+static inline float sum(F32 a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+static inline float largest(F32 a) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+static inline F32 load_bf16(const uint16_t* p) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16))};
+}
+static inline F32 load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
+static inline void store_f16(uint16_t* p, F32 a) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+
+static inline I32 zero_i32() { return {_mm256_setzero_si256()}; }
+static inline I32 load_i32(const int32_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+static inline I32 sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+static inline F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
+// vpmaddubsw would saturate its 16-bit sums (255 * 127 * 2 > 32767), so bytes are widened to 16 bits first, even and
+// odd ones apart, and multiplied by vpmaddwd, whose 32-bit sums are exact.
+struct Bytes4 { __m256i even, odd; };
+static inline Bytes4 broadcast4(const uint8_t* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  __m256i x = _mm256_set1_epi32(word);
+  return {_mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(x, 8)};
+}
+struct Weights4 { __m256i even, odd; };
+static inline Weights4 load_weights4(const int8_t* p) {
+  __m256i w = _mm256_loadu_si256((const __m256i*)p);
+  return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)};
+}
+static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
+  __m256i products = _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd));
+  return {_mm256_add_epi32(acc.v, products)};
+}
+static inline void store_offset_bytes(uint8_t* p, F32 a) {
+  __m256i q = _mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(128));
+  __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(half, half));
+}
+
+#else  // portable: plain loops, which compilers turn into whatever vectors the baseline has
+
+constexpr int kLanes = 8;
+struct F32 { float v[kLanes]; };
+struct I32 { int32_t v[kLanes]; };
+
+#define FASTSERVE_EACH(expression)                 \
+  F32 r;                                           \
+  for (int i = 0; i < kLanes; ++i) r.v[i] = (expression); \
+  return r
+
+static inline float bits_to_f32(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline uint32_t f32_to_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+
+static inline F32 zero() { return {}; }
+static inline F32 set1(float x) { FASTSERVE_EACH(x); }
+static inline F32 load(const float* p) { F32 r; memcpy(r.v, p, sizeof r.v); return r; }
+static inline void store(float* p, F32 a) { memcpy(p, a.v, sizeof a.v); }
+static inline F32 load_first(const float* p, int n) { FASTSERVE_EACH(i < n ? p[i] : 0.0f); }
+static inline void store_first(float* p, F32 a, int n) { for (int i = 0; i < n; ++i) p[i] = a.v[i]; }
+static inline F32 add(F32 a, F32 b) { FASTSERVE_EACH(a.v[i] + b.v[i]); }
+static inline F32 sub(F32 a, F32 b) { FASTSERVE_EACH(a.v[i] - b.v[i]); }
+static inline F32 mul(F32 a, F32 b) { FASTSERVE_EACH(a.v[i] * b.v[i]); }
+static inline F32 div(F32 a, F32 b) { FASTSERVE_EACH(a.v[i] / b.v[i]); }
+static inline F32 max(F32 a, F32 b) { FASTSERVE_EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+static inline F32 min(F32 a, F32 b) { FASTSERVE_EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+static inline F32 abs(F32 a) { FASTSERVE_EACH(fabsf(a.v[i])); }
+// Rounded twice: a fused multiply-add without the instruction is a slow library call.
+static inline F32 fma(F32 a, F32 b, F32 c) { FASTSERVE_EACH(a.v[i] * b.v[i] + c.v[i]); }
+static inline F32 round(F32 a) { FASTSERVE_EACH(nearbyintf(a.v[i])); }
+static inline float power_of_two(int32_t n) { return bits_to_f32((uint32_t)(n + 127) << 23); }
+static inline F32 scale_by_power(F32 a, F32 n) {
+  F32 r;
+  for (int i = 0; i < kLanes; ++i) {
+    int32_t whole = (int32_t)n.v[i], half = whole >> 1;
+    r.v[i] = a.v[i] * power_of_two(half) * power_of_two(whole - half);
+  }
+  return r;
+}
+static inline F32 first(F32 a, F32 b, int n) { FASTSERVE_EACH(i < n ? a.v[i] : b.v[i]); }
+static inline float sum(F32 a) {
+  return ((a.v[0] + a.v[4]) + (a.v[2] + a.v[6])) + ((a.v[1] + a.v[5]) + (a.v[3] + a.v[7]));
+}
+static inline float largest(F32 a) {
+  float m = a.v[0];
+  for (int i = 1; i < kLanes; ++i) m = a.v[i] > m ? a.v[i] : m;
+  return m;
+}
+static inline float f16_to_f32(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+  if (rest >= 0x7c00) return bits_to_f32(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+  // A multiplication by 2^112 rebiases the exponent and normalizes subnormals.
+  return bits_to_f32(sign | f32_to_bits(bits_to_f32(rest << 13) * bits_to_f32(0x77800000)));
+}
+static inline uint16_t to_f16(float x) {
+  uint32_t bits = f32_to_bits(x), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
+  if (rest > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+  if (rest >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
+  if (rest < 0x38800000) {  // subnormal: adding 0.5 aligns the mantissa and rounds to nearest even
+    return (uint16_t)(sign | (f32_to_bits(bits_to_f32(rest) + 0.5f) - 0x3f000000));
+  }
+  uint32_t odd = rest >> 13 & 1;
+  return (uint16_t)(sign | ((rest - 0x38000000 + 0xfff + odd) >> 13));
+}
+static inline F32 load_bf16(const uint16_t* p) { FASTSERVE_EACH(bits_to_f32((uint32_t)p[i] << 16)); }
+static inline F32 load_f16(const uint16_t* p) { FASTSERVE_EACH(f16_to_f32(p[i])); }
+static inline void store_f16(uint16_t* p, F32 a) { for (int i = 0; i < kLanes; ++i) p[i] = to_f16(a.v[i]); }
+
+static inline I32 zero_i32() { return {}; }
+static inline I32 load_i32(const int32_t* p) { I32 r; memcpy(r.v, p, sizeof r.v); return r; }
+static inline I32 sub(I32 a, I32 b) {
+  I32 r;
+  for (int i = 0; i < kLanes; ++i) r.v[i] = a.v[i] - b.v[i];
+  return r;
+}
+static inline F32 to_f32(I32 a) { FASTSERVE_EACH((float)a.v[i]); }
+struct Bytes4 { int32_t v[4]; };
+static inline Bytes4 broadcast4(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+struct Weights4 { const int8_t* p; };
+static inline Weights4 load_weights4(const int8_t* p) { return {p}; }
+static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
+  for (int i = 0; i < kLanes; ++i) {
+    const int8_t* p = w.p + 4 * i;
+    acc.v[i] += x.v[0] * p[0] + x.v[1] * p[1] + x.v[2] * p[2] + x.v[3] * p[3];
+  }
+  return acc;
+}
+static inline void store_offset_bytes(uint8_t* p, F32 a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)((int32_t)nearbyintf(a.v[i]) + 128);
+}
+
+#undef FASTSERVE_EACH
+#endif

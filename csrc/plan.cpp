@@ -1,0 +1,224 @@
+#include "plan.h"
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "calls.h"
+
+namespace fastserve {
+namespace {
+
+// Tokens of one attention tile: few enough for many tiles, enough to share the loads of keys.
+constexpr int32_t kTokensPerAttentionTile = 8;
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
+  if (value < low || value > high)
+    refuse(std::string(what) + " is " + std::to_string(value) + "; the limits are " + std::to_string(low) + " and " +
+           std::to_string(high));
+}
+
+// All calls of a plan for one step, then the sampling of its output rows.
+class StepJob : public Job {
+ public:
+  StepJob(const std::vector<std::unique_ptr<Call>>& calls, const Step& step, const SampleBatch* sampling,
+          const Matrix* logits, SampleResult* results, std::vector<SampleScratch>& scratch)
+      : calls_(calls), step_(step), sampling_(sampling), logits_(logits), results_(results), scratch_(scratch) {}
+
+  int num_stages() const override { return static_cast<int>(calls_.size()) + (sampling_ ? 1 : 0); }
+  int num_tiles(int stage) const override {
+    return is_sampling(stage) ? sampling_->num_rows : calls_[static_cast<std::size_t>(stage)]->num_tiles(step_);
+  }
+  void run_tile(int stage, int tile, int thread) override {
+    if (is_sampling(stage))
+      sample_row(step_.row(*logits_, tile), logits_->width, sampling_->row(tile),
+                 scratch_[static_cast<std::size_t>(thread)], results_[tile]);
+    else
+      calls_[static_cast<std::size_t>(stage)]->run_tile(step_, tile);
+  }
+
+ private:
+  bool is_sampling(int stage) const { return stage == static_cast<int>(calls_.size()); }
+
+  const std::vector<std::unique_ptr<Call>>& calls_;
+  const Step& step_;
+  const SampleBatch* sampling_;
+  const Matrix* logits_;
+  SampleResult* results_;
+  std::vector<SampleScratch>& scratch_;
+};
+
+}  // namespace
+
+KvPool::KvPool(int32_t num_layers, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim, KvFormat format)
+    : num_layers_(num_layers),
+      num_kv_heads_(num_kv_heads),
+      head_dim_(head_dim),
+      padded_head_dim_(static_cast<int32_t>(round_up(static_cast<std::size_t>(head_dim), 16))),
+      format_(format) {
+  check_range("head_dim", head_dim, 1, kMaxHeadDim);
+  block_elements_ = static_cast<int64_t>(num_kv_heads) * padded_head_dim_ * kBlock;
+  layer_bytes_ = block_elements_ * element_bytes() * num_blocks;
+  memory_ = allocate<uint8_t>(static_cast<std::size_t>(num_bytes()));
+}
+
+Plan::Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels, ThreadPool& pool)
+    : limits_(limits),
+      kernels_(kernels),
+      pool_(pool),
+      arena_bytes_(arena_bytes),
+      arena_(allocate<uint8_t>(static_cast<std::size_t>(arena_bytes))),
+      scratch_(static_cast<std::size_t>(pool.num_threads())) {}
+
+Plan::~Plan() = default;
+
+// Every matrix of a call must lie within the arena at the plan's limits.
+void Plan::check(const Matrix& m) const {
+  const int64_t rows = m.rows == Rows::tokens    ? limits_.max_tokens
+                       : m.rows == Rows::outputs ? limits_.max_outputs
+                                                 : limits_.max_sequences;
+  const int64_t end = m.offset_bytes + ((rows - 1) * m.stride + m.width) * static_cast<int64_t>(sizeof(float));
+  if (m.offset_bytes < 0 || m.width < 0 || m.stride < m.width || end > arena_bytes_)
+    refuse("a matrix of the plan lies outside its arena");
+}
+
+void Plan::embedding(IdSource ids, const Weight& weight, Matrix out) {
+  check(out);
+  calls_.push_back(std::make_unique<EmbeddingCall>(ids, weight, out));
+}
+
+void Plan::linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out) {
+  check(x), check(out);
+  calls_.push_back(std::make_unique<LinearCall>(x, weight, std::move(bias), out));
+}
+
+void Plan::quantize_rows(Matrix x, int32_t group_size, Matrix out) {
+  check(x), check(out);
+  calls_.push_back(std::make_unique<QuantizeRowsCall>(x, group_size, out));
+}
+
+void Plan::rms_norm(Matrix x, std::vector<float> weight, float eps, Matrix out) {
+  check(x), check(out);
+  calls_.push_back(std::make_unique<RmsNormCall>(x, std::move(weight), eps, out));
+}
+
+void Plan::layer_norm(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out) {
+  check(x), check(out);
+  calls_.push_back(std::make_unique<LayerNormCall>(x, std::move(weight), std::move(bias), eps, out));
+}
+
+void Plan::add(Matrix x, Matrix y, Matrix out) {
+  check(x), check(y), check(out);
+  calls_.push_back(std::make_unique<AddCall>(x, y, out));
+}
+
+void Plan::add_rms_norm(Matrix x, Matrix y, std::vector<float> weight, float eps, Matrix out_sum, Matrix out) {
+  add_layer_norm(x, y, std::move(weight), {}, eps, out_sum, out);
+}
+
+void Plan::add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps,
+                          Matrix out_sum, Matrix out) {
+  check(x), check(y), check(out_sum), check(out);
+  calls_.push_back(
+      std::make_unique<AddNormCall>(x, y, std::move(weight), std::move(bias), eps, out_sum, out));
+}
+
+void Plan::rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines,
+                std::shared_ptr<const std::vector<float>> sines, int32_t dim, int32_t head_dim, Matrix out) {
+  check(x), check(out);
+  const auto needed = static_cast<std::size_t>(limits_.max_context) * static_cast<std::size_t>(dim / 2);
+  if (cosines->size() < needed || sines->size() < needed) refuse("a rotary table is shorter than the context");
+  calls_.push_back(std::make_unique<RopeCall>(x, std::move(cosines), std::move(sines), dim, head_dim, out));
+}
+
+void Plan::attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, float scale, bool causal,
+                     Matrix out) {
+  check(q), check(k), check(v), check(out);
+  check_range("layer", layer, 0, pool.num_layers() - 1);
+  calls_.push_back(std::make_unique<StoreKvCall>(k, v, pool, layer));
+  calls_.push_back(std::make_unique<AttentionCall>(q, pool, layer, scale, causal, out));
+}
+
+void Plan::activation(ActivationKind kind, Matrix x, Matrix out) {
+  check(x), check(out);
+  calls_.push_back(std::make_unique<ActivationCall>(kind, x, out));
+}
+
+void Plan::gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out) {
+  check(gate), check(up), check(out);
+  calls_.push_back(std::make_unique<GatedActivationCall>(kind, gate, up, out));
+}
+
+void Plan::gather_rows(Matrix x, Matrix out) {
+  check(x), check(out);
+  calls_.push_back(std::make_unique<GatherRowsCall>(x, out));
+}
+
+void Plan::pool(PoolKind kind, Matrix x, Matrix out) {
+  check(x), check(out);
+  calls_.push_back(std::make_unique<PoolCall>(kind, x, out));
+}
+
+void Plan::l2_normalize(Matrix x, float eps, Matrix out) {
+  check(x), check(out);
+  calls_.push_back(std::make_unique<L2NormalizeCall>(x, eps, out));
+}
+
+void Plan::check(const Batch& b) const {
+  check_range("tokens in the batch", b.num_tokens, 1, limits_.max_tokens);
+  check_range("sequences in the batch", b.num_sequences, 1, limits_.max_sequences);
+  check_range("output rows in the batch", b.num_outputs, 0, limits_.max_outputs);
+  if (b.sequence_starts[0] != 0 || b.sequence_starts[b.num_sequences] != b.num_tokens)
+    refuse("sequence_starts must run from 0 to the number of tokens");
+  for (int32_t s = 0; s < b.num_sequences; ++s) {
+    const int32_t begin = b.sequence_starts[s], end = b.sequence_starts[s + 1], length = b.context_lengths[s];
+    check_range("tokens of a sequence", end - begin, 1, b.num_tokens);
+    check_range("context length", length, end - begin, limits_.max_context);
+    if (limits_.needs_whole_sequences && length != end - begin)
+      refuse("bidirectional attention needs all " + std::to_string(length) + " tokens of a sequence in one batch, not " +
+             std::to_string(end - begin));
+    const int32_t num_blocks = (length + kBlock - 1) / kBlock;
+    check_range("blocks of a sequence", num_blocks, 1, b.block_table_width);
+    for (int32_t i = 0; i < num_blocks; ++i)
+      check_range("block", b.block_tables[static_cast<int64_t>(s) * b.block_table_width + i], 0,
+                  limits_.num_blocks - 1);
+    for (int32_t row = begin; row < end; ++row)
+      if (b.positions[row] != length - (end - row))
+        refuse("positions of a sequence must be consecutive and end at its context length");
+  }
+  for (int32_t row = 0; row < b.num_tokens; ++row) {
+    check_range("token id", b.token_ids[row], 0, limits_.vocab_size - 1);
+    if (b.token_types) check_range("token type", b.token_types[row], 0, limits_.num_token_types - 1);
+  }
+  for (int32_t i = 0; i < b.num_outputs; ++i) check_range("output row", b.output_rows[i], 0, b.num_tokens - 1);
+}
+
+void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* logits, SampleResult* results) {
+  check(batch);
+  if (sampling) {
+    if (sampling->num_rows != batch.num_outputs) refuse("sampling must name every output row");
+    check_sample_batch(*sampling, logits->width);
+  }
+  row_sequences_.resize(static_cast<std::size_t>(batch.num_tokens));
+  token_types_.assign(static_cast<std::size_t>(batch.num_tokens), 0);
+  if (batch.token_types) token_types_.assign(batch.token_types, batch.token_types + batch.num_tokens);
+  attention_tasks_.clear();
+  for (int32_t s = 0; s < batch.num_sequences; ++s) {
+    const int32_t begin = batch.sequence_starts[s], end = batch.sequence_starts[s + 1];
+    std::fill(row_sequences_.begin() + begin, row_sequences_.begin() + end, s);
+    const int32_t* table = batch.block_tables + static_cast<int64_t>(s) * batch.block_table_width;
+    for (int32_t row = begin; row < end; row += kTokensPerAttentionTile)
+      attention_tasks_.push_back({table, row, std::min(kTokensPerAttentionTile, end - row), batch.positions[row],
+                                  batch.context_lengths[s], 0});
+  }
+  const Step step{kernels_, arena_.get(), batch, row_sequences_, token_types_, attention_tasks_};
+  StepJob job(calls_, step, sampling, logits, results, scratch_);
+  pool_.run(job);
+  if (!sampling) return;
+  for (int32_t i = 0; i < batch.num_outputs; ++i)
+    if (!results[i].ok) throw std::domain_error("the logits of output row " + std::to_string(i) + " are not numbers");
+}
+
+}  // namespace fastserve

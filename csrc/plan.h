@@ -1,0 +1,154 @@
+// A compiled graph: a flat array of kernel calls over one arena, run a whole step at a time.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels/kernel.h"
+#include "memory.h"
+#include "sample.h"
+#include "threads.h"
+#include "weight.h"
+
+namespace fastserve {
+
+enum class Rows : int32_t { tokens, outputs, sequences };
+enum class IdSource : int32_t { token_ids, positions, token_types };
+enum class PoolKind : int32_t { mean, first, last };
+
+// A value of the graph: a strided float32 matrix in the arena.
+struct Matrix {
+  int64_t offset_bytes;
+  int32_t stride;  // floats from one row to the next
+  int32_t width;
+  Rows rows;
+};
+
+// Capacities that a plan is made for.
+struct PlanLimits {
+  int32_t max_tokens;
+  int32_t max_outputs;
+  int32_t max_sequences;
+  int32_t num_blocks;
+  int32_t max_context;
+  int32_t vocab_size;
+  int32_t num_token_types;
+  bool needs_whole_sequences;  // attention is bidirectional: a sequence comes in one batch
+};
+
+// One step's batch; fields as in fastserve.types.Batch. The pointers are borrowed.
+struct Batch {
+  int32_t num_tokens;
+  int32_t num_sequences;
+  int32_t num_outputs;
+  int32_t block_table_width;
+  const int32_t* token_ids;
+  const int32_t* positions;
+  const int32_t* token_types;  // null: all zero
+  const int32_t* sequence_starts;
+  const int32_t* context_lengths;
+  const int32_t* block_tables;
+  const int32_t* output_rows;
+};
+
+// What every call of a step reads.
+struct Step {
+  const Kernels& kernels;
+  uint8_t* arena;
+  const Batch& batch;
+  const std::vector<int32_t>& row_sequences;     // [tokens] the sequence that owns each row
+  const std::vector<int32_t>& token_types;       // [tokens]
+  const std::vector<AttentionTask>& attention_tasks;  // of one key head
+
+  float* row(const Matrix& m, int64_t r) const {
+    return reinterpret_cast<float*>(arena + m.offset_bytes) + r * m.stride;
+  }
+  int32_t num_rows(Rows rows) const {
+    return rows == Rows::tokens ? batch.num_tokens : rows == Rows::outputs ? batch.num_outputs : batch.num_sequences;
+  }
+};
+
+// One kernel call of a plan, cut into tiles.
+class Call {
+ public:
+  virtual ~Call() = default;
+  virtual int num_tiles(const Step& step) const = 0;
+  virtual void run_tile(const Step& step, int tile) const = 0;
+};
+
+// Keys and values of all layers in blocks of kBlock tokens. Block b of layer l: keys [kv_head][padded_head_dim][kBlock]
+// and values [kv_head][kBlock][padded_head_dim].
+class KvPool {
+ public:
+  KvPool(int32_t num_layers, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim, KvFormat format);
+
+  uint8_t* keys(int32_t layer) const { return memory_.get() + 2 * layer * layer_bytes_; }
+  uint8_t* values(int32_t layer) const { return keys(layer) + layer_bytes_; }
+  int64_t block_elements() const { return block_elements_; }
+  int64_t element_bytes() const { return format_ == KvFormat::f32 ? 4 : 2; }
+  int64_t num_bytes() const { return 2 * num_layers_ * layer_bytes_; }
+  int32_t num_layers() const { return num_layers_; }
+  int32_t num_kv_heads() const { return num_kv_heads_; }
+  int32_t head_dim() const { return head_dim_; }
+  int32_t padded_head_dim() const { return padded_head_dim_; }
+  KvFormat format() const { return format_; }
+
+ private:
+  int32_t num_layers_, num_kv_heads_, head_dim_, padded_head_dim_;
+  KvFormat format_;
+  int64_t block_elements_, layer_bytes_;
+  AlignedArray<uint8_t> memory_;
+};
+
+// Builds up by one method an op, named as the op, then runs steps. Weights and pools are borrowed: they outlive it.
+class Plan {
+ public:
+  Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels, ThreadPool& pool);
+  ~Plan();
+
+  void embedding(IdSource ids, const Weight& weight, Matrix out);
+  void linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
+  void quantize_rows(Matrix x, int32_t group_size, Matrix out);
+  void rms_norm(Matrix x, std::vector<float> weight, float eps, Matrix out);
+  void layer_norm(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out);
+  void add(Matrix x, Matrix y, Matrix out);
+  // out_sum of width 0: nobody reads the sum.
+  void add_rms_norm(Matrix x, Matrix y, std::vector<float> weight, float eps, Matrix out_sum, Matrix out);
+  void add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps,
+                      Matrix out_sum, Matrix out);
+  // cosines and sines: [positions][dim / 2]
+  void rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines, std::shared_ptr<const std::vector<float>> sines,
+            int32_t dim, int32_t head_dim, Matrix out);
+  void attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, float scale, bool causal, Matrix out);
+  void activation(ActivationKind kind, Matrix x, Matrix out);
+  void gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out);
+  void gather_rows(Matrix x, Matrix out);
+  void pool(PoolKind kind, Matrix x, Matrix out);
+  void l2_normalize(Matrix x, float eps, Matrix out);
+
+  // Runs one step. With `sampling`, rows of `logits` are sampled into `results`, and used as scratch.
+  // Throws std::invalid_argument where the batch is inconsistent or beyond the limits, before anything is written;
+  // std::domain_error where a row of logits cannot be sampled.
+  void run(const Batch& batch, const SampleBatch* sampling, const Matrix* logits, SampleResult* results);
+
+  const float* data(const Matrix& m) const { return reinterpret_cast<const float*>(arena_.get() + m.offset_bytes); }
+  int num_calls() const { return static_cast<int>(calls_.size()); }
+
+ private:
+  void check(const Batch& batch) const;
+  void check(const Matrix& m) const;
+
+  PlanLimits limits_;
+  const Kernels& kernels_;
+  ThreadPool& pool_;
+  int64_t arena_bytes_;
+  AlignedArray<uint8_t> arena_;
+  std::vector<std::unique_ptr<Call>> calls_;
+  std::vector<SampleScratch> scratch_;  // one a thread
+  // Kept from step to step for their memory.
+  std::vector<int32_t> row_sequences_;
+  std::vector<int32_t> token_types_;
+  std::vector<AttentionTask> attention_tasks_;
+};
+
+}  // namespace fastserve

@@ -1,0 +1,155 @@
+#include "threads.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <string>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace fastserve {
+namespace {
+
+// How often to look before sleeping: some tens of microseconds between steps, fewer between stages. Long enough to
+// bridge the gaps of a running model, short enough to leave the core to a busy neighbour.
+constexpr int kSpinsForRun = 4000;
+constexpr int kSpinsForStage = 2000;
+
+inline void pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+  asm volatile("yield");
+#else
+  std::this_thread::yield();
+#endif
+}
+
+uint64_t tagged(uint32_t run, uint32_t count) { return static_cast<uint64_t>(run) << 32 | count; }
+uint32_t run_of(uint64_t counter) { return static_cast<uint32_t>(counter >> 32); }
+
+#if defined(__linux__)
+// CPUs' worth of time that the cgroup grants, or 0 where it sets no limit (v2: cpu.max, v1: cfs quota).
+double cgroup_quota() {
+  std::string quota;
+  double period = 0;
+  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> quota >> period && quota != "max" && period > 0)
+    return std::stod(quota) / period;
+  double quota_us = 0;
+  std::ifstream v1_quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+  if (v1_quota >> quota_us && v1_period >> period && quota_us > 0 && period > 0) return quota_us / period;
+  return 0;
+}
+#endif
+
+}  // namespace
+
+int ThreadPool::available_cores() {
+  int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+#if defined(__linux__)
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof mask, &mask) == 0) cores = std::max(1, CPU_COUNT(&mask));
+  if (double quota = cgroup_quota(); quota > 0) cores = std::min(cores, std::max(1, static_cast<int>(quota)));
+#endif
+  return cores;
+}
+
+ThreadPool::ThreadPool(int num_threads) : stages_(new Stage[kMaxStages]) {
+  for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+}
+
+ThreadPool::~ThreadPool() {
+  stopping_.store(true);
+  run_.fetch_add(1);
+  run_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(Job& job) {
+  const int num_stages = job.num_stages();
+  for (int first = 0; first < num_stages; first += kMaxStages)
+    run_stages(job, first, std::min(kMaxStages, num_stages - first));
+}
+
+void ThreadPool::run_stages(Job& job, int first_stage, int num_stages) {
+  const uint32_t run = run_.load(std::memory_order_relaxed) + 1;
+  // Make late threads' claims fail before anything that they read changes.
+  for (int s = 0; s < num_stages; ++s) {
+    stages_[s].next.store(tagged(run, UINT32_MAX), std::memory_order_relaxed);
+    stages_[s].done.store(tagged(run, 0), std::memory_order_relaxed);
+    stages_[s].num_tiles.store(static_cast<uint32_t>(job.num_tiles(first_stage + s)), std::memory_order_release);
+  }
+  job_ = &job;
+  first_stage_ = first_stage;
+  num_stages_.store(num_stages, std::memory_order_relaxed);
+  // A tile can be claimed from here on: `next` publishes all of the above.
+  for (int s = 0; s < num_stages; ++s) stages_[s].next.store(tagged(run, 0), std::memory_order_release);
+  run_.store(run, std::memory_order_release);
+  run_.notify_all();
+  walk(run, 0);
+}
+
+void ThreadPool::work(int thread) {
+  uint32_t seen = 0;
+  for (;;) {
+    for (int spin = 0; spin < kSpinsForRun && run_.load(std::memory_order_acquire) == seen; ++spin) pause();
+    run_.wait(seen, std::memory_order_acquire);
+    if (stopping_.load()) return;
+    seen = run_.load(std::memory_order_acquire);
+    walk(seen, thread);
+  }
+}
+
+// Helps with every stage of one run until it, or the run, is over.
+void ThreadPool::walk(uint32_t run, int thread) {
+  const int num_stages = num_stages_.load(std::memory_order_relaxed);
+  for (int s = 0; s < num_stages; ++s) {
+    Stage& stage = stages_[s];
+    uint32_t tile;
+    while (claim(stage, run, &tile)) {
+      job_->run_tile(first_stage_ + s, static_cast<int>(tile), thread);
+      const uint64_t done = stage.done.fetch_add(1, std::memory_order_seq_cst) + 1;
+      if (done == tagged(run, stage.num_tiles.load(std::memory_order_relaxed)) && sleepers_.load() > 0) {
+        wakeups_.fetch_add(1);
+        wakeups_.notify_all();
+      }
+    }
+    if (!wait_until_done(stage, run)) return;
+  }
+}
+
+bool ThreadPool::claim(Stage& stage, uint32_t run, uint32_t* tile) {
+  uint64_t next = stage.next.load(std::memory_order_acquire);
+  do {
+    *tile = static_cast<uint32_t>(next);
+    if (run_of(next) != run || *tile >= stage.num_tiles.load(std::memory_order_acquire)) return false;
+  } while (!stage.next.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+  return true;
+}
+
+// True once all tiles are done; false if the run ended meanwhile, so that the thread is late.
+bool ThreadPool::wait_until_done(Stage& stage, uint32_t run) {
+  const auto is_over = [&] {
+    const uint64_t done = stage.done.load(std::memory_order_seq_cst);
+    return run_of(done) != run || static_cast<uint32_t>(done) >= stage.num_tiles.load(std::memory_order_relaxed);
+  };
+  for (int spin = 0; spin < kSpinsForStage; ++spin) {
+    if (is_over()) return run_of(stage.done.load(std::memory_order_acquire)) == run;
+    pause();
+  }
+  sleepers_.fetch_add(1);
+  for (;;) {
+    const uint32_t wakeups = wakeups_.load();
+    if (is_over()) break;
+    wakeups_.wait(wakeups);
+  }
+  sleepers_.fetch_sub(1);
+  return run_of(stage.done.load(std::memory_order_acquire)) == run;
+}
+
+}  // namespace fastserve

@@ -1,0 +1,179 @@
+"""Compiling a graph for the CPU: weights packed, memory planned, nodes lowered to one plan; running its steps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from fastserve import _native
+from fastserve.backends.bounds import BatchBounds
+from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
+from fastserve.backends.native.quantize_rows import quantize_rows
+from fastserve.backends.native.weights import WeightFormat, Weights
+from fastserve.checkpoint.tensor import StoredTensor
+from fastserve.errors import OptionError, UnsupportedError
+from fastserve.graph.memory import plan_memory
+from fastserve.graph.node import Attention, Graph, Rope, Rows
+from fastserve.types import Batch, Limits, StepResult
+
+KvFormat = Literal["f32", "f16"]
+
+
+def compile_native(
+    graph: Graph,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    weights: WeightFormat = "int8",
+    limits: Limits,
+    kv_dtype: KvFormat = "f16",
+    threads: int | None = None,
+    isa: str | None = None,
+) -> NativeExecutable:
+    """Compile an optimized graph for this CPU.
+
+    `tensors` holds every tensor that the graph names, in the graph's shapes (see
+    `fastserve.models.parameters.check_parameters`), in any stored format; matrices are packed as `weights`. `threads`
+    is by default the number of cores that this process may use. `isa` forces an instruction set (default: the
+    environment's FASTSERVE_ISA, else the best that the CPU has).
+
+    Raises:
+        OptionError: an unknown format or instruction set, or one that this CPU lacks; `threads` below 1.
+        UnsupportedError: a shape that the kernels do not have.
+    """
+    _check_choice("weights", weights, get_args(WeightFormat))
+    _check_choice("kv_dtype", kv_dtype, get_args(KvFormat))
+    runtime = make_runtime(threads, isa)
+    packed = Weights(runtime, tensors, weights)
+    graph = quantize_rows(graph, lambda linear: packed.group_size(linear.weight))
+    bounds = BatchBounds.from_graph(graph, limits, _native.BLOCK_SIZE)
+    rows = {
+        Rows.TOKENS: limits.max_tokens,
+        Rows.OUTPUTS: limits.max_outputs,
+        Rows.SEQUENCES: limits.max_sequences,
+    }
+    memory = plan_memory(graph, rows)
+    plan = _native.Plan(
+        runtime,
+        memory.size_bytes,
+        max_tokens=limits.max_tokens,
+        max_outputs=limits.max_outputs,
+        max_sequences=limits.max_sequences,
+        num_blocks=limits.num_blocks,
+        max_context=bounds.num_positions,
+        vocab_size=bounds.vocab_size,
+        num_token_types=bounds.num_token_types,
+        needs_whole_sequences=bounds.needs_whole_sequences,
+    )
+    kv_pool = _make_kv_pool(graph, limits, kv_dtype)
+    tables = {node.table for node in graph.nodes if isinstance(node, Rope)}
+    lowering = Lowering(
+        plan, memory, packed, kv_pool, {t: make_rope_table(t, bounds.num_positions) for t in tables}
+    )
+    lower(graph, lowering)
+    outputs = {name: lowering.matrix(value) for name, value in graph.outputs.items()}
+    rows_of = {name: value.rows for name, value in graph.outputs.items()}
+    return NativeExecutable(runtime, plan, bounds, outputs, rows_of)
+
+
+class NativeExecutable:
+    """Implements `fastserve.types.Executable` on the CPU. Made by `compile_native`.
+
+    A run that samples uses the logits as scratch: its result has no "logits".
+    """
+
+    def __init__(
+        self,
+        runtime: _native.Runtime,
+        plan: _native.Plan,
+        bounds: BatchBounds,
+        outputs: Mapping[str, _native.Matrix],
+        rows_of: Mapping[str, Rows],
+    ) -> None:
+        self._runtime = runtime
+        self._plan = plan
+        self._bounds = bounds
+        self._outputs = outputs
+        self._rows_of = rows_of
+
+    @property
+    def limits(self) -> Limits:
+        return self._bounds.limits
+
+    @property
+    def block_size(self) -> int:
+        return self._bounds.block_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self._bounds.vocab_size
+
+    @property
+    def isa(self) -> str:
+        """The instruction set whose kernels run."""
+        return self._runtime.isa
+
+    @property
+    def num_threads(self) -> int:
+        return self._runtime.num_threads
+
+    def run(self, batch: Batch) -> StepResult:
+        try:
+            sampled = self._plan.run(batch, self._outputs.get("logits"))
+        except ValueError as error:
+            raise OptionError(str(error)) from error
+        num_rows = {
+            Rows.TOKENS: batch.num_tokens,
+            Rows.OUTPUTS: len(batch.output_rows),
+            Rows.SEQUENCES: batch.num_sequences,
+        }
+        outputs = {
+            name: self._plan.view(matrix, num_rows[self._rows_of[name]])
+            for name, matrix in self._outputs.items()
+            if sampled is None or name != "logits"
+        }
+        if sampled is None:
+            return StepResult(outputs=outputs)
+        token_ids, logprobs, top_token_ids, top_logprobs = sampled
+        return StepResult(
+            outputs=outputs,
+            token_ids=token_ids,
+            logprobs=logprobs,
+            top_token_ids=top_token_ids,
+            top_logprobs=top_logprobs,
+        )
+
+
+def make_runtime(threads: int | None = None, isa: str | None = None) -> _native.Runtime:
+    """The thread pool and kernels to run with; options as for `compile_native`."""
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads={threads} is below 1", hint="choose at least 1, or leave it out")
+    name = isa if isa is not None else os.environ.get("FASTSERVE_ISA", "")
+    try:
+        return _native.Runtime(threads or 0, name)
+    except ValueError as error:
+        hint = f"runnable here: {', '.join(_native.runnable_isas())}"
+        raise OptionError(str(error), hint=hint) from error
+
+
+def _make_kv_pool(graph: Graph, limits: Limits, kv_dtype: KvFormat) -> _native.KvPool | None:
+    attentions = [node for node in graph.nodes if isinstance(node, Attention)]
+    if not attentions:
+        return None
+    shapes = {(node.num_kv_heads, node.head_dim) for node in attentions}
+    if len(shapes) > 1:
+        raise UnsupportedError(f"layers with different key heads {sorted(shapes)} are not supported")
+    ((num_kv_heads, head_dim),) = shapes
+    if head_dim > _native.MAX_HEAD_DIM:
+        raise UnsupportedError(
+            f"heads of {head_dim} dimensions are not supported; the limit is {_native.MAX_HEAD_DIM}"
+        )
+    num_layers = 1 + max(kv_layer(node) for node in attentions)
+    return _native.KvPool(num_layers, limits.num_blocks, num_kv_heads, head_dim, kv_dtype)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise OptionError(f"{name}={value!r} is unknown", hint=f"choose one of {', '.join(choices)}")
+
+

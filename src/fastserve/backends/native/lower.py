@@ -1,0 +1,127 @@
+"""Lowers a graph to a native plan: every node becomes the plan's call of the same name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastserve import _native
+from fastserve.backends.native.quantize_rows import QuantizeRows
+from fastserve.backends.native.weights import Weights
+from fastserve.graph.memory import MemoryPlan
+from fastserve.graph.node import (
+    Activation,
+    Add,
+    AddLayerNorm,
+    AddRmsNorm,
+    Attention,
+    Embedding,
+    GatedActivation,
+    GatherRows,
+    Graph,
+    L2Normalize,
+    LayerNorm,
+    Linear,
+    Node,
+    Pool,
+    RmsNorm,
+    Rope,
+    RopeTable,
+    Rows,
+    Slice,
+    Value,
+)
+
+_ROWS: Mapping[Rows, _native.Rows] = {
+    Rows.TOKENS: _native.Rows.TOKENS,
+    Rows.OUTPUTS: _native.Rows.OUTPUTS,
+    Rows.SEQUENCES: _native.Rows.SEQUENCES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """What a node needs to become a call: where values lie, the weights, the KV pool, the rotary tables."""
+
+    plan: _native.Plan
+    memory: MemoryPlan
+    weights: Weights
+    kv_pool: _native.KvPool | None
+    rope_tables: Mapping[RopeTable, tuple[_native.FloatTable, _native.FloatTable]]
+
+    def matrix(self, value: Value | None) -> _native.Matrix:
+        """The value's place in the arena; a matrix without columns where there is no value."""
+        if value is None:
+            return _native.Matrix(0, 0, 0, _native.Rows.TOKENS)
+        place = self.memory.placements[value]
+        return _native.Matrix(place.byte_offset, place.row_stride, value.width, _ROWS[value.rows])
+
+
+def lower(graph: Graph, to: Lowering) -> None:
+    """Add a call for every node of the graph, in order. Slices cost nothing: they are only places."""
+    for node in graph.nodes:
+        _lower_node(node, to)
+
+
+def _lower_node(node: Node, to: Lowering) -> None:
+    plan, at, vector = to.plan, to.matrix, to.weights.vector
+    match node:
+        case Embedding():
+            ids = getattr(_native.IdSource, node.ids)
+            plan.embedding(ids, to.weights.matrix(node.weight), at(node.out))
+        case Linear():
+            bias = vector(node.bias) if node.bias else None
+            plan.linear(at(node.x), to.weights.matrix(node.weight), bias, at(node.out))
+        case QuantizeRows():
+            plan.quantize_rows(at(node.x), node.group_size, at(node.out))
+        case RmsNorm():
+            plan.rms_norm(at(node.x), vector(node.weight), node.eps, at(node.out))
+        case LayerNorm():
+            plan.layer_norm(at(node.x), vector(node.weight), vector(node.bias), node.eps, at(node.out))
+        case Add():
+            plan.add(at(node.x), at(node.y), at(node.out))
+        case AddRmsNorm():
+            weight = vector(node.weight)
+            plan.add_rms_norm(at(node.x), at(node.y), weight, node.eps, at(node.out_sum), at(node.out))
+        case AddLayerNorm():
+            weight, bias = vector(node.weight), vector(node.bias)
+            x, y, out_sum = at(node.x), at(node.y), at(node.out_sum)
+            plan.add_layer_norm(x, y, weight, bias, node.eps, out_sum, at(node.out))
+        case Rope():
+            cosines, sines = to.rope_tables[node.table]
+            plan.rope(at(node.x), cosines, sines, node.table.dim, node.head_dim, at(node.out))
+        case Attention():
+            q, k, v = at(node.q), at(node.k), at(node.v)
+            layer = kv_layer(node)
+            plan.attention(q, k, v, to.kv_pool, layer, node.scale, node.causal, at(node.out))
+        case Activation():
+            plan.activation(node.kind, at(node.x), at(node.out))
+        case GatedActivation():
+            plan.gated_activation(node.kind, at(node.gate), at(node.up), at(node.out))
+        case GatherRows():
+            plan.gather_rows(at(node.x), at(node.out))
+        case Pool():
+            plan.pool(getattr(_native.PoolKind, node.kind), at(node.x), at(node.out))
+        case L2Normalize():
+            plan.l2_normalize(at(node.x), node.eps, at(node.out))
+        case Slice():
+            pass
+        case _:
+            raise AssertionError(f"{node.op} has no native call")
+
+
+def kv_layer(node: Attention) -> int:
+    """The layer of the KV pool that an attention uses. Bidirectional attention reads nothing of earlier steps, so
+    all of its layers share the first."""
+    return node.layer_index if node.causal else 0
+
+
+def make_rope_table(table: RopeTable, max_context: int) -> tuple[_native.FloatTable, _native.FloatTable]:
+    """Cosines and sines [max_context, dim / 2], from float32 angles as transformers computes them."""
+    positions = np.arange(max_context, dtype=np.float32)
+    angles = positions[:, None] * np.asarray(table.inverse_frequencies, dtype=np.float32)
+    scale = np.float32(table.scale)
+    cosines, sines = np.cos(angles) * scale, np.sin(angles) * scale
+    return _native.FloatTable(cosines.ravel()), _native.FloatTable(sines.ravel())
