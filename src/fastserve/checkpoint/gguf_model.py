@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,7 @@ class HfTensors(Mapping[str, StoredTensor]):
     """The tensors of a GGUF file under their Hugging Face names.
 
     Conversion to GGUF reorders the rows of Llama's q and k for a rotary embedding of neighbouring pairs. They
-    come back in the order of halves, as bytes: a row is a whole number of blocks. That copy is made whenever
-    such a tensor is asked for; all others stay views of the mapped file.
+    come back in the order of halves; all others are views of the mapped file.
     """
 
     def __init__(self, file: GgufFile, config: JsonObject) -> None:
@@ -88,10 +88,9 @@ class HfTensors(Mapping[str, StoredTensor]):
                 self._check_heads(file, name)
 
     def __getitem__(self, name: str) -> StoredTensor:
-        tensor = self._tensors[self._gguf_names[name]]
+        tensor = replace(self._tensors[self._gguf_names[name]], name=name)
         heads = self._heads.get(name.split(".")[-2])
-        data = tensor.data if heads is None else _in_halves(tensor, heads)
-        return StoredTensor(name, tensor.format, tensor.shape, data)
+        return tensor if heads is None else _InHalves(tensor, heads)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._gguf_names)
@@ -127,11 +126,27 @@ def hf_name(file: GgufFile, name: str) -> str:
     )
 
 
-def _in_halves(tensor: StoredTensor, heads: int) -> NDArray[np.uint8]:
-    """Rows (head, pair, element of the pair) to rows (head, element of the pair, pair)."""
-    rows = tensor.shape[0]
-    order = np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(rows)
-    return tensor.data.reshape(rows, -1)[order].reshape(-1)
+class _InHalves(StoredTensor):
+    """Rows (head, pair, element of the pair) as rows (head, element of the pair, pair).
+
+    Bytes are moved, for a row is a whole number of blocks; `data` is a copy, made when it is asked for.
+    """
+
+    __slots__ = ("_heads", "_pairs")
+    _heads: int
+    _pairs: StoredTensor
+
+    def __init__(self, pairs: StoredTensor, heads: int) -> None:
+        for name, value in (("name", pairs.name), ("format", pairs.format), ("shape", pairs.shape)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_pairs", pairs)
+        object.__setattr__(self, "_heads", heads)
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        rows = self.shape[0]
+        order = np.arange(rows).reshape(self._heads, rows // self._heads // 2, 2).swapaxes(1, 2).reshape(rows)
+        return self._pairs.data.reshape(rows, -1)[order].reshape(-1)
 
 
 def _llama_config(file: GgufFile) -> JsonObject:

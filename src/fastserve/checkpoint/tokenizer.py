@@ -1,0 +1,122 @@
+"""Text to tokens and back, as the model's own files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from fastserve.checkpoint.checkpoint import Checkpoint
+from fastserve.checkpoint.detokenize import DecodingRule, Detokenizer, StreamDecoder
+from fastserve.errors import OptionError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+class Tokenizer:
+    """The `tokenizers` library on the model's vocabulary, with an exact streaming decoder.
+
+    `special_tokens` are the texts by role ("bos_token": "<s>"), as chat templates know them.
+
+    >>> tokenizer = Tokenizer.from_checkpoint(open_checkpoint(Path("models/smollm2")))  # doctest: +SKIP
+    >>> tokenizer.encode("Hello")  # doctest: +SKIP
+    [19556]
+    """
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
+        """The tokenizer of tokenizer.json, or of a GGUF file's metadata.
+
+        Raises:
+            CheckpointError: it is missing or corrupt.
+            UnsupportedError: a kind that we do not have.
+        """
+        if checkpoint.metadata is None:
+            from fastserve.checkpoint.folder_tokenizer import build_from_folder
+
+            return cls(*build_from_folder(checkpoint.path))
+        from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
+
+        return cls(*build_from_gguf(checkpoint.metadata))
+
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -> None:
+        backend.no_truncation()  # stored settings of the training script (MiniLM's cuts at 128 and pads)
+        backend.no_padding()
+        self._backend = backend
+        self.special_tokens = dict(special_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included. A model may have more logits than that."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._special_id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._special_id("eos_token")
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that are no text: `decode` skips them unless told otherwise."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(id_ for id_, token in added.items() if token.special)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a text. Special tokens written out in the text become those tokens.
+
+        Raises:
+            OptionError: the text holds half a surrogate pair, which no encoding of characters has.
+        """
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except (TypeError, UnicodeEncodeError) as error:
+            raise OptionError(
+                f"the text cannot be tokenized: {error}",
+                hint="it must be valid Unicode, without lone surrogates",
+            ) from error
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids: what a `StreamDecoder` gives piece by piece, joined.
+
+        Differs from the `tokenizers` library only where byte tokens (`<0xE4>`) make no valid UTF-8: there the
+        library replaces every byte of the run, this only the invalid part, as it does for byte-level tokens.
+        """
+        stream = self.stream_decoder(skip_special_tokens=skip_special_tokens)
+        pieces = [stream.push(token_id) for token_id in ids]
+        return "".join([*pieces, stream.finish()])
+
+    def stream_decoder(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
+        """A decoder for one completion.
+
+        Raises:
+            UnsupportedError: the tokenizer decodes in a way that we do not have.
+        """
+        return StreamDecoder(self._detokenizer, skip_special_tokens=skip_special_tokens)
+
+    def token_text(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it (`Ġthe`); None outside of it."""
+        if not 0 <= token_id < 2**32:
+            return None
+        token: str | None = self._backend.id_to_token(token_id)
+        return token
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that the vocabulary spells `text`."""
+        token_id: int | None = self._backend.token_to_id(text)
+        return token_id
+
+    @cached_property
+    def _detokenizer(self) -> Detokenizer:
+        decoder = self._backend.decoder
+        rule = DecodingRule.from_json(None if decoder is None else json.loads(decoder.__getstate__()))
+        return Detokenizer(rule, self.token_text, self.special_ids)
+
+    def _special_id(self, role: str) -> int | None:
+        text = self.special_tokens.get(role)
+        return None if text is None else self.token_id(text)
