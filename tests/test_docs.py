@@ -54,9 +54,7 @@ def test_make_targets_that_are_named_exist(document: Path) -> None:
     makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     text = document.read_text(encoding="utf-8")
-    named = set(re.findall(r"`make ([a-z-]+)", text)) | set(
-        re.findall(r"^\$ make ([a-z-]+)", text, re.MULTILINE)
-    )
+    named = set(re.findall(r"(?:`|^\$ )make ([a-z-]+)", text, re.MULTILINE))
     assert named <= targets
 
 
