@@ -41,6 +41,8 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a model: a Hugging Face folder with safetensors, a folder with one .gguf file, or that file.
 
+    Safetensors with their config.json win over a .gguf file beside them.
+
     >>> checkpoint = open_checkpoint(Path("models/smollm2"))  # doctest: +SKIP
     >>> checkpoint.tensors["model.norm.weight"].shape  # doctest: +SKIP
     (576,)
@@ -56,7 +58,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return _open_file(path)
     gguf_files = sorted(path.glob("*.gguf"))
     safetensors_files = sorted(path.glob("*.safetensors"))
-    if safetensors_files and not gguf_files:
+    # Sources often add a GGUF conversion beside their own files: config.json says which is the model.
+    if safetensors_files and (not gguf_files or (path / "config.json").is_file()):
         return _open_folder(path, safetensors_files)
     if len(gguf_files) == 1 and not safetensors_files:
         return _open_file(gguf_files[0])
