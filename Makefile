@@ -11,8 +11,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Not compiled to bytecode while installing: Python compiles what is used, a quarter of the size.
 INSTALL := $(PIP) install --no-compile
 
-NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
-PYTHON_MODULES := $(shell find src -name '*.py')
+# Python modules are used where they are; only what is built from these needs installing again.
+BUILT_FROM := CMakeLists.txt src/fastserve/_version.py $(shell find csrc -type f)
 
 .PHONY: chat test test-slow bench check format clean clean-all
 .DELETE_ON_ERROR:
@@ -56,7 +56,7 @@ $(VENV)/tools: pyproject.toml
 	@$(INSTALL) -r $(VENV)/tools.txt
 	@touch $@
 
-$(VENV)/built: $(VENV)/tools $(NATIVE_SOURCES)
+$(VENV)/built: $(VENV)/tools $(BUILT_FROM)
 	@echo "Building FastServe"
 	@$(INSTALL) --no-build-isolation --editable .
 	@touch $@
