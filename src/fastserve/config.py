@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from fastserve.errors import OptionError
 
 WeightFormat = Literal["f32", "bf16", "int8"]
+WeightsChoice = Literal["auto", "f32", "bf16", "int8"]
 KvDtype = Literal["f32", "f16"]
 Backend = Literal["native", "torch"]
 
@@ -41,7 +42,7 @@ class EngineOptions:
         OptionError: an option is out of its range.
     """
 
-    weights: WeightFormat | Literal["auto"] = "auto"
+    weights: WeightsChoice = "auto"
     kv_dtype: KvDtype = "f16"
     threads: int | None = None
     context_length: int | None = None
@@ -52,7 +53,7 @@ class EngineOptions:
     prefill_chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("weights", self.weights, ("auto", *get_args(WeightFormat)))
+        _check_choice("weights", self.weights, get_args(WeightsChoice))
         _check_choice("kv_dtype", self.kv_dtype, get_args(KvDtype))
         _check_choice("backend", self.backend, get_args(Backend))
         _check_count("max_batch_tokens", self.max_batch_tokens)

@@ -10,7 +10,7 @@ from fastserve.graph.node import Graph
 
 @pytest.fixture
 def graph() -> Graph:
-    """An embedding of 10 x 4 that is the head too, a norm, and two layers of attention with one key head of 4."""
+    """An embedding of 10 x 4 that is the head too, a norm, and two attentions with one key head of 4."""
     b = GraphBuilder()
     x = b.embedding("token_ids", "embed", size=10, width=4)
     x = b.rms_norm(x, "norm", eps=1e-5)
@@ -30,9 +30,8 @@ def test_a_block_holds_keys_and_values_of_every_layer(graph, kv_dtype, element_b
 
 
 def test_too_little_memory_is_told_with_both_numbers() -> None:
-    footprint = Footprint(
-        weights_bytes=100 * 2**20, kv_bytes=2**20, activation_bytes=2**20, runtime_bytes=2**20
-    )
-    footprint.check(103 * 2**20)
+    mib = 2**20
+    footprint = Footprint(weights_bytes=100 * mib, kv_bytes=mib, activation_bytes=mib, runtime_bytes=mib)
+    footprint.check(103 * mib)
     with pytest.raises(MemoryLimitError, match=r"needs 103 MiB .* 102 MiB are available"):
-        footprint.check(103 * 2**20 - 2**20)
+        footprint.check(102 * mib)

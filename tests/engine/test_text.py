@@ -76,3 +76,17 @@ def test_the_text_does_not_depend_on_where_tokens_begin_and_end(text: str, stop:
     assert "".join(by_token) == "".join(by_letter)
     assert stopped_by_token == stopped_by_letter == any(s in text for s in stop)
     assert text.startswith("".join(by_token))
+
+
+def test_the_decoder_reads_the_prompt_first_so_that_the_completion_goes_on_where_it_ends() -> None:
+    class SpacingDecoder(PieceDecoder):
+        is_first = True
+
+        def push(self, token_id: int) -> str:
+            piece = super().push(token_id)
+            piece, self.is_first = piece if self.is_first else f" {piece}", False
+            return piece
+
+    pieces = ["once", "upon"]
+    assert CompletionText(SpacingDecoder(pieces)).push(1) == "upon"
+    assert CompletionText(SpacingDecoder(pieces), prompt_ids=[0]).push(1) == " upon"

@@ -22,7 +22,10 @@ from fastserve.cli.report import print_error
 from fastserve.errors import FastServeError, OptionError
 
 COMMANDS = {
+    "chat": "fastserve.cli.chat",
     "download": "fastserve.cli.download",
+    "embed": "fastserve.cli.embed",
+    "generate": "fastserve.cli.generate",
     "models": "fastserve.cli.models",
 }
 
@@ -74,8 +77,10 @@ def _run(arguments: list[str]) -> int:
 
 def _modules_for(arguments: list[str]) -> Iterable[str]:
     name = next((a for a in arguments if not a.startswith("-")), None)
-    if name is None or "_FASTSERVE_COMPLETE" in os.environ:
+    if "_FASTSERVE_COMPLETE" in os.environ or (name is None and "--help" in arguments):
         return COMMANDS.values()
+    if name is None:
+        return ()
     if name not in COMMANDS:
         raise OptionError(f"no command is named {name!r}", hint=_near_commands(name))
     return (COMMANDS[name],)
@@ -109,9 +114,11 @@ def _explain_usage(error: Exception) -> tuple[str, str]:
     if near:
         return f"no option is named {option_name}", f"did you mean {' or '.join(sorted(near))}?"
     message = error.format_message() if hasattr(error, "format_message") else str(error)
+    message, _, near_commands = message.partition(". Did you mean ")
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "fastserve"
-    return message[:1].lower() + message[1:].rstrip("."), f"see `{command} --help`"
+    hint = "did you mean " + near_commands.replace("'", "") if near_commands else f"see `{command} --help`"
+    return message[:1].lower() + message[1:].rstrip("."), hint
 
 
 def _print_defect(error: Exception, *, as_json: bool) -> None:

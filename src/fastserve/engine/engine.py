@@ -75,7 +75,7 @@ class Engine:
             max_tokens=fit_max_tokens(len(prompt_ids), params.max_tokens, self._context_length),
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
-            text=CompletionText(self._make_decoder(), params.stop),
+            text=CompletionText(self._make_decoder(), params.stop, prompt_ids=prompt_ids),
             arrival_seconds=self._clock(),
         )
         self._sequences[sequence.sequence_id] = sequence

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 from fastserve.checkpoint.chat_template import render_chat
-from fastserve.checkpoint.detokenize import StreamDecoder
-from fastserve.config import Backend, EngineOptions, KvDtype, WeightFormat
+from fastserve.config import Backend, EngineOptions, KvDtype, WeightsChoice
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.embed import Embedder
 from fastserve.engine.engine import Engine
 from fastserve.engine.load import LoadedModel, load_model
-from fastserve.errors import ContextLengthError, OptionError, TemplateError, UnsupportedError
+from fastserve.errors import ContextLengthError, OptionError, UnsupportedError
 from fastserve.hub.resolve import resolve
 from fastserve.types import Float32Array, SamplingParams
 
@@ -55,7 +53,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        weights: WeightFormat | Literal["auto"] = "auto",
+        weights: WeightsChoice = "auto",
         kv_dtype: KvDtype = "f16",
         threads: int | None = None,
         context_length: int | None = None,
@@ -134,7 +132,7 @@ class LLM:
             for sequence_id in sequence_ids:
                 self._drop(sequence_id)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Chunk, None, None]:
         """Complete a prompt token by token; the last chunk carries the whole completion.
 
         The request begins with the first `next()`. Closing the iterator, or dropping it, aborts the request
@@ -157,19 +155,17 @@ class LLM:
         """
         return self.generate([self.chat_prompt(messages)], params)[0]
 
-    def stream_chat(self, messages: Seq[Message], params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream_chat(
+        self, messages: Seq[Message], params: SamplingParams | None = None
+    ) -> Generator[Chunk, None, None]:
         """Answer a conversation token by token. See `chat` and `stream`."""
         yield from self.stream(self.chat_prompt(messages), params)
 
     def chat_prompt(self, messages: Seq[Message]) -> list[int]:
         """The token ids of a conversation that is to be answered. Raises TemplateError as `chat`."""
-        checkpoint, tokenizer = self.model.checkpoint, self.model.tokenizer
-        if checkpoint.chat_template is None:
-            raise TemplateError(
-                f"the model {self.name!r} has no chat template",
-                hint="use generate, or a model that is tuned for conversation",
-            )
-        text = render_chat(checkpoint.chat_template, messages)
+        tokenizer = self.model.tokenizer
+        template = self.model.checkpoint.chat_template
+        text = render_chat(template, messages, special_tokens=tokenizer.special_tokens)
         return tokenizer.encode(text, add_special_tokens=False)  # the template writes them
 
     def embed(self, texts: str | Seq[str], *, truncate: bool = False) -> Float32Array:
@@ -256,7 +252,7 @@ def _make_engine(model: LoadedModel, options: EngineOptions) -> Engine:
     return Engine(
         model.executable,
         eos_token_ids=model.checkpoint.eos_token_ids,
-        make_decoder=partial(StreamDecoder, model.tokenizer),
+        make_decoder=model.tokenizer.stream_decoder,
         context_length=model.context_length,
         prefill_chunk_tokens=options.prefill_chunk_tokens,
     )

@@ -28,8 +28,12 @@ class CompletionText:
     together, the longest), so that the result does not depend on where tokens begin and end.
     """
 
-    def __init__(self, decoder: TokenDecoder, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, decoder: TokenDecoder, stop: Sequence[str] = (), *, prompt_ids: Sequence[int] = ()
+    ) -> None:
         self._decoder = decoder
+        for token_id in prompt_ids:  # the completion goes on where they end: its first word keeps its space
+            decoder.push(token_id)
         self._stop = tuple(stop)
         self._held = ""  # could be the beginning of a stop string
         self.has_stopped = False

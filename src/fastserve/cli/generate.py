@@ -1,0 +1,134 @@
+"""`fastserve generate`: complete prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastserve.cli.engine_option import (
+    BackendOption,
+    ContextLengthOption,
+    KvDtypeOption,
+    KvMemoryOption,
+    MaxTokensOption,
+    MinPOption,
+    ModelArgument,
+    SeedOption,
+    StopOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+    WeightsOption,
+    open_llm,
+)
+from fastserve.cli.option import JsonOption, OfflineOption
+from fastserve.cli.report import print_json
+from fastserve.config import EngineOptions
+from fastserve.types import SamplingParams
+
+if TYPE_CHECKING:
+    from fastserve.engine.completion import Completion
+    from fastserve.engine.llm import LLM, Prompt
+
+app = typer.Typer()
+
+STDIN = "-"
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT", help="Texts to go on from; - reads standard input.")
+    ],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put each prompt as a user's message, by the chat template.")
+    ] = False,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    min_p: MinPOption = 0.0,
+    seed: SeedOption = None,
+    stop: StopOption = None,
+    weights: WeightsOption = "auto",
+    kv_dtype: KvDtypeOption = "f16",
+    threads: ThreadsOption = None,
+    context_length: ContextLengthOption = None,
+    kv_memory: KvMemoryOption = None,
+    backend: BackendOption = "native",
+    json: JsonOption = False,
+    offline: OfflineOption = False,
+) -> None:
+    """Complete prompts as they stand: the model goes on from where each of them ends.
+
+    One prompt streams to the terminal. Several run in one batch and are printed in their order.
+    """
+
+    options = EngineOptions(
+        weights=weights,
+        kv_dtype=kv_dtype,
+        threads=threads,
+        context_length=context_length,
+        kv_memory=kv_memory,
+        backend=backend,
+    )
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=stop or (),
+    )
+    texts = read_texts(prompts)
+    with open_llm(model, options, offline=offline, show_progress=not json) as llm:
+        requests = [_to_prompt(llm, text, chat=chat) for text in texts]
+        if json:
+            completions = llm.generate(requests, params)
+            documents = [completion_to_json(completion) for completion in completions]
+            print_json(documents[0] if len(documents) == 1 else {"completions": documents})
+        elif len(requests) == 1:
+            _stream(llm, requests[0], params)
+        else:
+            _print_all(texts, llm.generate(requests, params))
+
+
+def read_texts(arguments: Sequence[str]) -> list[str]:
+    """The arguments, `-` replaced by what standard input holds, less the line break that ends it."""
+    return [sys.stdin.read().removesuffix("\n") if text == STDIN else text for text in arguments]
+
+
+def completion_to_json(completion: Completion) -> Mapping[str, Any]:
+    """The document of one completion; `decode_tokens_per_second` is null for a single token."""
+    return {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+        "decode_tokens_per_second": completion.decode_tokens_per_second,
+        "time_to_first_token_seconds": completion.time_to_first_token_seconds,
+        "seed": completion.seed,
+    }
+
+
+def _to_prompt(llm: LLM, text: str, *, chat: bool) -> Prompt:
+    return llm.chat_prompt([{"role": "user", "content": text}]) if chat else text
+
+
+def _stream(llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
+    for chunk in llm.stream(prompt, params):
+        print(chunk.text, end="", flush=True)
+    print()
+
+
+def _print_all(texts: Sequence[str], completions: Sequence[Completion]) -> None:
+    """Each completion under its prompt, headed as `head` heads several files."""
+    for text, completion in zip(texts, completions, strict=True):
+        print(f"==> {text} <==\n{completion.text}\n")
