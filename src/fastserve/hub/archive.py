@@ -1,14 +1,14 @@
-"""Unpacking archives from strangers: nothing is written outside the folder, nothing grows beyond what it
-declares.
-"""
+"""Unpacks archives of strangers: nothing lands outside the folder, nothing grows beyond what it declares."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import stat
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from fastserve.errors import DownloadError
@@ -18,6 +18,7 @@ from fastserve.hub.disk import require_free_bytes
 MAX_EXPANSION = 100
 MAX_MEMBERS = 10_000
 
+_COPY_BYTES = 1 << 20
 _PART = re.compile(r".*\.zip\.(\d{3})")
 
 
@@ -26,8 +27,7 @@ def open_archive(path: Path) -> ZipFile:
 
     Raises:
         DownloadError: it is no zip archive; a member is absolute, climbs with `..`, is a link, is encrypted
-        or comes
-            twice; or the members are too many, or too large for the archive's size.
+            or comes twice; or the members are too many, or too large for the archive's size.
     """
     try:
         archive = ZipFile(path)
@@ -50,13 +50,8 @@ def extract(archive: ZipFile, members: Mapping[str, str], folder: Path) -> None:
     for path, name in members.items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with archive.open(name) as member, target.open("xb") as file:
-                shutil.copyfileobj(member, file, 1 << 20)
-        except (BadZipFile, EOFError) as error:
-            raise DownloadError(
-                f"{name} in the archive is corrupt: {error}", hint="download it again"
-            ) from error
+        with target.open("xb") as file:
+            _copy_member(archive, name, file)
 
 
 def parts_of(archive: ZipFile) -> list[str]:
@@ -70,18 +65,29 @@ def join_parts(parts: Sequence[tuple[ZipFile, str]], joined: Path) -> None:
     Raises:
         DownloadError: a piece is missing or comes twice, or the disk is too small.
     """
-    by_number = sorted((int(name[-3:]), archive, name) for archive, name in parts)
-    numbers = [number for number, _, _ in by_number]
+    by_number = sorted(parts, key=_number_of)
+    numbers = [_number_of(part) for part in by_number]
     if numbers != list(range(1, len(parts) + 1)):
         raise DownloadError(
             f"the pieces of a split archive are numbered {numbers}, not 1 to {len(parts)}",
             hint="name all of its packages: pypi:part-1==VERSION,part-2==VERSION",
         )
-    require_free_bytes(joined.parent, sum(archive.getinfo(name).file_size for _, archive, name in by_number))
+    require_free_bytes(joined.parent, sum(archive.getinfo(name).file_size for archive, name in by_number))
     with joined.open("wb") as file:
-        for _, archive, name in by_number:
-            with archive.open(name) as piece:
-                shutil.copyfileobj(piece, file, 1 << 20)
+        for archive, name in by_number:
+            _copy_member(archive, name, file)
+
+
+def _number_of(part: tuple[ZipFile, str]) -> int:
+    return int(part[1][-3:])
+
+
+def _copy_member(archive: ZipFile, name: str, file: BinaryIO) -> None:
+    try:
+        with archive.open(name) as member:
+            shutil.copyfileobj(member, file, _COPY_BYTES)
+    except (BadZipFile, EOFError, zlib.error) as error:
+        raise DownloadError(f"{name} in the archive is corrupt: {error}", hint="download it again") from error
 
 
 def _find_problem(members: list[ZipInfo], archive_bytes: int) -> str | None:
@@ -102,8 +108,7 @@ def _find_problem(members: list[ZipInfo], archive_bytes: int) -> str | None:
 
 
 def _find_member_problem(member: ZipInfo) -> str | None:
-    # orig_filename is the name before zipfile cuts it at a NUL and turns the system's separators into
-    # slashes.
+    # orig_filename is the name before zipfile cuts it at a NUL and turns the system's separators to slashes.
     name = member.orig_filename
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         return "has an absolute path"

@@ -19,7 +19,8 @@ def require_free_bytes(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise DownloadError(
-            f"the disk of {folder} is too full: {_megabytes(needed_bytes)} needed, {_megabytes(free_bytes)} free",
+            f"the disk of {folder} is too full: "
+            f"{_megabytes(needed_bytes)} needed, {_megabytes(free_bytes)} free",
             hint=_FREE_SPACE_HINT,
         )
 

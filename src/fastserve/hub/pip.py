@@ -58,7 +58,7 @@ def download_wheel(requirement: str, *, sha256: str | None, attempt: Path) -> Pa
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Run to the end and return exit code and messages; the process never outlives an exception here."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -66,17 +66,16 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-    )
-    try:
-        _, messages = process.communicate()
-    except BaseException:
-        process.terminate()
+    ) as process:
         try:
-            process.wait(_TERMINATE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        raise
+            _, messages = process.communicate()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(_TERMINATE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
     return process.returncode, messages
 
 

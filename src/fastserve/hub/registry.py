@@ -106,7 +106,7 @@ class Registry:
             document = json.loads(path.read_text(encoding="utf-8"))
             held_elsewhere = document.pop("folder")
             return ModelRecord.from_json(document, Path(held_elsewhere or folder / "files"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (KeyError, TypeError, ValueError) as error:
             _logger.warning("%s is not readable (%s) and is ignored; download the model again", path, error)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from fastserve.errors import DownloadError, ModelNotFoundError
+from fastserve.hub.download import download
+from fastserve.hub.registry import list_models, remove_model, show_model
+from hub.wheel_index import MODEL_FILES, WheelIndex
+
+
+def test_an_empty_store_lists_nothing_and_is_not_created(store: Path) -> None:
+    assert list_models() == []
+    assert not store.exists()
+
+
+def test_models_are_listed_by_name(tmp_path: Path) -> None:
+    for name in ("beta", "Alpha", "gamma"):
+        (tmp_path / f"{name}.gguf").write_bytes(b"GGUF")
+        download(str(tmp_path / f"{name}.gguf"))
+    assert [record.name for record in list_models()] == ["Alpha", "beta", "gamma"]
+
+
+def test_a_model_is_shown_in_any_case(model_folder: Path) -> None:
+    record = download(str(model_folder))
+    assert show_model("MY-model") == record
+
+
+def test_a_removed_model_is_gone_and_its_bytes_are_counted(index: WheelIndex) -> None:
+    index.add_model("tiny-model==1.0")
+    record = download("pypi:tiny-model==1.0")
+    assert remove_model(record.name) > record.size_bytes
+    assert not record.folder.exists()
+    assert list_models() == []
+
+
+def test_removing_a_registered_folder_leaves_the_folder(model_folder: Path) -> None:
+    download(str(model_folder))
+    remove_model("my-model")
+    assert list_models() == []
+    assert (model_folder / "config.json").read_bytes() == MODEL_FILES["config.json"]
+
+
+@pytest.mark.parametrize("act", [show_model, remove_model])
+def test_a_model_that_is_not_here_cannot_be_shown_or_removed(act: object, model_folder: Path) -> None:
+    download(str(model_folder))
+    assert callable(act)
+    with pytest.raises(ModelNotFoundError) as near:
+        act("my-modle")
+    assert near.value.hint == "did you mean my-model?"
+    with pytest.raises(ModelNotFoundError, match="is not downloaded") as known:
+        act("all-MiniLM-L6-v2")
+    assert known.value.hint == "run `fastserve download all-MiniLM-L6-v2`"
+
+
+def test_a_model_that_another_process_downloads_cannot_be_removed(model_folder: Path, store: Path) -> None:
+    download(str(model_folder))
+    with FileLock(store / "locks" / "my-model.lock"), pytest.raises(DownloadError, match="another process"):
+        remove_model("my-model")
+    assert show_model("my-model")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"version": 99, "folder": null}'])
+def test_an_unreadable_record_is_reported_and_the_model_fetched_again(
+    model_folder: Path, store: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = download(str(model_folder))
+    path = store / "models" / "my-model" / "record.json"
+    path.write_text(content)
+    with caplog.at_level(logging.WARNING, logger="fastserve"):
+        assert list_models() == []
+    assert str(path) in caplog.text
+    assert download(str(model_folder)).files == record.files
+
+
+def test_a_store_can_be_moved(
+    index: WheelIndex, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add_model("tiny-model==1.0")
+    download("pypi:tiny-model==1.0")
+    monkeypatch.setenv("FASTSERVE_HOME", str(store.rename(tmp_path / "moved")))
+    (record,) = list_models()
+    assert record.folder.is_relative_to(tmp_path / "moved")
+    assert record.damaged_files() == []
