@@ -6,13 +6,19 @@ Tests are written against these helpers and a backend's name, so that every back
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.checkpoint.convert import to_f32
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
+from fastserve.models.family import build_graph, read_config
+from fastserve.models.parameters import check_parameters, expected_parameters
+from fastserve.models.pooling import Pooling
 from fastserve.types import Batch, Executable, Float32Array, Limits
 
 RANGE_BOUND = 2e-5  # of the expected output's range; what float32 weights and float32 KV must keep
@@ -49,6 +55,16 @@ def compile_graph(
         max_context=max_context,
     )
     return BACKENDS[backend](optimize(graph), parameters, limits=limits, kv_dtype=kv_dtype)
+
+
+def load_model(path: Path) -> tuple[Graph, dict[str, Float32Array]]:
+    """The graph and the float32 parameters of a model on disk."""
+    checkpoint = open_checkpoint(path)
+    sentence = checkpoint.sentence
+    pooling = Pooling.from_sentence_transformers(sentence.modules, sentence.pooling) if sentence else None
+    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors, pooling=pooling)
+    check_parameters(graph, checkpoint.tensors)
+    return graph, {name: to_f32(checkpoint.tensors[name]) for name in expected_parameters(graph)}
 
 
 @dataclass
@@ -102,9 +118,16 @@ def run_logits(executable: Executable, token_ids: Sequence[int], *, chunk: int |
     return np.concatenate([run.step(token_ids[i : i + size]) for i in range(0, len(token_ids), size)])
 
 
-def run_embeddings(executable: Executable, texts: Sequence[Sequence[int]]) -> Float32Array:
+def run_embeddings(
+    executable: Executable,
+    texts: Sequence[Sequence[int]],
+    *,
+    token_types: Sequence[Sequence[int]] | None = None,
+) -> Float32Array:
     """Embeddings [texts, width] of encoder inputs that share one batch."""
     batch = make_batch([(Run(executable, place), ids) for place, ids in enumerate(texts)])
+    if token_types is not None:
+        batch = replace(batch, token_types=_int32([kind for kinds in token_types for kind in kinds]))
     return executable.run(batch).outputs["embedding"].copy()
 
 

@@ -68,8 +68,9 @@ def hf_model(config: dict[str, Any], *, seed: int = 0) -> Any:
         model = BertModel(BertConfig(**options), add_pooling_layer=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+        for name, parameter in model.named_parameters():
+            is_scale = "norm.weight" in name.lower()
+            parameter.normal_(float(is_scale), std=parameter.shape[-1] ** -0.5, generator=generator)
     return model.eval()
 
 

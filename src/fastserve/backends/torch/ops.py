@@ -81,7 +81,8 @@ def rope(node: Rope, step: Step) -> None:
     frequencies = torch.tensor(table.inverse_frequencies, dtype=torch.float32, device=x.device)
     angles = step.ids["positions"].float()[:, None, None] * frequencies  # [tokens, 1, dim / 2]
     cos, sin = angles.cos() * table.scale, angles.sin() * table.scale
-    low, high, rest = x.split((table.dim // 2, table.dim // 2, node.head_dim - table.dim), dim=2)
+    half = table.dim // 2
+    low, high, rest = x[..., :half], x[..., half : table.dim], x[..., table.dim :]
     turned = torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=2)
     step.values[node.out] = turned.flatten(1)
 
