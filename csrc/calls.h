@@ -49,14 +49,16 @@ class EmbeddingCall : public RowwiseCall {
   const Weight& weight_;
 };
 
-// Where the rows of quantized activations lie (kernel.h: QuantizedRows) within a matrix of the arena.
+// Where the parts of a row of quantized activations lie (kernel.h: QuantizedRows).
 struct QuantizedLayout {
   int64_t scales_offset;
+  int64_t corrections_offset;
   int64_t row_bytes;
 
   QuantizedLayout(int32_t padded_depth, int32_t num_groups)
       : scales_offset(static_cast<int64_t>(round_up(static_cast<std::size_t>(padded_depth), 64))),
-        row_bytes(static_cast<int64_t>(round_up(static_cast<std::size_t>(scales_offset + 4 * num_groups), 64))) {}
+        corrections_offset(scales_offset + 4 * num_groups),
+        row_bytes(static_cast<int64_t>(round_up(static_cast<std::size_t>(corrections_offset + 4 * num_groups), 64))) {}
 };
 
 class QuantizeRowsCall : public RowwiseCall {
@@ -66,13 +68,14 @@ class QuantizeRowsCall : public RowwiseCall {
         x_(x),
         padded_depth_(static_cast<int32_t>(round_up(static_cast<std::size_t>(x.width), 4))),
         group_size_(group_size > 0 ? group_size : padded_depth_),
-        layout_(padded_depth_, padded_depth_ / group_size_) {}
+        layout_(padded_depth_, (padded_depth_ + group_size_ - 1) / group_size_) {}
 
  protected:
   void run_row(const Step& step, int32_t row) const override {
-    auto* data = reinterpret_cast<uint8_t*>(out(step, row));
+    auto* data = reinterpret_cast<int8_t*>(out(step, row));
     step.kernels.quantize_row(step.row(x_, row), x_.width, padded_depth_, group_size_, data,
-                              reinterpret_cast<float*>(data + layout_.scales_offset));
+                              reinterpret_cast<float*>(data + layout_.scales_offset),
+                              reinterpret_cast<int32_t*>(data + layout_.corrections_offset));
   }
 
  private:
@@ -94,7 +97,8 @@ class LinearCall : public Call {
     args.weight = &w;
     if (w.format == WeightFormat::int8) {
       const QuantizedLayout layout(w.padded_depth, w.num_groups);
-      args.quantized = {reinterpret_cast<uint8_t*>(step.row(x_, 0)), layout.row_bytes, layout.scales_offset};
+      args.quantized = {reinterpret_cast<const int8_t*>(step.row(x_, 0)), layout.row_bytes, layout.scales_offset,
+                        layout.corrections_offset};
     } else {
       args.x = step.row(x_, 0);
       args.x_stride = x_.stride;

@@ -23,20 +23,19 @@ class PackJob : public Job {
  public:
   PackJob(const std::vector<StoredMatrix>& sources, const PackedWeight& weight, const Kernels& kernels, int num_threads)
       : sources_(sources), weight_(weight), kernels_(kernels) {
-    for (int thread = 0; thread < num_threads; ++thread) {
+    for (int thread = 0; thread < num_threads; ++thread)
       rows_.emplace_back(allocate<float>(static_cast<std::size_t>(weight.depth)));
-      scratch_.emplace_back(allocate<int8_t>(static_cast<std::size_t>(weight.padded_depth)));
-    }
   }
   int num_stages() const override { return 1; }
   int num_tiles(int) const override { return (weight_.rows + kPanel - 1) / kPanel; }
   void run_tile(int, int panel, int thread) override {
     const int64_t padded_rows = static_cast<int64_t>(num_tiles(0)) * kPanel;
+    uint8_t* out = weight_.panels + panel * weight_.panel_bytes;
+    float* values = rows_[static_cast<std::size_t>(thread)].get();
+    if (weight_.format == WeightFormat::int8) std::memset(out, 128, static_cast<std::size_t>(weight_.panel_bytes));
     for (int32_t row = panel * kPanel; row < weight_.rows && row < (panel + 1) * kPanel; ++row) {
-      decode(row, rows_[thread].get());
-      kernels_.pack_row(weight_, rows_[thread].get(), weight_.panels + panel * weight_.panel_bytes, row % kPanel,
-                        weight_.scales + panel * kPanel, weight_.offsets + panel * kPanel, padded_rows,
-                        scratch_[thread].get());
+      decode(row, values);
+      kernels_.pack_row(weight_, values, out, row % kPanel, weight_.scales + panel * kPanel, padded_rows);
     }
   }
 
@@ -55,7 +54,6 @@ class PackJob : public Job {
   const PackedWeight& weight_;
   const Kernels& kernels_;
   std::vector<AlignedArray<float>> rows_;
-  std::vector<AlignedArray<int8_t>> scratch_;
 };
 
 void check(const StoredMatrix& source, int32_t depth) {
@@ -129,10 +127,9 @@ Weight::Weight(const std::vector<StoredMatrix>& sources, WeightFormat format, in
   packed_.depth = depth;
   packed_.padded_depth = static_cast<int32_t>(round_up(static_cast<std::size_t>(depth), 4));
   packed_.group_size = group_size > 0 ? group_size : packed_.padded_depth;
-  if (packed_.group_size % 4 != 0 || (group_size > 0 && depth % group_size != 0))
-    throw std::invalid_argument("groups of " + std::to_string(group_size) + " do not divide a depth of " +
-                                std::to_string(depth));
-  packed_.num_groups = packed_.padded_depth / packed_.group_size;
+  if (packed_.group_size % 4 != 0)
+    throw std::invalid_argument("a group of " + std::to_string(group_size) + " columns is not a multiple of 4");
+  packed_.num_groups = (packed_.padded_depth + packed_.group_size - 1) / packed_.group_size;
 
   const std::size_t num_panels = round_up(static_cast<std::size_t>(rows), kPanel) / kPanel;
   const int64_t element_bytes = format == WeightFormat::f32 ? 4 : format == WeightFormat::bf16 ? 2 : 1;
@@ -141,13 +138,11 @@ Weight::Weight(const std::vector<StoredMatrix>& sources, WeightFormat format, in
   num_bytes_ = static_cast<int64_t>(num_panels) * packed_.panel_bytes;
   if (format == WeightFormat::int8) {
     const std::size_t num_scales = num_panels * kPanel * static_cast<std::size_t>(packed_.num_groups);
-    scales_ = allocate<float>(num_scales);
-    offsets_ = allocate<int32_t>(num_scales);
-    num_bytes_ += static_cast<int64_t>(num_scales * (sizeof(float) + sizeof(int32_t)));
+    scales_ = allocate<uint16_t>(num_scales);
+    num_bytes_ += static_cast<int64_t>(num_scales * sizeof(uint16_t));
   }
   packed_.panels = panels_.get();
   packed_.scales = scales_.get();
-  packed_.offsets = offsets_.get();
 
   PackJob job(sources, packed_, kernels, pool.num_threads());
   pool.run(job);

@@ -29,7 +29,7 @@ KvFormat parse_kv_format(const std::string& name);
 ActivationKind parse_activation(const std::string& name);
 
 // Owns a PackedWeight. group_size 0 means one scale for a whole row.
-// Throws std::invalid_argument where sources disagree in depth, are cut short, or the group size does not divide.
+// Throws std::invalid_argument where sources disagree in depth or are cut short, or the group size is not one.
 class Weight {
  public:
   Weight(const std::vector<StoredMatrix>& sources, WeightFormat format, int32_t group_size, const Kernels& kernels,
@@ -41,8 +41,7 @@ class Weight {
   PackedWeight packed_{};
   int64_t num_bytes_ = 0;
   AlignedArray<uint8_t> panels_;
-  AlignedArray<float> scales_;
-  AlignedArray<int32_t> offsets_;
+  AlignedArray<uint16_t> scales_;
 };
 
 }  // namespace fastserve

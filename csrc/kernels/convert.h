@@ -55,6 +55,9 @@ static void decode_row(StoredFormat format, const uint8_t* p, int64_t count, flo
   }
 }
 
+// Columns quantized at a time; a multiple of 4, as group sizes are.
+constexpr int32_t kGroupChunk = 64;
+
 // Round to nearest even; NaN stays NaN.
 static inline uint16_t to_bf16(float x) {
   uint32_t bits;
@@ -63,8 +66,8 @@ static inline uint16_t to_bf16(float x) {
   return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, int32_t column, float* scales,
-                     int32_t* offsets, int64_t scales_stride, int8_t* scratch) {
+static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, int32_t column, uint16_t* scales,
+                     int64_t scales_stride) {
   switch (w.format) {
     case WeightFormat::f32:
       for (int32_t k = 0; k < w.depth; ++k) ((float*)panel)[(int64_t)k * kPanel + column] = row[k];
@@ -73,22 +76,23 @@ static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, in
       for (int32_t k = 0; k < w.depth; ++k) ((uint16_t*)panel)[(int64_t)k * kPanel + column] = to_bf16(row[k]);
       break;
     case WeightFormat::int8:
-      // Weights use the signed range [-127, 127]; quantize_row offsets by 128, which is undone here.
-      for (int32_t g = 0; g < w.num_groups; ++g) {
-        const int32_t begin = g * w.group_size;
-        const int32_t end = begin + w.group_size < w.padded_depth ? begin + w.group_size : w.padded_depth;
-        const int32_t real_end = end < w.depth ? end : w.depth;
-        quantize_row(row + begin, real_end - begin, end - begin, end - begin, (uint8_t*)scratch + begin,
-                     scales + g * scales_stride + column);
-        int32_t total = 0;
-        for (int32_t k = begin; k < end; ++k) {
-          scratch[k] = (int8_t)((uint8_t)scratch[k] - 128);
-          total += scratch[k];
+      for (int32_t begin = 0, g = 0; begin < w.depth; begin += w.group_size, ++g) {
+        const int32_t count = w.depth - begin < w.group_size ? w.depth - begin : w.group_size;
+        // The rounded scale is the one that is used, so that its rounding costs nothing. Being at most 2^-8 too
+        // small, it cannot push a value beyond 127.5.
+        const uint16_t stored_scale = to_bf16(largest_magnitude(row + begin, count) / 127.0f);
+        const float scale = bf16_to_f32(stored_scale), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        scales[g * scales_stride + column] = stored_scale;
+        for (int32_t done = 0; done < count; done += kGroupChunk) {
+          const int32_t n = count - done < kGroupChunk ? count - done : kGroupChunk;
+          int8_t values[kGroupChunk] = {};
+          quantize_values(row + begin + done, n, inverse, values);
+          for (int32_t i = 0; i < n; i += 4) {
+            uint8_t* out = panel + (int64_t)(begin + done + i) * kPanel + column * 4;
+            for (int b = 0; b < 4; ++b) out[b] = (uint8_t)(values[i + b] + 128);
+          }
         }
-        offsets[g * scales_stride + column] = 128 * total;
       }
-      for (int32_t k = 0; k < w.padded_depth; k += 4)
-        memcpy(panel + (int64_t)k * kPanel + column * 4, scratch + k, 4);
       break;
   }
 }

@@ -25,27 +25,28 @@ enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };
 
 // A matrix of weights [rows, depth], prepacked in panels of kPanel rows:
 //   f32, bf16: [panel][depth][kPanel]
-//   int8:      [panel][padded_depth / 4][kPanel][4], zero padded; value = int8 * scales[group][row]
-// Rows are zero padded to whole panels.
+//   int8:      [panel][padded_depth / 4][kPanel][4] of value + 128 as uint8 (the dot instruction wants unsigned x
+//              signed); weight = value * scales[group][row]
+// Rows are padded to whole panels with zero weights.
 struct PackedWeight {
   WeightFormat format;
   int32_t rows;
   int32_t depth;
   int32_t padded_depth;   // int8: depth rounded up to 4
-  int32_t group_size;     // int8: columns that share a scale; a multiple of 4 (of padded_depth if one group)
+  int32_t group_size;     // int8: columns that share a scale, a multiple of 4; the last group may be shorter
   int32_t num_groups;
   int64_t panel_bytes;
   uint8_t* panels;        // 64-byte aligned
-  float* scales;          // int8: [num_groups][padded rows]
-  int32_t* offsets;       // int8: [num_groups][padded rows], 128 * sum of the group's weights (see QuantizedRows)
+  uint16_t* scales;       // int8: [num_groups][padded rows] bfloat16
 };
 
-// Activations quantized per row and group: q = round(x / scale) + 128 as uint8 (the dot instruction wants
-// unsigned x signed), so that sum((q - 128) * w) = sum(q * w) - 128 * sum(w).
+// Activations quantized per row and group: q = round(x / scale), x_scale = largest |x| / 127. As weights carry an
+// offset of 128, sum(q * w) = sum(q * (w + 128)) - 128 * sum(q): a row's correction is that last term.
 struct QuantizedRows {
-  uint8_t* data;          // row r at data + r * row_bytes: [padded_depth] values, then (64-aligned) [num_groups] scales
+  const int8_t* data;          // row r at data + r * row_bytes: [padded_depth] values
   int64_t row_bytes;
-  int64_t scales_offset;  // bytes from the row's start
+  int64_t scales_offset;       // bytes from a row's start to its scales, float [num_groups]
+  int64_t corrections_offset;  // ... to its corrections, int32 [num_groups]
 };
 
 struct LinearArgs {
@@ -90,8 +91,8 @@ struct Kernels {
   void (*embedding)(const PackedWeight&, int32_t row, float* out);
   // Rows [row_begin, row_end) x panels [panel_begin, panel_end) of out = x @ weight.T + bias.
   void (*linear)(const LinearArgs&, int32_t row_begin, int32_t row_end, int32_t panel_begin, int32_t panel_end);
-  void (*quantize_row)(const float* x, int32_t depth, int32_t padded_depth, int32_t group_size, uint8_t* out,
-                       float* scales);
+  void (*quantize_row)(const float* x, int32_t depth, int32_t padded_depth, int32_t group_size, int8_t* out,
+                       float* scales, int32_t* corrections);
   void (*rms_norm)(const float* x, const float* weight, float eps, int32_t width, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int32_t width, float* out);
   void (*add)(const float* x, const float* y, int32_t width, float* out);
@@ -108,8 +109,8 @@ struct Kernels {
   // `count` elements of a stored row to float32; count is a multiple of the format's block.
   void (*decode_row)(StoredFormat, const uint8_t* stored, int64_t count, float* out);
   // One row into column `column` of a panel of the weight.
-  void (*pack_row)(const PackedWeight&, const float* row, uint8_t* panel, int32_t column, float* scales,
-                   int32_t* offsets, int64_t scales_stride, int8_t* scratch);
+  void (*pack_row)(const PackedWeight&, const float* row, uint8_t* panel, int32_t column, uint16_t* scales,
+                   int64_t scales_stride);
 };
 
 const Kernels* portable_kernels();

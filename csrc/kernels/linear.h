@@ -48,20 +48,25 @@ static inline void linear_rows_float(const LinearArgs& a, int32_t row, const Wei
 }
 
 template <int R>
-static inline void linear_rows_int8(const LinearArgs& a, int32_t row, const int8_t* panel, const float* scales,
-                                    const int32_t* offsets, int64_t scales_stride, float (*tile)[kPanel]) {
+static inline void linear_rows_int8(const LinearArgs& a, int32_t row, const uint8_t* panel, const uint16_t* scales,
+                                    int64_t scales_stride, float (*tile)[kPanel]) {
   const PackedWeight& w = *a.weight;
-  const uint8_t* x = a.quantized.data + row * a.quantized.row_bytes;
+  const int8_t* x = a.quantized.data + row * a.quantized.row_bytes;
   const int64_t x_stride = a.quantized.row_bytes;
   for (int column = 0; column < kPanel; column += kRegisterColumns) {
     for (int32_t g = 0; g < w.num_groups; ++g) {
       const int32_t begin = g * w.group_size;
       const int32_t end = begin + w.group_size < w.padded_depth ? begin + w.group_size : w.padded_depth;
+      float x_scale[R];
       I32 acc[R][kRegisterVectors];
-      for (int r = 0; r < R; ++r)
-        for (int v = 0; v < kRegisterVectors; ++v) acc[r][v] = zero_i32();
+      for (int r = 0; r < R; ++r) {
+        int32_t correction;
+        memcpy(&correction, x + r * x_stride + a.quantized.corrections_offset + g * 4, 4);
+        memcpy(&x_scale[r], x + r * x_stride + a.quantized.scales_offset + g * 4, 4);
+        for (int v = 0; v < kRegisterVectors; ++v) acc[r][v] = set1(correction);
+      }
       for (int32_t k = begin; k < end; k += 4) {
-        const int8_t* p = panel + (int64_t)k * kPanel + column * 4;
+        const uint8_t* p = panel + (int64_t)k * kPanel + column * 4;
         Weights4 weights[kRegisterVectors];
         for (int v = 0; v < kRegisterVectors; ++v) weights[v] = load_weights4(p + v * kLanes * 4);
         for (int r = 0; r < R; ++r) {
@@ -69,15 +74,12 @@ static inline void linear_rows_int8(const LinearArgs& a, int32_t row, const int8
           for (int v = 0; v < kRegisterVectors; ++v) acc[r][v] = dot4(acc[r][v], b, weights[v]);
         }
       }
-      for (int r = 0; r < R; ++r) {
-        float x_scale;
-        memcpy(&x_scale, x + r * x_stride + a.quantized.scales_offset + g * 4, 4);
-        for (int v = 0; v < kRegisterVectors; ++v) {
-          const int64_t c = column + v * kLanes;
-          F32 product = to_f32(sub(acc[r][v], load_i32(offsets + g * scales_stride + c)));
-          F32 scaled = mul(mul(product, set1(x_scale)), load(scales + g * scales_stride + c));
-          float* t = tile[r] + c;
-          store(t, g == 0 ? scaled : add(load(t), scaled));
+      for (int v = 0; v < kRegisterVectors; ++v) {
+        const int c = column + v * kLanes;
+        const F32 w_scale = load_bf16(scales + g * scales_stride + c);
+        for (int r = 0; r < R; ++r) {
+          const F32 scale = mul(w_scale, set1(x_scale[r])), sum = to_f32(acc[r][v]);
+          store(tile[r] + c, g == 0 ? mul(sum, scale) : fma(sum, scale, load(tile[r] + c)));
         }
       }
     }
@@ -95,7 +97,7 @@ static inline void linear_rows(const LinearArgs& a, int32_t row, int32_t panel) 
     case WeightFormat::bf16: linear_rows_float<R>(a, row, (const uint16_t*)weights, tile); break;
     case WeightFormat::int8: {
       const int64_t padded_rows = (w.rows + kPanel - 1) / kPanel * kPanel;
-      linear_rows_int8<R>(a, row, (const int8_t*)weights, w.scales + column, w.offsets + column, padded_rows, tile);
+      linear_rows_int8<R>(a, row, weights, w.scales + column, padded_rows, tile);
       break;
     }
   }
@@ -143,8 +145,8 @@ static void embedding(const PackedWeight& w, int32_t row, float* out) {
     case WeightFormat::int8: {
       const int64_t padded_rows = (w.rows + kPanel - 1) / kPanel * kPanel;
       for (int32_t k = 0; k < w.depth; ++k) {
-        int8_t q = ((const int8_t*)panel)[(int64_t)(k / 4) * kPanel * 4 + column * 4 + k % 4];
-        out[k] = (float)q * w.scales[(k / w.group_size) * padded_rows + row];
+        const int32_t value = panel[(int64_t)(k / 4) * kPanel * 4 + column * 4 + k % 4] - 128;
+        out[k] = (float)value * bf16_to_f32(w.scales[(k / w.group_size) * padded_rows + row]);
       }
       break;
     }

@@ -108,20 +108,29 @@ static inline float largest_magnitude(const float* x, int32_t count) {
   return largest(m);
 }
 
-static void quantize_row(const float* x, int32_t depth, int32_t padded_depth, int32_t group_size, uint8_t* out,
-                         float* scales) {
-  for (int32_t begin = 0, g = 0; begin < padded_depth; begin += group_size, ++g) {
-    int32_t end = begin + group_size < depth ? begin + group_size : depth;
-    float largest_value = largest_magnitude(x + begin, end - begin);
-    scales[g] = largest_value / 127.0f;
-    F32 inverse = set1(largest_value > 0.0f ? 127.0f / largest_value : 0.0f);
-    int32_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) store_offset_bytes(out + i, mul(load(x + i), inverse));
-    if (i < end) {
-      uint8_t rest[kLanes];
-      store_offset_bytes(rest, mul(load_first(x + i, end - i), inverse));
-      memcpy(out + i, rest, (size_t)(end - i));
-    }
+// `count` values, each times `inverse_scale` and rounded; returns their sum.
+static inline int32_t quantize_values(const float* x, int32_t count, float inverse_scale, int8_t* out) {
+  const F32 inverse = set1(inverse_scale);
+  int32_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store_bytes(out + i, mul(load(x + i), inverse));
+  if (i < count) {
+    int8_t rest[kLanes];
+    store_bytes(rest, mul(load_first(x + i, count - i), inverse));
+    memcpy(out + i, rest, (size_t)(count - i));
   }
-  for (int32_t i = depth; i < padded_depth; ++i) out[i] = 128;
+  int32_t total = 0;
+  for (i = 0; i < count; ++i) total += out[i];
+  return total;
+}
+
+static void quantize_row(const float* x, int32_t depth, int32_t padded_depth, int32_t group_size, int8_t* out,
+                         float* scales, int32_t* corrections) {
+  for (int32_t begin = 0, g = 0; begin < depth; begin += group_size, ++g) {
+    const int32_t count = depth - begin < group_size ? depth - begin : group_size;
+    const float largest_value = largest_magnitude(x + begin, count);
+    const float inverse = largest_value > 0.0f ? 127.0f / largest_value : 0.0f;
+    scales[g] = largest_value / 127.0f;
+    corrections[g] = -128 * quantize_values(x + begin, count, inverse, out + begin);
+  }
+  for (int32_t i = depth; i < padded_depth; ++i) out[i] = 0;
 }

@@ -41,26 +41,23 @@ static inline void store_f16(uint16_t* p, F32 a) {
 }
 static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
-static inline I32 zero_i32() { return {_mm512_setzero_si512()}; }
-static inline I32 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
-static inline I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+static inline I32 set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
-// Four unsigned bytes of an activation, in every lane.
+// Four signed bytes of an activation, in every lane.
 struct Bytes4 { __m512i v; };
-static inline Bytes4 broadcast4(const uint8_t* p) {
+static inline Bytes4 broadcast4(const int8_t* p) {
   int32_t word;
   memcpy(&word, p, 4);
   return {_mm512_set1_epi32(word)};
 }
-// Four signed bytes a lane.
+// Four unsigned bytes a lane.
 struct Weights4 { __m512i v; };
-static inline Weights4 load_weights4(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline Weights4 load_weights4(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 // acc + sum over a lane's four bytes of x * w, exact.
-static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return {_mm512_dpbusd_epi32(acc.v, x.v, w.v)}; }
-// round(x) + 128 as bytes, for |x| <= 127.
-static inline void store_offset_bytes(uint8_t* p, F32 a) {
-  __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_set1_epi32(128));
-  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(q));
+static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
+// round(x) as bytes, for |x| < 127.5.
+static inline void store_bytes(int8_t* p, F32 a) {
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 
 #elif defined(FASTSERVE_ISA_AVX2)
@@ -117,32 +114,30 @@ static inline void store_f16(uint16_t* p, F32 a) {
 }
 static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
-static inline I32 zero_i32() { return {_mm256_setzero_si256()}; }
-static inline I32 load_i32(const int32_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
-static inline I32 sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+static inline I32 set1(int32_t x) { return {_mm256_set1_epi32(x)}; }
 static inline F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 // vpmaddubsw would saturate its 16-bit sums (255 * 127 * 2 > 32767), so bytes are widened to 16 bits first, even and
 // odd ones apart, and multiplied by vpmaddwd, whose 32-bit sums are exact.
 struct Bytes4 { __m256i even, odd; };
-static inline Bytes4 broadcast4(const uint8_t* p) {
+static inline Bytes4 broadcast4(const int8_t* p) {
   int32_t word;
   memcpy(&word, p, 4);
   __m256i x = _mm256_set1_epi32(word);
-  return {_mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(x, 8)};
+  return {_mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), _mm256_srai_epi16(x, 8)};
 }
 struct Weights4 { __m256i even, odd; };
-static inline Weights4 load_weights4(const int8_t* p) {
+static inline Weights4 load_weights4(const uint8_t* p) {
   __m256i w = _mm256_loadu_si256((const __m256i*)p);
-  return {_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)};
+  return {_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(w, 8)};
 }
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   __m256i products = _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd));
   return {_mm256_add_epi32(acc.v, products)};
 }
-static inline void store_offset_bytes(uint8_t* p, F32 a) {
-  __m256i q = _mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(128));
-  __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
-  _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(half, half));
+static inline void store_bytes(int8_t* p, F32 a) {
+  __m256i q = _mm256_cvtps_epi32(a.v);
+  __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(half, half));
 }
 
 #else  // portable: plain loops, which compilers turn into whatever vectors the baseline has
@@ -213,27 +208,25 @@ static inline F32 load_bf16(const uint16_t* p) { FASTSERVE_EACH(bits_to_f32((uin
 static inline F32 load_f16(const uint16_t* p) { FASTSERVE_EACH(f16_to_f32(p[i])); }
 static inline void store_f16(uint16_t* p, F32 a) { for (int i = 0; i < kLanes; ++i) p[i] = to_f16(a.v[i]); }
 
-static inline I32 zero_i32() { return {}; }
-static inline I32 load_i32(const int32_t* p) { I32 r; memcpy(r.v, p, sizeof r.v); return r; }
-static inline I32 sub(I32 a, I32 b) {
+static inline I32 set1(int32_t x) {
   I32 r;
-  for (int i = 0; i < kLanes; ++i) r.v[i] = a.v[i] - b.v[i];
+  for (int i = 0; i < kLanes; ++i) r.v[i] = x;
   return r;
 }
 static inline F32 to_f32(I32 a) { FASTSERVE_EACH((float)a.v[i]); }
 struct Bytes4 { int32_t v[4]; };
-static inline Bytes4 broadcast4(const uint8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
-struct Weights4 { const int8_t* p; };
-static inline Weights4 load_weights4(const int8_t* p) { return {p}; }
+static inline Bytes4 broadcast4(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
+struct Weights4 { const uint8_t* p; };
+static inline Weights4 load_weights4(const uint8_t* p) { return {p}; }
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   for (int i = 0; i < kLanes; ++i) {
-    const int8_t* p = w.p + 4 * i;
+    const uint8_t* p = w.p + 4 * i;
     acc.v[i] += x.v[0] * p[0] + x.v[1] * p[1] + x.v[2] * p[2] + x.v[3] * p[3];
   }
   return acc;
 }
-static inline void store_offset_bytes(uint8_t* p, F32 a) {
-  for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)((int32_t)nearbyintf(a.v[i]) + 128);
+static inline void store_bytes(int8_t* p, F32 a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = (int8_t)(int32_t)nearbyintf(a.v[i]);
 }
 
 #undef FASTSERVE_EACH

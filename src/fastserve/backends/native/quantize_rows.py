@@ -13,10 +13,10 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeRows(Node):
-    """out = x as uint8 with one float32 scale per row and group of columns.
+    """out = x as int8 with a float32 scale and an int32 correction per row and group of columns.
 
-    A row of `out` holds the bytes, then the scales, each from a multiple of ALIGNMENT: its width is that size
-    counted in floats.
+    A row of `out` holds the values, then (from a multiple of ALIGNMENT) the scales and the corrections, padded to a
+    multiple of ALIGNMENT: its width is that size counted in floats.
     """
 
     x: Value
@@ -49,8 +49,8 @@ def quantize_rows(graph: Graph, group_size_of: Callable[[Linear], int | None]) -
 
 def _row_bytes(width: int, group_size: int) -> int:
     padded = _round_up(width, 4)
-    num_groups = padded // (group_size or padded)
-    return _round_up(_round_up(padded, ALIGNMENT) + FLOAT_BYTES * num_groups, ALIGNMENT)
+    num_groups = -(-padded // (group_size or padded))
+    return _round_up(_round_up(padded, ALIGNMENT) + 2 * FLOAT_BYTES * num_groups, ALIGNMENT)
 
 
 def _round_up(n: int, multiple: int) -> int:

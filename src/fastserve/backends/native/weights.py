@@ -14,6 +14,10 @@ from fastserve.types import Float32Array
 
 WeightFormat = Literal["f32", "bf16", "int8"]
 
+# Columns of weights and of activations that share a scale. Whole rows would lose five times as much (SmolLM2 on
+# wikitext-2: mean KL to float32 0.036 against 0.007; docs/log.md).
+INT8_GROUP_SIZE = 64
+
 
 class Weights:
     """Packs matrices on first use and keeps them, so that tied parameters share memory; vectors stay float32."""
@@ -37,7 +41,7 @@ class Weights:
 
     def group_size(self, parameter: Parameter) -> int | None:
         """Columns that share a scale in a quantized matrix, 0 for whole rows; None where it is not quantized."""
-        return 0 if self._format == "int8" else None
+        return INT8_GROUP_SIZE if self._format == "int8" else None
 
     def matrix(self, parameter: Parameter) -> _native.Weight:
         """The parameter [out, in], packed into panels."""
