@@ -6,9 +6,12 @@ Read off the source text, so that imports inside functions and those for type ch
 from __future__ import annotations
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -158,6 +161,14 @@ def test_a_heavy_dependency_is_imported_by_its_owner_alone(dependency: str) -> N
         and not any(is_within(module, owner) for owner in OWNERS[dependency])
     ]
     assert not broken
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    declared = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in requirements}
+    imported = {name.split(".")[0] for module in modules() for name, _ in imports_of(module)}
+    assert imported - sys.stdlib_module_names - {"fastserve"} <= declared
 
 
 def test_modules_form_no_cycle() -> None:
