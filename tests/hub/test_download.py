@@ -134,6 +134,15 @@ def test_the_next_source_is_tried_when_one_does_not_answer(
     assert caplog.messages == [f"nobody answers; trying {SPEC}"]
 
 
+def test_a_source_spelled_out_is_the_only_one_tried(index: WheelIndex, catalogue_of: CatalogueOf) -> None:
+    missing = MissingSource()
+    catalogue_of("tiny", index.add_model("tiny-model==1.0"), missing)
+    with pytest.raises(DownloadError) as caught:
+        download(missing.spec)
+    assert caught.value.message == "nobody answers"
+    assert download(SPEC).name == "tiny-model==1.0"
+
+
 def test_every_source_is_named_when_none_answers(index: WheelIndex, catalogue_of: CatalogueOf) -> None:
     catalogue_of("tiny", MissingSource(), Wheel("no-such-package==1"))
     with pytest.raises(DownloadError) as caught:

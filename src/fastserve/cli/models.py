@@ -56,7 +56,7 @@ def show(name: ModelName, json: JsonOption = False) -> None:
     print(f"licence   {record.licence or 'unknown'}")
     print(f"path      {record.path}")
     print(f"size      {format_bytes(record.size_bytes)}")
-    print(f"since     {record.registered_at}")
+    print(f"added     {record.registered_at}")
     _print_table(
         ("file", "size", "sha256"),
         [(file.path, format_bytes(file.size_bytes), file.sha256) for file in record.files],

@@ -1,4 +1,4 @@
-"""The bar that a terminal shows during a download; nothing is drawn when the output is not a terminal."""
+"""The bar that a terminal shows while bytes come; nothing is drawn where standard error is not a terminal."""
 
 from __future__ import annotations
 
@@ -28,10 +28,14 @@ def download_progress(*, shown: bool = True) -> Iterator[Progress | None]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("", total=None)
 
-        def show(step: str, done_bytes: int, total_bytes: int | None) -> None:
-            bar.update(task, description=step, completed=done_bytes, total=total_bytes)
+    def show(step: str, done_bytes: int, total_bytes: int | None) -> None:
+        bar.start()
+        bar.update(task, description=step, completed=done_bytes, total=total_bytes)
 
+    try:
         yield show
+    finally:
+        bar.stop()

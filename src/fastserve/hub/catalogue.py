@@ -44,14 +44,15 @@ def load_catalogue() -> tuple[CatalogueEntry, ...]:
     return tuple(_read_entry(entry) for entry in json.loads(text)["models"])
 
 
-def find_entry(name_or_source: str) -> CatalogueEntry | None:
-    """The entry of that name, in any case, or with that source."""
-    for entry in load_catalogue():
-        if entry.name == name_or_source.lower() or name_or_source in (
-            source.spec for source in entry.sources
-        ):
-            return entry
-    return None
+def find_entry(name: str) -> CatalogueEntry | None:
+    """The entry of that name, in any case."""
+    return next((entry for entry in load_catalogue() if entry.name == name.lower()), None)
+
+
+def find_source(spec: str) -> Source | None:
+    """The source that a user spells out, as the catalogue has it: with pinned checksums."""
+    sources = (source for entry in load_catalogue() for source in entry.sources)
+    return next((source for source in sources if source.spec == spec), None)
 
 
 def _read_entry(entry: Mapping[str, Any]) -> CatalogueEntry:

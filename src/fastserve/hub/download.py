@@ -91,9 +91,9 @@ def _fetch_first(
             return source, source.fetch(staging, progress)
         except SourceUnavailableError as failure:
             failures.append(failure)
+    reasons = "; ".join(failure.message for failure in failures)
     raise DownloadError(
-        f"{origin.name} could not be downloaded: {', and '.join(f.message for f in failures)}",
-        hint=failures[0].hint,
+        reasons if len(failures) == 1 else f"no source has {origin.name}: {reasons}", hint=failures[0].hint
     ) from failures[0]
 
 

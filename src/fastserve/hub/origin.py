@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastserve.errors import ModelNotFoundError, OptionError
 from fastserve.hub import hf_source, wheel_source
-from fastserve.hub.catalogue import find_entry
+from fastserve.hub.catalogue import find_entry, find_source
 from fastserve.hub.folder_source import FolderSource, is_model
 from fastserve.hub.hf_source import HfSource
 from fastserve.hub.registry import Registry, not_found
@@ -47,6 +47,8 @@ def parse_source(text: str) -> Source | None:
     Raises:
         OptionError, ModelNotFoundError: see `find_origin`.
     """
+    if known := find_source(text):
+        return known
     if text.startswith(hf_source.PREFIX):
         return HfSource.parse(text)
     if text.startswith(wheel_source.PREFIX):
