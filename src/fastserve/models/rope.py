@@ -55,7 +55,7 @@ def _inverse_frequencies(theta: float, dim: int) -> Float32Array:
     """1 / theta^(i / dim) for even i, every operation rounded to float32 [dim / 2].
 
     The power is rounded correctly from float64. That of torch is not everywhere, so some 1 % of the
-    frequencies, at unusual dims, are its float32 neighbours.
+    frequencies, at unusual dims, are one or two float32 steps away from ours.
     """
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     powers = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
@@ -85,11 +85,13 @@ def _scale_llama3(frequencies: Float32Array, parameters: JsonObject) -> Float32A
             f"rope has high_freq_factor={high:g}, which must be above low_freq_factor={low:g}"
         )
 
-    wavelengths = np.float32(2 * math.pi) / frequencies
+    one = np.float32(1.0)
+    # torch divides a number by a tensor in two roundings: reciprocal, then product.
+    wavelengths = one / frequencies * np.float32(2 * math.pi)
     long, short = np.float32(context / low), np.float32(context / high)
     scaled = np.where(wavelengths > long, frequencies / factor, frequencies)
-    smooth = (np.float32(context) / wavelengths - np.float32(low)) / np.float32(high - low)
-    interpolated = (np.float32(1.0) - smooth) * scaled / factor + smooth * scaled
+    smooth = (one / wavelengths * np.float32(context) - np.float32(low)) / np.float32(high - low)
+    interpolated = (one - smooth) * scaled / factor + smooth * scaled
     return np.where((wavelengths >= short) & (wavelengths <= long), interpolated, scaled)
 
 
