@@ -35,8 +35,10 @@ def watch_folder(
     ended = threading.Event()
 
     def poll() -> None:
+        most_bytes = 0  # a downloader's temporary files vanish at the end, and what is done stays done
         while not ended.wait(_POLL_SECONDS):
-            report(step, done_bytes + folder_bytes(folder), total_bytes)
+            most_bytes = max(most_bytes, folder_bytes(folder))
+            report(step, done_bytes + most_bytes, total_bytes)
 
     thread = threading.Thread(target=poll, name="fastserve-download-progress", daemon=True)
     thread.start()
