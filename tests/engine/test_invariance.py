@@ -1,0 +1,94 @@
+"""A request has the same tokens alone and in any batch, at any chunk size, with any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from fastserve.engine.llm import LLM
+from fastserve.types import SamplingParams
+
+PROMPTS = [
+    "Once upon a time",
+    "The dog",
+    "Lily and Tom went to the park. They saw a big tree and a little bird that could not fly. " * 3,
+    "One day, a cat",
+    "He",
+    "Mom said: do not open the box! But Sam was curious, and when nobody looked, he opened it and saw",
+]
+
+
+def params_of(index: int) -> SamplingParams:
+    """Greedy and seeded requests of different lengths; each filter and penalty is on in some of them."""
+    if index % 2 == 0:
+        return SamplingParams(max_tokens=8 + 5 * index)
+    penalty = 1.2 if index % 3 == 0 else 1.0
+    return SamplingParams(
+        max_tokens=8 + 5 * index,
+        temperature=0.9,
+        top_p=0.95,
+        top_k=40 * (index % 4),
+        seed=index,
+        repetition_penalty=penalty,
+    )
+
+
+def tokens_together(model: Path, **options: object) -> list[tuple[int, ...]]:
+    params = [params_of(index) for index in range(len(PROMPTS))]
+    with LLM(model, **options) as llm:
+        return [completion.token_ids for completion in llm.generate(PROMPTS, params)]
+
+
+def tokens_alone(model: Path, **options: object) -> list[tuple[int, ...]]:
+    with LLM(model, **options) as llm:
+        return [llm.generate(prompt, params_of(index))[0].token_ids for index, prompt in enumerate(PROMPTS)]
+
+
+@pytest.fixture(scope="module")
+def alone(stories: Path) -> Callable[[str, str], list[tuple[int, ...]]]:
+    """The tokens of every prompt by itself on one thread, by the formats of weights and KV."""
+    return cache(lambda weights, kv: tokens_alone(stories, weights=weights, kv_dtype=kv, threads=1))
+
+
+@pytest.fixture(scope="module")
+def real_alone(model_dir: Callable[[str], Path]) -> list[tuple[int, ...]]:
+    pytest.importorskip("fastserve._native")
+    return tokens_alone(model_dir("smollm2-135m-instruct"))
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("weights", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"threads": 3},
+        {"max_sequences": 2},
+        {"max_batch_tokens": 6, "threads": 2},
+        *({"prefill_chunk_tokens": n} for n in (1, 2, 15, 16, 17, 33)),
+    ],
+    ids=str,
+)
+def test_tokens_are_the_same_alone_and_in_any_batch(stories, alone, weights, kv_dtype, options) -> None:
+    pytest.importorskip("fastserve._native")
+    together = tokens_together(stories, weights=weights, kv_dtype=kv_dtype, **options)
+    assert together == alone(weights, kv_dtype)
+
+
+def test_greedy_tokens_of_the_torch_backend_do_not_depend_on_the_batch(stories) -> None:
+    """Its matrix products may differ in the last bits from batch to batch, so nothing is drawn here."""
+    pytest.importorskip("torch")
+    params = SamplingParams(max_tokens=8)
+    with LLM(stories, backend="torch", prefill_chunk_tokens=5) as llm:
+        together = [completion.token_ids for completion in llm.generate(PROMPTS[:4], params)]
+        assert together == [llm.generate(prompt, params)[0].token_ids for prompt in PROMPTS[:4]]
+
+
+@pytest.mark.parametrize(
+    "options", [{"threads": 1}, {"prefill_chunk_tokens": 7}, {"max_batch_tokens": 33}], ids=str
+)
+def test_tokens_of_the_real_model_are_the_same_alone_and_in_any_batch(model_dir, real_alone, options) -> None:
+    assert tokens_together(model_dir("smollm2-135m-instruct"), **options) == real_alone

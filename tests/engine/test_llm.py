@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastserve.config import EngineOptions
+from fastserve.engine import load
+from fastserve.engine.llm import LLM
+from fastserve.errors import (
+    ContextLengthError,
+    MemoryLimitError,
+    OptionError,
+    TemplateError,
+    UnsupportedError,
+)
+from fastserve.types import SamplingParams
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture
+def llm(stories: Path) -> Iterator[LLM]:
+    with LLM(stories, weights="f32", kv_dtype="f32") as llm:
+        yield llm
+        assert_nothing_is_held(llm)
+
+
+def assert_nothing_is_held(llm: LLM) -> None:
+    assert llm._engine is not None
+    llm._engine.check_invariants()
+    assert not llm._engine.has_work
+    assert llm._engine.pool.num_free == llm._engine.pool.num_blocks
+    assert not llm._inboxes
+
+
+def test_greedy_tokens_are_those_that_transformers_gave(stories: Path, backend: str) -> None:
+    golden = json.loads((stories / "golden.json").read_text())["stories260K"]
+    prompt_ids, expected = golden["prompt_ids"], golden["greedy_64"]
+    with LLM(stories, weights="f32", kv_dtype="f32", backend=backend) as llm:
+        (completion,) = llm.generate(prompt_ids, SamplingParams(max_tokens=64))
+    assert [*prompt_ids, *completion.token_ids] == expected
+
+
+def test_a_completion_says_all_about_itself(llm: LLM) -> None:
+    (completion,) = llm.generate(PROMPT, SamplingParams(max_tokens=12, seed=5, temperature=0.5, logprobs=3))
+    assert completion.text.startswith(", there was a")
+    assert completion.finish_reason == "length"
+    assert (completion.prompt_tokens, completion.completion_tokens, completion.seed) == (5, 12, 5)
+    assert completion.time_to_first_token_seconds > 0
+    assert completion.decode_tokens_per_second is not None
+    assert completion.logprobs is not None
+    for entry in completion.logprobs:
+        assert [logprob for _, logprob in entry.top] == sorted((p for _, p in entry.top), reverse=True)
+        assert len(entry.top) == 3
+        assert entry.logprob <= entry.top[0][1] <= 0
+
+
+def test_prompts_may_be_a_text_token_ids_or_many_of_both(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=5)
+    ids = llm.model.tokenizer.encode(PROMPT)
+    by_text, by_ids = llm.generate(PROMPT, params), llm.generate(ids, params)
+    many = llm.generate([PROMPT, ids, "The dog"], params)
+    assert by_text[0].token_ids == by_ids[0].token_ids == many[0].token_ids == many[1].token_ids
+    assert len(by_text) == len(by_ids) == 1
+    assert len(many) == 3
+
+
+def test_each_prompt_may_have_its_own_params(llm: LLM) -> None:
+    completions = llm.generate([PROMPT] * 2, [SamplingParams(max_tokens=3), SamplingParams(max_tokens=7)])
+    assert [completion.completion_tokens for completion in completions] == [3, 7]
+    with pytest.raises(OptionError, match="1 params for 2 prompts"):
+        llm.generate([PROMPT] * 2, [SamplingParams()])
+
+
+@pytest.mark.parametrize("prompts", [[], [PROMPT, []]])
+def test_without_a_prompt_nothing_runs(llm: LLM, prompts: list[object]) -> None:
+    with pytest.raises(OptionError, match=r"no prompts|no tokens"):
+        llm.generate(prompts, SamplingParams(max_tokens=1))
+
+
+@pytest.mark.parametrize("stop", [(), (" little girl", "nobody"), (".",)])
+def test_streamed_texts_join_to_the_text_of_generate(llm: LLM, stop: tuple[str, ...]) -> None:
+    params = SamplingParams(max_tokens=40, stop=stop)
+    chunks = list(llm.stream(PROMPT, params))
+    (whole,) = llm.generate(PROMPT, params)
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+    assert tuple(chunk.token_id for chunk in chunks) == whole.token_ids
+    assert [chunk.completion is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert chunks[-1].completion is not None
+    assert chunks[-1].completion.text == whole.text
+    assert not any(text in whole.text for text in stop)
+
+
+def test_the_text_goes_on_where_the_prompt_ends(llm: LLM) -> None:
+    ids = llm.generate(PROMPT, SamplingParams(max_tokens=30))[0].token_ids
+    prompt_ids = llm.model.tokenizer.encode(PROMPT)
+    for length in range(1, 29):
+        completion = llm.generate([[*prompt_ids, *ids[:length]]], SamplingParams(max_tokens=1))[0]
+        whole = llm.model.tokenizer.decode([*prompt_ids, *ids[:length], *completion.token_ids])
+        assert whole == llm.model.tokenizer.decode([*prompt_ids, *ids[:length]]) + completion.text
+
+
+def test_closing_a_stream_at_any_moment_frees_all_that_it_held(llm: LLM) -> None:
+    for num_chunks in range(4):
+        stream = llm.stream(PROMPT, SamplingParams(max_tokens=50))
+        for _ in range(num_chunks):
+            next(stream)
+        stream.close()
+        assert_nothing_is_held(llm)
+
+
+def test_a_stream_that_is_dropped_frees_all_that_it_held(llm: LLM) -> None:
+    stream = llm.stream(PROMPT, SamplingParams(max_tokens=50))
+    next(stream)
+    del stream
+    assert_nothing_is_held(llm)
+
+
+def test_streams_that_are_open_together_get_their_own_tokens(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=20)
+    prompts = [PROMPT, "The dog", "One day"]
+    together = list(zip(*(llm.stream(prompt, params) for prompt in prompts), strict=True))
+    alone = [completion.token_ids for completion in llm.generate(prompts, params)]
+    assert [tuple(chunk.token_id for chunk in chunks) for chunks in zip(*together, strict=True)] == alone
+
+
+def test_a_call_with_one_bad_prompt_runs_nothing_and_holds_nothing(llm: LLM) -> None:
+    with pytest.raises(ContextLengthError, match="the context is 512 tokens"):
+        llm.generate([PROMPT, [1] * 512])
+    assert_nothing_is_held(llm)
+
+
+def test_after_a_failed_step_the_model_goes_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(batch: object) -> None:
+        raise RuntimeError("kernel")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(llm.model.executable), "run", lambda self, batch: fail(batch))
+        with pytest.raises(RuntimeError, match="kernel"):
+            llm.generate([PROMPT, "The dog"], SamplingParams(max_tokens=4))
+    assert_nothing_is_held(llm)
+    assert llm.generate(PROMPT, SamplingParams(max_tokens=4))[0].completion_tokens == 4
+
+
+def test_without_max_tokens_a_completion_may_fill_the_context(stories: Path) -> None:
+    with LLM(stories, context_length=48) as llm:
+        (completion,) = llm.generate(PROMPT, SamplingParams(ignore_eos=True))
+    assert completion.prompt_tokens + completion.completion_tokens == 48
+
+
+def test_a_context_beyond_the_models_own_is_refused_with_both_numbers(stories: Path) -> None:
+    with pytest.raises(ContextLengthError, match="context_length is 513; the model was made for 512"):
+        LLM(stories, context_length=513)
+
+
+def test_too_little_memory_is_told_before_weights_are_read(
+    stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "available_memory_bytes", lambda: 10 * 2**20)
+    monkeypatch.setattr(load, "_compile", lambda *args, **options: pytest.fail("weights were read"))
+    with pytest.raises(MemoryLimitError, match=r"needs \d+ MiB of memory .* 10 MiB are available"):
+        LLM(stories)
+
+
+def test_kv_memory_that_does_not_hold_one_context_is_refused_and_the_hint_is_right(stories: Path) -> None:
+    with pytest.raises(MemoryLimitError, match="holds 256 tokens; the context is 512") as raised:
+        LLM(stories, kv_memory=256 * 5 * 2 * 4 * 8 * 2)
+    needed = int(str(raised.value.hint).split("kv_memory=")[1].split()[0])
+    with LLM(stories, kv_memory=needed) as llm:
+        assert llm.model.footprint.kv_bytes == needed
+
+
+def test_a_closed_model_refuses_work_and_its_streams_end_with_an_error(stories: Path) -> None:
+    llm = LLM(stories)
+    stream = llm.stream(PROMPT)
+    next(stream)
+    llm.close()
+    llm.close()
+    with pytest.raises(OptionError, match="closed"):
+        next(stream)
+    with pytest.raises(OptionError, match="closed"):
+        llm.generate(PROMPT)
+
+
+def test_the_arguments_of_llm_are_the_engines_options_with_their_defaults() -> None:
+    arguments = inspect.signature(LLM).parameters
+    options = {f.name: f.default for f in fields(EngineOptions)}
+    assert {name: arguments[name].default for name in options} == options
+    assert set(arguments) == {"model", "offline", *options}
+
+
+def test_a_model_without_a_chat_template_does_not_chat(llm: LLM) -> None:
+    with pytest.raises(TemplateError, match="no chat template"):
+        llm.chat([{"role": "user", "content": "Hi"}])
+
+
+def test_a_text_generator_has_no_embeddings(llm: LLM) -> None:
+    with pytest.raises(UnsupportedError, match="no embeddings"):
+        llm.embed("Hi")
+
+
+def test_a_chat_model_answers_and_streams_the_same_answer(model_dir: Callable[[str], Path]) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    params = SamplingParams(max_tokens=32)
+    with LLM(model_dir("smollm2-135m-instruct")) as llm:
+        answer = llm.chat(messages, params)
+        streamed = "".join(chunk.text for chunk in llm.stream_chat(messages, params))
+    assert "Paris" in answer.text
+    assert answer.finish_reason == "stop"
+    assert streamed == answer.text
+
+
+@pytest.fixture(scope="module")
+def encoder(model_dir: Callable[[str], Path]) -> Iterator[LLM]:
+    with LLM(model_dir("all-minilm-l6-v2"), max_batch_tokens=64, max_sequences=4) as llm:
+        yield llm
+
+
+def test_embeddings_of_like_texts_are_near_and_have_length_one(encoder: LLM) -> None:
+    cat, kitten, stock = encoder.embed(["A cat sleeps.", "A kitten is sleeping.", "Stocks fell."])
+    np.testing.assert_allclose(np.linalg.norm([cat, kitten, stock], axis=1), 1, rtol=1e-5)
+    assert cat @ kitten > 0.7 > 0.3 > cat @ stock
+
+
+def test_an_embedding_is_the_same_alone_and_in_any_batch(encoder: LLM) -> None:
+    texts = [f"{'word ' * (i * 7 % 40)}number {i}" for i in range(12)]
+    together = encoder.embed(texts)
+    assert together.dtype == np.float32
+    assert together.tolist() == [encoder.embed(text)[0].tolist() for text in texts]
+
+
+def test_a_text_beyond_the_models_limit_is_refused_or_cut_where_asked(encoder: LLM) -> None:
+    long = "hello " * 300
+    with pytest.raises(ContextLengthError, match="302 tokens; the model embeds at most 256"):
+        encoder.embed(["short", long])
+    np.testing.assert_array_equal(encoder.embed(long, truncate=True), encoder.embed("hello " * 254))
+
+
+def test_an_encoder_neither_generates_nor_embeds_nothing(encoder: LLM) -> None:
+    with pytest.raises(UnsupportedError, match="does not generate text"):
+        encoder.generate("Hi")
+    with pytest.raises(OptionError, match="no texts"):
+        encoder.embed([])
+
+
+def test_auto_weights_are_int8_for_text_and_f32_for_encoders(stories: Path, encoder: LLM) -> None:
+    assert encoder.model.weights == "f32"
+    with LLM(stories) as llm:
+        assert llm.model.weights == "int8"
