@@ -42,7 +42,7 @@ class BatchBounds:
         """Check a batch before it runs.
 
         Raises:
-            OptionError: it is inconsistent or beyond a bound; the message has the field, the value, the limit.
+            OptionError: it is inconsistent or beyond a bound; the message names field, value and limit.
         """
         self._check_counts(batch)
         self._check_sequences(batch)

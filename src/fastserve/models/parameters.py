@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from fastserve.errors import CheckpointError
@@ -19,15 +18,6 @@ class HasShape(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterReport:
-    """How a checkpoint's tensors compare to what a graph needs."""
-
-    missing: tuple[str, ...]
-    wrong_shapes: tuple[str, ...]  # "name is [2, 3], not [3, 2]"
-    unused: tuple[str, ...]
-
-
 def expected_parameters(graph: Graph) -> dict[str, tuple[int, ...]]:
     """Every tensor that a graph reads, with its shape. The graph must be unmerged, as its family built it."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -39,20 +29,6 @@ def expected_parameters(graph: Graph) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def compare_parameters(graph: Graph, tensors: Mapping[str, HasShape]) -> ParameterReport:
-    """Compare the graph's needs with a checkpoint's tensors, by name and shape."""
-    expected = expected_parameters(graph)
-    return ParameterReport(
-        missing=tuple(name for name in expected if name not in tensors),
-        wrong_shapes=tuple(
-            f"{name} is {list(tensors[name].shape)}, not {list(shape)}"
-            for name, shape in expected.items()
-            if name in tensors and tuple(tensors[name].shape) != shape
-        ),
-        unused=tuple(name for name in tensors if name not in expected),
-    )
-
-
 def check_parameters(graph: Graph, tensors: Mapping[str, HasShape]) -> tuple[str, ...]:
     """Check that a checkpoint has every tensor that the graph reads, in its shape.
 
@@ -61,22 +37,26 @@ def check_parameters(graph: Graph, tensors: Mapping[str, HasShape]) -> tuple[str
     Raises:
         CheckpointError: tensors are missing or of the wrong shape; one message tells of both.
     """
-    report = compare_parameters(graph, tensors)
-    problems = []
-    if report.missing:
-        problems.append(f"{len(report.missing)} tensors are missing: {_abbreviate(report.missing)}")
-    if report.wrong_shapes:
-        problems.append(
-            f"{len(report.wrong_shapes)} have the wrong shape: {_abbreviate(report.wrong_shapes)}"
-        )
-    if problems:
-        if report.unused:
-            problems.append(f"{len(report.unused)} are not used: {_abbreviate(report.unused)}")
+    expected = expected_parameters(graph)
+    missing = tuple(name for name in expected if name not in tensors)
+    misshapen = tuple(
+        f"{name} ({list(tensors[name].shape)}, not {list(shape)})"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    )
+    unused = tuple(name for name in tensors if name not in expected)
+    if missing or misshapen:
+        kinds = (("missing", missing), ("of the wrong shape", misshapen), ("not used", unused))
+        findings = [f"{_count(items)} {kind}: {_abbreviate(items)}" for kind, items in kinds if items]
         raise CheckpointError(
-            f"the checkpoint does not fit its config: {'; '.join(problems)}",
+            f"the checkpoint does not fit its config; {'; '.join(findings)}",
             hint="take the model from its source again, config and weights together",
         )
-    return report.unused
+    return unused
+
+
+def _count(items: tuple[str, ...]) -> str:
+    return "1 tensor is" if len(items) == 1 else f"{len(items)} tensors are"
 
 
 def _abbreviate(items: tuple[str, ...]) -> str:
