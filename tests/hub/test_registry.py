@@ -37,6 +37,14 @@ def test_a_removed_model_is_gone_and_its_bytes_are_counted(index: WheelIndex) ->
     assert list_models() == []
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "../models", "/", "x" * 5000, "a\0b"])
+def test_a_name_that_is_no_name_removes_nothing(name: str, model_folder: Path) -> None:
+    record = download(str(model_folder))
+    with pytest.raises(ModelNotFoundError):
+        remove_model(name)
+    assert list_models() == [record]
+
+
 def test_removing_a_registered_folder_leaves_the_folder(model_folder: Path) -> None:
     download(str(model_folder))
     remove_model("my-model")

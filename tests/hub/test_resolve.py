@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastserve.errors import ModelNotFoundError, OfflineError
+from fastserve.hub.download import download
 from fastserve.hub.registry import list_models
 from fastserve.hub.resolve import resolve
 from hub.conftest import CatalogueOf
@@ -61,3 +62,17 @@ def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
         resolve(tmp_path)
     with pytest.raises(ModelNotFoundError, match="does not exist"):
         resolve(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("text", ["Once upon a time " * 300, "a\0b", ""])
+def test_a_text_that_can_be_no_path_is_an_unknown_name(text: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        resolve(text)
+
+
+def test_a_folder_is_registered_under_its_own_name_however_it_is_reached(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model_folder / "deeper").mkdir()
+    monkeypatch.chdir(model_folder / "deeper")
+    assert download("..").name == "My-Model"

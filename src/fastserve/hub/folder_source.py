@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from fastserve.hub.source import Fetched
 
 def is_model(path: Path) -> bool:
     """Whether a path is a .gguf file, or a folder that holds a model at its top."""
-    if path.is_file():
+    # os.path, unlike Path, answers no for a text that is too long, or otherwise no path at all.
+    if os.path.isfile(path):
         return path.suffix == ".gguf"
-    return path.is_dir() and (any(path.glob("*.gguf")) or (path / "config.json").is_file())
+    return os.path.isdir(path) and (any(path.glob("*.gguf")) or (path / "config.json").is_file())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def parse_source(text: str) -> Source | None:
         return HfSource.parse(text)
     if text.startswith(wheel_source.PREFIX):
         return WheelSource.parse(text)
-    path = Path(text).expanduser().absolute()
+    path = Path(os.path.abspath(Path(text).expanduser()))
     if not is_model(path):
         if looks_like_path(text):
             raise no_model_at(text)
@@ -68,11 +69,11 @@ def parse_source(text: str) -> Source | None:
 
 
 def looks_like_path(text: str) -> bool:
-    return text.startswith((".", "/", "~")) or text.endswith(".gguf") or Path(text).exists()
+    return text.startswith((".", "/", "~")) or text.endswith(".gguf") or os.path.exists(text)
 
 
 def no_model_at(text: str) -> ModelNotFoundError:
-    problem = "holds no model" if Path(text).expanduser().exists() else "does not exist"
+    problem = "holds no model" if os.path.exists(Path(text).expanduser()) else "does not exist"
     return ModelNotFoundError(
         f"{text} {problem}",
         hint="name a .gguf file, or a folder with a config.json and .safetensors files",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +90,7 @@ class Registry:
             DownloadError: another process is downloading it.
         """
         folder, staging = self._model_folder(name), self._staging_folder(name)
-        if not folder.exists() and not staging.exists():
+        if not os.path.isdir(folder) and not os.path.isdir(staging):
             raise not_found(name, self)
         with self._lock(name, wait=False):
             freed_bytes = folder_bytes(folder) + folder_bytes(staging)
@@ -102,11 +103,13 @@ class Registry:
 
     def _read(self, folder: Path) -> ModelRecord | None:
         path = folder / "record.json"
+        if not os.path.isfile(path):  # False, unlike Path.is_file, for names that no file can have
+            return None
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             held_elsewhere = document.pop("folder")
             return ModelRecord.from_json(document, Path(held_elsewhere or folder / "files"))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:  # removed meanwhile
             return None
         except (KeyError, TypeError, ValueError) as error:
             _logger.warning("%s is not readable (%s) and is ignored; download the model again", path, error)
@@ -185,4 +188,6 @@ def not_found(name: str, registry: Registry) -> ModelNotFoundError:
 
 
 def _key(name: str) -> str:
-    return name.lower().replace("/", "--").replace("\\", "--").replace(":", "--")
+    """The name as that of one folder: never empty, `.` or `..`, which would be folders that hold others."""
+    key = name.lower().replace("/", "--").replace("\\", "--").replace(":", "--")
+    return key if key.strip(".") else f"-{key}"
