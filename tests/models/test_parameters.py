@@ -46,7 +46,8 @@ def test_missing_and_misshapen_tensors_are_reported_together() -> None:
         check_parameters(graph, tensors)
     assert caught.value.message == (
         "the checkpoint does not fit its config; 1 tensor is missing: model.norm.weight;"
-        " 1 tensor is of the wrong shape: lm_head.weight ([24, 97], not [97, 24]); 1 tensor is not used: stray"
+        " 1 tensor is of the wrong shape: lm_head.weight ([24, 97], not [97, 24]);"
+        " 1 tensor is not used: stray"
     )
 
 
