@@ -6,7 +6,8 @@ Any mistake in positions, slots, block tables or output rows changes the tokens 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from zlib import crc32
 
 import numpy as np
@@ -104,6 +105,7 @@ def make_engine(
     eos_token_ids: tuple[int, ...] = (),
     prefill_chunk_tokens: int | None = None,
     block_size: int = 4,
+    clock: Callable[[], float] = time.perf_counter,
     **limits: int,
 ) -> Engine:
     defaults = {"max_tokens": 32, "max_outputs": 8, "max_sequences": 8, "num_blocks": 64, "max_context": 128}
@@ -113,6 +115,7 @@ def make_engine(
         make_decoder=LetterDecoder,
         context_length=context_length,
         prefill_chunk_tokens=prefill_chunk_tokens,
+        clock=clock,
     )
 
 

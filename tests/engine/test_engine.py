@@ -183,9 +183,8 @@ def test_logprobs_come_with_each_token_and_only_where_asked_for() -> None:
 
 
 def test_times_are_measured_from_arrival_and_from_the_first_token() -> None:
-    engine = make_engine()
     seconds = iter([10.0, 10.5, 11.0, 11.5, 12.0])
-    engine._clock = lambda: next(seconds)
+    engine = make_engine(clock=lambda: next(seconds))
     completion = complete(engine, SamplingParams(max_tokens=4))
     assert completion.time_to_first_token_seconds == 0.5
     assert completion.decode_tokens_per_second == 3 / 1.5

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tokenizer import Tokenizer
-from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions, WeightFormat
+from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
-from fastserve.engine.footprint import BLOCK_SIZE, Footprint, activation_bytes, block_bytes, weights_bytes
-from fastserve.errors import ContextLengthError, MemoryLimitError, UnsupportedError
-from fastserve.graph.node import Attention, Graph
+from fastserve.engine.capacity import choose_context_length, plan_capacity
+from fastserve.engine.footprint import BLOCK_SIZE, Footprint
+from fastserve.errors import UnsupportedError
+from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
 from fastserve.models.config import DecoderConfig
 from fastserve.models.family import ModelConfig, build_graph, read_config
 from fastserve.models.parameters import check_parameters
 from fastserve.models.pooling import Pooling
 from fastserve.types import Executable, Limits
-
-MAX_DERIVED_KV_BYTES = (
-    2**30
-)  # enough for several long sequences of a small model; more is asked for explicitly
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +59,7 @@ def load_model(path: Path, options: EngineOptions) -> LoadedModel:
     is_decoder = isinstance(config, DecoderConfig)
     weights = choose_weights(options, is_decoder=is_decoder)
     context_length = choose_context_length(options, _model_context(checkpoint, config))
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
     available_bytes = available_memory_bytes()
     limits, footprint = plan_capacity(
         graph, options, weights=weights, context_length=context_length, available_bytes=available_bytes
@@ -73,7 +71,7 @@ def load_model(path: Path, options: EngineOptions) -> LoadedModel:
     return LoadedModel(
         checkpoint=checkpoint,
         config=config,
-        tokenizer=Tokenizer.from_checkpoint(checkpoint),
+        tokenizer=tokenizer,
         executable=executable,
         weights=weights,
         context_length=context_length,
@@ -86,73 +84,6 @@ def choose_weights(options: EngineOptions, *, is_decoder: bool) -> WeightFormat:
     if options.weights != "auto":
         return options.weights
     return "int8" if is_decoder and options.backend == "native" else "f32"
-
-
-def choose_context_length(options: EngineOptions, model_context: int) -> int:
-    """
-    Raises:
-        ContextLengthError: more is asked for than the model was made for.
-    """
-    if options.context_length is None:
-        return min(model_context, DEFAULT_CONTEXT_LENGTH)
-    if options.context_length > model_context:
-        raise ContextLengthError(
-            f"context_length is {options.context_length}; the model was made for {model_context} tokens",
-            hint=f"choose a context_length of at most {model_context}",
-        )
-    return options.context_length
-
-
-def plan_capacity(
-    graph: Graph,
-    options: EngineOptions,
-    *,
-    weights: WeightFormat,
-    context_length: int,
-    available_bytes: int | None,
-) -> tuple[Limits, Footprint]:
-    """The capacities to compile for, and the memory that they take.
-
-    The KV pool holds `kv_memory`. Without it, it holds what `max_sequences` could fill, within half of the
-    memory that the rest leaves and MAX_DERIVED_KV_BYTES, but at least one whole context.
-
-    Raises:
-        MemoryLimitError: `kv_memory` does not hold one context.
-    """
-    is_causal = all(node.causal for node in graph.nodes if isinstance(node, Attention))
-    limits = Limits(
-        max_tokens=options.max_batch_tokens if is_causal else max(options.max_batch_tokens, context_length),
-        max_outputs=options.max_sequences,
-        max_sequences=options.max_sequences,
-        num_blocks=-(-context_length // BLOCK_SIZE),  # at least
-        max_context=context_length,
-    )
-    # A causal sequence keeps its keys and values from step to step; an encoder's live for one step.
-    most_tokens = context_length * limits.max_sequences if is_causal else limits.max_tokens
-    most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences
-    footprint = Footprint(
-        weights_bytes=weights_bytes(graph, weights),
-        activation_bytes=activation_bytes(graph, limits),
-        kv_bytes=0,
-    )
-    per_block = block_bytes(graph, options.kv_dtype)
-    if options.kv_memory_bytes is not None:
-        num_blocks = options.kv_memory_bytes // per_block
-        _check_kv_memory(num_blocks, limits, per_block)
-    else:
-        spare_bytes = MAX_DERIVED_KV_BYTES
-        if available_bytes is not None:
-            spare_bytes = min(spare_bytes, (available_bytes - footprint.total_bytes) // 2)
-        num_blocks = max(limits.num_blocks, min(most_blocks, spare_bytes // per_block))
-    return replace(limits, num_blocks=num_blocks), replace(footprint, kv_bytes=num_blocks * per_block)
-
-
-def _check_kv_memory(num_blocks: int, limits: Limits, per_block: int) -> None:
-    if num_blocks < limits.num_blocks:
-        raise MemoryLimitError(
-            f"kv_memory holds {num_blocks * BLOCK_SIZE} tokens; the context is {limits.max_context} tokens",
-            hint=f"choose kv_memory={limits.num_blocks * per_block} or more, or a smaller context_length",
-        )
 
 
 def _model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
