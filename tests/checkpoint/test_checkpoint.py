@@ -18,7 +18,7 @@ IM_END = {"content": "<|im_end|>", "special": True}
 
 @pytest.fixture
 def open_folder(tmp_path: Path) -> Callable[[dict[str, Any]], Checkpoint]:
-    """Open a folder of one tensor, an empty config.json, and the given files: objects as JSON, texts as they are."""
+    """Open a folder of one tensor, an empty config.json, and the given files (objects as JSON)."""
 
     def open_(files: dict[str, Any]) -> Checkpoint:
         save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
@@ -61,8 +61,8 @@ def test_sentence_transformers_settings_are_read(model_dir: Callable[[str], Path
     [
         ({"modules.json": "{}"}, CheckpointError, "is no JSON list of objects"),
         ({"modules.json": [{"idx": 0}]}, CheckpointError, "without type or path"),
-        ({"modules.json": [{"type": "x.Pooling", "path": "../.."}]}, CheckpointError, "lies outside the model"),
-        ({"modules.json": [{"type": "x.Pooling", "path": "1_Pooling"}]}, CheckpointError, "1_Pooling.*cannot be read"),
+        ({"modules.json": [{"type": "x.Pooling", "path": "../.."}]}, CheckpointError, "outside the model"),
+        ({"modules.json": [{"type": "x.Pooling", "path": "1_Pooling"}]}, CheckpointError, "cannot be read"),
         (
             {"modules.json": [], "sentence_bert_config.json": {"max_seq_length": "long"}},
             CheckpointError,

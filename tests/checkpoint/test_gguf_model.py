@@ -180,7 +180,7 @@ def test_a_variation_of_llama_that_we_do_not_have_is_named(
         ({"llama.attention.head_count_kv": 3}, "3 key-value heads do not divide 4 heads"),
         ({"llama.block_count": 2**31}, "claims 2147483648 layers, the limit is 10000"),
         ({"llama.attention.layer_norm_rms_epsilon": 0.0}, "a positive number was expected"),
-        ({"llama.attention.head_count": 32, "llama.attention.head_count_kv": 32}, "32 rows, a multiple of 64"),
+        ({f"llama.attention.head_count{kv}": 32 for kv in ("", "_kv")}, "32 rows, a multiple of 64"),
     ],
 )  # fmt: skip
 def test_an_inconsistent_model_is_refused(

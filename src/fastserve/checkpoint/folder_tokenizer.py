@@ -7,8 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from fastserve.checkpoint.file import read_bytes, read_optional_json
-from fastserve.checkpoint.sequence_ends import add_ends
-from fastserve.errors import CheckpointError, UnsupportedError
+from fastserve.checkpoint.tokenizer_library import name_errors
+from fastserve.errors import UnsupportedError
 from fastserve.types import JsonObject
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -16,6 +16,9 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 
 def build_from_folder(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     """The tokenizer of tokenizer.json, and the special tokens of tokenizer_config.json by role.
+
+    Which of them surround a text is for tokenizer.json to say, as in transformers 5: `add_bos_token` and
+    `add_eos_token` of tokenizer_config.json count for nothing beside it.
 
     Raises:
         CheckpointError: a file is corrupt.
@@ -28,20 +31,11 @@ def build_from_folder(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
             hint="transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes it",
         )
     text = read_bytes(path)
-    try:
+    with name_errors(path):
         backend = Tokenizer.from_buffer(text)
-    except Exception as error:  # the library raises nothing more precise
-        raise CheckpointError(
-            f"{path} is no valid tokenizer: {error}", hint="download the model again"
-        ) from error
+    special_tokens_map = read_optional_json(folder / "special_tokens_map.json")
     config = read_optional_json(folder / "tokenizer_config.json")
-    special_tokens = _special_tokens({**read_optional_json(folder / "special_tokens_map.json"), **config})
-    if "add_bos_token" in config or "add_eos_token" in config:
-        # These decide instead of tokenizer.json: TokenizersBackend of transformers 5.
-        bos = special_tokens.get("bos_token") if config.get("add_bos_token") else None
-        eos = special_tokens.get("eos_token") if config.get("add_eos_token") else None
-        add_ends(backend, bos, eos)
-    return backend, special_tokens
+    return backend, _special_tokens({**special_tokens_map, **config})
 
 
 def _special_tokens(named: JsonObject) -> dict[str, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from fastserve.checkpoint.gguf import GgufMetadata
-from fastserve.checkpoint.sequence_ends import add_ends
+from fastserve.checkpoint.tokenizer_library import add_ends, name_errors
 from fastserve.errors import CheckpointError, UnsupportedError
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # enum llama_token_type of llama.h
@@ -78,12 +78,8 @@ def build_from_gguf(metadata: GgufMetadata) -> tuple[Tokenizer, dict[str, str]]:
     tokens = list(metadata.texts("tokenizer.ggml.tokens") or ())
     if not tokens:
         raise CheckpointError(f"{metadata.path} has a tokenizer without tokens")
-    try:
+    with name_errors(metadata.path):
         backend = _BUILDERS[kind](metadata, tokens)
-    except (CheckpointError, UnsupportedError):
-        raise
-    except Exception as error:  # the library raises nothing more precise
-        raise CheckpointError(f"{metadata.path} has an inconsistent tokenizer: {error}") from error
     found = {role: _special_token(metadata, tokens, key) for role, key in _ROLES.items()}
     return backend, {role: text for role, text in found.items() if text is not None}
 
@@ -96,9 +92,10 @@ def _build_byte_pair(metadata: GgufMetadata, tokens: list[str]) -> Tokenizer:
             f"{metadata.path} splits words by {name!r} (tokenizer.ggml.pre),"
             f" supported are {', '.join(_SPLITTINGS)}"
         )
+    vocabulary = _vocabulary(tokens)
     model = models.BPE(
-        vocab=_vocabulary(tokens),
-        merges=[_split_merge(merge) for merge in metadata.texts("tokenizer.ggml.merges") or ()],
+        vocab=vocabulary,
+        merges=_read_merges(metadata, vocabulary),
         ignore_merges=splitting.ignores_merges,
     )
     tokenizer = Tokenizer(model)
@@ -191,10 +188,18 @@ def _special_token(metadata: GgufMetadata, tokens: Sequence[str], key: str) -> s
     return None if id_ is None else tokens[id_]
 
 
-def _split_merge(merge: str) -> tuple[str, str]:
+def _read_merges(metadata: GgufMetadata, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """`Ġ t`: the space that separates is not the first character, which may be one itself."""
-    middle = merge.find(" ", 1)
-    return merge[:middle], merge[middle + 1 :]
+    merges = []
+    for merge in metadata.texts("tokenizer.ggml.merges") or ():
+        middle = merge.find(" ", 1)
+        left, right = merge[:middle], merge[middle + 1 :]
+        if middle < 0 or left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+            raise CheckpointError(
+                f"{metadata.path} merges {merge!r}, which are no two tokens that make a third"
+            )
+        merges.append((left, right))
+    return merges
 
 
 def _merges_of_scores(

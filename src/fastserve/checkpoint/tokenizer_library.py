@@ -1,11 +1,28 @@
-"""The special tokens that a tokenizer puts around a text."""
+"""What building a tokenizer needs beside the `tokenizers` library."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from fastserve.errors import CheckpointError
+from fastserve.errors import CheckpointError, FastServeError
+
+
+@contextmanager
+def name_errors(path: Path) -> Iterator[None]:
+    """Errors of the library, which has no classes for them, become a CheckpointError that names the file."""
+    try:
+        yield
+    except (FastServeError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of its Rust code is no Exception
+        raise CheckpointError(
+            f"{path} holds no valid tokenizer: {error}", hint="download the model again"
+        ) from error
 
 
 def add_ends(backend: Tokenizer, first: str | None, last: str | None) -> None:
