@@ -1,8 +1,9 @@
 """Renders chat templates as `transformers` does, in jinja's sandbox and within bounds.
 
 A template comes from strangers. It reaches no attribute that jinja calls unsafe and changes nothing that it
-is given. Rounds of loops, calls, and what `+`, `*`, `~` and the output copy are counted, and numbers are kept
-small: no template hangs or fills the memory that way. Not covered: filters and methods that pad a text.
+is given. Rounds of loops, calls, and what operators, filters and the output copy are counted, and numbers are
+kept small: no template hangs or fills the memory that way. Not covered: a single filter or method that makes a
+long text of a short one (padding, `replace`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -109,6 +110,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         # The odd names are jinja's: a template may pass an argument called `self`.
         __context.parent[_STEPS].count(_CALL_STEPS)
+        if isinstance(__obj, LoopContext) and args:  # the next level of a recursive loop
+            args = (_counted(__context, args[0]), *args[1:])
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -161,7 +164,12 @@ class _Namespace(Namespace):
 @lru_cache(maxsize=16)
 def _compile(source: str) -> jinja2.Template:
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters |= {"tojson": _to_json, "counted": _counted, "joined": _joined}
+    environment.filters |= {
+        "tojson": _to_json,
+        "counted": _counted,
+        "measured": _measured,
+        "joined": _joined,
+    }
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": _strftime_now,
@@ -172,16 +180,26 @@ def _compile(source: str) -> jinja2.Template:
 
 
 class _Counting(NodeTransformer):
-    """Passes what loops run over, and what `~` joins, through filters that count."""
+    """Passes what loops run over, what filters work on and what `~` joins through filters that count."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 - jinja's naming
-        node.iter = nodes.Filter(node.iter, "counted", [], [], None, None, lineno=node.lineno)
-        return self.generic_visit(node)
+        self.generic_visit(node)
+        node.iter = _filter(node.iter, "counted")
+        return node
+
+    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if node.node is not None:  # None is the body of a filter block
+            node.node = _filter(node.node, "measured")
+        return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        parts = nodes.List(node.nodes, lineno=node.lineno)
-        return nodes.Filter(parts, "joined", [], [], None, None, lineno=node.lineno)
+        return _filter(nodes.List(node.nodes, lineno=node.lineno), "joined")
+
+
+def _filter(node: Any, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
 @jinja2.pass_context
@@ -190,6 +208,12 @@ def _counted(context: Context, iterable: Iterable[Any]) -> Iterator[Any]:
     for item in iterable:
         steps.count()
         yield item
+
+
+@jinja2.pass_context
+def _measured(context: Context, value: Any) -> Any:
+    context.parent[_STEPS].count_copy(_size(value))
+    return value
 
 
 @jinja2.pass_context
