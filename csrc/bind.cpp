@@ -205,8 +205,10 @@ struct FloatTable {
 };
 
 void bind_plan(nb::module_& m) {
-  nb::enum_<Rows>(m, "Rows").value("TOKENS", Rows::tokens).value("OUTPUTS", Rows::outputs).value("SEQUENCES",
-                                                                                              Rows::sequences);
+  nb::enum_<Rows>(m, "Rows")
+      .value("TOKENS", Rows::tokens)
+      .value("OUTPUTS", Rows::outputs)
+      .value("SEQUENCES", Rows::sequences);
   nb::enum_<IdSource>(m, "IdSource")
       .value("token_ids", IdSource::token_ids)
       .value("positions", IdSource::positions)
@@ -215,9 +217,13 @@ void bind_plan(nb::module_& m) {
       .value("mean", PoolKind::mean)
       .value("first", PoolKind::first)
       .value("last", PoolKind::last);
-  nb::class_<FloatTable>(m, "FloatTable").def("__init__", [](FloatTable* self, const Floats& values) {
-    new (self) FloatTable{std::make_shared<const std::vector<float>>(to_vector(values))};
-  });
+  nb::class_<FloatTable>(m, "FloatTable")
+      .def(
+          "__init__",
+          [](FloatTable* self, const Floats& values) {
+            new (self) FloatTable{std::make_shared<const std::vector<float>>(to_vector(values))};
+          },
+          "values"_a);
   nb::class_<Matrix>(m, "Matrix")
       .def(
           "__init__",
@@ -247,48 +253,69 @@ void bind_plan(nb::module_& m) {
           nb::keep_alive<1, 2>(), "runtime"_a, "arena_bytes"_a, nb::kw_only(), "max_tokens"_a, "max_outputs"_a,
           "max_sequences"_a, "num_blocks"_a, "max_context"_a, "vocab_size"_a, "num_token_types"_a,
           "needs_whole_sequences"_a)
-      .def("embedding", &Plan::embedding, nb::keep_alive<1, 3>())
+      .def("embedding", &Plan::embedding, nb::keep_alive<1, 3>(), "ids"_a, "weight"_a, "out"_a)
       .def(
           "linear",
           [](Plan& p, Matrix x, const Weight& weight, const std::optional<Floats>& bias, Matrix out) {
             p.linear(x, weight, bias ? to_vector(*bias) : std::vector<float>{}, out);
           },
           nb::keep_alive<1, 3>(), "x"_a, "weight"_a, "bias"_a.none(), "out"_a)
-      .def("quantize_rows", &Plan::quantize_rows)
-      .def("rms_norm", [](Plan& p, Matrix x, const Floats& weight, float eps, Matrix out) {
-        p.rms_norm(x, to_vector(weight), eps, out);
-      })
-      .def("layer_norm", [](Plan& p, Matrix x, const Floats& weight, const Floats& bias, float eps, Matrix out) {
-        p.layer_norm(x, to_vector(weight), to_vector(bias), eps, out);
-      })
-      .def("add", &Plan::add)
-      .def("add_rms_norm",
-           [](Plan& p, Matrix x, Matrix y, const Floats& weight, float eps, Matrix out_sum, Matrix out) {
-             p.add_rms_norm(x, y, to_vector(weight), eps, out_sum, out);
-           })
-      .def("add_layer_norm",
-           [](Plan& p, Matrix x, Matrix y, const Floats& weight, const Floats& bias, float eps, Matrix out_sum,
-              Matrix out) { p.add_layer_norm(x, y, to_vector(weight), to_vector(bias), eps, out_sum, out); })
-      .def("rope",
-           [](Plan& p, Matrix x, const FloatTable& cosines, const FloatTable& sines, int32_t dim, int32_t head_dim,
-              Matrix out) { p.rope(x, cosines.values, sines.values, dim, head_dim, out); })
-      .def("attention", &Plan::attention, nb::keep_alive<1, 5>())
-      .def("activation",
-           [](Plan& p, const std::string& kind, Matrix x, Matrix out) { p.activation(parse_activation(kind), x, out); })
-      .def("gated_activation", [](Plan& p, const std::string& kind, Matrix gate, Matrix up,
-                                  Matrix out) { p.gated_activation(parse_activation(kind), gate, up, out); })
-      .def("gather_rows", &Plan::gather_rows)
-      .def("pool", &Plan::pool)
-      .def("l2_normalize", &Plan::l2_normalize)
+      .def("quantize_rows", &Plan::quantize_rows, "x"_a, "group_size"_a, "out"_a)
+      .def(
+          "rms_norm",
+          [](Plan& p, Matrix x, const Floats& weight, float eps, Matrix out) {
+            p.rms_norm(x, to_vector(weight), eps, out);
+          },
+          "x"_a, "weight"_a, "eps"_a, "out"_a)
+      .def(
+          "layer_norm",
+          [](Plan& p, Matrix x, const Floats& weight, const Floats& bias, float eps, Matrix out) {
+            p.layer_norm(x, to_vector(weight), to_vector(bias), eps, out);
+          },
+          "x"_a, "weight"_a, "bias"_a, "eps"_a, "out"_a)
+      .def("add", &Plan::add, "x"_a, "y"_a, "out"_a)
+      .def(
+          "add_rms_norm",
+          [](Plan& p, Matrix x, Matrix y, const Floats& weight, float eps, Matrix out_sum, Matrix out) {
+            p.add_rms_norm(x, y, to_vector(weight), eps, out_sum, out);
+          },
+          "x"_a, "y"_a, "weight"_a, "eps"_a, "out_sum"_a, "out"_a)
+      .def(
+          "add_layer_norm",
+          [](Plan& p, Matrix x, Matrix y, const Floats& weight, const Floats& bias, float eps, Matrix out_sum,
+             Matrix out) { p.add_layer_norm(x, y, to_vector(weight), to_vector(bias), eps, out_sum, out); },
+          "x"_a, "y"_a, "weight"_a, "bias"_a, "eps"_a, "out_sum"_a, "out"_a)
+      .def(
+          "rope",
+          [](Plan& p, Matrix x, const FloatTable& cosines, const FloatTable& sines, int32_t dim, int32_t head_dim,
+             Matrix out) { p.rope(x, cosines.values, sines.values, dim, head_dim, out); },
+          "x"_a, "cosines"_a, "sines"_a, "dim"_a, "head_dim"_a, "out"_a)
+      .def("attention", &Plan::attention, nb::keep_alive<1, 5>(), "q"_a, "k"_a, "v"_a, "pool"_a, "layer"_a, "scale"_a,
+           "causal"_a, "out"_a)
+      .def(
+          "activation",
+          [](Plan& p, const std::string& kind, Matrix x, Matrix out) { p.activation(parse_activation(kind), x, out); },
+          "kind"_a, "x"_a, "out"_a)
+      .def(
+          "gated_activation",
+          [](Plan& p, const std::string& kind, Matrix gate, Matrix up, Matrix out) {
+            p.gated_activation(parse_activation(kind), gate, up, out);
+          },
+          "kind"_a, "gate"_a, "up"_a, "out"_a)
+      .def("gather_rows", &Plan::gather_rows, "x"_a, "out"_a)
+      .def("pool", &Plan::pool, "kind"_a, "x"_a, "out"_a)
+      .def("l2_normalize", &Plan::l2_normalize, "x"_a, "eps"_a, "out"_a)
       .def("run", &run, "batch"_a, "logits"_a.none(),
            "Run one step of a fastserve.types.Batch; (token_ids, logprobs, top_token_ids, top_logprobs) where it asks "
            "for sampling, which uses the logits as scratch.")
-      .def("view",
-           [](nb::handle self, const Matrix& m, std::size_t rows) {
-             const Plan& plan = nb::cast<const Plan&>(self);
-             if (m.stride != m.width) throw std::invalid_argument("only whole values can be viewed");
-             return nb::ndarray<nb::numpy, const float>(plan.data(m), {rows, static_cast<std::size_t>(m.width)}, self);
-           })
+      .def(
+          "view",
+          [](nb::handle self, const Matrix& m, std::size_t rows) {
+            const Plan& plan = nb::cast<const Plan&>(self);
+            if (m.stride != m.width) throw std::invalid_argument("only whole values can be viewed");
+            return nb::ndarray<nb::numpy, const float>(plan.data(m), {rows, static_cast<std::size_t>(m.width)}, self);
+          },
+          "matrix"_a, "rows"_a)
       .def_prop_ro("num_calls", &Plan::num_calls);
 }
 

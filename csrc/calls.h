@@ -116,9 +116,7 @@ class LinearCall : public Call {
   static constexpr int32_t kRowsPerTile = 96;
 
   int num_panels() const { return (weight_.packed().rows + kPanel - 1) / kPanel; }
-  int num_row_blocks(const Step& step) const {
-    return (step.num_rows(out_.rows) + kRowsPerTile - 1) / kRowsPerTile;
-  }
+  int num_row_blocks(const Step& step) const { return (step.num_rows(out_.rows) + kRowsPerTile - 1) / kRowsPerTile; }
 
   Matrix x_;
   const Weight& weight_;
@@ -177,7 +175,12 @@ class AddNormCall : public RowwiseCall {
  public:
   AddNormCall(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out_sum,
               Matrix out)
-      : RowwiseCall(out), x_(x), y_(y), weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps),
+      : RowwiseCall(out),
+        x_(x),
+        y_(y),
+        weight_(std::move(weight)),
+        bias_(std::move(bias)),
+        eps_(eps),
         out_sum_(out_sum) {}
 
  protected:
@@ -199,7 +202,11 @@ class RopeCall : public RowwiseCall {
  public:
   using Table = std::shared_ptr<const std::vector<float>>;
   RopeCall(Matrix x, Table cosines, Table sines, int32_t dim, int32_t head_dim, Matrix out)
-      : RowwiseCall(out), x_(x), cosines_(std::move(cosines)), sines_(std::move(sines)), dim_(dim),
+      : RowwiseCall(out),
+        x_(x),
+        cosines_(std::move(cosines)),
+        sines_(std::move(sines)),
+        dim_(dim),
         head_dim_(head_dim) {}
 
  protected:
@@ -225,10 +232,10 @@ class StoreKvCall : public RowwiseCall {
   void run_row(const Step& step, int32_t row) const override {
     const int32_t position = step.batch.positions[row];
     const int64_t table = static_cast<int64_t>(step.row_sequences[row]) * step.batch.block_table_width;
-    const int64_t at = step.batch.block_tables[table + position / kBlock] * pool_.block_elements() *
-                       pool_.element_bytes();
-    step.kernels.store_kv(pool_.format(), step.row(k_, row), step.row(v_, row), pool_.num_kv_heads(),
-                          pool_.head_dim(), pool_.padded_head_dim(), position % kBlock, pool_.keys(layer_) + at,
+    const int64_t at =
+        step.batch.block_tables[table + position / kBlock] * pool_.block_elements() * pool_.element_bytes();
+    step.kernels.store_kv(pool_.format(), step.row(k_, row), step.row(v_, row), pool_.num_kv_heads(), pool_.head_dim(),
+                          pool_.padded_head_dim(), position % kBlock, pool_.keys(layer_) + at,
                           pool_.values(layer_) + at);
   }
 

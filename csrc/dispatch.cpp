@@ -17,7 +17,9 @@ struct Isa {
 };
 
 #if defined(FASTSERVE_X86)
-struct CpuidRegisters { unsigned eax, ebx, ecx, edx; };
+struct CpuidRegisters {
+  unsigned eax, ebx, ecx, edx;
+};
 
 CpuidRegisters cpuid(unsigned leaf, unsigned subleaf) {
   CpuidRegisters r{};
@@ -42,7 +44,9 @@ unsigned long long saved_state() {
 #endif
 }
 
-struct CpuFeatures { bool avx2 = false, avx512vnni = false; };
+struct CpuFeatures {
+  bool avx2 = false, avx512vnni = false;
+};
 
 // Bits of CPUID leaves 1 and 7: Intel SDM volume 2A, table 3-8.
 CpuFeatures detect() {

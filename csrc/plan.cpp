@@ -35,8 +35,7 @@ class StepJob : public Job {
     if (is_sampling(stage))
       sample_row(step_.row(*logits_, tile), logits_->width, sampling_->row(tile),
                  scratch_[static_cast<std::size_t>(thread)], results_[tile]);
-    else
-      calls_[static_cast<std::size_t>(stage)]->run_tile(step_, tile);
+    else calls_[static_cast<std::size_t>(stage)]->run_tile(step_, tile);
   }
 
  private:
@@ -121,8 +120,7 @@ void Plan::add_rms_norm(Matrix x, Matrix y, std::vector<float> weight, float eps
 void Plan::add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps,
                           Matrix out_sum, Matrix out) {
   check(x), check(y), check(out_sum), check(out);
-  calls_.push_back(
-      std::make_unique<AddNormCall>(x, y, std::move(weight), std::move(bias), eps, out_sum, out));
+  calls_.push_back(std::make_unique<AddNormCall>(x, y, std::move(weight), std::move(bias), eps, out_sum, out));
 }
 
 void Plan::rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines,
@@ -177,8 +175,8 @@ void Plan::check(const Batch& b) const {
     check_range("tokens of a sequence", end - begin, 1, b.num_tokens);
     check_range("context length", length, end - begin, limits_.max_context);
     if (limits_.needs_whole_sequences && length != end - begin)
-      refuse("bidirectional attention needs all " + std::to_string(length) + " tokens of a sequence in one batch, not " +
-             std::to_string(end - begin));
+      refuse("bidirectional attention needs all " + std::to_string(length) +
+             " tokens of a sequence in one batch, not " + std::to_string(end - begin));
     const int32_t num_blocks = (length + kBlock - 1) / kBlock;
     check_range("blocks of a sequence", num_blocks, 1, b.block_table_width);
     for (int32_t i = 0; i < num_blocks; ++i)

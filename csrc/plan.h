@@ -56,8 +56,8 @@ struct Step {
   const Kernels& kernels;
   uint8_t* arena;
   const Batch& batch;
-  const std::vector<int32_t>& row_sequences;     // [tokens] the sequence that owns each row
-  const std::vector<int32_t>& token_types;       // [tokens]
+  const std::vector<int32_t>& row_sequences;          // [tokens] the sequence that owns each row
+  const std::vector<int32_t>& token_types;            // [tokens]
   const std::vector<AttentionTask>& attention_tasks;  // of one key head
 
   float* row(const Matrix& m, int64_t r) const {
@@ -114,11 +114,11 @@ class Plan {
   void add(Matrix x, Matrix y, Matrix out);
   // out_sum of width 0: nobody reads the sum.
   void add_rms_norm(Matrix x, Matrix y, std::vector<float> weight, float eps, Matrix out_sum, Matrix out);
-  void add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps,
-                      Matrix out_sum, Matrix out);
+  void add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out_sum,
+                      Matrix out);
   // cosines and sines: [positions][dim / 2]
-  void rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines, std::shared_ptr<const std::vector<float>> sines,
-            int32_t dim, int32_t head_dim, Matrix out);
+  void rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines,
+            std::shared_ptr<const std::vector<float>> sines, int32_t dim, int32_t head_dim, Matrix out);
   void attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, float scale, bool causal, Matrix out);
   void activation(ActivationKind kind, Matrix x, Matrix out);
   void gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out);

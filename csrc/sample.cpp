@@ -101,8 +101,7 @@ double total_of_blocks(const SampleScratch& scratch) {
 }
 
 // Fills weights with exp((logit - max) / temperature), the greatest of which is 1, and returns their sum.
-double find_weights(const float* logits, int32_t vocab_size, float max, float temperature,
-                    SampleScratch& scratch) {
+double find_weights(const float* logits, int32_t vocab_size, float max, float temperature, SampleScratch& scratch) {
   scratch.weights.resize(vocab_size);
   scratch.block_sums.resize(num_blocks(vocab_size));
   for (int32_t block = 0; block < num_blocks(vocab_size); ++block) {
@@ -146,8 +145,8 @@ void select_top(const float* logits, int32_t vocab_size, int32_t count, SampleSc
 }
 
 // Writes the top log-probabilities; `log_total` is the logarithm of the sum of exp(logit).
-void report_top(const float* logits, int32_t vocab_size, double log_total, int32_t num_logprobs,
-                SampleScratch& scratch, SampleResult& result) {
+void report_top(const float* logits, int32_t vocab_size, double log_total, int32_t num_logprobs, SampleScratch& scratch,
+                SampleResult& result) {
   const int32_t count = std::min(num_logprobs, vocab_size);
   if (count == 0) return;
   select_top(logits, vocab_size, count, scratch);
@@ -224,8 +223,7 @@ RankedLogit last_of_top_k(const float* logits, int32_t vocab_size, int32_t top_k
 }
 
 // The last token of the smallest set, in order of rank, whose weight reaches `top_p` of `total`.
-RankedLogit last_of_top_p(const float* logits, int32_t vocab_size, float top_p, double total,
-                          SampleScratch& scratch) {
+RankedLogit last_of_top_p(const float* logits, int32_t vocab_size, float top_p, double total, SampleScratch& scratch) {
   const float* weights = scratch.weights.data();
   const double wanted = static_cast<double>(top_p) * total;
   // All tokens below this weight have together less than what may be left out.
@@ -304,17 +302,15 @@ int32_t draw_token(const float* logits, int32_t vocab_size, float max, const Sam
 
 void check_range(const char* name, int32_t row, int32_t begin, int32_t end, int32_t length) {
   if (begin < 0 || end < begin || end > length)
-    throw std::invalid_argument("row " + std::to_string(row) + " has the " + name + " range [" +
-                                std::to_string(begin) + ", " + std::to_string(end) +
-                                ") of an array of length " + std::to_string(length));
+    throw std::invalid_argument("row " + std::to_string(row) + " has the " + name + " range [" + std::to_string(begin) +
+                                ", " + std::to_string(end) + ") of an array of length " + std::to_string(length));
 }
 
 void check_ids(const char* name, int32_t row, const int32_t* ids, int32_t count, int32_t vocab_size) {
   for (int32_t i = 0; i < count; ++i)
     if (ids[i] < 0 || ids[i] >= vocab_size)
-      throw std::invalid_argument("row " + std::to_string(row) + " has the " + name + " id " +
-                                  std::to_string(ids[i]) + "; the vocabulary has " +
-                                  std::to_string(vocab_size));
+      throw std::invalid_argument("row " + std::to_string(row) + " has the " + name + " id " + std::to_string(ids[i]) +
+                                  "; the vocabulary has " + std::to_string(vocab_size));
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ class ThreadPool {
   // Counters carry the number of the run they belong to in their upper half, so that a thread that wakes up late
   // cannot claim a tile of another run.
   struct alignas(64) Stage {
-    std::atomic<uint64_t> next{0};  // run << 32 | next tile to claim
+    std::atomic<uint64_t> next{0};              // run << 32 | next tile to claim
     alignas(64) std::atomic<uint64_t> done{0};  // run << 32 | tiles done
     std::atomic<uint32_t> num_tiles{0};
   };

@@ -113,8 +113,8 @@ int64_t stored_bytes(StoredFormat format, int64_t count) {
   throw std::invalid_argument("unknown stored format");
 }
 
-Weight::Weight(const std::vector<StoredMatrix>& sources, WeightFormat format, int32_t group_size, const Kernels& kernels,
-               ThreadPool& pool) {
+Weight::Weight(const std::vector<StoredMatrix>& sources, WeightFormat format, int32_t group_size,
+               const Kernels& kernels, ThreadPool& pool) {
   if (sources.empty()) throw std::invalid_argument("a weight needs at least one stored matrix");
   const int32_t depth = sources[0].depth;
   int64_t rows = 0;

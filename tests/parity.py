@@ -14,6 +14,7 @@ import numpy as np
 
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
 from fastserve.models.family import build_graph, read_config
@@ -34,8 +35,26 @@ def compile_torch(graph: Graph, parameters: Mapping[str, Float32Array], **option
     return compile_torch(graph, parameters, **options)
 
 
+def compile_native(
+    graph: Graph, parameters: Mapping[str, Float32Array], *, weights: str = "f32", **options: Any
+) -> Executable:
+    from fastserve.backends.native.executable import compile_native
+
+    return compile_native(graph, store_f32(parameters), weights=weights, **options)  # type: ignore[arg-type]
+
+
+def store_f32(parameters: Mapping[str, Float32Array]) -> dict[str, StoredTensor]:
+    """Parameters as a checkpoint would hold them in float32."""
+    return {
+        name: StoredTensor(
+            name, TensorFormat.F32, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        )
+        for name, array in parameters.items()
+    }
+
+
 # (graph, parameters by name, *, limits, kv_dtype) -> Executable, by the backend's name
-BACKENDS: dict[str, Compile] = {"torch": compile_torch}
+BACKENDS: dict[str, Compile] = {"torch": compile_torch, "native": compile_native}
 
 
 def compile_graph(

@@ -128,8 +128,7 @@ static inline void merge(Partial<R>& whole, const Partial<R>& part, int r, int32
   whole.largest[r] = m;
   whole.total[r] = whole.total[r] * a + part.total[r] * b;
   for (int32_t d = 0; d < padded_head_dim; d += kLanes)
-    store(whole.values[r] + d,
-          add(mul(load(whole.values[r] + d), set1(a)), mul(load(part.values[r] + d), set1(b))));
+    store(whole.values[r] + d, add(mul(load(whole.values[r] + d), set1(a)), mul(load(part.values[r] + d), set1(b))));
 }
 
 // Query rows `begin` .. begin + R of the task, counted over tokens x heads of the group: row j is head

@@ -80,8 +80,9 @@ static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, in
         const int32_t count = w.depth - begin < w.group_size ? w.depth - begin : w.group_size;
         // The rounded scale is the one that is used, so that its rounding costs nothing. Being at most 2^-8 too
         // small, it cannot push a value beyond 127.5.
-        const uint16_t stored_scale = to_bf16(largest_magnitude(row + begin, count) / 127.0f);
-        const float scale = bf16_to_f32(stored_scale), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+        const float largest_value = largest_magnitude(row + begin, count);
+        const uint16_t stored_scale = to_bf16(largest_value / 127.0f);
+        const float inverse = largest_value > kSmallestQuantized ? 1.0f / bf16_to_f32(stored_scale) : 0.0f;
         scales[g * scales_stride + column] = stored_scale;
         for (int32_t done = 0; done < count; done += kGroupChunk) {
           const int32_t n = count - done < kGroupChunk ? count - done : kGroupChunk;

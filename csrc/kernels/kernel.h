@@ -32,18 +32,18 @@ struct PackedWeight {
   WeightFormat format;
   int32_t rows;
   int32_t depth;
-  int32_t padded_depth;   // int8: depth rounded up to 4
-  int32_t group_size;     // int8: columns that share a scale, a multiple of 4; the last group may be shorter
+  int32_t padded_depth;  // int8: depth rounded up to 4
+  int32_t group_size;    // int8: columns that share a scale, a multiple of 4; the last group may be shorter
   int32_t num_groups;
   int64_t panel_bytes;
-  uint8_t* panels;        // 64-byte aligned
-  uint16_t* scales;       // int8: [num_groups][padded rows] bfloat16
+  uint8_t* panels;   // 64-byte aligned
+  uint16_t* scales;  // int8: [num_groups][padded rows] bfloat16
 };
 
 // Activations quantized per row and group: q = round(x / scale), x_scale = largest |x| / 127. As weights carry an
 // offset of 128, sum(q * w) = sum(q * (w + 128)) - 128 * sum(q): a row's correction is that last term.
 struct QuantizedRows {
-  const int8_t* data;          // row r at data + r * row_bytes: [padded_depth] values
+  const int8_t* data;  // row r at data + r * row_bytes: [padded_depth] values
   int64_t row_bytes;
   int64_t scales_offset;       // bytes from a row's start to its scales, float [num_groups]
   int64_t corrections_offset;  // ... to its corrections, int32 [num_groups]
@@ -51,7 +51,7 @@ struct QuantizedRows {
 
 struct LinearArgs {
   const PackedWeight* weight;
-  const float* x;          // f32, bf16 weights: [rows, depth]
+  const float* x;  // f32, bf16 weights: [rows, depth]
   int64_t x_stride;
   QuantizedRows quantized;  // int8 weights
   const float* bias;        // [weight->rows] or null
@@ -78,7 +78,7 @@ struct AttentionArgs {
 // Rows first_row .. first_row + num_rows of one sequence against one key head.
 struct AttentionTask {
   const int32_t* block_table;
-  int32_t first_row;       // in the flat batch
+  int32_t first_row;  // in the flat batch
   int32_t num_rows;
   int32_t first_position;  // of first_row within its sequence
   int32_t context_length;

@@ -42,9 +42,8 @@ static void layer_norm(const float* x, const float* weight, const float* bias, f
 }
 
 static void add(const float* x, const float* y, int32_t width, float* out) {
-  each_vector(width, [&](int32_t i, int n) {
-    store_up_to(out + i, add(load_up_to(x + i, n), load_up_to(y + i, n)), n);
-  });
+  each_vector(width,
+              [&](int32_t i, int n) { store_up_to(out + i, add(load_up_to(x + i, n), load_up_to(y + i, n)), n); });
 }
 
 static void rope(const float* x, const float* cosines, const float* sines, int32_t dim, int32_t head_dim,
@@ -77,9 +76,8 @@ static void activation(ActivationKind kind, const float* x, int32_t width, float
 
 template <class Function>
 static inline void gate(const float* g, const float* up, int32_t width, float* out, Function f) {
-  each_vector(width, [&](int32_t i, int n) {
-    store_up_to(out + i, mul(f(load_up_to(g + i, n)), load_up_to(up + i, n)), n);
-  });
+  each_vector(width,
+              [&](int32_t i, int n) { store_up_to(out + i, mul(f(load_up_to(g + i, n)), load_up_to(up + i, n)), n); });
 }
 static void gated_activation(ActivationKind kind, const float* g, const float* up, int32_t width, float* out) {
   switch (kind) {
@@ -108,6 +106,9 @@ static inline float largest_magnitude(const float* x, int32_t count) {
   return largest(m);
 }
 
+// Groups whose largest magnitude is below this are quantized to zeros: the inverse of their scale would overflow.
+constexpr float kSmallestQuantized = 1e-30f;
+
 // `count` values, each times `inverse_scale` and rounded; returns their sum.
 static inline int32_t quantize_values(const float* x, int32_t count, float inverse_scale, int8_t* out) {
   const F32 inverse = set1(inverse_scale);
@@ -128,7 +129,7 @@ static void quantize_row(const float* x, int32_t depth, int32_t padded_depth, in
   for (int32_t begin = 0, g = 0; begin < depth; begin += group_size, ++g) {
     const int32_t count = depth - begin < group_size ? depth - begin : group_size;
     const float largest_value = largest_magnitude(x + begin, count);
-    const float inverse = largest_value > 0.0f ? 127.0f / largest_value : 0.0f;
+    const float inverse = largest_value > kSmallestQuantized ? 127.0f / largest_value : 0.0f;
     scales[g] = largest_value / 127.0f;
     corrections[g] = -128 * quantize_values(x + begin, count, inverse, out + begin);
   }

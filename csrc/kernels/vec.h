@@ -7,8 +7,12 @@
 #if defined(FASTSERVE_ISA_AVX512VNNI)
 
 constexpr int kLanes = 16;
-struct F32 { __m512 v; };
-struct I32 { __m512i v; };
+struct F32 {
+  __m512 v;
+};
+struct I32 {
+  __m512i v;
+};
 
 static inline F32 zero() { return {_mm512_setzero_ps()}; }
 static inline F32 set1(float x) { return {_mm512_set1_ps(x)}; }
@@ -44,14 +48,18 @@ static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEARE
 static inline I32 set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
 static inline F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 // Four signed bytes of an activation, in every lane.
-struct Bytes4 { __m512i v; };
+struct Bytes4 {
+  __m512i v;
+};
 static inline Bytes4 broadcast4(const int8_t* p) {
   int32_t word;
   memcpy(&word, p, 4);
   return {_mm512_set1_epi32(word)};
 }
 // Four unsigned bytes a lane.
-struct Weights4 { __m512i v; };
+struct Weights4 {
+  __m512i v;
+};
 static inline Weights4 load_weights4(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 // acc + sum over a lane's four bytes of x * w, exact.
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
@@ -63,8 +71,12 @@ static inline void store_bytes(int8_t* p, F32 a) {
 #elif defined(FASTSERVE_ISA_AVX2)
 
 constexpr int kLanes = 8;
-struct F32 { __m256 v; };
-struct I32 { __m256i v; };
+struct F32 {
+  __m256 v;
+};
+struct I32 {
+  __m256i v;
+};
 
 static inline __m256i first_mask(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -118,14 +130,18 @@ static inline I32 set1(int32_t x) { return {_mm256_set1_epi32(x)}; }
 static inline F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 // vpmaddubsw would saturate its 16-bit sums (255 * 127 * 2 > 32767), so bytes are widened to 16 bits first, even and
 // odd ones apart, and multiplied by vpmaddwd, whose 32-bit sums are exact.
-struct Bytes4 { __m256i even, odd; };
+struct Bytes4 {
+  __m256i even, odd;
+};
 static inline Bytes4 broadcast4(const int8_t* p) {
   int32_t word;
   memcpy(&word, p, 4);
   __m256i x = _mm256_set1_epi32(word);
   return {_mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), _mm256_srai_epi16(x, 8)};
 }
-struct Weights4 { __m256i even, odd; };
+struct Weights4 {
+  __m256i even, odd;
+};
 static inline Weights4 load_weights4(const uint8_t* p) {
   __m256i w = _mm256_loadu_si256((const __m256i*)p);
   return {_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(w, 8)};
@@ -143,23 +159,41 @@ static inline void store_bytes(int8_t* p, F32 a) {
 #else  // portable: plain loops, which compilers turn into whatever vectors the baseline has
 
 constexpr int kLanes = 8;
-struct F32 { float v[kLanes]; };
-struct I32 { int32_t v[kLanes]; };
+struct F32 {
+  float v[kLanes];
+};
+struct I32 {
+  int32_t v[kLanes];
+};
 
-#define FASTSERVE_EACH(expression)                 \
-  F32 r;                                           \
+#define FASTSERVE_EACH(expression)                        \
+  F32 r;                                                  \
   for (int i = 0; i < kLanes; ++i) r.v[i] = (expression); \
   return r
 
-static inline float bits_to_f32(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
-static inline uint32_t f32_to_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+static inline float bits_to_f32(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+static inline uint32_t f32_to_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
 
 static inline F32 zero() { return {}; }
 static inline F32 set1(float x) { FASTSERVE_EACH(x); }
-static inline F32 load(const float* p) { F32 r; memcpy(r.v, p, sizeof r.v); return r; }
+static inline F32 load(const float* p) {
+  F32 r;
+  memcpy(r.v, p, sizeof r.v);
+  return r;
+}
 static inline void store(float* p, F32 a) { memcpy(p, a.v, sizeof a.v); }
 static inline F32 load_first(const float* p, int n) { FASTSERVE_EACH(i < n ? p[i] : 0.0f); }
-static inline void store_first(float* p, F32 a, int n) { for (int i = 0; i < n; ++i) p[i] = a.v[i]; }
+static inline void store_first(float* p, F32 a, int n) {
+  for (int i = 0; i < n; ++i) p[i] = a.v[i];
+}
 static inline F32 add(F32 a, F32 b) { FASTSERVE_EACH(a.v[i] + b.v[i]); }
 static inline F32 sub(F32 a, F32 b) { FASTSERVE_EACH(a.v[i] - b.v[i]); }
 static inline F32 mul(F32 a, F32 b) { FASTSERVE_EACH(a.v[i] * b.v[i]); }
@@ -206,7 +240,9 @@ static inline uint16_t to_f16(float x) {
 }
 static inline F32 load_bf16(const uint16_t* p) { FASTSERVE_EACH(bits_to_f32((uint32_t)p[i] << 16)); }
 static inline F32 load_f16(const uint16_t* p) { FASTSERVE_EACH(f16_to_f32(p[i])); }
-static inline void store_f16(uint16_t* p, F32 a) { for (int i = 0; i < kLanes; ++i) p[i] = to_f16(a.v[i]); }
+static inline void store_f16(uint16_t* p, F32 a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = to_f16(a.v[i]);
+}
 
 static inline I32 set1(int32_t x) {
   I32 r;
@@ -214,9 +250,13 @@ static inline I32 set1(int32_t x) {
   return r;
 }
 static inline F32 to_f32(I32 a) { FASTSERVE_EACH((float)a.v[i]); }
-struct Bytes4 { int32_t v[4]; };
+struct Bytes4 {
+  int32_t v[4];
+};
 static inline Bytes4 broadcast4(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
-struct Weights4 { const uint8_t* p; };
+struct Weights4 {
+  const uint8_t* p;
+};
 static inline Weights4 load_weights4(const uint8_t* p) { return {p}; }
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   for (int i = 0; i < kLanes; ++i) {

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from fastserve import _native
+import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
 from fastserve.backends.native.quantize_rows import quantize_rows

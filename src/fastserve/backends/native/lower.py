@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastserve import _native
+import fastserve._native as _native
 from fastserve.backends.native.quantize_rows import QuantizeRows
 from fastserve.backends.native.weights import Weights
 from fastserve.graph.memory import MemoryPlan
@@ -93,6 +93,7 @@ def _lower_node(node: Node, to: Lowering) -> None:
             cosines, sines = to.rope_tables[node.table]
             plan.rope(at(node.x), cosines, sines, node.table.dim, node.head_dim, at(node.out))
         case Attention():
+            assert to.kv_pool is not None
             q, k, v = at(node.q), at(node.k), at(node.v)
             layer = kv_layer(node)
             plan.attention(q, k, v, to.kv_pool, layer, node.scale, node.causal, at(node.out))

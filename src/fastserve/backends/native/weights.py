@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastserve import _native
+import fastserve._native as _native
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.graph.node import Parameter
 from fastserve.types import Float32Array

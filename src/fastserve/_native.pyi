@@ -1,0 +1,134 @@
+"""The native runtime (csrc/bind.cpp)."""
+
+import enum
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastserve.types import Batch, SamplingBatch  # what the binding reads by attribute
+
+class Runtime:
+    def __init__(self, num_threads: int = 0, isa: str = "") -> None: ...
+    @property
+    def num_threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def decode(self, format: str, data: NDArray[np.uint8], count: int) -> NDArray[np.float32]: ...
+
+class Weight:
+    def __init__(
+        self,
+        runtime: Runtime,
+        sources: Sequence[tuple[str, NDArray[np.uint8], int, int]],
+        format: str,
+        group_size: int = 0,
+    ) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+class Rows(enum.Enum):
+    TOKENS = 0
+
+    OUTPUTS = 1
+
+    SEQUENCES = 2
+
+class IdSource(enum.Enum):
+    token_ids = 0
+
+    positions = 1
+
+    token_types = 2
+
+class PoolKind(enum.Enum):
+    mean = 0
+
+    first = 1
+
+    last = 2
+
+class FloatTable:
+    def __init__(self, values: NDArray[np.float32]) -> None: ...
+
+class Matrix:
+    def __init__(self, offset_bytes: int, stride: int, width: int, rows: Rows) -> None: ...
+
+class KvPool:
+    def __init__(
+        self, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, format: str
+    ) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+class Plan:
+    def __init__(
+        self,
+        runtime: Runtime,
+        arena_bytes: int,
+        *,
+        max_tokens: int,
+        max_outputs: int,
+        max_sequences: int,
+        num_blocks: int,
+        max_context: int,
+        vocab_size: int,
+        num_token_types: int,
+        needs_whole_sequences: bool,
+    ) -> None: ...
+    def embedding(self, ids: IdSource, weight: Weight, out: Matrix) -> None: ...
+    def linear(self, x: Matrix, weight: Weight, bias: NDArray[np.float32] | None, out: Matrix) -> None: ...
+    def quantize_rows(self, x: Matrix, group_size: int, out: Matrix) -> None: ...
+    def rms_norm(self, x: Matrix, weight: NDArray[np.float32], eps: float, out: Matrix) -> None: ...
+    def layer_norm(
+        self, x: Matrix, weight: NDArray[np.float32], bias: NDArray[np.float32], eps: float, out: Matrix
+    ) -> None: ...
+    def add(self, x: Matrix, y: Matrix, out: Matrix) -> None: ...
+    def add_rms_norm(
+        self, x: Matrix, y: Matrix, weight: NDArray[np.float32], eps: float, out_sum: Matrix, out: Matrix
+    ) -> None: ...
+    def add_layer_norm(
+        self,
+        x: Matrix,
+        y: Matrix,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        eps: float,
+        out_sum: Matrix,
+        out: Matrix,
+    ) -> None: ...
+    def rope(
+        self, x: Matrix, cosines: FloatTable, sines: FloatTable, dim: int, head_dim: int, out: Matrix
+    ) -> None: ...
+    def attention(
+        self,
+        q: Matrix,
+        k: Matrix,
+        v: Matrix,
+        pool: KvPool,
+        layer: int,
+        scale: float,
+        causal: bool,
+        out: Matrix,
+    ) -> None: ...
+    def activation(self, kind: str, x: Matrix, out: Matrix) -> None: ...
+    def gated_activation(self, kind: str, gate: Matrix, up: Matrix, out: Matrix) -> None: ...
+    def gather_rows(self, x: Matrix, out: Matrix) -> None: ...
+    def pool(self, kind: PoolKind, x: Matrix, out: Matrix) -> None: ...
+    def l2_normalize(self, x: Matrix, eps: float, out: Matrix) -> None: ...
+    def run(
+        self, batch: Batch, logits: Matrix | None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]] | None: ...
+    def view(self, matrix: Matrix, rows: int) -> NDArray[np.float32]: ...
+    @property
+    def num_calls(self) -> int: ...
+
+def sample(
+    logits: NDArray[np.float32], sampling: SamplingBatch
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]: ...
+def runnable_isas() -> list[str]: ...
+def available_cores() -> int: ...
+
+BLOCK_SIZE: int = 32
+
+MAX_HEAD_DIM: int = 256

@@ -1,0 +1,211 @@
+"""Every native op against the torch backend: each instruction set, odd sizes, misaligned rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+
+from fastserve import _native
+from fastserve.backends.native.executable import compile_native
+from fastserve.backends.torch.executable import compile_torch
+from fastserve.graph.builder import GraphBuilder
+from fastserve.graph.node import Graph, RopeTable, Slice, Value
+from fastserve.graph.passes import fuse_add_norm
+from fastserve.types import Float32Array, Limits
+from parity import Run, make_batch, run_embeddings, run_logits, store_f32
+
+ISAS = _native.runnable_isas()
+WIDTHS = (1, 15, 16, 17, 64, 257)
+VOCAB = 40
+LIMITS = Limits(max_tokens=64, max_outputs=64, max_sequences=4, num_blocks=128, max_context=1024)
+
+pytestmark = pytest.mark.parametrize("isa", ISAS)
+
+
+def random_parameters(graph: Graph) -> dict[str, Float32Array]:
+    rng = np.random.default_rng(7)
+    found = {p for node in graph.nodes for p in node.parameters()}
+    return {
+        p.names[0]: rng.normal(size=p.shape).astype(np.float32) for p in sorted(found, key=lambda p: p.names)
+    }
+
+
+def misaligned(builder: GraphBuilder, name: str, width: int, *, offset: int = 3) -> Value:
+    """Random rows by token, of which `width` columns from an odd one on are seen."""
+    whole = builder.embedding("token_ids", name, size=VOCAB, width=width + 2 * offset)
+    out = builder._value(whole.rows, width)
+    builder._nodes.append(Slice(x=whole, start=offset, out=out))
+    return out
+
+
+def assert_equal_to_torch(graph: Graph, isa: str, *, tolerance: float = 2e-6) -> None:
+    parameters = random_parameters(graph)
+    ids = np.random.default_rng(1).integers(0, VOCAB, size=13).tolist()
+    actual, expected = (
+        run_logits(executable, ids)
+        for executable in (
+            compile_native(
+                graph, store_f32(parameters), weights="f32", limits=LIMITS, kv_dtype="f32", isa=isa
+            ),
+            compile_torch(graph, parameters, limits=LIMITS),
+        )
+    )
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+UNARY: Mapping[str, Callable[[GraphBuilder, Value], Value]] = {
+    "rms_norm": lambda b, x: b.rms_norm(x, "norm", eps=1e-5),
+    "layer_norm": lambda b, x: b.layer_norm(x, "norm", "bias", eps=1e-12),
+    "silu": lambda b, x: b.activation(x, "silu"),
+    "gelu": lambda b, x: b.activation(x, "gelu"),
+    "gelu_tanh": lambda b, x: b.activation(x, "gelu_tanh"),
+    "relu": lambda b, x: b.activation(x, "relu"),
+    "tanh": lambda b, x: b.activation(x, "tanh"),
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("op", UNARY)
+def test_an_op_on_one_value_equals_torch(op: str, width: int, isa: str) -> None:
+    b = GraphBuilder()
+    assert_equal_to_torch(b.finish(logits=b.gather_rows(UNARY[op](b, misaligned(b, "x", width)))), isa)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "tanh"])
+def test_a_gated_activation_equals_torch(kind: str, width: int, isa: str) -> None:
+    b = GraphBuilder()
+    gate, up = misaligned(b, "gate", width), misaligned(b, "up", width, offset=5)
+    assert_equal_to_torch(b.finish(logits=b.gather_rows(b.gated_activation(gate, up, kind))), isa)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+@pytest.mark.parametrize("keeps_sum", [True, False])
+def test_add_and_norm_equal_torch_fused(norm: str, width: int, keeps_sum: bool, isa: str) -> None:
+    b = GraphBuilder()
+    total = b.add(misaligned(b, "x", width), misaligned(b, "y", width, offset=1))
+    normed = (
+        b.rms_norm(total, "norm", eps=1e-5)
+        if norm == "rms_norm"
+        else b.layer_norm(total, "norm", "bias", eps=1e-5)
+    )
+    graph = b.finish(logits=b.gather_rows(b.add(normed, total) if keeps_sum else normed))
+    fused = fuse_add_norm(graph)
+    assert f"add_{norm}" in [node.op for node in fused.nodes]
+    assert_equal_to_torch(fused, isa)
+
+
+@pytest.mark.parametrize("depth", WIDTHS)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_linear_equals_torch(depth: int, width: int, has_bias: bool, isa: str) -> None:
+    b = GraphBuilder()
+    x = misaligned(b, "x", depth)
+    y = b.linear(x, "weight", width=width, bias="bias" if has_bias else None)
+    assert_equal_to_torch(b.finish(logits=b.gather_rows(y)), isa)
+
+
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(2, 2), (8, 8), (10, 6), (64, 64), (80, 20), (34, 34)])
+def test_rope_equals_torch(head_dim: int, rotary_dim: int, isa: str) -> None:
+    b = GraphBuilder()
+    frequencies = tuple(float(10000.0 ** (-i / rotary_dim)) for i in range(0, rotary_dim, 2))
+    table = RopeTable(rotary_dim, frequencies, scale=1.25)
+    y = b.rope(misaligned(b, "x", 3 * head_dim), table, head_dim=head_dim)
+    assert_equal_to_torch(b.finish(logits=b.gather_rows(y)), isa)
+
+
+def attention_graph(*, head_dim: int, num_heads: int, num_kv_heads: int, causal: bool) -> Graph:
+    b = GraphBuilder()
+    q = misaligned(b, "q", num_heads * head_dim)
+    k, v = misaligned(b, "k", num_kv_heads * head_dim), misaligned(b, "v", num_kv_heads * head_dim, offset=1)
+    y = b.attention(q, k, v, layer_index=0, head_dim=head_dim, scale=head_dim**-0.5, causal=causal)
+    if causal:
+        return b.finish(logits=b.gather_rows(y))
+    return b.finish(embedding=b.l2_normalize(b.pool(y, "mean"), eps=1e-12))
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (9, 3), (7, 1)])
+@pytest.mark.parametrize("head_dim", [1, 3, 8, 64, 80, 256])
+def test_causal_attention_equals_torch_over_blocks_and_splits(
+    head_dim: int, num_heads: int, num_kv_heads: int, kv_dtype: str, isa: str
+) -> None:
+    graph = attention_graph(head_dim=head_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=True)
+    parameters = random_parameters(graph)
+    ids = np.random.default_rng(2).integers(0, VOCAB, size=300).tolist()  # beyond one split of 256 keys
+    native = compile_native(
+        graph,
+        store_f32(parameters),
+        weights="f32",
+        limits=LIMITS,
+        kv_dtype=kv_dtype,
+        isa=isa,  # type: ignore[arg-type]
+    )
+    torch = compile_torch(graph, parameters, limits=LIMITS, kv_dtype=kv_dtype)  # type: ignore[arg-type]
+    expected = run_logits(torch, ids, chunk=60)
+    np.testing.assert_allclose(
+        run_logits(native, ids, chunk=60), expected, rtol=0, atol=4e-6 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("head_dim", [8, 32, 33])
+def test_bidirectional_attention_and_pooling_equal_torch(head_dim: int, isa: str) -> None:
+    graph = attention_graph(head_dim=head_dim, num_heads=4, num_kv_heads=4, causal=False)
+    parameters = random_parameters(graph)
+    native = compile_native(
+        graph, store_f32(parameters), weights="f32", limits=LIMITS, kv_dtype="f32", isa=isa
+    )
+    texts = [[1, 2, 3], [4], list(range(35))]
+    expected = run_embeddings(compile_torch(graph, parameters, limits=LIMITS), texts)
+    np.testing.assert_allclose(run_embeddings(native, texts), expected, rtol=0, atol=2e-6)
+
+
+def test_attention_never_reads_what_another_sequence_left_in_a_block(isa: str) -> None:
+    graph = attention_graph(head_dim=8, num_heads=2, num_kv_heads=1, causal=True)
+    parameters = random_parameters(graph)
+    parameters["v"][VOCAB - 1] = np.nan
+    native = compile_native(
+        graph, store_f32(parameters), weights="f32", limits=LIMITS, kv_dtype="f32", isa=isa
+    )
+    fresh = run_logits(native, [1, 2, 3])
+    run_logits(native, [VOCAB - 1] * 32)
+    np.testing.assert_array_equal(run_logits(native, [1, 2, 3]), fresh)
+
+
+@pytest.mark.parametrize("weights", ["f32", "bf16", "int8"])
+def test_rows_do_not_depend_on_the_other_rows_of_a_step(weights: str, isa: str) -> None:
+    """Register tiles of every height, row blocks of a linear, and chunks of attention: the same bits."""
+    b = GraphBuilder()
+    x = misaligned(b, "x", 150)
+    y = b.linear(x, "qkv", width=3 * 48)
+    parts = []
+    for start in (0, 48, 96):
+        parts.append(b._value(y.rows, 48))
+        b._nodes.append(Slice(x=y, start=start, out=parts[-1]))
+    z = b.attention(*parts, layer_index=0, head_dim=16, scale=0.25, causal=True)
+    graph = b.finish(logits=b.gather_rows(b.linear(z, "head", width=70)))
+    limits = Limits(max_tokens=300, max_outputs=300, max_sequences=4, num_blocks=64, max_context=512)
+    native = compile_native(
+        graph,
+        store_f32(random_parameters(graph)),
+        weights=weights,
+        limits=limits,
+        isa=isa,  # type: ignore[arg-type]
+    )
+    ids = np.random.default_rng(3).integers(0, VOCAB, size=290).tolist()
+    whole = run_logits(native, ids)
+    for chunk in (1, 2, 3, 5, 7, 13, 97, 256):
+        np.testing.assert_array_equal(run_logits(native, ids, chunk=chunk), whole)
+
+
+def test_output_rows_may_be_any_rows_in_any_order(isa: str) -> None:
+    b = GraphBuilder()
+    graph = b.finish(logits=b.gather_rows(b.embedding("token_ids", "x", size=VOCAB, width=5)))
+    parameters = random_parameters(graph)
+    native = compile_native(graph, store_f32(parameters), weights="f32", limits=LIMITS, isa=isa)
+    batch = make_batch([(Run(native), [4, 5, 6])])
+    object.__setattr__(batch, "output_rows", np.array([2, 0, 2], np.int32))
+    np.testing.assert_array_equal(native.run(batch).outputs["logits"], parameters["x"][[6, 4, 6]])

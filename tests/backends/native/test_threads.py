@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from fastserve import _native
+from fastserve.backends.native.executable import NativeExecutable, compile_native
+from fastserve.graph.passes import optimize
+from fastserve.types import Limits
+from parity import Run, run_logits, step_together, store_f32
+from tiny_models import LLAMA_CONFIG, random_parameters, tiny_graph
+
+LIMITS = Limits(max_tokens=128, max_outputs=128, max_sequences=4, num_blocks=64, max_context=512)
+IDS = [i * 7 % 97 for i in range(100)]
+
+
+def compile_with(threads: int) -> NativeExecutable:
+    graph = tiny_graph(LLAMA_CONFIG)
+    return compile_native(
+        optimize(graph), store_f32(random_parameters(graph)), limits=LIMITS, threads=threads
+    )
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    expected = run_logits(compile_with(1), IDS)
+    for threads in (2, 3, 8):
+        np.testing.assert_array_equal(run_logits(compile_with(threads), IDS), expected)
+
+
+def test_the_default_is_the_cores_that_the_process_may_use() -> None:
+    graph = tiny_graph(LLAMA_CONFIG)
+    executable = compile_native(optimize(graph), store_f32(random_parameters(graph)), limits=LIMITS)
+    assert executable.num_threads == _native.available_cores() >= 1
+
+
+def test_more_threads_than_cores_run_thousands_of_steps_without_losing_one() -> None:
+    """Late wake-ups, sleeps and claims of other runs' tiles: the pool's races show under oversubscription."""
+    crowded, alone = compile_with(16), compile_with(1)
+    runs = Run(crowded), Run(alone)
+    for token in np.random.default_rng(0).integers(0, 97, size=400).tolist():
+        results = [step_together([(run, [token])])[0] for run in runs]
+        np.testing.assert_array_equal(*results)
+
+
+def test_pools_of_several_executables_do_not_disturb_each_other() -> None:
+    expected = run_logits(compile_with(1), IDS)
+    failures: list[str] = []
+
+    def run_often() -> None:
+        executable = compile_with(3)
+        for _ in range(20):
+            if not np.array_equal(run_logits(executable, IDS), expected):
+                failures.append("different logits")
+
+    threads = [threading.Thread(target=run_often) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_step_releases_the_interpreter_lock() -> None:
+    executable = compile_with(1)
+    done = threading.Event()
+
+    def run_steps() -> None:
+        for _ in range(50):
+            run_logits(executable, IDS)
+        done.set()
+
+    worker = threading.Thread(target=run_steps)
+    worker.start()
+    ticks = 0
+    while not done.is_set():
+        time.sleep(0.0005)
+        ticks += 1
+    worker.join()
+    assert ticks > 20
+
+
+@pytest.mark.parametrize("isa", _native.runnable_isas())
+def test_a_forced_instruction_set_is_the_one_that_runs(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSERVE_ISA", isa)
+    assert compile_with(1).isa == isa
