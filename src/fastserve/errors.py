@@ -1,15 +1,15 @@
 """Every error a user can meet. Each says what was wrong, the value, the limit, and (as `hint`) what to do.
 
-    FastServeError
-    ├── OptionError            an option or parameter is unknown or out of range
-    ├── ModelNotFoundError     no model of that name, folder or source
-    ├── DownloadError          a source could not be fetched or did not match its checksum
-    ├── OfflineError           a network access was needed while offline
-    ├── CheckpointError        a file is corrupt, truncated or inconsistent
-    ├── UnsupportedError       an architecture, tensor type or tokenizer that we do not have
-    ├── MemoryLimitError       more memory is needed than there is
-    ├── ContextLengthError     a prompt (with its completion) does not fit the model's context
-    └── TemplateError          a chat template is missing or failed on these messages
+FastServeError
+├── OptionError            an option or parameter is unknown or out of range
+├── ModelNotFoundError     no model of that name, folder or source
+├── DownloadError          a source could not be fetched or did not match its checksum
+├── OfflineError           a network access was needed while offline
+├── CheckpointError        a file is corrupt, truncated or inconsistent
+├── UnsupportedError       an architecture, tensor type or tokenizer that we do not have
+├── MemoryLimitError       more memory is needed than there is
+├── ContextLengthError     a prompt (with its completion) does not fit the model's context
+└── TemplateError          a chat template is missing or failed on these messages
 """
 
 from __future__ import annotations

@@ -147,7 +147,9 @@ class StepResult:
 
     outputs: Mapping[str, Float32Array]  # by graph output: "logits" [R, vocab], "embedding" [S, width]
     token_ids: Int32Array | None = None  # [R] sampled, where the batch asked for sampling
-    logprobs: Float32Array | None = None  # [R] log-probability of the sampled token before filters and temperature
+    logprobs: Float32Array | None = (
+        None  # [R] log-probability of the sampled token before filters and temperature
+    )
     top_token_ids: Int32Array | None = None  # [R, MAX_TOP_LOGPROBS], rows valid up to their num_logprobs
     top_logprobs: Float32Array | None = None  # [R, MAX_TOP_LOGPROBS]
 

@@ -1,4 +1,4 @@
-"""Compiling a graph for the CPU: weights packed, memory planned, nodes lowered to one plan; running its steps."""
+"""Compiling a graph for the CPU: weights packed, memory planned, nodes lowered to one plan; running steps."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def compile_native(
     """Compile an optimized graph for this CPU.
 
     `tensors` holds every tensor that the graph names, in the graph's shapes (see
-    `fastserve.models.parameters.check_parameters`), in any stored format; matrices are packed as `weights`. `threads`
-    is by default the number of cores that this process may use. `isa` forces an instruction set (default: the
-    environment's FASTSERVE_ISA, else the best that the CPU has).
+    `fastserve.models.parameters.check_parameters`), in any stored format; matrices are packed as `weights`.
+    `threads` is by default the number of cores that this process may use. `isa` forces an instruction set
+    (default: the environment's FASTSERVE_ISA, else the best that the CPU has).
 
     Raises:
         OptionError: an unknown format or instruction set, or one that this CPU lacks; `threads` below 1.

@@ -14,13 +14,13 @@ from fastserve.types import Float32Array
 
 WeightFormat = Literal["f32", "bf16", "int8"]
 
-# Columns of weights and of activations that share a scale. Whole rows would lose five times as much (SmolLM2 on
-# wikitext-2: mean KL to float32 0.036 against 0.007; docs/log.md).
+# Columns of weights and of activations that share a scale. Whole rows would lose five times as much (SmolLM2
+# on wikitext-2: mean KL to float32 0.036 against 0.007; docs/log.md).
 INT8_GROUP_SIZE = 64
 
 
 class Weights:
-    """Packs matrices on first use and keeps them, so that tied parameters share memory; vectors stay float32."""
+    """Packs matrices on first use and keeps them, so that tied parameters share memory; vectors are float32."""
 
     def __init__(
         self, runtime: _native.Runtime, tensors: Mapping[str, StoredTensor], weight_format: WeightFormat
@@ -40,7 +40,7 @@ class Weights:
         return sum(weight.num_bytes for weight in self._matrices.values())
 
     def group_size(self, parameter: Parameter) -> int | None:
-        """Columns that share a scale in a quantized matrix, 0 for whole rows; None where it is not quantized."""
+        """Columns that share a scale in a quantized matrix; None where it is not quantized."""
         return INT8_GROUP_SIZE if self._format == "int8" else None
 
     def matrix(self, parameter: Parameter) -> _native.Weight:
