@@ -22,10 +22,11 @@ MAX_TOP_LOGPROBS = 20
 class SamplingParams:
     """How the tokens of one request are chosen.
 
-    `max_tokens=None` goes on until the context is full. `temperature=0` is greedy. `top_k=0`, `top_p=1` and
-    `min_p=0` switch their filters off. `seed=None` draws a fresh one per request. The penalties follow the OpenAI
-    API (presence, frequency: subtracted from the logits of tokens of the completion) and CTRL (repetition, arXiv
-    1909.05858: divides positive and multiplies negative logits of tokens of the prompt and the completion).
+    `max_tokens=None` generates until the context is full. `temperature=0` is greedy. `top_k=0`, `top_p=1` and
+    `min_p=0` switch their filters off. `seed=None` draws a fresh one per request. The penalties follow the
+    OpenAI API (presence, frequency: subtracted from the logits of tokens of the completion) and CTRL
+    (repetition, arXiv 1909.05858: divides positive and multiplies negative logits of tokens of the prompt and
+    the completion).
 
     >>> SamplingParams(max_tokens=16, temperature=0.7, top_p=0.9, seed=1).temperature
     0.7
@@ -92,8 +93,8 @@ def _check_range(
 class SamplingBatch:
     """Sampling of the R output rows of one step, as arrays that the native sampler reads.
 
-    Row r's random number is drawn from a counter keyed by (seeds[r], draws[r]), `draws` being the index of the
-    token within its completion: the same token is drawn whatever else is in the batch.
+    Row r's random number is drawn from a counter keyed by (seeds[r], draws[r]), `draws` being the index of
+    the token within its completion: the same token is drawn whatever else is in the batch.
     """
 
     temperature: Float32Array  # [R]
@@ -116,7 +117,7 @@ class SamplingBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One step's flat ragged batch of S sequences, T tokens and R output rows: no batch dimension, no padding.
+    """One step's flat ragged batch of S sequences, T tokens and R output rows, without padding.
 
     Sequence s owns the rows sequence_starts[s]:sequence_starts[s + 1]. Its keys and values live in the blocks
     block_tables[s], position p in block p // block_size at slot p % block_size. After the step it holds
@@ -147,9 +148,7 @@ class StepResult:
 
     outputs: Mapping[str, Float32Array]  # by graph output: "logits" [R, vocab], "embedding" [S, width]
     token_ids: Int32Array | None = None  # [R] sampled, where the batch asked for sampling
-    logprobs: Float32Array | None = (
-        None  # [R] log-probability of the sampled token before filters and temperature
-    )
+    logprobs: Float32Array | None = None  # [R] of the sampled tokens, before filters and temperature
     top_token_ids: Int32Array | None = None  # [R, MAX_TOP_LOGPROBS], rows valid up to their num_logprobs
     top_logprobs: Float32Array | None = None  # [R, MAX_TOP_LOGPROBS]
 

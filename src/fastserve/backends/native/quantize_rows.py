@@ -1,4 +1,4 @@
-"""The native backend's own op and pass: activations of int8 linears are quantized, once per value, before use."""
+"""The native backend's own op and pass: activations of int8 linears are quantized, once per value."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ FLOAT_BYTES = 4
 class QuantizeRows(Node):
     """out = x as int8 with a float32 scale and an int32 correction per row and group of columns.
 
-    A row of `out` holds the values, then (from a multiple of ALIGNMENT) the scales and the corrections, padded to a
-    multiple of ALIGNMENT: its width is that size counted in floats.
+    A row of `out` holds the values, then (from a multiple of ALIGNMENT) the scales and the corrections, padded
+    to a multiple of ALIGNMENT: its width is that size counted in floats.
     """
 
     x: Value

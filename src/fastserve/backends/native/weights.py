@@ -20,7 +20,7 @@ INT8_GROUP_SIZE = 64
 
 
 class Weights:
-    """Packs matrices on first use and keeps them, so that tied parameters share memory; vectors are float32."""
+    """Packs matrices on first use and keeps them: tied parameters share memory. Vectors are float32."""
 
     def __init__(
         self, runtime: _native.Runtime, tensors: Mapping[str, StoredTensor], weight_format: WeightFormat
