@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fastserve.checkpoint import open_checkpoint
 from fastserve.checkpoint.gguf import GgufFile, StringArray, read_gguf
+from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import CheckpointError, FastServeError, UnsupportedError
 
 U32, U64 = "<I", "<Q"
@@ -218,5 +219,6 @@ def test_a_damaged_header_never_raises_anything_but_our_errors(
         checkpoint = open_checkpoint(path)
         for tensor in checkpoint.tensors.values():
             assert len(tensor.data) == tensor.format.num_bytes(tensor.shape)
+        Tokenizer.from_checkpoint(checkpoint).encode("Once upon a time")
     except FastServeError:
         pass

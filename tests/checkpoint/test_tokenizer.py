@@ -170,6 +170,14 @@ def test_a_corrupt_tokenizer_json_is_refused(tmp_path: Path, content: str) -> No
         build_from_folder(tmp_path)
 
 
+def test_a_post_processor_that_adds_an_unknown_token_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    stored = json.loads((shared_data / "model_stories260K" / "tokenizer.json").read_text())
+    stored["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match="holds no valid tokenizer"):
+        build_from_folder(tmp_path)
+
+
 GPT2 = {
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "gpt-2",

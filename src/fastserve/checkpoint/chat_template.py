@@ -1,9 +1,9 @@
 """Renders chat templates as `transformers` does, in jinja's sandbox and within bounds.
 
 A template comes from strangers. It reaches no attribute that jinja calls unsafe and changes nothing that it
-is given. Rounds of loops, calls, and what operators, filters and the output copy are counted, and numbers are
-kept small: no template hangs or fills the memory that way. Not covered: a single filter or method that makes a
-long text of a short one (padding, `replace`).
+is given. Rounds of loops, calls, and what operators, filters and the output copy are counted, and numbers
+are kept small, so that no template hangs or fills the memory that way. Not covered: a single filter or method
+that makes a long text of a short one (padding, `replace`).
 """
 
 from __future__ import annotations

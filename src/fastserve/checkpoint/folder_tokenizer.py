@@ -33,6 +33,7 @@ def build_from_folder(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     text = read_bytes(path)
     with name_errors(path):
         backend = Tokenizer.from_buffer(text)
+        backend.encode("")  # a template of special tokens that names a missing one panics only here
     special_tokens_map = read_optional_json(folder / "special_tokens_map.json")
     config = read_optional_json(folder / "tokenizer_config.json")
     return backend, _special_tokens({**special_tokens_map, **config})
