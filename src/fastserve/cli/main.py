@@ -23,6 +23,7 @@ from fastserve.errors import FastServeError, OptionError
 
 COMMANDS = {
     "chat": "fastserve.cli.chat",
+    "doctor": "fastserve.cli.doctor",
     "download": "fastserve.cli.download",
     "embed": "fastserve.cli.embed",
     "generate": "fastserve.cli.generate",

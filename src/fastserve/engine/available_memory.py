@@ -18,7 +18,7 @@ def available_memory_bytes(
     if sys.platform == "win32":
         return _windows_available_bytes()
     if not (proc / "meminfo").exists():
-        return _physical_bytes()
+        return total_memory_bytes()  # an upper bound: nothing better is to be had without a tool
     return min([_meminfo_available_bytes(proc), *_cgroup_available_bytes(proc, cgroup)])
 
 
@@ -70,8 +70,8 @@ def _read_table(path: Path) -> dict[str, int]:
     return {row[0]: int(row[1]) for row in rows if len(row) > 1}
 
 
-def _physical_bytes() -> int | None:
-    """All of the machine's memory: an upper bound, where nothing better is to be had without a tool."""
+def total_memory_bytes() -> int | None:
+    """All of the machine's memory; None where nobody says."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):

@@ -152,8 +152,13 @@ def make_runtime(threads: int | None = None, isa: str | None = None) -> _native.
     try:
         return _native.Runtime(threads or 0, name)
     except ValueError as error:
-        hint = f"runnable here: {', '.join(_native.runnable_isas())}"
+        hint = f"runnable here: {', '.join(runnable_isas())}"
         raise OptionError(str(error), hint=hint) from error
+
+
+def runnable_isas() -> list[str]:
+    """The instruction sets that this CPU runs, best first."""
+    return _native.runnable_isas()
 
 
 def _make_kv_pool(graph: Graph, limits: Limits, kv_dtype: KvFormat) -> _native.KvPool | None:
@@ -175,5 +180,3 @@ def _make_kv_pool(graph: Graph, limits: Limits, kv_dtype: KvFormat) -> _native.K
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise OptionError(f"{name}={value!r} is unknown", hint=f"choose one of {', '.join(choices)}")
-
-

@@ -1,0 +1,48 @@
+"""`fastserve doctor`: what there is to know when something is off."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from fastserve.cli.option import JsonOption
+from fastserve.cli.report import print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastserve.cli.diagnosis import Check
+
+app = typer.Typer()
+
+
+@app.command()
+def doctor(json: JsonOption = False) -> None:
+    """Look over this installation and this machine, and say what to do about what is wrong.
+
+    The exit code is 0 where there is no problem (warnings are none), else 2.
+    """
+    from fastserve.cli.diagnosis import diagnose
+
+    checks = list(diagnose())
+    num_problems = _count(checks, "problem")
+    if json:
+        print_json({"checks": [asdict(check) for check in checks], "problems": num_problems})
+    else:
+        _print_checks(checks)
+    raise typer.Exit(2 if num_problems else 0)
+
+
+def _print_checks(checks: Sequence[Check]) -> None:
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{check.status:<7}  {check.name:<{width}}  {check.finding}")
+        if check.remedy:
+            print(f"{'':7}  {'':{width}}  hint: {check.remedy}")
+    print(f"\nproblems: {_count(checks, 'problem')}, warnings: {_count(checks, 'warning')}")
+
+
+def _count(checks: Sequence[Check], status: str) -> int:
+    return sum(check.status == status for check in checks)
