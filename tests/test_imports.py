@@ -53,8 +53,8 @@ OWNERS: dict[str, set[str]] = {
     "huggingface_hub": {"hub"},
     "tokenizers": {"checkpoint"},
     "jinja2": {"checkpoint"},
-    "typer": {"cli"},
-    "rich": {"cli"},
+    "click": {"cli"},
+    "tqdm": {"cli"},
     "fastserve._native": {"backends.native"},
 }
 

@@ -17,7 +17,7 @@ import fastserve
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "rich", "typer", "jinja2"]
+HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "tqdm", "click", "jinja2"]
 
 
 def run_python(code: str) -> object:

@@ -7,27 +7,12 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from fastserve.cli.conversation import Conversation
-from fastserve.cli.engine_option import (
-    BackendOption,
-    ContextLengthOption,
-    KvDtypeOption,
-    KvMemoryOption,
-    MaxTokensOption,
-    MinPOption,
-    ModelArgument,
-    SeedOption,
-    TemperatureOption,
-    ThreadsOption,
-    TopKOption,
-    TopPOption,
-    WeightsOption,
-    open_llm,
-)
+from fastserve.cli.engine_option import engine_options, model_argument, open_llm, sampling_options
 from fastserve.cli.generate import completion_to_json
-from fastserve.cli.option import JsonOption, OfflineOption
+from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.report import print_error, print_json
 from fastserve.config import EngineOptions
 from fastserve.errors import ContextLengthError, OptionError
@@ -37,40 +22,15 @@ if TYPE_CHECKING:
     from fastserve.engine.completion import Completion
     from fastserve.engine.llm import LLM
 
-app = typer.Typer()
 
-
-@app.command()
-def chat(
-    model: ModelArgument,
-    max_tokens: MaxTokensOption = None,
-    temperature: TemperatureOption = 0.7,
-    top_k: TopKOption = 0,
-    top_p: TopPOption = 0.9,
-    min_p: MinPOption = 0.0,
-    seed: SeedOption = None,
-    weights: WeightsOption = "auto",
-    kv_dtype: KvDtypeOption = "f16",
-    threads: ThreadsOption = None,
-    context_length: ContextLengthOption = None,
-    kv_memory: KvMemoryOption = None,
-    backend: BackendOption = "native",
-    json: JsonOption = False,
-    offline: OfflineOption = False,
-) -> None:
+@click.command()
+@model_argument
+@sampling_options(SamplingParams(temperature=0.7, top_p=0.9))
+@engine_options("weights", "kv_dtype", "threads", "context_length", "kv_memory", "backend")
+@json_option
+@offline_option
+def chat(model: str, params: SamplingParams, options: EngineOptions, json: bool, offline: bool) -> None:
     """Talk with a model; /help lists what can be typed. Questions may also be piped in, one a line."""
-
-    params = SamplingParams(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
-    )
-    options = EngineOptions(
-        weights=weights,
-        kv_dtype=kv_dtype,
-        threads=threads,
-        context_length=context_length,
-        kv_memory=kv_memory,
-        backend=backend,
-    )
     conversation = Conversation(params)
     with open_llm(model, options, offline=offline, show_progress=not json) as llm:
         if sys.stdin.isatty():

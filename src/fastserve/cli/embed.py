@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
 
-import typer
+import click
 
-from fastserve.cli.engine_option import (
-    BackendOption,
-    ModelArgument,
-    ThreadsOption,
-    WeightsOption,
-    open_llm,
-)
+from fastserve.cli.engine_option import engine_options, model_argument, open_llm
 from fastserve.cli.generate import read_texts
-from fastserve.cli.option import JsonOption, OfflineOption
+from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.report import print_json
 from fastserve.config import EngineOptions
 
-app = typer.Typer()
 
-
-@app.command()
+@click.command()
+@model_argument
+@click.argument(
+    "texts", metavar="TEXT...", nargs=-1, required=True, help="Texts to embed; - reads standard input."
+)
+@click.option("--truncate", is_flag=True, help="Cut texts beyond the model's limit instead of refusing them.")
+@engine_options("weights", "threads", "backend")
+@json_option
+@offline_option
 def embed(
-    model: ModelArgument,
-    texts: Annotated[
-        list[str], typer.Argument(metavar="TEXT", help="Texts to embed; - reads standard input.")
-    ],
-    truncate: Annotated[
-        bool, typer.Option("--truncate", help="Cut texts beyond the model's limit instead of refusing them.")
-    ] = False,
-    weights: WeightsOption = "auto",
-    threads: ThreadsOption = None,
-    backend: BackendOption = "native",
-    json: JsonOption = False,
-    offline: OfflineOption = False,
+    model: str, texts: Sequence[str], truncate: bool, options: EngineOptions, json: bool, offline: bool
 ) -> None:
     """Embed texts with an encoder, such as all-minilm-l6-v2: one line of numbers a text."""
-
-    options = EngineOptions(weights=weights, threads=threads, backend=backend)
     with open_llm(model, options, offline=offline, show_progress=not json) as llm:
         embeddings = llm.embed(read_texts(texts), truncate=truncate).tolist()
     if json:

@@ -2,53 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from functools import wraps
+from typing import TYPE_CHECKING, Any, get_args
 
-import typer
+import click
 
 from fastserve.config import Backend, EngineOptions, KvDtype, WeightsChoice
+from fastserve.types import SamplingParams
 
 if TYPE_CHECKING:
     from fastserve.engine.llm import LLM
 
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="NAME_OR_DIR", help="A model's name, source, folder or .gguf file.")
-]
-WeightsOption = Annotated[
-    WeightsChoice,
-    typer.Option(help="Format of the weights; auto is int8 for text generation and f32 for encoders."),
-]
-KvDtypeOption = Annotated[KvDtype, typer.Option(help="Format of stored keys and values.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option(help="Threads of the native backend; by default the cores this process may use.")
-]
-ContextLengthOption = Annotated[
-    int | None,
-    typer.Option(help="Most tokens of prompt and completion; by default the model's own, up to 8192."),
-]
-KvMemoryOption = Annotated[
-    str | None, typer.Option(help="Memory for keys and values, such as 512MiB; by default from what is free.")
-]
-BackendOption = Annotated[Backend, typer.Option(help="What runs the model; torch is the reference.")]
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
 
-MaxTokensOption = Annotated[
-    int | None, typer.Option(help="Most tokens to generate; by default until the context is full.")
-]
-TemperatureOption = Annotated[float, typer.Option(help="Randomness; 0 always takes the likeliest token.")]
-TopKOption = Annotated[int, typer.Option(help="Choose among the K likeliest tokens; 0 is off.")]
-TopPOption = Annotated[
-    float, typer.Option(help="Choose among the likeliest tokens that sum to this probability; 1 is off.")
-]
-MinPOption = Annotated[
-    float, typer.Option(help="Leave out tokens less likely than this share of the likeliest; 0 is off.")
-]
-SeedOption = Annotated[
-    int | None, typer.Option(help="Makes random choices repeatable; by default fresh for every request.")
-]
-StopOption = Annotated[
-    list[str] | None, typer.Option(help="End before this text; may be given several times.")
-]
+model_argument = click.argument(
+    "model", metavar="NAME_OR_DIR", help="A model's name, source, folder or .gguf file."
+)
+
+_DEFAULTS = EngineOptions()
+_ENGINE_OPTIONS: Mapping[str, Decorator] = {
+    "weights": click.option(
+        "--weights",
+        type=click.Choice(get_args(WeightsChoice)),
+        default=_DEFAULTS.weights,
+        help="Format of the weights; auto is int8 for text generation and f32 for encoders.",
+    ),
+    "kv_dtype": click.option(
+        "--kv-dtype",
+        type=click.Choice(get_args(KvDtype)),
+        default=_DEFAULTS.kv_dtype,
+        help="Format of stored keys and values.",
+    ),
+    "threads": click.option(
+        "--threads",
+        type=int,
+        help="Threads of the native backend; by default the cores this process may use.",
+    ),
+    "context_length": click.option(
+        "--context-length",
+        type=int,
+        help="Most tokens of prompt and completion; by default the model's own, up to 8192.",
+    ),
+    "kv_memory": click.option(
+        "--kv-memory", help="Memory for keys and values, such as 512MiB; by default from what is free."
+    ),
+    "backend": click.option(
+        "--backend",
+        type=click.Choice(get_args(Backend)),
+        default=_DEFAULTS.backend,
+        help="What runs the model; torch is the reference.",
+    ),
+}
+
+
+def engine_options(*names: str) -> Decorator:
+    """Give a command these options of EngineOptions; it gets them as `options`."""
+    return _pack("options", EngineOptions, {name: _ENGINE_OPTIONS[name] for name in names})
+
+
+def sampling_options(defaults: SamplingParams) -> Decorator:
+    """Give a command the options of SamplingParams, with its own defaults; it gets them as `params`."""
+    options: dict[str, Decorator] = {
+        "max_tokens": click.option(
+            "--max-tokens",
+            type=int,
+            default=defaults.max_tokens,
+            help="Most tokens to generate; by default until the context is full.",
+        ),
+        "temperature": click.option(
+            "--temperature",
+            type=float,
+            default=defaults.temperature,
+            help="Randomness; 0 always takes the likeliest token.",
+        ),
+        "top_k": click.option(
+            "--top-k",
+            type=int,
+            default=defaults.top_k,
+            help="Choose among the K likeliest tokens; 0 is off.",
+        ),
+        "top_p": click.option(
+            "--top-p",
+            type=float,
+            default=defaults.top_p,
+            help="Choose among the likeliest tokens that sum to this probability; 1 is off.",
+        ),
+        "min_p": click.option(
+            "--min-p",
+            type=float,
+            default=defaults.min_p,
+            help="Leave out tokens less likely than this share of the likeliest; 0 is off.",
+        ),
+        "seed": click.option(
+            "--seed",
+            type=int,
+            default=defaults.seed,
+            help="Makes random choices repeatable; by default fresh for every request.",
+        ),
+        "stop": click.option(
+            "--stop",
+            multiple=True,
+            default=defaults.stop,
+            help="End before this text; may be given several times.",
+        ),
+    }
+    return _pack("params", SamplingParams, options)
 
 
 def open_llm(model: str, options: EngineOptions, *, offline: bool, show_progress: bool) -> LLM:
@@ -60,3 +121,20 @@ def open_llm(model: str, options: EngineOptions, *, offline: bool, show_progress
     with download_progress(shown=show_progress) as progress:
         path = resolve(model, offline=offline, progress=progress)
     return LLM(path, **asdict(options))
+
+
+def _pack(argument: str, make: Callable[..., object], options: Mapping[str, Decorator]) -> Decorator:
+    """Give a command options, whose values it gets as one argument: what `make` makes of them."""
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def run(**values: Any) -> None:
+            packed = make(**{name: values.pop(name) for name in options})
+            command(**{argument: packed}, **values)
+
+        decorated: Command = run
+        for option in reversed(list(options.values())):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate

@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from fastserve.cli.engine_option import (
-    BackendOption,
-    ContextLengthOption,
-    KvDtypeOption,
-    KvMemoryOption,
-    MaxTokensOption,
-    MinPOption,
-    ModelArgument,
-    SeedOption,
-    StopOption,
-    TemperatureOption,
-    ThreadsOption,
-    TopKOption,
-    TopPOption,
-    WeightsOption,
-    open_llm,
-)
-from fastserve.cli.option import JsonOption, OfflineOption
+from fastserve.cli.engine_option import engine_options, model_argument, open_llm, sampling_options
+from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.report import print_json
 from fastserve.config import EngineOptions
 from fastserve.types import SamplingParams
@@ -34,58 +18,36 @@ if TYPE_CHECKING:
     from fastserve.engine.completion import Completion
     from fastserve.engine.llm import LLM, Prompt
 
-app = typer.Typer()
-
 STDIN = "-"
 
 
-@app.command()
+@click.command()
+@model_argument
+@click.argument(
+    "prompts",
+    metavar="PROMPT...",
+    nargs=-1,
+    required=True,
+    help="Texts to go on from; - reads standard input.",
+)
+@click.option("--chat", is_flag=True, help="Put each prompt as a user's message, by the chat template.")
+@sampling_options(SamplingParams())
+@engine_options("weights", "kv_dtype", "threads", "context_length", "kv_memory", "backend")
+@json_option
+@offline_option
 def generate(
-    model: ModelArgument,
-    prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT", help="Texts to go on from; - reads standard input.")
-    ],
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put each prompt as a user's message, by the chat template.")
-    ] = False,
-    max_tokens: MaxTokensOption = None,
-    temperature: TemperatureOption = 0.0,
-    top_k: TopKOption = 0,
-    top_p: TopPOption = 1.0,
-    min_p: MinPOption = 0.0,
-    seed: SeedOption = None,
-    stop: StopOption = None,
-    weights: WeightsOption = "auto",
-    kv_dtype: KvDtypeOption = "f16",
-    threads: ThreadsOption = None,
-    context_length: ContextLengthOption = None,
-    kv_memory: KvMemoryOption = None,
-    backend: BackendOption = "native",
-    json: JsonOption = False,
-    offline: OfflineOption = False,
+    model: str,
+    prompts: Sequence[str],
+    chat: bool,
+    params: SamplingParams,
+    options: EngineOptions,
+    json: bool,
+    offline: bool,
 ) -> None:
     """Complete prompts as they stand: the model goes on from where each of them ends.
 
     One prompt streams to the terminal. Several run in one batch and are printed in their order.
     """
-
-    options = EngineOptions(
-        weights=weights,
-        kv_dtype=kv_dtype,
-        threads=threads,
-        context_length=context_length,
-        kv_memory=kv_memory,
-        backend=backend,
-    )
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-        stop=stop or (),
-    )
     texts = read_texts(prompts)
     with open_llm(model, options, offline=offline, show_progress=not json) as llm:
         requests = [_to_prompt(llm, text, chat=chat) for text in texts]

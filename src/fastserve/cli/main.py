@@ -1,7 +1,7 @@
 """The `fastserve` command: finds the command's module, runs it, and turns every failure into one line.
 
 Exit codes: 0 done, 1 a defect of ours or a closed pipe, 2 a user's mistake or a failed download, 130 Ctrl-C.
-A command is a module with `app`, a `typer.Typer` holding it; its heavy imports stay inside its functions.
+A command is a module holding a click command of the same name; its heavy imports stay inside its functions.
 Only the module of the command asked for is imported, or all of them for `--help` and shell completion.
 """
 
@@ -10,14 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from importlib import import_module
-from typing import Annotated, cast
+from collections.abc import Sequence
 
-import typer
+import click
 
 from fastserve._version import __version__
+from fastserve.cli.command_group import LazyCommandGroup
 from fastserve.cli.report import print_error
 from fastserve.errors import FastServeError, OptionError
 
@@ -30,9 +28,18 @@ COMMANDS = {
     "models": "fastserve.cli.models",
 }
 
-# Usage errors are click's in older releases of typer and typer's own in newer ones; BadParameter is public in
-# both.
-_UsageError = cast(type[Exception], typer.BadParameter.__base__)
+_COMPLETION_VARIABLE = "_FASTSERVE_COMPLETE"
+
+
+@click.group(
+    cls=LazyCommandGroup,
+    modules=COMMANDS,
+    context_settings={"show_default": True},
+    epilog='\b\nCompletion in bash (or zsh, fish):\n  eval "$(_FASTSERVE_COMPLETE=bash_source fastserve)"',
+)
+@click.version_option(__version__, message="%(prog)s %(version)s", help="Print the version.")
+def fastserve() -> None:
+    """From a pretrained language model to an efficient service."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,11 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FastServeError as error:
         print_error(type(error).__name__, error.message, error.hint, as_json=as_json)
         return 2
-    except _UsageError as error:
+    except click.UsageError as error:
         message, hint = _explain_usage(error)
         print_error(OptionError.__name__, message, hint, as_json=as_json)
         return 2
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone; without this the interpreter complains again when it flushes at
@@ -68,57 +75,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    app = typer.Typer(name="fastserve", pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.callback(help="From a pretrained language model to an efficient service.")(_global_options)
-    for module in _modules_for(arguments):
-        app.add_typer(import_module(module).app)
-    exit_code = app(args=arguments, prog_name="fastserve", standalone_mode=False)
-    return exit_code if isinstance(exit_code, int) else 0
+    """As click's own `main`, which would print on Ctrl-C and keep errors of a closed pipe to itself."""
+    if instruction := os.environ.get(_COMPLETION_VARIABLE):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(fastserve, {}, "fastserve", _COMPLETION_VARIABLE, instruction)
+    try:
+        with fastserve.make_context("fastserve", arguments) as context:
+            fastserve.invoke(context)
+    except click.exceptions.Exit as ending:
+        return ending.exit_code
+    return 0
 
 
-def _modules_for(arguments: list[str]) -> Iterable[str]:
-    name = next((a for a in arguments if not a.startswith("-")), None)
-    if "_FASTSERVE_COMPLETE" in os.environ or (name is None and "--help" in arguments):
-        return COMMANDS.values()
-    if name is None:
-        return ()
-    if name not in COMMANDS:
-        raise OptionError(f"no command is named {name!r}", hint=_near_commands(name))
-    return (COMMANDS[name],)
-
-
-def _near_commands(name: str) -> str:
-    near = get_close_matches(name.lower(), COMMANDS, n=2)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(COMMANDS)}"
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"fastserve {__version__}")
-        raise typer.Exit
-
-
-def _global_options(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
-    ] = False,
-) -> None:
-    """Options before the command; `--version` has done its work when this runs."""
-
-
-def _explain_usage(error: Exception) -> tuple[str, str]:
-    """Message and hint of a usage error, in our style: no capital, no full stop, the near options as the
-    hint.
-    """
-    near: Sequence[str] = getattr(error, "possibilities", None) or ()
-    option_name = getattr(error, "option_name", None)
-    if near:
-        return f"no option is named {option_name}", f"did you mean {' or '.join(sorted(near))}?"
-    message = error.format_message() if hasattr(error, "format_message") else str(error)
-    message, _, near_commands = message.partition(". Did you mean ")
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "fastserve"
-    hint = "did you mean " + near_commands.replace("'", "") if near_commands else f"see `{command} --help`"
+def _explain_usage(error: click.UsageError) -> tuple[str, str]:
+    """Message and hint of a usage error, in our style: no capital, no full stop, near options as the hint."""
+    hint = f"see `{error.ctx.command_path if error.ctx else 'fastserve'} --help`"
+    if isinstance(error, click.NoSuchOption):
+        if error.possibilities:
+            hint = f"did you mean {' or '.join(sorted(error.possibilities))}?"
+        return f"no option is named {error.option_name}", hint
+    is_missing = isinstance(error, click.MissingParameter)
+    if isinstance(error, click.BadParameter) and not is_missing and error.param is not None:
+        name = error.param.get_error_hint(error.ctx).replace("'", "")
+        return f"{name}: {error.message.rstrip('.')}", hint
+    message = error.format_message()
     return message[:1].lower() + message[1:].rstrip("."), hint
 
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated
+import click
 
-import typer
+from fastserve.cli.command_group import CommandGroup
+from fastserve.cli.option import json_option
+from fastserve.cli.report import format_bytes, print_json, print_table
 
-from fastserve.cli.option import JsonOption
-from fastserve.cli.report import format_bytes, print_json
+name_argument = click.argument("name", metavar="NAME", help="A name that `fastserve models list` shows.")
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-app = typer.Typer()
-models = typer.Typer(help="List, show and remove the models of the local store.")
-app.add_typer(models, name="models")
-
-ModelName = Annotated[str, typer.Argument(metavar="NAME", help="A name that `fastserve models list` shows.")]
+@click.group(cls=CommandGroup, no_args_is_help=False)
+def models() -> None:
+    """List, show and remove the models of the local store."""
 
 
 @models.command("list")
-def list_(json: JsonOption = False) -> None:
+@json_option
+def list_(json: bool) -> None:
     """List the models that are here, and those that `fastserve download` knows by name."""
     from fastserve.hub.catalogue import load_catalogue
     from fastserve.hub.registry import list_models
@@ -39,11 +36,13 @@ def list_(json: JsonOption = False) -> None:
         return
     rows = [(r.name, format_bytes(r.size_bytes), r.licence or "unknown", r.source) for r in records]
     rows += [(e.name, format_bytes(e.size_bytes), e.licence, "not downloaded") for e in available]
-    _print_table(("name", "size", "licence", "source"), rows)
+    print_table(("name", "size", "licence", "source"), rows)
 
 
 @models.command("show")
-def show(name: ModelName, json: JsonOption = False) -> None:
+@name_argument
+@json_option
+def show(name: str, json: bool) -> None:
     """Show where a model came from, its licence, and its files with their checksums."""
     from fastserve.hub.registry import show_model
 
@@ -57,14 +56,16 @@ def show(name: ModelName, json: JsonOption = False) -> None:
     print(f"path      {record.path}")
     print(f"size      {format_bytes(record.size_bytes)}")
     print(f"added     {record.registered_at}")
-    _print_table(
+    print_table(
         ("file", "size", "sha256"),
         [(file.path, format_bytes(file.size_bytes), file.sha256) for file in record.files],
     )
 
 
 @models.command("remove")
-def remove(name: ModelName, json: JsonOption = False) -> None:
+@name_argument
+@json_option
+def remove(name: str, json: bool) -> None:
     """Remove a model, or what an interrupted download left; a registered folder is forgotten, not deleted."""
     from fastserve.hub.registry import remove_model
 
@@ -73,18 +74,3 @@ def remove(name: ModelName, json: JsonOption = False) -> None:
         print_json({"name": name, "freed_bytes": freed_bytes})
     else:
         print(f"removed {name}, {format_bytes(freed_bytes)} freed")
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A rich table on a terminal; elsewhere plain columns parted by tabs, as `cut` and `awk` like them."""
-    if not sys.stdout.isatty():
-        for row in (header, *rows):
-            print("\t".join(row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*header, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table, highlight=False)

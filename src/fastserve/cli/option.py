@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import click
 
-import typer
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
-OfflineOption = Annotated[
-    bool, typer.Option("--offline", help="Open no network connection (also: FASTSERVE_OFFLINE=1).")
-]
+json_option = click.option("--json", is_flag=True, help="Print one JSON document on standard output.")
+offline_option = click.option(
+    "--offline", is_flag=True, help="Open no network connection (also: FASTSERVE_OFFLINE=1)."
+)

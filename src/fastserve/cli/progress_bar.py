@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from fastserve.hub.progress import Progress
 
 
@@ -17,25 +19,33 @@ def download_progress(*, shown: bool = True) -> Iterator[Progress | None]:
     if not shown or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Bar(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("", total=None)
+    bar: tqdm | None = None
 
     def show(step: str, done_bytes: int, total_bytes: int | None) -> None:
-        bar.start()
-        bar.update(task, description=step, completed=done_bytes, total=total_bytes)
+        nonlocal bar
+        if bar is None:
+            bar = _draw_bar(step, done_bytes, total_bytes)
+        bar.set_description(step, refresh=False)
+        bar.total = total_bytes
+        bar.update(done_bytes - bar.n)
 
     try:
         yield show
     finally:
-        bar.stop()
+        if bar is not None:
+            bar.close()
+
+
+def _draw_bar(step: str, done_bytes: int, total_bytes: int | None) -> tqdm:
+    """A bar that vanishes when closed; its speed leaves out `done_bytes`, left by what came earlier."""
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=step,
+        initial=done_bytes,
+        total=total_bytes,
+        unit="B",
+        unit_scale=True,
+        dynamic_ncols=True,
+        leave=False,
+    )

@@ -1,11 +1,15 @@
-"""What commands print: one JSON document for machines, one line for an error, sizes for people."""
+"""What commands print: one JSON document for machines, one line for an error, tables and sizes for people."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+_MIN_FOLDED_WIDTH = 20  # below it a terminal breaks the lines better than we do
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -24,6 +28,26 @@ def print_error(kind: str, message: str, hint: str | None, *, as_json: bool) -> 
         return
     text = f"{message}; {hint}" if hint else message
     print(f"error: {' '.join(text.split())}", file=sys.stderr)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns on a terminal, the last one folded into its width; elsewhere columns parted by
+    tabs, as `cut` and `awk` like them.
+    """
+    lines = [header, *rows]
+    if not sys.stdout.isatty():
+        for line in lines:
+            print("\t".join(line))
+        return
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)][:-1]
+    left_width = sum(width + 2 for width in widths)
+    folded_width = max(shutil.get_terminal_size().columns - left_width, _MIN_FOLDED_WIDTH)
+    for *cells, last in lines:
+        left = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=True))
+        first, *others = textwrap.wrap(last, folded_width) or [""]
+        print((left + first).rstrip())
+        for other in others:
+            print(" " * left_width + other)
 
 
 def format_bytes(num_bytes: int) -> str:
