@@ -316,7 +316,17 @@ void bind_plan(nb::module_& m) {
             return nb::ndarray<nb::numpy, const float>(plan.data(m), {rows, static_cast<std::size_t>(m.width)}, self);
           },
           "matrix"_a, "rows"_a)
-      .def_prop_ro("num_calls", &Plan::num_calls);
+      .def("start_profile", &Plan::start_profile)
+      .def("stop_profile", &Plan::stop_profile)
+      .def(
+          "profile",
+          [](const Plan& plan) {
+            std::vector<std::tuple<std::string, int64_t, double, int64_t, int64_t>> rows;
+            for (const CallProfile& p : plan.profile())
+              rows.emplace_back(p.name, p.num_runs, p.seconds, p.cost.bytes, p.cost.operations);
+            return rows;
+          },
+          "(op, runs, seconds, bytes, operations) of every call in order, then of the sampling.");
 }
 
 }  // namespace

@@ -21,6 +21,11 @@ class RowwiseCall : public Call {
     const int32_t end = std::min(step.num_rows(out_.rows), (tile + 1) * rows_per_tile_);
     for (int32_t row = tile * rows_per_tile_; row < end; ++row) run_row(step, row);
   }
+  // Reads about as much as it writes; its arithmetic hides behind that.
+  Cost cost(const Step& step) const override {
+    const int64_t elements = static_cast<int64_t>(step.num_rows(out_.rows)) * out_.width;
+    return {2 * elements * static_cast<int64_t>(sizeof(float)), 0};
+  }
 
  protected:
   virtual void run_row(const Step& step, int32_t row) const = 0;
@@ -35,6 +40,8 @@ class RowwiseCall : public Call {
 class EmbeddingCall : public RowwiseCall {
  public:
   EmbeddingCall(IdSource ids, const Weight& weight, Matrix out) : RowwiseCall(out), ids_(ids), weight_(weight) {}
+
+  const char* name() const override { return "embedding"; }
 
  protected:
   void run_row(const Step& step, int32_t row) const override {
@@ -70,6 +77,8 @@ class QuantizeRowsCall : public RowwiseCall {
         group_size_(group_size > 0 ? group_size : padded_depth_),
         layout_(padded_depth_, (padded_depth_ + group_size_ - 1) / group_size_) {}
 
+  const char* name() const override { return "quantize_rows"; }
+
  protected:
   void run_row(const Step& step, int32_t row) const override {
     auto* data = reinterpret_cast<int8_t*>(out(step, row));
@@ -89,6 +98,11 @@ class LinearCall : public Call {
   LinearCall(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out)
       : x_(x), weight_(weight), bias_(std::move(bias)), out_(out) {}
 
+  const char* name() const override { return "linear"; }
+  Cost cost(const Step& step) const override {
+    const PackedWeight& w = weight_.packed();
+    return {weight_.num_bytes(), 2 * static_cast<int64_t>(step.num_rows(out_.rows)) * w.rows * w.depth};
+  }
   int num_tiles(const Step& step) const override { return num_panels() * num_row_blocks(step); }
 
   void run_tile(const Step& step, int tile) const override {
@@ -129,6 +143,8 @@ class RmsNormCall : public RowwiseCall {
   RmsNormCall(Matrix x, std::vector<float> weight, float eps, Matrix out)
       : RowwiseCall(out), x_(x), weight_(std::move(weight)), eps_(eps) {}
 
+  const char* name() const override { return "rms_norm"; }
+
  protected:
   void run_row(const Step& step, int32_t row) const override {
     step.kernels.rms_norm(step.row(x_, row), weight_.data(), eps_, out_.width, out(step, row));
@@ -145,6 +161,8 @@ class LayerNormCall : public RowwiseCall {
   LayerNormCall(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out)
       : RowwiseCall(out), x_(x), weight_(std::move(weight)), bias_(std::move(bias)), eps_(eps) {}
 
+  const char* name() const override { return "layer_norm"; }
+
  protected:
   void run_row(const Step& step, int32_t row) const override {
     step.kernels.layer_norm(step.row(x_, row), weight_.data(), bias_.data(), eps_, out_.width, out(step, row));
@@ -159,6 +177,8 @@ class LayerNormCall : public RowwiseCall {
 class AddCall : public RowwiseCall {
  public:
   AddCall(Matrix x, Matrix y, Matrix out) : RowwiseCall(out), x_(x), y_(y) {}
+
+  const char* name() const override { return "add"; }
 
  protected:
   void run_row(const Step& step, int32_t row) const override {
@@ -182,6 +202,8 @@ class AddNormCall : public RowwiseCall {
         bias_(std::move(bias)),
         eps_(eps),
         out_sum_(out_sum) {}
+
+  const char* name() const override { return bias_.empty() ? "add_rms_norm" : "add_layer_norm"; }
 
  protected:
   void run_row(const Step& step, int32_t row) const override {
@@ -209,6 +231,8 @@ class RopeCall : public RowwiseCall {
         dim_(dim),
         head_dim_(head_dim) {}
 
+  const char* name() const override { return "rope"; }
+
  protected:
   void run_row(const Step& step, int32_t row) const override {
     const int64_t at = static_cast<int64_t>(step.batch.positions[row]) * (dim_ / 2);
@@ -227,6 +251,8 @@ class StoreKvCall : public RowwiseCall {
  public:
   StoreKvCall(Matrix k, Matrix v, const KvPool& pool, int32_t layer)
       : RowwiseCall(k), k_(k), v_(v), pool_(pool), layer_(layer) {}
+
+  const char* name() const override { return "store_kv"; }
 
  protected:
   void run_row(const Step& step, int32_t row) const override {
@@ -250,6 +276,16 @@ class AttentionCall : public Call {
   AttentionCall(Matrix q, const KvPool& pool, int32_t layer, float scale, bool causal, Matrix out)
       : q_(q), pool_(pool), layer_(layer), scale_(scale), causal_(causal), out_(out) {}
 
+  const char* name() const override { return "attention"; }
+  Cost cost(const Step& step) const override {
+    Cost total;
+    for (const AttentionTask& task : step.attention_tasks) {
+      const int64_t keys = causal_ ? task.first_position + task.num_rows : task.context_length;
+      total.bytes += 2 * keys * pool_.num_kv_heads() * pool_.head_dim() * pool_.element_bytes();
+      total.operations += 4 * keys * task.num_rows * q_.width;
+    }
+    return total;
+  }
   int num_tiles(const Step& step) const override {
     return static_cast<int>(step.attention_tasks.size()) * pool_.num_kv_heads();
   }
@@ -286,6 +322,8 @@ class ActivationCall : public RowwiseCall {
  public:
   ActivationCall(ActivationKind kind, Matrix x, Matrix out) : RowwiseCall(out), kind_(kind), x_(x) {}
 
+  const char* name() const override { return "activation"; }
+
  protected:
   void run_row(const Step& step, int32_t row) const override {
     step.kernels.activation(kind_, step.row(x_, row), out_.width, out(step, row));
@@ -301,6 +339,8 @@ class GatedActivationCall : public RowwiseCall {
   GatedActivationCall(ActivationKind kind, Matrix gate, Matrix up, Matrix out)
       : RowwiseCall(out), kind_(kind), gate_(gate), up_(up) {}
 
+  const char* name() const override { return "gated_activation"; }
+
  protected:
   void run_row(const Step& step, int32_t row) const override {
     step.kernels.gated_activation(kind_, step.row(gate_, row), step.row(up_, row), out_.width, out(step, row));
@@ -315,6 +355,8 @@ class GatherRowsCall : public RowwiseCall {
  public:
   GatherRowsCall(Matrix x, Matrix out) : RowwiseCall(out), x_(x) {}
 
+  const char* name() const override { return "gather_rows"; }
+
  protected:
   void run_row(const Step& step, int32_t row) const override {
     const float* from = step.row(x_, step.batch.output_rows[row]);
@@ -328,6 +370,8 @@ class GatherRowsCall : public RowwiseCall {
 class PoolCall : public RowwiseCall {
  public:
   PoolCall(PoolKind kind, Matrix x, Matrix out) : RowwiseCall(out), kind_(kind), x_(x) {}
+
+  const char* name() const override { return "pool"; }
 
  protected:
   void run_row(const Step& step, int32_t sequence) const override {
@@ -348,6 +392,8 @@ class PoolCall : public RowwiseCall {
 class L2NormalizeCall : public RowwiseCall {
  public:
   L2NormalizeCall(Matrix x, float eps, Matrix out) : RowwiseCall(out), x_(x), eps_(eps) {}
+
+  const char* name() const override { return "l2_normalize"; }
 
  protected:
   void run_row(const Step& step, int32_t row) const override {

@@ -1,6 +1,6 @@
 #include "plan.h"
 
-#include <limits>
+#include <chrono>
 #include <stdexcept>
 #include <string>
 
@@ -24,8 +24,17 @@ void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
 class StepJob : public Job {
  public:
   StepJob(const std::vector<std::unique_ptr<Call>>& calls, const Step& step, const SampleBatch* sampling,
-          const Matrix* logits, SampleResult* results, std::vector<SampleScratch>& scratch)
-      : calls_(calls), step_(step), sampling_(sampling), logits_(logits), results_(results), scratch_(scratch) {}
+          const Matrix* logits, SampleResult* results, std::vector<SampleScratch>& scratch,
+          std::vector<CallProfile>* profile)
+      : calls_(calls),
+        step_(step),
+        sampling_(sampling),
+        logits_(logits),
+        results_(results),
+        scratch_(scratch),
+        profile_(profile) {
+    if (profile_) stage_start_ = Clock::now();
+  }
 
   int num_stages() const override { return static_cast<int>(calls_.size()) + (sampling_ ? 1 : 0); }
   int num_tiles(int stage) const override {
@@ -38,7 +47,23 @@ class StepJob : public Job {
     else calls_[static_cast<std::size_t>(stage)]->run_tile(step_, tile);
   }
 
+  void stage_done(int stage) override {
+    if (!profile_) return;
+    const Clock::time_point now = Clock::now();
+    CallProfile& p = (*profile_)[static_cast<std::size_t>(stage)];
+    p.num_runs += 1;
+    p.seconds += std::chrono::duration<double>(now - stage_start_).count();
+    if (!is_sampling(stage)) {
+      const Cost cost = calls_[static_cast<std::size_t>(stage)]->cost(step_);
+      p.cost.bytes += cost.bytes;
+      p.cost.operations += cost.operations;
+    }
+    stage_start_ = Clock::now();
+  }
+
  private:
+  using Clock = std::chrono::steady_clock;
+
   bool is_sampling(int stage) const { return stage == static_cast<int>(calls_.size()); }
 
   const std::vector<std::unique_ptr<Call>>& calls_;
@@ -47,6 +72,8 @@ class StepJob : public Job {
   const Matrix* logits_;
   SampleResult* results_;
   std::vector<SampleScratch>& scratch_;
+  std::vector<CallProfile>* profile_;
+  Clock::time_point stage_start_;
 };
 
 }  // namespace
@@ -193,6 +220,13 @@ void Plan::check(const Batch& b) const {
   for (int32_t i = 0; i < b.num_outputs; ++i) check_range("output row", b.output_rows[i], 0, b.num_tokens - 1);
 }
 
+void Plan::start_profile() {
+  profile_.clear();
+  for (const std::unique_ptr<Call>& call : calls_) profile_.push_back({call->name(), 0, 0, {}});
+  profile_.push_back({"sample", 0, 0, {}});
+  is_profiling_ = true;
+}
+
 void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* logits, SampleResult* results) {
   check(batch);
   if (sampling) {
@@ -212,7 +246,7 @@ void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* lo
                                   batch.context_lengths[s], 0});
   }
   const Step step{kernels_, arena_.get(), batch, row_sequences_, token_types_, attention_tasks_};
-  StepJob job(calls_, step, sampling, logits, results, scratch_);
+  StepJob job(calls_, step, sampling, logits, results, scratch_, is_profiling_ ? &profile_ : nullptr);
   pool_.run(job);
   if (!sampling) return;
   for (int32_t i = 0; i < batch.num_outputs; ++i)

@@ -68,10 +68,18 @@ struct Step {
   }
 };
 
+// What a call has to do at the least: the memory that it reads and writes, and its multiplications and additions.
+struct Cost {
+  int64_t bytes = 0;
+  int64_t operations = 0;
+};
+
 // One kernel call of a plan, cut into tiles.
 class Call {
  public:
   virtual ~Call() = default;
+  virtual const char* name() const = 0;  // of the op
+  virtual Cost cost(const Step& step) const = 0;
   virtual int num_tiles(const Step& step) const = 0;
   virtual void run_tile(const Step& step, int tile) const = 0;
 };
@@ -98,6 +106,14 @@ class KvPool {
   KvFormat format_;
   int64_t block_elements_, layer_bytes_;
   AlignedArray<uint8_t> memory_;
+};
+
+// What a call has done since profiling began.
+struct CallProfile {
+  const char* name;
+  int64_t num_runs = 0;
+  double seconds = 0;
+  Cost cost;
 };
 
 // Builds up by one method an op, named as the op, then runs steps. Weights and pools are borrowed: they outlive it.
@@ -132,7 +148,10 @@ class Plan {
   void run(const Batch& batch, const SampleBatch* sampling, const Matrix* logits, SampleResult* results);
 
   const float* data(const Matrix& m) const { return reinterpret_cast<const float*>(arena_.get() + m.offset_bytes); }
-  int num_calls() const { return static_cast<int>(calls_.size()); }
+  // Calls in order, then the sampling. Profiling costs two clock readings a call; starting it forgets what was.
+  void start_profile();
+  void stop_profile() { is_profiling_ = false; }
+  const std::vector<CallProfile>& profile() const { return profile_; }
 
  private:
   void check(const Batch& batch) const;
@@ -145,6 +164,8 @@ class Plan {
   AlignedArray<uint8_t> arena_;
   std::vector<std::unique_ptr<Call>> calls_;
   std::vector<SampleScratch> scratch_;  // one a thread
+  bool is_profiling_ = false;
+  std::vector<CallProfile> profile_;
   // Kept from step to step for their memory.
   std::vector<int32_t> row_sequences_;
   std::vector<int32_t> token_types_;

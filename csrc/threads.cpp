@@ -120,6 +120,7 @@ void ThreadPool::walk(uint32_t run, int thread) {
       }
     }
     if (!wait_until_done(stage, run)) return;
+    if (thread == 0) job_->stage_done(first_stage_ + s);
   }
 }
 

@@ -19,6 +19,8 @@ class Job {
   virtual int num_tiles(int stage) const = 0;
   // Called once for each tile, by any thread. `thread` < the pool's size tells scratch memory apart.
   virtual void run_tile(int stage, int tile, int thread) = 0;
+  // Called by the thread that runs the job once all tiles of a stage are done.
+  virtual void stage_done(int) {}
 };
 
 class ThreadPool {

@@ -7,127 +7,114 @@
 #if defined(FASTSERVE_ISA_AVX512VNNI)
 
 constexpr int kLanes = 16;
-struct F32 {
-  __m512 v;
-};
-struct I32 {
-  __m512i v;
-};
+using F32 = __m512;
+// Not __m512i, whose elements are 64 bits wide: GCC keeps arrays that the intrinsics must cast in memory.
+typedef int I32 __attribute__((vector_size(64)));
 
-static inline F32 zero() { return {_mm512_setzero_ps()}; }
-static inline F32 set1(float x) { return {_mm512_set1_ps(x)}; }
-static inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
-static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
-static inline F32 load_first(const float* p, int n) { return {_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p)}; }
-static inline void store_first(float* p, F32 a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a.v); }
-static inline F32 add(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
-static inline F32 sub(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
-static inline F32 mul(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
-static inline F32 div(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
-static inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
-static inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
-static inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+static inline F32 zero() { return _mm512_setzero_ps(); }
+static inline F32 set1(float x) { return _mm512_set1_ps(x); }
+static inline F32 load(const float* p) { return _mm512_loadu_ps(p); }
+static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a); }
+static inline F32 load_first(const float* p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+static inline void store_first(float* p, F32 a, int n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a); }
+static inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+static inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+static inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+static inline F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+static inline F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+static inline F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+static inline F32 abs(F32 a) { return _mm512_abs_ps(a); }
 // a * b + c
-static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-static inline F32 round(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+static inline F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+static inline F32 round(F32 a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // a * 2^n for integral n
-static inline F32 scale_by_power(F32 a, F32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+static inline F32 scale_by_power(F32 a, F32 n) { return _mm512_scalef_ps(a, n); }
 // Lanes below n of a, of b beyond.
-static inline F32 first(F32 a, F32 b, int n) { return {_mm512_mask_blend_ps((__mmask16)((1u << n) - 1), b.v, a.v)}; }
-static inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
-static inline float largest(F32 a) { return _mm512_reduce_max_ps(a.v); }
+static inline F32 first(F32 a, F32 b, int n) { return _mm512_mask_blend_ps((__mmask16)((1u << n) - 1), b, a); }
+static inline float sum(F32 a) { return _mm512_reduce_add_ps(a); }
+static inline float largest(F32 a) { return _mm512_reduce_max_ps(a); }
 static inline F32 load_bf16(const uint16_t* p) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
-static inline F32 load_f16(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+static inline F32 load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 static inline void store_f16(uint16_t* p, F32 a) {
-  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
-static inline I32 set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
-static inline F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline I32 set1(int32_t x) { return (I32)_mm512_set1_epi32(x); }
+static inline F32 to_f32(I32 a) { return _mm512_cvtepi32_ps((__m512i)a); }
 // Four signed bytes of an activation, in every lane.
-struct Bytes4 {
-  __m512i v;
-};
+using Bytes4 = __m512i;
 static inline Bytes4 broadcast4(const int8_t* p) {
   int32_t word;
   memcpy(&word, p, 4);
-  return {_mm512_set1_epi32(word)};
+  return _mm512_set1_epi32(word);
 }
 // Four unsigned bytes a lane.
-struct Weights4 {
-  __m512i v;
-};
-static inline Weights4 load_weights4(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+using Weights4 = __m512i;
+static inline Weights4 load_weights4(const uint8_t* p) { return _mm512_loadu_si512(p); }
 // acc + sum over a lane's four bytes of x * w, exact.
-static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)}; }
+static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return (I32)_mm512_dpbusd_epi32((__m512i)acc, w, x); }
 // round(x) as bytes, for |x| < 127.5.
 static inline void store_bytes(int8_t* p, F32 a) {
-  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
 }
 
 #elif defined(FASTSERVE_ISA_AVX2)
 
 constexpr int kLanes = 8;
-struct F32 {
-  __m256 v;
-};
-struct I32 {
-  __m256i v;
-};
+using F32 = __m256;
+using I32 = __m256i;
 
 static inline __m256i first_mask(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-static inline F32 zero() { return {_mm256_setzero_ps()}; }
-static inline F32 set1(float x) { return {_mm256_set1_ps(x)}; }
-static inline F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
-static inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a.v); }
-static inline F32 load_first(const float* p, int n) { return {_mm256_maskload_ps(p, first_mask(n))}; }
-static inline void store_first(float* p, F32 a, int n) { _mm256_maskstore_ps(p, first_mask(n), a.v); }
-static inline F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
-static inline F32 sub(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
-static inline F32 mul(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
-static inline F32 div(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
-static inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
-static inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
-static inline F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
-static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
-static inline F32 round(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+static inline F32 zero() { return _mm256_setzero_ps(); }
+static inline F32 set1(float x) { return _mm256_set1_ps(x); }
+static inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
+static inline void store(float* p, F32 a) { _mm256_storeu_ps(p, a); }
+static inline F32 load_first(const float* p, int n) { return _mm256_maskload_ps(p, first_mask(n)); }
+static inline void store_first(float* p, F32 a, int n) { _mm256_maskstore_ps(p, first_mask(n), a); }
+static inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+static inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
+static inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
+static inline F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
+static inline F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+static inline F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+static inline F32 abs(F32 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+static inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+static inline F32 round(F32 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline __m256 power_of_two(__m256i n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
 // In two factors, so that results below the smallest normal number underflow gradually to zero.
 static inline F32 scale_by_power(F32 a, F32 n) {
-  __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1);
-  return {_mm256_mul_ps(_mm256_mul_ps(a.v, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)))};
+  __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+  return _mm256_mul_ps(_mm256_mul_ps(a, power_of_two(half)), power_of_two(_mm256_sub_epi32(whole, half)));
 }
-static inline F32 first(F32 a, F32 b, int n) {
-  return {_mm256_blendv_ps(b.v, a.v, _mm256_castsi256_ps(first_mask(n)))};
-}
+static inline F32 first(F32 a, F32 b, int n) { return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(first_mask(n))); }
 static inline float sum(F32 a) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 static inline float largest(F32 a) {
-  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 static inline F32 load_bf16(const uint16_t* p) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16))};
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
-static inline F32 load_f16(const uint16_t* p) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
+static inline F32 load_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 static inline void store_f16(uint16_t* p, F32 a) {
-  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
-static inline I32 set1(int32_t x) { return {_mm256_set1_epi32(x)}; }
-static inline F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
+static inline I32 set1(int32_t x) { return _mm256_set1_epi32(x); }
+static inline F32 to_f32(I32 a) { return _mm256_cvtepi32_ps(a); }
 // vpmaddubsw would saturate its 16-bit sums (255 * 127 * 2 > 32767), so bytes are widened to 16 bits first, even and
 // odd ones apart, and multiplied by vpmaddwd, whose 32-bit sums are exact.
 struct Bytes4 {
@@ -148,10 +135,10 @@ static inline Weights4 load_weights4(const uint8_t* p) {
 }
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   __m256i products = _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd));
-  return {_mm256_add_epi32(acc.v, products)};
+  return _mm256_add_epi32(acc, products);
 }
 static inline void store_bytes(int8_t* p, F32 a) {
-  __m256i q = _mm256_cvtps_epi32(a.v);
+  __m256i q = _mm256_cvtps_epi32(a);
   __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(half, half));
 }
