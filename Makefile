@@ -8,9 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# Not compiled to bytecode while installing: Python compiles what is used, a quarter of the size.
-INSTALL := $(PIP) install --no-compile
-
 # Python modules are used where they are; only what is built from these needs installing again.
 BUILT_FROM := CMakeLists.txt src/fastserve/_version.py $(shell find csrc -type f)
 
@@ -53,15 +50,15 @@ $(VENV)/tools: pyproject.toml
 	@echo "Making the virtual environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "cmake", "ninja", sep="\n")' > $(VENV)/tools.txt
-	@$(INSTALL) -r $(VENV)/tools.txt
+	@$(PIP) install -r $(VENV)/tools.txt
 	@touch $@
 
 $(VENV)/built: $(VENV)/tools $(BUILT_FROM)
 	@echo "Building FastServe"
-	@$(INSTALL) --no-build-isolation --editable .
+	@$(PIP) install --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/dev: $(VENV)/built constraints-dev.txt
 	@echo "Installing the development tools"
-	@$(INSTALL) --no-build-isolation --constraint constraints-dev.txt --editable '.[dev]'
+	@$(PIP) install --no-build-isolation --constraint constraints-dev.txt --editable '.[dev]'
 	@touch $@

@@ -62,3 +62,13 @@ def test_a_removed_model_is_gone(
     assert gguf_file.exists()
     assert main(["models", "remove", registered]) == 2
     assert capsys.readouterr().err.startswith("error: no model is named 'tiny'; known names are ")
+
+
+def test_on_a_terminal_the_list_is_aligned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["models", "list"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "size", "licence", "source"]
+    assert {line.index("not downloaded") for line in lines} == {header.index("source")}
