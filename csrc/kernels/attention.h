@@ -2,7 +2,7 @@
 // sums; rows that share a key head (queries of a group, neighbouring tokens) share its loads.
 //
 // Order of every output element: dimensions in order within a score; keys in order within a split of kSplit keys at
-// absolute positions, online softmax block by block; splits merged in order. Masked keys are left out, never added.
+// absolute positions; splits, each with a softmax of its own, merged in order. Masked keys are left out, never added.
 
 struct KeysF32 {
   using type = float;
@@ -36,8 +36,8 @@ static void store_kv(KvFormat format, const float* k, const float* v, int32_t nu
   f(k, v, num_kv_heads, head_dim, padded_head_dim, slot, key_block, value_block);
 }
 
-// Softmax over some keys, not yet normalized: weights are exp(score - largest), `total` their sum, `values` the
-// weighted sum of values.
+// Softmax over the keys of one split, not yet normalized: weights are exp(score - largest), `total` their sum,
+// `values` the weighted sum of values.
 template <int R>
 struct Partial {
   float largest[R];
@@ -45,16 +45,33 @@ struct Partial {
   alignas(64) float values[R][kMaxHeadDim];
 };
 
+// Query rows, and vectors of values, whose sums a kernel holds in registers.
 #if defined(FASTSERVE_ISA_AVX512VNNI)
-constexpr int kQueryRows = 6;
+constexpr int kQueryRows = 6, kValueVectors = 4;
 #else
-constexpr int kQueryRows = 2;
+constexpr int kQueryRows = 2, kValueVectors = 4;
 #endif
 constexpr int kKeyVectors = kBlock / kLanes;
 
+// What the rows of one tile share: their sequence's blocks and one key head.
+template <class Kv>
+struct Head {
+  const typename Kv::type* keys;
+  const typename Kv::type* values;
+  const int32_t* block_table;
+  int64_t block_elements;
+  int32_t head_dim;
+  int32_t padded_head_dim;
+
+  const typename Kv::type* key_block(int32_t key) const { return keys + block_table[key / kBlock] * block_elements; }
+  const typename Kv::type* value_row(int32_t key) const {
+    return values + block_table[key / kBlock] * block_elements + (int64_t)(key % kBlock) * padded_head_dim;
+  }
+};
+
 template <int R, class Kv>
 static inline void scores_of_block(const float (*q)[kMaxHeadDim], int32_t head_dim, const typename Kv::type* keys,
-                                   float (*scores)[kBlock]) {
+                                   float* scores) {
   F32 acc[R][kKeyVectors];
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < kKeyVectors; ++v) acc[r][v] = zero();
@@ -67,58 +84,83 @@ static inline void scores_of_block(const float (*q)[kMaxHeadDim], int32_t head_d
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kKeyVectors; ++v) store(scores[r] + v * kLanes, acc[r][v]);
+    for (int v = 0; v < kKeyVectors; ++v) store(scores + r * kSplit + v * kLanes, acc[r][v]);
 }
 
-// Turns the first `count` scores into weights, and rescales what row r of the partial holds so far.
-template <int R>
-static inline void softmax_update(Partial<R>& p, int r, float* scores, int32_t count, int32_t padded_head_dim) {
+// Turns the first `count` scores of a split into weights, and what follows within the last vector into zeros.
+static inline void softmax_weights(float* scores, int32_t count, float* largest_score, float* total) {
   const F32 lowest = set1(-INFINITY);
-  F32 block_largest = lowest;
-  for (int32_t i = 0; i < kBlock; i += kLanes) {
-    int n = count - i < 0 ? 0 : count - i < kLanes ? count - i : kLanes;
-    F32 s = n == kLanes ? load(scores + i) : first(load(scores + i), lowest, n);
-    store(scores + i, s);
-    block_largest = max(block_largest, s);
-  }
-  const float m = largest(block_largest);
-  if (m > p.largest[r]) {
-    const float shrink = exp(p.largest[r] - m);  // exp(-inf) = 0 the first time
-    p.largest[r] = m;
-    p.total[r] *= shrink;
-    for (int32_t d = 0; d < padded_head_dim; d += kLanes)
-      store(p.values[r] + d, mul(load(p.values[r] + d), set1(shrink)));
-  }
-  F32 total = zero();
-  for (int32_t i = 0; i < kBlock; i += kLanes) {
-    F32 weight = exp(sub(load(scores + i), set1(p.largest[r])));
+  const int32_t end = (count + kLanes - 1) / kLanes * kLanes;
+  if (end > count) store(scores + end - kLanes, first(load(scores + end - kLanes), lowest, count - (end - kLanes)));
+  F32 m = lowest;
+  for (int32_t i = 0; i < end; i += kLanes) m = max(m, load(scores + i));
+  *largest_score = largest(m);
+  const F32 shift = set1(*largest_score);
+  F32 sums = zero();
+  for (int32_t i = 0; i < end; i += kLanes) {
+    const F32 weight = exp(sub(load(scores + i), shift));
     store(scores + i, weight);
-    total = add(total, weight);
+    sums = add(sums, weight);
   }
-  p.total[r] += sum(total);
+  *total = sum(sums);
 }
 
-template <class Kv>
-static inline void add_values(float* acc, const float* weights, int32_t count, const typename Kv::type* values,
-                              int32_t padded_head_dim) {
-  constexpr int kVectors = 4;
-  int32_t d = 0;
-  for (; d + kVectors * kLanes <= padded_head_dim; d += kVectors * kLanes) {
-    F32 a[kVectors];
-    for (int v = 0; v < kVectors; ++v) a[v] = load(acc + d + v * kLanes);
-    for (int32_t key = 0; key < count; ++key) {
-      F32 w = set1(weights[key]);
-      for (int v = 0; v < kVectors; ++v)
-        a[v] = fma(w, Kv::load(values + (int64_t)key * padded_head_dim + d + v * kLanes), a[v]);
+// Adds weights[r][key] * value of keys [begin, end) of a split to the sums of R rows, key by key; `first_key` is the
+// split's first.
+template <int R, int kVectors, class Kv>
+static inline void add_values_at(const Head<Kv>& head, const float* weights, int32_t first_key, int32_t begin,
+                                 int32_t end, int32_t column, float (*sums)[kMaxHeadDim]) {
+  F32 acc[R][kVectors];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = load(sums[r] + column + v * kLanes);
+  for (int32_t block = begin; block < end;) {
+    const typename Kv::type* values = head.value_row(first_key + block) + column;
+    const int32_t left = kBlock - (first_key + block) % kBlock, block_end = block + left < end ? block + left : end;
+    for (; block < block_end; ++block, values += head.padded_head_dim) {
+      F32 value[kVectors];
+      for (int v = 0; v < kVectors; ++v) value[v] = Kv::load(values + v * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const F32 weight = set1(weights[r * kSplit + block]);
+        for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(weight, value[v], acc[r][v]);
+      }
     }
-    for (int v = 0; v < kVectors; ++v) store(acc + d + v * kLanes, a[v]);
   }
-  for (; d < padded_head_dim; d += kLanes) {
-    F32 a = load(acc + d);
-    for (int32_t key = 0; key < count; ++key)
-      a = fma(set1(weights[key]), Kv::load(values + (int64_t)key * padded_head_dim + d), a);
-    store(acc + d, a);
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kVectors; ++v) store(sums[r] + column + v * kLanes, acc[r][v]);
+}
+
+template <int R, class Kv>
+static inline void add_values(const Head<Kv>& head, const float* weights, int32_t first_key, int32_t begin, int32_t end,
+                              float (*sums)[kMaxHeadDim]) {
+  int32_t column = 0;
+  for (; column + kValueVectors * kLanes <= head.padded_head_dim; column += kValueVectors * kLanes)
+    add_values_at<R, kValueVectors, Kv>(head, weights, first_key, begin, end, column, sums);
+  for (; column < head.padded_head_dim; column += kLanes)
+    add_values_at<R, 1, Kv>(head, weights, first_key, begin, end, column, sums);
+}
+
+// One split of R rows; row r sees the first counts[r] of the split's keys, none where that is not positive.
+template <int R, class Kv>
+static inline void attend_split(const Head<Kv>& head, const float (*q)[kMaxHeadDim], int32_t first_key,
+                                const int32_t* counts, Partial<R>& p) {
+  int32_t longest = 0, shortest = kSplit;
+  for (int r = 0; r < R; ++r) {
+    longest = counts[r] > longest ? counts[r] : longest;
+    shortest = counts[r] < shortest ? counts[r] : shortest;
   }
+  alignas(64) float scores[R][kSplit];
+  for (int32_t key = 0; key < longest; key += kBlock)
+    scores_of_block<R, Kv>(q, head.head_dim, head.key_block(first_key + key), scores[0] + key);
+  for (int r = 0; r < R; ++r) {
+    for (int32_t d = 0; d < head.padded_head_dim; d += kLanes) store(p.values[r] + d, zero());
+    if (counts[r] > 0) softmax_weights(scores[r], counts[r], &p.largest[r], &p.total[r]);
+  }
+  // Keys that all rows see, together; those that only some see, row by row: their values may be anything, and must
+  // not even be multiplied by zero.
+  if (shortest > 0) add_values<R, Kv>(head, scores[0], first_key, 0, shortest, p.values);
+  const int32_t rest = shortest > 0 ? shortest : 0;
+  for (int r = 0; r < R; ++r)
+    if (counts[r] > rest) add_values<1, Kv>(head, scores[r], first_key, rest, counts[r], p.values + r);
 }
 
 template <int R>
@@ -136,42 +178,33 @@ static inline void merge(Partial<R>& whole, const Partial<R>& part, int r, int32
 template <int R, class Kv>
 static void attention_rows(const AttentionArgs& a, const AttentionTask& t, int32_t begin) {
   const int32_t group = a.num_heads / a.num_kv_heads;
+  const int64_t head_offset = (int64_t)t.kv_head * a.padded_head_dim * kBlock;
+  const Head<Kv> head = {(const typename Kv::type*)a.keys + head_offset,
+                         (const typename Kv::type*)a.values + head_offset,
+                         t.block_table,
+                         a.block_elements,
+                         a.head_dim,
+                         a.padded_head_dim};
   float q[R][kMaxHeadDim];
   float* out[R];
-  int32_t limit[R];  // keys that the row sees
+  int32_t limits[R];  // keys that the row sees
   int32_t longest = 0;
   for (int r = 0; r < R; ++r) {
-    const int32_t token = (begin + r) / group, head = t.kv_head * group + (begin + r) % group;
-    const float* row = a.q + (t.first_row + token) * a.q_stride + (int64_t)head * a.head_dim;
-    for (int32_t d = 0; d < a.head_dim; ++d) q[r][d] = row[d] * a.scale;
-    out[r] = a.out + (t.first_row + token) * a.out_stride + (int64_t)head * a.head_dim;
-    limit[r] = a.causal ? t.first_position + token + 1 : t.context_length;
-    longest = limit[r] > longest ? limit[r] : longest;
+    const int32_t token = (begin + r) / group, query_head = t.kv_head * group + (begin + r) % group;
+    const float* row = a.q + (t.first_row + token) * a.q_stride + (int64_t)query_head * a.head_dim;
+    map(row, a.head_dim, q[r], [&](F32 x) { return mul(x, set1(a.scale)); });
+    out[r] = a.out + (t.first_row + token) * a.out_stride + (int64_t)query_head * a.head_dim;
+    limits[r] = a.causal ? t.first_position + token + 1 : t.context_length;
+    longest = limits[r] > longest ? limits[r] : longest;
   }
-  const int64_t head_elements = (int64_t)a.padded_head_dim * kBlock;
   Partial<R> whole, part;
   for (int32_t split = 0; split < longest; split += kSplit) {
-    Partial<R>& p = split == 0 ? whole : part;
-    for (int r = 0; r < R; ++r) {
-      p.largest[r] = -INFINITY;
-      p.total[r] = 0.0f;
-      for (int32_t d = 0; d < a.padded_head_dim; d += kLanes) store(p.values[r] + d, zero());
-    }
-    const int32_t split_end = split + kSplit < longest ? split + kSplit : longest;
-    for (int32_t key = split; key < split_end; key += kBlock) {
-      const int64_t at = t.block_table[key / kBlock] * a.block_elements + t.kv_head * head_elements;
-      alignas(64) float scores[R][kBlock];
-      scores_of_block<R, Kv>(q, a.head_dim, (const typename Kv::type*)a.keys + at, scores);
-      for (int r = 0; r < R; ++r) {
-        const int32_t count = limit[r] - key < kBlock ? limit[r] - key : kBlock;
-        if (count <= 0) continue;
-        softmax_update(p, r, scores[r], count, a.padded_head_dim);
-        add_values<Kv>(p.values[r], scores[r], count, (const typename Kv::type*)a.values + at, a.padded_head_dim);
-      }
-    }
+    int32_t counts[R];
+    for (int r = 0; r < R; ++r) counts[r] = limits[r] - split < kSplit ? limits[r] - split : kSplit;
+    attend_split<R, Kv>(head, q, split, counts, split == 0 ? whole : part);
     if (split > 0)
       for (int r = 0; r < R; ++r)
-        if (limit[r] > split) merge(whole, part, r, a.padded_head_dim);
+        if (counts[r] > 0) merge(whole, part, r, a.padded_head_dim);
   }
   for (int r = 0; r < R; ++r) {
     const F32 inverse = set1(1.0f / whole.total[r]);
