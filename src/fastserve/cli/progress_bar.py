@@ -44,6 +44,7 @@ def _draw_bar(step: str, done_bytes: int, total_bytes: int | None) -> tqdm:
         desc=step,
         initial=done_bytes,
         total=total_bytes,
+        miniters=1,  # draw at every report, however few bytes came
         unit="B",
         unit_scale=True,
         dynamic_ncols=True,
