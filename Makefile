@@ -25,7 +25,12 @@ test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/dev
-	$(BIN)/python -m bench
+	$(BIN)/python bench/install_size.py
+	$(BIN)/python bench/start.py
+	$(BIN)/python bench/quality.py
+ifdef PEER_PYTHON
+	$(BIN)/python bench/decode_against_llama_cpp.py --peer-python $(PEER_PYTHON)
+endif
 
 check: $(VENV)/dev
 	$(BIN)/ruff check

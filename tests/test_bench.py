@@ -1,0 +1,114 @@
+"""The benchmarks: that they start, and that their arithmetic is right."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastserve._native")
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+SCRIPTS = ["decode_against_llama_cpp.py", "install_size.py", "quality.py", "start.py"]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the benchmarks, first on the import path as for a script in it."""
+    monkeypatch.syspath_prepend(BENCH)
+    return BENCH
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_benchmark_tells_its_options(script: str) -> None:
+    result = subprocess.run(
+        [sys.executable, BENCH / script, "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--json FILE" in result.stdout
+
+
+def test_the_index_lists_every_benchmark() -> None:
+    index = (BENCH / "README.md").read_text(encoding="utf-8")
+    assert [script for script in SCRIPTS if f"python bench/{script}" in index] == SCRIPTS
+
+
+def test_a_median_of_equal_values_is_certain(bench: Path) -> None:
+    estimate = load("estimate").estimate_median([3.0] * 7)
+    assert (estimate.median, estimate.low, estimate.high, estimate.num_samples) == (3.0, 3.0, 3.0, 7)
+
+
+def test_the_interval_of_three_values_is_their_range(bench: Path) -> None:
+    # A resampled median is the least value with probability 7/27, far above 2.5 %; so is the greatest.
+    estimate = load("estimate").estimate_median([5.0, 1.0, 2.0])
+    assert (estimate.median, estimate.low, estimate.high) == (2.0, 1.0, 5.0)
+
+
+def test_the_interval_leaves_out_one_outlier_among_many(bench: Path) -> None:
+    # A resampled median of nine is the outlier only where five draws or more are it: probability 0.0012.
+    estimate = load("estimate").estimate_median([1.0] * 8 + [100.0])
+    assert (estimate.median, estimate.high) == (1.0, 1.0)
+
+
+def test_ratios_are_taken_within_pairs(bench: Path) -> None:
+    # The ratio of medians would be 20 / 10; the second pair ran on a busy machine.
+    estimate = load("estimate").estimate_ratio([30.0, 6.0, 20.0], [10.0, 3.0, 20.0])
+    assert estimate.median == 2.0
+    assert (estimate.low, estimate.high) == (1.0, 3.0)
+
+
+def test_values_without_a_partner_are_refused(bench: Path) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        load("estimate").estimate_ratio([1.0, 2.0], [1.0])
+
+
+def test_kl_divergence_is_that_computed_by_hand(bench: Path) -> None:
+    quality = load("quality")
+    expected = quality.log_softmax(np.log(np.asarray([[1, 1], [3, 1]], np.float32)))
+    actual = quality.log_softmax(np.log(np.asarray([[1, 3], [3, 1]], np.float32)))
+    # 1/2 log((1/2) / (1/4)) + 1/2 log((1/2) / (3/4)) = 1/2 log(4/3)
+    assert quality.kl_divergence(expected, actual) == pytest.approx([0.5 * math.log(4 / 3), 0.0], abs=1e-7)
+
+
+def test_log_softmax_does_not_overflow(bench: Path) -> None:
+    logs = load("quality").log_softmax(np.asarray([[1000.0, 1000.0]], np.float32))
+    assert logs.tolist() == [[math.log(0.5)] * 2]
+
+
+def test_first_tokens_are_counted_up_to_the_first_difference(bench: Path) -> None:
+    count_same = load("decode_against_llama_cpp").count_same
+    assert count_same([1, 2, 3, 4], [1, 2, 9, 4]) == 2
+    assert count_same([1, 2], [1, 2]) == 2
+
+
+def test_files_and_bytecode_are_counted_apart(bench: Path, tmp_path: Path) -> None:
+    (tmp_path / "one" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "one" / "code.py").write_bytes(b"x" * 100)
+    (tmp_path / "one" / "__pycache__" / "code.cpython-311.pyc").write_bytes(b"x" * 40)
+    (tmp_path / "single.py").write_bytes(b"x" * 7)
+    files, bytecode = load("install_size").measure(tmp_path)
+    assert files == {"one": 100, "single.py": 7}
+    assert bytecode == {"one": 40}
+
+
+def test_the_command_names_options_but_no_paths(bench: Path) -> None:
+    arguments = Namespace(
+        json=Path("out.json"),
+        peer_python=Path("/home/me/python"),
+        weights=["int8", "bf16"],
+        prompt="a b",
+        n=None,
+    )
+    assert load("report").command_line("x.py", arguments) == (
+        "python bench/x.py --peer-python PEER_PYTHON --weights int8 bf16 --prompt 'a b'"
+    )
