@@ -29,13 +29,12 @@ class PackJob : public Job {
   int num_stages() const override { return 1; }
   int num_tiles(int) const override { return (weight_.rows + kPanel - 1) / kPanel; }
   void run_tile(int, int panel, int thread) override {
-    const int64_t padded_rows = static_cast<int64_t>(num_tiles(0)) * kPanel;
     uint8_t* out = weight_.panels + panel * weight_.panel_bytes;
     float* values = rows_[static_cast<std::size_t>(thread)].get();
     if (weight_.format == WeightFormat::int8) std::memset(out, 128, static_cast<std::size_t>(weight_.panel_bytes));
     for (int32_t row = panel * kPanel; row < weight_.rows && row < (panel + 1) * kPanel; ++row) {
       decode(row, values);
-      kernels_.pack_row(weight_, values, out, row % kPanel, weight_.scales + panel * kPanel, padded_rows);
+      kernels_.pack_row(weight_, values, out, row % kPanel, weight_.scales + row);
     }
   }
 
@@ -137,9 +136,8 @@ Weight::Weight(const std::vector<StoredMatrix>& sources, WeightFormat format, in
   panels_ = allocate<uint8_t>(num_panels * static_cast<std::size_t>(packed_.panel_bytes));
   num_bytes_ = static_cast<int64_t>(num_panels) * packed_.panel_bytes;
   if (format == WeightFormat::int8) {
-    const std::size_t num_scales = num_panels * kPanel * static_cast<std::size_t>(packed_.num_groups);
-    scales_ = allocate<uint16_t>(num_scales);
-    num_bytes_ += static_cast<int64_t>(num_scales * sizeof(uint16_t));
+    scales_ = allocate<uint16_t>(num_panels * kPanel);
+    num_bytes_ += static_cast<int64_t>(num_panels * kPanel * sizeof(uint16_t));
   }
   packed_.panels = panels_.get();
   packed_.scales = scales_.get();

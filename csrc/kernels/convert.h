@@ -55,8 +55,8 @@ static void decode_row(StoredFormat format, const uint8_t* p, int64_t count, flo
   }
 }
 
-// Columns quantized at a time; a multiple of 4, as group sizes are.
-constexpr int32_t kGroupChunk = 64;
+// Columns of a row that are quantized at a time; a multiple of 4.
+constexpr int32_t kPackedColumns = 64;
 
 // Round to nearest even; NaN stays NaN.
 static inline uint16_t to_bf16(float x) {
@@ -66,8 +66,7 @@ static inline uint16_t to_bf16(float x) {
   return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, int32_t column, uint16_t* scales,
-                     int64_t scales_stride) {
+static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, int32_t column, uint16_t* scale) {
   switch (w.format) {
     case WeightFormat::f32:
       for (int32_t k = 0; k < w.depth; ++k) ((float*)panel)[(int64_t)k * kPanel + column] = row[k];
@@ -75,25 +74,22 @@ static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, in
     case WeightFormat::bf16:
       for (int32_t k = 0; k < w.depth; ++k) ((uint16_t*)panel)[(int64_t)k * kPanel + column] = to_bf16(row[k]);
       break;
-    case WeightFormat::int8:
-      for (int32_t begin = 0, g = 0; begin < w.depth; begin += w.group_size, ++g) {
-        const int32_t count = w.depth - begin < w.group_size ? w.depth - begin : w.group_size;
-        // The rounded scale is the one that is used, so that its rounding costs nothing. Being at most 2^-8 too
-        // small, it cannot push a value beyond 127.5.
-        const float largest_value = largest_magnitude(row + begin, count);
-        const uint16_t stored_scale = to_bf16(largest_value / 127.0f);
-        const float inverse = largest_value > kSmallestQuantized ? 1.0f / bf16_to_f32(stored_scale) : 0.0f;
-        scales[g * scales_stride + column] = stored_scale;
-        for (int32_t done = 0; done < count; done += kGroupChunk) {
-          const int32_t n = count - done < kGroupChunk ? count - done : kGroupChunk;
-          int8_t values[kGroupChunk] = {};
-          quantize_values(row + begin + done, n, inverse, values);
-          for (int32_t i = 0; i < n; i += 4) {
-            uint8_t* out = panel + (int64_t)(begin + done + i) * kPanel + column * 4;
-            for (int b = 0; b < 4; ++b) out[b] = (uint8_t)(values[i + b] + 128);
-          }
+    case WeightFormat::int8: {
+      // The rounded scale is the one that is used, so that its rounding costs nothing. Being at most 2^-8 too small,
+      // it cannot push a value beyond 127.5.
+      const float largest_value = largest_magnitude(row, w.depth);
+      *scale = to_bf16(largest_value / 127.0f);
+      const float inverse = largest_value > kSmallestQuantized ? 1.0f / bf16_to_f32(*scale) : 0.0f;
+      for (int32_t begin = 0; begin < w.depth; begin += kPackedColumns) {
+        const int32_t n = w.depth - begin < kPackedColumns ? w.depth - begin : kPackedColumns;
+        int8_t values[kPackedColumns] = {};
+        quantize_values(row + begin, n, inverse, values);
+        for (int32_t i = 0; i < n; i += 4) {
+          uint8_t* out = panel + (int64_t)(begin + i) * kPanel + column * 4;
+          for (int b = 0; b < 4; ++b) out[b] = (uint8_t)(values[i + b] + 128);
         }
       }
       break;
+    }
   }
 }

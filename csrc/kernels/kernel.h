@@ -26,7 +26,7 @@ enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };
 // A matrix of weights [rows, depth], prepacked in panels of kPanel rows:
 //   f32, bf16: [panel][depth][kPanel]
 //   int8:      [panel][padded_depth / 4][kPanel][4] of value + 128 as uint8 (the dot instruction wants unsigned x
-//              signed); weight = value * scales[group][row]
+//              signed); weight = value * scales[row]
 // Rows are padded to whole panels with zero weights.
 struct PackedWeight {
   WeightFormat format;
@@ -37,7 +37,7 @@ struct PackedWeight {
   int32_t num_groups;
   int64_t panel_bytes;
   uint8_t* panels;   // 64-byte aligned
-  uint16_t* scales;  // int8: [num_groups][padded rows] bfloat16
+  uint16_t* scales;  // int8: [padded rows] bfloat16
 };
 
 // Activations quantized per row and group: q = round(x / scale), x_scale = largest |x| / 127. As weights carry an
@@ -109,8 +109,7 @@ struct Kernels {
   // `count` elements of a stored row to float32; count is a multiple of the format's block.
   void (*decode_row)(StoredFormat, const uint8_t* stored, int64_t count, float* out);
   // One row into column `column` of a panel of the weight.
-  void (*pack_row)(const PackedWeight&, const float* row, uint8_t* panel, int32_t column, uint16_t* scales,
-                   int64_t scales_stride);
+  void (*pack_row)(const PackedWeight&, const float* row, uint8_t* panel, int32_t column, uint16_t* scale);
 };
 
 const Kernels* portable_kernels();

@@ -2,126 +2,133 @@
 //
 // Every output element has one order of accumulation, whatever the number of rows in a call: float products are
 // summed column by column within blocks of kDepthBlock, and the blocks' sums are added in order; integer sums are
-// exact within a group, and the groups' scaled sums are added in order. Partial sums live in a tile
-// [rows][kPanel] on the stack.
+// exact within a group, and the groups' scaled sums are added in order.
 
-// Rows and vectors of channels whose sums a kernel holds in registers.
+// Rows of x and vectors of channels whose sums a kernel holds in registers. Sums over blocks or groups lie on the
+// stack: they are touched once in 64 columns or more.
 #if defined(FASTSERVE_ISA_AVX512VNNI)
-constexpr int kRegisterRows = 6, kRegisterVectors = 4;
+constexpr int kTileRows = 6, kTileVectors = 4;
 #elif defined(FASTSERVE_ISA_AVX2)
-constexpr int kRegisterRows = 4, kRegisterVectors = 2;
+constexpr int kTileRows = 4, kTileVectors = 2;
 #else
-constexpr int kRegisterRows = 2, kRegisterVectors = 2;
+constexpr int kTileRows = 2, kTileVectors = 2;
 #endif
-constexpr int kRegisterColumns = kRegisterVectors * kLanes;
-static_assert(kPanel % kRegisterColumns == 0, "a panel is a whole number of register tiles");
+static_assert(kPanel % (kTileVectors * kLanes) == 0, "a panel is a whole number of register tiles");
+
+// Calls f<R>(row) for register tiles of R rows that cover [begin, end), R as large as can be.
+template <int R, class Function>
+static inline void each_row_tile(int32_t begin, int32_t end, Function f) {
+  for (; begin + R <= end; begin += R) f.template operator()<R>(begin);
+  if constexpr (R > 1)
+    if (begin < end) each_row_tile<R - 1>(begin, end, f);
+}
+
+static inline void store_channels(const LinearArgs& a, int32_t row, int32_t channel, F32 sums) {
+  const int32_t left = a.weight->rows - channel;
+  if (left <= 0) return;
+  const int n = left < kLanes ? left : kLanes;
+  if (a.bias) sums = add(sums, load_up_to(a.bias + channel, n));
+  store_up_to(a.out + row * a.out_stride + channel, sums, n);
+}
 
 static inline F32 load_weights(const float* p) { return load(p); }
 static inline F32 load_weights(const uint16_t* p) { return load_bf16(p); }
 
-template <int R, class Weight>
-static inline void linear_rows_float(const LinearArgs& a, int32_t row, const Weight* panel, float (*tile)[kPanel]) {
+// R rows by V vectors of channels from `column` of a panel.
+template <int R, int V, class Weight>
+static inline void linear_tile_float(const LinearArgs& a, int32_t row, int32_t panel, int32_t column) {
   const int32_t depth = a.weight->depth;
+  const Weight* weights = (const Weight*)(a.weight->panels + panel * a.weight->panel_bytes) + column;
   const float* x = a.x + row * a.x_stride;
-  for (int column = 0; column < kPanel; column += kRegisterColumns) {
-    for (int32_t block = 0; block < depth; block += kDepthBlock) {
-      const int32_t end = block + kDepthBlock < depth ? block + kDepthBlock : depth;
-      F32 acc[R][kRegisterVectors];
-      for (int r = 0; r < R; ++r)
-        for (int v = 0; v < kRegisterVectors; ++v) acc[r][v] = zero();
-      for (int32_t k = block; k < end; ++k) {
-        const Weight* w = panel + (int64_t)k * kPanel + column;
-        F32 weights[kRegisterVectors];
-        for (int v = 0; v < kRegisterVectors; ++v) weights[v] = load_weights(w + v * kLanes);
-        for (int r = 0; r < R; ++r) {
-          F32 b = set1(x[r * a.x_stride + k]);
-          for (int v = 0; v < kRegisterVectors; ++v) acc[r][v] = fma(b, weights[v], acc[r][v]);
-        }
-      }
-      for (int r = 0; r < R; ++r)
-        for (int v = 0; v < kRegisterVectors; ++v) {
-          float* t = tile[r] + column + v * kLanes;
-          store(t, block == 0 ? acc[r][v] : add(load(t), acc[r][v]));
-        }
-    }
-  }
-}
-
-template <int R>
-static inline void linear_rows_int8(const LinearArgs& a, int32_t row, const uint8_t* panel, const uint16_t* scales,
-                                    int64_t scales_stride, float (*tile)[kPanel]) {
-  const PackedWeight& w = *a.weight;
-  const int8_t* x = a.quantized.data + row * a.quantized.row_bytes;
-  const int64_t x_stride = a.quantized.row_bytes;
-  for (int column = 0; column < kPanel; column += kRegisterColumns) {
-    for (int32_t g = 0; g < w.num_groups; ++g) {
-      const int32_t begin = g * w.group_size;
-      const int32_t end = begin + w.group_size < w.padded_depth ? begin + w.group_size : w.padded_depth;
-      float x_scale[R];
-      I32 acc[R][kRegisterVectors];
+  alignas(64) float sums[R][V * kLanes] = {};
+  for (int32_t block = 0; block < depth; block += kDepthBlock) {
+    const int32_t end = block + kDepthBlock < depth ? block + kDepthBlock : depth;
+    F32 acc[R][V];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) acc[r][v] = zero();
+    for (int32_t k = block; k < end; ++k) {
+      F32 w[V];
+      for (int v = 0; v < V; ++v) w[v] = load_weights(weights + (int64_t)k * kPanel + v * kLanes);
       for (int r = 0; r < R; ++r) {
-        int32_t correction;
-        memcpy(&correction, x + r * x_stride + a.quantized.corrections_offset + g * 4, 4);
-        memcpy(&x_scale[r], x + r * x_stride + a.quantized.scales_offset + g * 4, 4);
-        for (int v = 0; v < kRegisterVectors; ++v) acc[r][v] = set1(correction);
-      }
-      for (int32_t k = begin; k < end; k += 4) {
-        const uint8_t* p = panel + (int64_t)k * kPanel + column * 4;
-        Weights4 weights[kRegisterVectors];
-        for (int v = 0; v < kRegisterVectors; ++v) weights[v] = load_weights4(p + v * kLanes * 4);
-        for (int r = 0; r < R; ++r) {
-          Bytes4 b = broadcast4(x + r * x_stride + k);
-          for (int v = 0; v < kRegisterVectors; ++v) acc[r][v] = dot4(acc[r][v], b, weights[v]);
-        }
-      }
-      for (int v = 0; v < kRegisterVectors; ++v) {
-        const int c = column + v * kLanes;
-        const F32 w_scale = load_bf16(scales + g * scales_stride + c);
-        for (int r = 0; r < R; ++r) {
-          const F32 scale = mul(w_scale, set1(x_scale[r])), sum = to_f32(acc[r][v]);
-          store(tile[r] + c, g == 0 ? mul(sum, scale) : fma(sum, scale, load(tile[r] + c)));
-        }
+        const F32 b = set1(x[r * a.x_stride + k]);
+        for (int v = 0; v < V; ++v) acc[r][v] = fma(b, w[v], acc[r][v]);
       }
     }
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) {
+        float* sum = sums[r] + v * kLanes;
+        store(sum, add(load(sum), acc[r][v]));
+      }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v)
+      store_channels(a, row + r, panel * kPanel + column + v * kLanes, load(sums[r] + v * kLanes));
+}
+
+template <int R, int V>
+static inline void linear_tile_int8(const LinearArgs& a, int32_t row, int32_t panel, int32_t column) {
+  const PackedWeight& w = *a.weight;
+  const uint8_t* weights = w.panels + panel * w.panel_bytes + column * 4;
+  const int64_t stride = a.quantized.row_bytes, word_stride = stride / 4;
+  const int8_t* x = a.quantized.data + row * stride;
+  const float* x_scales = (const float*)(x + a.quantized.scales_offset);
+  const int32_t* corrections = (const int32_t*)(x + a.quantized.corrections_offset);
+  alignas(64) float sums[R][V * kLanes] = {};
+  for (int32_t g = 0; g < w.num_groups; ++g) {
+    const int32_t begin = g * w.group_size;
+    const int32_t end = begin + w.group_size < w.padded_depth ? begin + w.group_size : w.padded_depth;
+    I32 acc[R][V];
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) acc[r][v] = set1(corrections[r * word_stride + g]);
+    for (int32_t k = begin; k < end; k += 4) {
+      Weights4 bytes[V];
+      for (int v = 0; v < V; ++v) bytes[v] = load_weights4(weights + (int64_t)k * kPanel + v * kLanes * 4);
+      for (int r = 0; r < R; ++r) {
+        const Bytes4 b = broadcast4(x + r * stride + k);
+        for (int v = 0; v < V; ++v) acc[r][v] = dot4(acc[r][v], b, bytes[v]);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      const F32 x_scale = set1(x_scales[r * word_stride + g]);
+      for (int v = 0; v < V; ++v) {
+        float* sum = sums[r] + v * kLanes;
+        store(sum, fma(to_f32(acc[r][v]), x_scale, load(sum)));
+      }
+    }
+  }
+  for (int v = 0; v < V; ++v) {
+    const int32_t channel = panel * kPanel + column + v * kLanes;
+    const F32 w_scale = load_bf16(w.scales + channel);
+    for (int r = 0; r < R; ++r) store_channels(a, row + r, channel, mul(load(sums[r] + v * kLanes), w_scale));
   }
 }
 
-template <int R>
-static inline void linear_rows(const LinearArgs& a, int32_t row, int32_t panel) {
-  const PackedWeight& w = *a.weight;
-  const uint8_t* weights = w.panels + panel * w.panel_bytes;
-  const int32_t column = panel * kPanel;
-  alignas(64) float tile[R][kPanel];
-  switch (w.format) {
-    case WeightFormat::f32: linear_rows_float<R>(a, row, (const float*)weights, tile); break;
-    case WeightFormat::bf16: linear_rows_float<R>(a, row, (const uint16_t*)weights, tile); break;
-    case WeightFormat::int8: {
-      const int64_t padded_rows = (w.rows + kPanel - 1) / kPanel * kPanel;
-      linear_rows_int8<R>(a, row, weights, w.scales + column, padded_rows, tile);
-      break;
-    }
-  }
-  const int32_t width = w.rows - column < kPanel ? w.rows - column : kPanel;
-  for (int r = 0; r < R; ++r) {
-    float* out = a.out + (row + r) * a.out_stride + column;
-    if (a.bias) add(tile[r], a.bias + column, width, out);
-    else memcpy(out, tile[r], (size_t)width * sizeof(float));
-  }
+// All rows of a tile, a register tile of R rows at a time, against one panel.
+template <class Tile>
+static inline void linear_panel(int32_t row_begin, int32_t row_end, Tile tile) {
+  each_row_tile<kTileRows>(row_begin, row_end, [&]<int R>(int32_t row) {
+    for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) tile.template operator()<R>(row, column);
+  });
 }
 
 static void linear(const LinearArgs& a, int32_t row_begin, int32_t row_end, int32_t panel_begin, int32_t panel_end) {
-  for (int32_t panel = panel_begin; panel < panel_end; ++panel) {
-    int32_t row = row_begin;
-    for (; row + kRegisterRows <= row_end; row += kRegisterRows) linear_rows<kRegisterRows>(a, row, panel);
-    switch (row_end - row) {
-      case 5: linear_rows<5>(a, row, panel); break;
-      case 4: linear_rows<4>(a, row, panel); break;
-      case 3: linear_rows<3>(a, row, panel); break;
-      case 2: linear_rows<2>(a, row, panel); break;
-      case 1: linear_rows<1>(a, row, panel); break;
-      default: break;
+  for (int32_t panel = panel_begin; panel < panel_end; ++panel) switch (a.weight->format) {
+      case WeightFormat::f32:
+        linear_panel(row_begin, row_end, [&]<int R>(int32_t row, int32_t column) {
+          linear_tile_float<R, kTileVectors, float>(a, row, panel, column);
+        });
+        break;
+      case WeightFormat::bf16:
+        linear_panel(row_begin, row_end, [&]<int R>(int32_t row, int32_t column) {
+          linear_tile_float<R, kTileVectors, uint16_t>(a, row, panel, column);
+        });
+        break;
+      case WeightFormat::int8:
+        linear_panel(row_begin, row_end, [&]<int R>(int32_t row, int32_t column) {
+          linear_tile_int8<R, kTileVectors>(a, row, panel, column);
+        });
+        break;
     }
-  }
 }
 
 static inline float bf16_to_f32(uint16_t x) {
@@ -143,11 +150,9 @@ static void embedding(const PackedWeight& w, int32_t row, float* out) {
         out[k] = bf16_to_f32(((const uint16_t*)panel)[(int64_t)k * kPanel + column]);
       break;
     case WeightFormat::int8: {
-      const int64_t padded_rows = (w.rows + kPanel - 1) / kPanel * kPanel;
-      for (int32_t k = 0; k < w.depth; ++k) {
-        const int32_t value = panel[(int64_t)(k / 4) * kPanel * 4 + column * 4 + k % 4] - 128;
-        out[k] = (float)value * bf16_to_f32(w.scales[(k / w.group_size) * padded_rows + row]);
-      }
+      const float scale = bf16_to_f32(w.scales[row]);
+      for (int32_t k = 0; k < w.depth; ++k)
+        out[k] = (float)(panel[(int64_t)(k / 4) * kPanel * 4 + column * 4 + k % 4] - 128) * scale;
       break;
     }
   }
