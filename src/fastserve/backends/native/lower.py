@@ -114,8 +114,8 @@ def _lower_node(node: Node, to: Lowering) -> None:
 
 
 def kv_layer(node: Attention) -> int:
-    """The layer of the KV pool that an attention uses. Bidirectional attention reads nothing of earlier steps:
-    all of its layers share the first."""
+    """The layer of the KV pool that an attention uses. Bidirectional attention reads nothing of earlier
+    steps, so all of its layers share the first."""
     return node.layer_index if node.causal else 0
 
 

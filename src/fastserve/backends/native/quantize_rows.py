@@ -15,8 +15,8 @@ FLOAT_BYTES = 4
 class QuantizeRows(Node):
     """out = x as int8 with a float32 scale and an int32 correction per row and group of columns.
 
-    A row of `out` holds the values, then (from a multiple of ALIGNMENT) the scales and the corrections, padded
-    to a multiple of ALIGNMENT: its width is that size counted in floats.
+    A row of `out` holds the values, then (from a multiple of ALIGNMENT) the scales and the corrections,
+    padded to a multiple of ALIGNMENT: its width is that size counted in floats.
     """
 
     x: Value
