@@ -60,10 +60,17 @@ int ThreadPool::available_cores() {
 }
 
 ThreadPool::ThreadPool(int num_threads) : stages_(new Stage[kMaxStages]) {
-  for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (...) {  // a thread that is not joined would end the process
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true);
   run_.fetch_add(1);
   run_.notify_all();

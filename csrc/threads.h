@@ -25,7 +25,8 @@ class Job {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int num_threads);  // the calling thread is one of them
+  // The calling thread is one of them. Throws std::system_error where the system does not give that many.
+  explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -47,6 +48,7 @@ class ThreadPool {
   };
   static constexpr int kMaxStages = 4096;
 
+  void stop();
   void run_stages(Job& job, int first_stage, int num_stages);
   void work(int thread);
   void walk(uint32_t run, int thread);

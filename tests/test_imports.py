@@ -36,8 +36,9 @@ ARROWS = """
 OPEN_MODULES: dict[str, set[str]] = {
     "_version": set(),
     "errors": set(),
-    "types": {"errors"},
-    "config": {"errors"},
+    "option": {"errors"},
+    "types": {"errors", "option"},
+    "config": {"errors", "option"},
 }
 
 # Packages beside each other that know nothing of each other.

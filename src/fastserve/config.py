@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fastserve.errors import OptionError
+from fastserve.option import INT64_MAX, check_choice, check_integer
 
 WeightFormat = Literal["f32", "bf16", "int8"]
 WeightsChoice = Literal["auto", "f32", "bf16", "int8"]
@@ -26,7 +27,8 @@ class EngineOptions:
         weights: format of the linear layers' weights. `auto` is int8 for text generation, which is bound by
             the bandwidth that weights are read with, and f32 for encoders and on the torch backend.
         kv_dtype: format of the keys and values of past tokens.
-        threads: of the native backend; None takes the cores that this process may use.
+        threads: of the native backend, up to four for each core that this process may use, or 64 where that
+            is more; None takes those cores.
         context_length: tokens that a prompt and its completion may have together; None takes the model's own,
             up to DEFAULT_CONTEXT_LENGTH.
         backend: `native` runs on the CPU without torch; `torch` is the reference.
@@ -53,16 +55,16 @@ class EngineOptions:
     prefill_chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("weights", self.weights, get_args(WeightsChoice))
-        _check_choice("kv_dtype", self.kv_dtype, get_args(KvDtype))
-        _check_choice("backend", self.backend, get_args(Backend))
-        _check_count("max_batch_tokens", self.max_batch_tokens)
-        _check_count("max_sequences", self.max_sequences)
+        check_choice("weights", self.weights, get_args(WeightsChoice))
+        check_choice("kv_dtype", self.kv_dtype, get_args(KvDtype))
+        check_choice("backend", self.backend, get_args(Backend))
+        check_integer("max_batch_tokens", self.max_batch_tokens, low=1)
+        check_integer("max_sequences", self.max_sequences, low=1)
         for name in ("threads", "context_length", "prefill_chunk_tokens"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+                check_integer(name, getattr(self, name), low=1)
         if self.kv_memory is not None:
-            _check_count("kv_memory", self.kv_memory_bytes)
+            check_integer("kv_memory", self.kv_memory_bytes, low=1, high=INT64_MAX)
         if self.backend == "torch":
             _refuse_with_torch("threads", self.threads, (None,))
             _refuse_with_torch("weights", self.weights, ("auto", "f32"))
@@ -87,18 +89,6 @@ def parse_bytes(name: str, text: str) -> int:
             f"{name}={text!r} is not a size", hint="write bytes, or a number with KiB, MiB, GiB, kB, MB or GB"
         )
     return int(float(match[1]) * _UNIT_BYTES[match[2]])
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name}={value!r} is unknown", hint=f"choose one of {', '.join(choices)}")
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(
-            f"{name}={value!r} is out of range", hint=f"choose a whole number {name} of at least 1"
-        )
 
 
 def _refuse_with_torch(name: str, value: object, allowed: tuple[object, ...]) -> None:

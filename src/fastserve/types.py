@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastserve.errors import OptionError
+from fastserve.option import check_integer, check_number
 
 Int32Array = NDArray[np.int32]
 UInt64Array = NDArray[np.uint64]
@@ -52,20 +53,23 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            _check_range("max_tokens", self.max_tokens, 1, None)
-        _check_range("temperature", self.temperature, 0.0, 100.0)
-        _check_range("top_k", self.top_k, 0, None)
-        _check_range("top_p", self.top_p, 0.0, 1.0, low_open=True)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
+            check_integer("max_tokens", self.max_tokens, low=1)
+        check_number("temperature", self.temperature, 0.0, 100.0)
+        check_integer("top_k", self.top_k, low=0)
+        check_number("top_p", self.top_p, 0.0, 1.0, is_low_open=True)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, is_low_open=True)
         if self.seed is not None:
-            _check_range("seed", self.seed, 0, 2**64 - 1)
+            check_integer("seed", self.seed, low=0, high=2**64 - 1)
         if self.logprobs is not None:
-            _check_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+            check_integer("logprobs", self.logprobs, low=0, high=MAX_TOP_LOGPROBS)
         for token_id, bias in self.logit_bias.items():
-            _check_range(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
+            check_integer("token id of logit_bias", token_id, low=0)
+            check_number(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
+        for token_id in self.stop_token_ids:
+            check_integer("token id of stop_token_ids", token_id, low=0)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         if any(not text for text in self.stop):
@@ -74,19 +78,6 @@ class SamplingParams:
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
         return tuple(f.name for f in fields(cls))
-
-
-def _check_range(
-    name: str, value: float, low: float | None, high: float | None, *, low_open: bool = False
-) -> None:
-    """Raise OptionError unless low <= value <= high (low < value with `low_open`); NaN is never in range."""
-    too_low = low is not None and not (value > low if low_open else value >= low)
-    too_high = high is not None and not value <= high
-    if too_low or too_high:
-        left = "-inf" if low is None else f"{low:g}"
-        right = "inf" if high is None else f"{high:g}"
-        span = f"{'(' if low_open else '['}{left}, {right}]"
-        raise OptionError(f"{name}={value} is out of range {span}", hint=f"choose {name} within {span}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

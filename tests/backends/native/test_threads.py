@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -7,7 +9,13 @@ import numpy as np
 import pytest
 
 from fastserve import _native
-from fastserve.backends.native.executable import NativeExecutable, compile_native
+from fastserve.backends.native.executable import (
+    NativeExecutable,
+    compile_native,
+    make_runtime,
+    max_threads,
+)
+from fastserve.errors import OptionError
 from fastserve.graph.passes import optimize
 from fastserve.types import Limits
 from parity import Run, run_logits, step_together, store_f32
@@ -86,3 +94,35 @@ def test_a_step_releases_the_interpreter_lock() -> None:
 def test_a_forced_instruction_set_is_the_one_that_runs(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTSERVE_ISA", isa)
     assert compile_with(1).isa == isa
+
+
+def test_more_threads_than_help_anyone_are_refused_with_the_limit() -> None:
+    assert max_threads() >= max(64, 4 * _native.available_cores())
+    with pytest.raises(OptionError, match="threads=100000 is out of range") as caught:
+        make_runtime(threads=100_000)
+    assert caught.value.hint == f"choose a whole number of at most {max_threads()}"
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux counts the stacks of threads as address space"
+)
+def test_threads_that_the_system_does_not_give_are_an_error_and_the_process_lives_on() -> None:
+    code = """
+import resource
+from pathlib import Path
+from fastserve.backends.native.executable import make_runtime
+from fastserve.errors import OptionError
+
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + 100 * 2**20, resource.RLIM_INFINITY))
+try:
+    make_runtime(threads=64)  # whose stacks take 8 MiB each
+except OptionError as error:
+    print(error)
+print(make_runtime(threads=2).num_threads)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    message, num_threads = done.stdout.splitlines()
+    assert message.startswith("threads=64 could not be started: ")
+    assert "ulimit" in message
+    assert num_threads == "2"

@@ -15,9 +15,13 @@ from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.graph.memory import plan_memory
 from fastserve.graph.node import Attention, Graph, Rope, Rows
+from fastserve.option import check_choice, check_integer
 from fastserve.types import Batch, Limits, StepResult
 
 KvFormat = Literal["f32", "f16"]
+
+_MAX_THREADS_PER_CORE = 4
+_MIN_THREAD_LIMIT = 64
 
 
 def compile_native(
@@ -38,11 +42,12 @@ def compile_native(
     (default: the environment's FASTSERVE_ISA, else the best that the CPU has).
 
     Raises:
-        OptionError: an unknown format or instruction set, or one that this CPU lacks; `threads` below 1.
+        OptionError: an unknown format or instruction set, or one that this CPU lacks; `threads` below 1
+            or above `max_threads()`, or more than the system lets this process start.
         UnsupportedError: a shape that the kernels do not have.
     """
-    _check_choice("weights", weights, get_args(WeightFormat))
-    _check_choice("kv_dtype", kv_dtype, get_args(KvFormat))
+    check_choice("weights", weights, get_args(WeightFormat))
+    check_choice("kv_dtype", kv_dtype, get_args(KvFormat))
     runtime = make_runtime(threads, isa)
     packed = Weights(runtime, tensors, weights)
     graph = quantize_rows(graph, lambda linear: packed.group_size(linear.weight))
@@ -146,14 +151,26 @@ class NativeExecutable:
 
 def make_runtime(threads: int | None = None, isa: str | None = None) -> _native.Runtime:
     """The thread pool and kernels to run with; options as for `compile_native`."""
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads={threads} is below 1", hint="choose at least 1, or leave it out")
+    if threads is not None:
+        check_integer("threads", threads, low=1, high=max_threads())
     name = isa if isa is not None else os.environ.get("FASTSERVE_ISA", "")
     try:
         return _native.Runtime(threads or 0, name)
     except ValueError as error:
         hint = f"runnable here: {', '.join(runnable_isas())}"
         raise OptionError(str(error), hint=hint) from error
+    except RuntimeError as error:
+        wanted = threads or _native.available_cores()
+        raise OptionError(
+            f"threads={wanted} could not be started: {error}",
+            hint="choose fewer threads, or raise the limits of processes and memory (ulimit -u, ulimit -v)",
+        ) from error
+
+
+def max_threads() -> int:
+    """Most threads of one executable. More than the cores only wait for each other; some are let through for
+    machines whose cores we miscount."""
+    return max(_MIN_THREAD_LIMIT, _MAX_THREADS_PER_CORE * _native.available_cores())
 
 
 def runnable_isas() -> list[str]:
@@ -175,8 +192,3 @@ def _make_kv_pool(graph: Graph, limits: Limits, kv_dtype: KvFormat) -> _native.K
         )
     num_layers = 1 + max(kv_layer(node) for node in attentions)
     return _native.KvPool(num_layers, limits.num_blocks, num_kv_heads, head_dim, kv_dtype)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionError(f"{name}={value!r} is unknown", hint=f"choose one of {', '.join(choices)}")

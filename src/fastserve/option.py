@@ -1,0 +1,35 @@
+"""Checks of single options: each raises OptionError with the option's name, its value and what it may be."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+from fastserve.errors import OptionError
+
+INT32_MAX = 2**31 - 1  # of counts and token ids, which backends read as int32
+INT64_MAX = 2**63 - 1  # of bytes
+
+
+def check_integer(name: str, value: object, *, low: int, high: int = INT32_MAX) -> None:
+    """Raise OptionError unless `value` is a whole number, low <= value <= high. True and False are none."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} is not a whole number", hint=f"choose one of at least {low}")
+    if not low <= value <= high:
+        limit = f"at least {low}" if value < low else f"at most {high}"
+        raise OptionError(f"{name}={value} is out of range", hint=f"choose a whole number of {limit}")
+
+
+def check_number(name: str, value: float, low: float, high: float, *, is_low_open: bool = False) -> None:
+    """Raise OptionError unless low <= value <= high (low < value with `is_low_open`); NaN is never in
+    range."""
+    if not low <= value <= high or (is_low_open and value == low):
+        least = f"above {low:g}" if is_low_open else f"of at least {low:g}"
+        raise OptionError(
+            f"{name}={value} is out of range", hint=f"choose a number {least} and at most {high:g}"
+        )
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise OptionError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise OptionError(f"{name}={value!r} is unknown", hint=f"choose one of {', '.join(choices)}")
