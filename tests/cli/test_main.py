@@ -146,6 +146,14 @@ def test_a_defect_is_one_line_that_says_how_to_see_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_memory_that_runs_out_is_no_defect(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_command(monkeypatch, raising(MemoryError()))
+    assert main(["probe"]) == 2
+    assert capsys.readouterr().err.startswith("error: memory ran out; free memory")
+
+
 def test_ctrl_c_exits_quietly_with_130(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

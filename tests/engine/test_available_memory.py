@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ def machine(tmp_path: Path) -> Path:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text(
         f"MemTotal: {4000 * 1024} kB\nMemAvailable: {1000 * 1024} kB\nHugePages_Total: 0\n"
+    )
+    (tmp_path / "proc/self/status").write_text(
+        f"Name: python\nVmSize: {300 * 1024} kB\nVmData: {200 * 1024} kB\n"
     )
     return tmp_path
 
@@ -72,6 +76,21 @@ def test_a_group_over_its_limit_leaves_nothing(machine: Path) -> None:
     files = {"memory.max": 5 * MIB, "memory.current": 6 * MIB, "memory.stat": "anon 0"}
     write_group(machine / "cgroup/app", files)
     assert available(machine) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
+@pytest.mark.parametrize(("limited", "left"), [("RLIMIT_AS", 400 * MIB), ("RLIMIT_DATA", 500 * MIB)])
+def test_a_limit_of_the_process_counts_less_what_it_has_taken(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, limited: str, left: int
+) -> None:
+    import resource
+
+    def getrlimit(kind: int) -> tuple[int, int]:
+        soft = 700 * MIB if kind == getattr(resource, limited) else resource.RLIM_INFINITY
+        return soft, resource.RLIM_INFINITY
+
+    monkeypatch.setattr(resource, "getrlimit", getrlimit)
+    assert available(machine) == left
 
 
 def test_this_machine_has_some_memory() -> None:

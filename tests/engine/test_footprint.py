@@ -35,3 +35,18 @@ def test_too_little_memory_is_told_with_both_numbers() -> None:
     footprint.check(103 * mib)
     with pytest.raises(MemoryLimitError, match=r"needs 103 MiB .* 102 MiB are available"):
         footprint.check(102 * mib)
+
+
+@pytest.mark.parametrize(
+    ("part", "remedy"),
+    [
+        ("weights_bytes", "weights='int8'"),
+        ("kv_bytes", "kv_memory"),
+        ("activation_bytes", "max_batch_tokens"),
+    ],
+)
+def test_the_remedy_is_to_make_the_largest_part_smaller(part: str, remedy: str) -> None:
+    sizes = {"weights_bytes": 1, "kv_bytes": 1, "activation_bytes": 1} | {part: 2**40}
+    hint = Footprint(**sizes).to_error(available_bytes=2**30).hint
+    assert hint is not None
+    assert remedy in hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastserve.errors import CheckpointError
+from fastserve.errors import CheckpointError, MemoryLimitError
 from fastserve.types import JsonObject
 
 MAX_BYTES = 256 * 2**20  # tokenizer.json of the largest vocabularies is some 35 MB
@@ -22,13 +23,20 @@ def map_file(path: Path) -> NDArray[np.uint8]:
 
     Raises:
         CheckpointError: the file cannot be opened or is empty.
+        MemoryLimitError: it is larger than the address space that is left.
     """
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
                 raise CheckpointError(f"{path} is empty", hint="download the model again")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryLimitError(
+                f"{path} of {size} bytes does not fit in the address space that this process has left",
+                hint="raise its limit (ulimit -v), or use a smaller model",
+            ) from error
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     return np.frombuffer(mapped, dtype=np.uint8)
 

@@ -17,7 +17,7 @@ import click
 from fastserve._version import __version__
 from fastserve.cli.command_group import LazyCommandGroup
 from fastserve.cli.report import print_error
-from fastserve.errors import FastServeError, OptionError
+from fastserve.errors import FastServeError, MemoryLimitError, OptionError
 
 COMMANDS = {
     "chat": "fastserve.cli.chat",
@@ -60,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.UsageError as error:
         message, hint = _explain_usage(error)
         print_error(OptionError.__name__, message, hint, as_json=as_json)
+        return 2
+    except MemoryError:
+        hint = "free memory, or raise the limit of this process (ulimit -v)"
+        print_error(MemoryLimitError.__name__, "memory ran out", hint, as_json=as_json)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,4 +1,5 @@
-"""How much memory this process may still take: what the machine has free, and what its control groups leave.
+"""How much memory this process may still take: what the machine has free, and what its control groups and its
+own limits leave.
 
 Linux is what we run on; macOS and Windows are written to their documentation and not run by anyone yet.
 """
@@ -14,12 +15,19 @@ from pathlib import Path
 def available_memory_bytes(
     *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """The least of what the machine and every enclosing control group have left; None where nobody says."""
+    """The least of what the machine, every enclosing control group and the limits of the process have left;
+    None where nobody says."""
     if sys.platform == "win32":
         return _windows_available_bytes()
     if not (proc / "meminfo").exists():
         return total_memory_bytes()  # an upper bound: nothing better is to be had without a tool
-    return min([_meminfo_available_bytes(proc), *_cgroup_available_bytes(proc, cgroup)])
+    return min(
+        [
+            _meminfo_available_bytes(proc),
+            *_cgroup_available_bytes(proc, cgroup),
+            *_process_available_bytes(proc),
+        ]
+    )
 
 
 def _meminfo_available_bytes(proc: Path) -> int:
@@ -64,10 +72,21 @@ def _group_available_bytes(group: Path, limit_file: str, usage_file: str, prefix
         yield max(0, int(limit) - usage + cached)
 
 
+def _process_available_bytes(proc: Path) -> Iterator[int]:
+    """For each limit of this process (`ulimit -v`, `ulimit -d`): the limit less what is taken."""
+    import resource  # absent on Windows
+
+    usage = _read_table(proc / "self" / "status")
+    for limit_kind, field in ((resource.RLIMIT_AS, "VmSize:"), (resource.RLIMIT_DATA, "VmData:")):
+        limit, _ = resource.getrlimit(limit_kind)
+        if limit != resource.RLIM_INFINITY:
+            yield max(0, limit - usage[field] * 1024)
+
+
 def _read_table(path: Path) -> dict[str, int]:
-    """The first two columns of a file of `name number` lines."""
+    """The first two columns of a file of `name number` lines; other lines are passed over."""
     rows = (line.split() for line in path.read_text().splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) > 1}
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}
 
 
 def total_memory_bytes() -> int | None:

@@ -37,12 +37,26 @@ class Footprint:
             MemoryLimitError: the footprint is larger than what is available.
         """
         if self.total_bytes > available_bytes:
-            raise MemoryLimitError(
-                f"the model needs {_mib(self.total_bytes)} of memory (weights {_mib(self.weights_bytes)}, "
-                f"keys and values {_mib(self.kv_bytes)}, activations {_mib(self.activation_bytes)}, "
-                f"runtime {_mib(self.runtime_bytes)}); {_mib(available_bytes)} are available",
-                hint="use weights='int8', kv_dtype='f16' or a smaller context_length, or free memory",
-            )
+            raise self.to_error(available_bytes)
+
+    def to_error(self, available_bytes: int | None) -> MemoryLimitError:
+        """The error of a model that does not fit; `available_bytes` is None where nobody says."""
+        left = "less is" if available_bytes is None else f"{_mib(available_bytes)} are"
+        return MemoryLimitError(
+            f"the model needs {_mib(self.total_bytes)} of memory (weights {_mib(self.weights_bytes)}, "
+            f"keys and values {_mib(self.kv_bytes)}, activations {_mib(self.activation_bytes)}, "
+            f"runtime {_mib(self.runtime_bytes)}); {left} available",
+            hint=f"{self._remedy()}, or free memory",
+        )
+
+    def _remedy(self) -> str:
+        """What makes the largest part smaller."""
+        largest = max(self.weights_bytes, self.kv_bytes, self.activation_bytes)
+        if largest == self.kv_bytes:
+            return "choose a smaller context_length or kv_memory, or kv_dtype='f16'"
+        if largest == self.activation_bytes:
+            return "choose a smaller max_batch_tokens, max_sequences or context_length"
+        return "use weights='int8' or a smaller model"
 
 
 def weights_bytes(graph: Graph, weights: WeightFormat) -> int:

@@ -59,14 +59,17 @@ def load_model(path: Path, options: EngineOptions) -> LoadedModel:
     is_decoder = isinstance(config, DecoderConfig)
     weights = choose_weights(options, is_decoder=is_decoder)
     context_length = choose_context_length(options, _model_context(checkpoint, config))
-    tokenizer = Tokenizer.from_checkpoint(checkpoint)
     available_bytes = available_memory_bytes()
     limits, footprint = plan_capacity(
         graph, options, weights=weights, context_length=context_length, available_bytes=available_bytes
     )
     if available_bytes is not None:
         footprint.check(available_bytes)
-    executable = _compile(graph, checkpoint, options, weights=weights, limits=limits)
+    try:
+        tokenizer = Tokenizer.from_checkpoint(checkpoint)
+        executable = _compile(graph, checkpoint, options, weights=weights, limits=limits)
+    except MemoryError as error:  # others took it meanwhile, or the system grants less than it says
+        raise footprint.to_error(available_memory_bytes()) from error
     assert executable.block_size == BLOCK_SIZE
     return LoadedModel(
         checkpoint=checkpoint,
