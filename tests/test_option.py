@@ -43,5 +43,5 @@ def test_numbers_outside_a_half_open_range_are_refused(value: float) -> None:
 
 def test_a_closed_range_holds_its_ends() -> None:
     check_number("min_p", 0.0, 0.0, 1.0)
-    with pytest.raises(OptionError, match="min_p=-0.5 is out of range .*of at least 0 and at most 1"):
+    with pytest.raises(OptionError, match=r"min_p=-0\.5 is out of range .*of at least 0 and at most 1"):
         check_number("min_p", -0.5, 0.0, 1.0)

@@ -12,10 +12,10 @@ INT64_MAX = 2**63 - 1  # of bytes
 
 def check_integer(name: str, value: object, *, low: int, high: int = INT32_MAX) -> None:
     """Raise OptionError unless `value` is a whole number, low <= value <= high. True and False are none."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise OptionError(f"{name}={value!r} is not a whole number", hint=f"choose one of at least {low}")
-    if not low <= value <= high:
-        limit = f"at least {low}" if value < low else f"at most {high}"
+    if not low <= int(value) <= high:
+        limit = f"at least {low}" if int(value) < low else f"at most {high}"
         raise OptionError(f"{name}={value} is out of range", hint=f"choose a whole number of {limit}")
 
 

@@ -115,6 +115,8 @@ def test_a_path_that_does_not_exist_is_said_to_be_so(path: str) -> None:
     [
         ("smollm2-135m", "did you mean smollm2-135m-instruct"),
         ("all-minilm-l6-v3", "did you mean all-minilm-l6-v2"),
+        ("SmolLM", "did you mean smollm2-135m-instruct"),
+        ("minilm", "did you mean all-minilm-l6-v2"),
         ("Qwen/Qwen3-0.6B", "write hf:Qwen/Qwen3-0.6B"),
         ("zzz", "known names are all-minilm-l6-v2, smollm2-135m-instruct"),
     ],
@@ -123,6 +125,23 @@ def test_an_unknown_name_is_answered_with_the_near_ones(name: str, hint: str) ->
     with pytest.raises(ModelNotFoundError, match=f"no model is named '{name}'") as caught:
         download(name)
     assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_not_the_current_folder(
+    name: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_folder)
+    with pytest.raises(ModelNotFoundError, match="name is empty"):
+        download(name)
+
+
+def test_an_unclear_offline_setting_is_refused_though_nothing_is_to_be_fetched(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTSERVE_OFFLINE", "zz")
+    with pytest.raises(OptionError, match="FASTSERVE_OFFLINE=zz"):
+        download(str(model_folder))
 
 
 def test_the_next_source_is_tried_when_one_does_not_answer(
@@ -199,6 +218,13 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(DownloadError, match="cannot write") as caught:
         download(SPEC)
     assert caught.value.hint == "set FASTSERVE_HOME to a folder that you may write to"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder where none can be made: /proc")
+def test_where_no_folder_can_be_made_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSERVE_HOME", "/proc/store")
+    with pytest.raises(DownloadError, match="cannot write /proc/store.*: no folder can be made there"):
+        download(SPEC)
 
 
 def test_ctrl_c_leaves_nothing_registered_and_no_temporary_files(

@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from fastserve.errors import DownloadError, ModelNotFoundError
 from fastserve.hub.download import download
-from fastserve.hub.registry import list_models, remove_model, show_model
+from fastserve.hub.registry import list_models, near_names, remove_model, show_model
 from hub.wheel_index import MODEL_FILES, WheelIndex
 
 
@@ -62,6 +62,19 @@ def test_a_model_that_is_not_here_cannot_be_shown_or_removed(act: object, model_
     with pytest.raises(ModelNotFoundError, match="is not downloaded") as known:
         act("all-MiniLM-L6-v2")
     assert known.value.hint == "run `fastserve download all-MiniLM-L6-v2`"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("qwen", ["qwen3-4b", "my-qwen", "new-qwen"]),  # beginnings first, three at most
+        ("QWEN3-4", ["qwen3-4b", "my-qwen"]),
+        ("lama", ["llama"]),
+        ("en", []),  # two letters are within too many
+    ],
+)
+def test_names_that_begin_with_hold_or_resemble_what_was_typed_are_near(name: str, near: list[str]) -> None:
+    assert near_names(name, ["new-qwen", "my-qwen", "qwen3-4b", "old-qwen", "llama"]) == near
 
 
 def test_a_model_that_another_process_downloads_cannot_be_removed(model_folder: Path, store: Path) -> None:

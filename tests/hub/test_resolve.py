@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fastserve.errors import ModelNotFoundError, OfflineError
+from fastserve.errors import ModelNotFoundError, OfflineError, OptionError
 from fastserve.hub.download import download
 from fastserve.hub.registry import list_models
 from fastserve.hub.resolve import resolve
@@ -31,6 +31,21 @@ def test_a_folder_without_a_model_does_not_hide_a_known_name(
     (tmp_path / "all-minilm-l6-v2").mkdir()
     with pytest.raises(OfflineError):
         resolve("all-minilm-l6-v2", offline=True)
+
+
+def test_an_empty_name_is_not_the_current_folder(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model_folder)
+    with pytest.raises(ModelNotFoundError, match="name is empty"):
+        resolve("")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_an_unclear_offline_setting_is_refused_for_a_path_too(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.setenv("FASTSERVE_OFFLINE", "zz")
+    with pytest.raises(OptionError, match="FASTSERVE_OFFLINE=zz"):
+        resolve(model_folder, offline=offline)
 
 
 def test_a_known_name_is_downloaded_and_given_as_its_folder(
@@ -64,7 +79,7 @@ def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:
         resolve(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("text", ["Once upon a time " * 300, "a\0b", ""])
+@pytest.mark.parametrize("text", ["Once upon a time " * 300, "a\0b"])
 def test_a_text_that_can_be_no_path_is_an_unknown_name(text: str) -> None:
     with pytest.raises(ModelNotFoundError):
         resolve(text)

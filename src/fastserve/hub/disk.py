@@ -41,8 +41,10 @@ def disk_failures_reported(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full_error(folder) from error
+        # What the store writes into it has made before: only folders that cannot be made are missing.
+        reason = "no folder can be made there" if error.errno == errno.ENOENT else error.strerror or error
         raise DownloadError(
-            f"cannot write {error.filename or folder}: {error.strerror or error}",
+            f"cannot write {error.filename or folder}: {reason}",
             hint="set FASTSERVE_HOME to a folder that you may write to",
         ) from error
 

