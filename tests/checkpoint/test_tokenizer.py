@@ -88,6 +88,30 @@ def test_smollm2_tokenizes_as_in_transformers(model_dir: Callable[[str], Path], 
     }
 
 
+@pytest.mark.parametrize("name", VECTORS)
+def test_no_text_has_fewer_tokens_than_its_bound(shared_data: Path, name: str) -> None:
+    tokenizer = vector_tokenizer(shared_data, name)
+    repeated = [
+        "a" * 999,
+        " " * 999,
+        "-=" * 999,
+        "\x04\x13" * 999,
+        "e\u0301" * 999,
+        "\U000e0041" * 99,
+        "ᾂ" * 99,
+    ]
+    for text in [*texts_of(shared_data), *repeated]:
+        assert tokenizer.min_tokens(text) <= len(tokenizer.encode(text, add_special_tokens=False)), text[:20]
+    assert (tokenizer.min_tokens("word " * 999) > 0) == (name != "bert-bge")
+
+
+def test_characters_that_smollm2_has_no_token_for_do_not_count(model_dir: Callable[[str], Path]) -> None:
+    tokenizer = tokenizer_of(model_dir("smollm2-135m-instruct"))
+    assert tokenizer.encode("\x04" * 999) == []
+    assert tokenizer.min_tokens("\x04" * 999) == 0
+    assert tokenizer.min_tokens("word " * 999) == -(-5 * 999 // 81)  # 81 spaces are the longest token
+
+
 def test_smollm2_builds_its_tokenizer_within_its_budget(model_dir: Callable[[str], Path]) -> None:
     checkpoint = open_checkpoint(model_dir("smollm2-135m-instruct"))
 
@@ -154,7 +178,7 @@ def test_tokens_are_spelled_as_in_the_vocabulary(shared_data: Path) -> None:
 
 
 def test_a_lone_surrogate_is_refused(shared_data: Path) -> None:
-    with pytest.raises(OptionError, match="cannot be tokenized"):
+    with pytest.raises(OptionError, match=r"at character \d+ is half a pair, U\+D"):
         tokenizer_of(shared_data / "model_stories260K").encode("a\ud800b")
 
 

@@ -12,6 +12,7 @@ import pytest
 from fastserve.config import EngineOptions
 from fastserve.engine import load
 from fastserve.engine.llm import LLM
+from fastserve.engine.load import Task
 from fastserve.errors import (
     ContextLengthError,
     MemoryLimitError,
@@ -192,12 +193,33 @@ def test_the_arguments_of_llm_are_the_engines_options_with_their_defaults() -> N
     arguments = inspect.signature(LLM).parameters
     options = {f.name: f.default for f in fields(EngineOptions)}
     assert {name: arguments[name].default for name in options} == options
-    assert set(arguments) == {"model", "offline", *options}
+    assert set(arguments) == {"model", "offline", "name", "task", *options}
 
 
 def test_a_model_without_a_chat_template_does_not_chat(llm: LLM) -> None:
     with pytest.raises(TemplateError, match="no chat template"):
         llm.chat([{"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize("act", ["generate", "chat"])
+def test_a_prompt_that_is_certain_not_to_fit_is_refused_without_encoding_it(
+    model_dir: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    text = "word " * 10_000
+    with LLM(model_dir("smollm2-135m-instruct"), context_length=512) as llm:
+        monkeypatch.setattr(llm.model.tokenizer, "encode", lambda *_, **options: pytest.fail("encoded"))
+        with pytest.raises(ContextLengthError, match=r"at least \d+ tokens; the context is 512 tokens"):
+            llm.generate(text) if act == "generate" else llm.chat([{"role": "user", "content": text}])
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+def test_a_model_that_is_not_made_for_the_task_is_refused_by_name_before_weights_are_read(
+    model_dir: Callable[[str], Path], stories: Path, monkeypatch: pytest.MonkeyPatch, task: Task
+) -> None:
+    path = model_dir("all-minilm-l6-v2") if task == "generate" else stories
+    monkeypatch.setattr(load, "_compile", lambda *args, **options: pytest.fail("weights were read"))
+    with pytest.raises(UnsupportedError, match="the model 'my-model' "):
+        LLM(path, name="my-model", task=task)
 
 
 def test_a_text_generator_has_no_embeddings(llm: LLM) -> None:

@@ -223,7 +223,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder where none can be made: /proc")
 def test_where_no_folder_can_be_made_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTSERVE_HOME", "/proc/store")
-    with pytest.raises(DownloadError, match="cannot write /proc/store.*: no folder can be made there"):
+    with pytest.raises(DownloadError, match=r"cannot write /proc/store.*: no folder can be made there"):
         download(SPEC)
 
 

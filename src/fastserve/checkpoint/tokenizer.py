@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.detokenize import DecodingRule, Detokenizer, StreamDecoder
+from fastserve.checkpoint.token_bound import TokenBound
 from fastserve.errors import OptionError
 
 if TYPE_CHECKING:
     import tokenizers
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
@@ -75,11 +79,18 @@ class Tokenizer:
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:
+            half = _SURROGATE.search(text)
+            assert half is not None
             raise OptionError(
-                f"the text cannot be tokenized: {error}",
-                hint="it must be valid Unicode, without lone surrogates",
+                f"the text is not valid Unicode: at character {half.start()} is half a pair,"
+                f" U+{ord(half[0]):04X}",
+                hint="give text in UTF-8; a file in another encoding must be converted first",
             ) from error
         return ids
+
+    def min_tokens(self, text: str) -> int:
+        """A number of tokens that `text` has at least, found without encoding it; 0 where none is certain."""
+        return self._bound.min_tokens(text) if self._bound else 0
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids: what a `StreamDecoder` gives piece by piece, joined.
@@ -110,6 +121,10 @@ class Tokenizer:
         """The id of the token that the vocabulary spells `text`."""
         token_id: int | None = self._backend.token_to_id(text)
         return token_id
+
+    @cached_property
+    def _bound(self) -> TokenBound | None:
+        return TokenBound.from_tokenizer(self._backend)
 
     @cached_property
     def _detokenizer(self) -> Detokenizer:

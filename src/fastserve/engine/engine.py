@@ -66,13 +66,14 @@ class Engine:
             OptionError: the prompt is empty, or names a token that is not in the vocabulary.
             ContextLengthError: the prompt, with `max_tokens`, does not fit the context.
         """
+        max_tokens = fit_max_tokens(len(prompt_ids), params.max_tokens, self._context_length)
         self._check_token_ids("prompt", prompt_ids)
         self._check_token_ids("logit_bias", tuple(params.logit_bias))
         sequence = Sequence(
             sequence_id=next(self._ids),
             token_ids=list(prompt_ids),
             num_prompt_tokens=len(prompt_ids),
-            max_tokens=fit_max_tokens(len(prompt_ids), params.max_tokens, self._context_length),
+            max_tokens=max_tokens,
             params=params,
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             text=CompletionText(self._make_decoder(), params.stop, prompt_ids=prompt_ids),
@@ -181,15 +182,19 @@ def fit_max_tokens(num_prompt_tokens: int, max_tokens: int | None, context_lengt
         raise OptionError("the prompt has no tokens", hint="give at least one character")
     if num_prompt_tokens >= context_length:
         raise ContextLengthError(
-            f"the prompt has {num_prompt_tokens} tokens; the context is {context_length} tokens and must "
+            f"the prompt has {_tokens(num_prompt_tokens)}; the context is {context_length} tokens and must "
             "hold at least one more",
             hint="shorten the prompt, or load the model with a larger context_length if it allows one",
         )
     left = context_length - num_prompt_tokens
     if max_tokens is not None and max_tokens > left:
         raise ContextLengthError(
-            f"the prompt has {num_prompt_tokens} tokens and max_tokens is {max_tokens}, together "
+            f"the prompt has {_tokens(num_prompt_tokens)} and max_tokens is {max_tokens}, together "
             f"{num_prompt_tokens + max_tokens}; the context is {context_length} tokens",
             hint=f"ask for max_tokens of at most {left}, or leave it out to go on until the context is full",
         )
     return left if max_tokens is None else max_tokens
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count} tokens"

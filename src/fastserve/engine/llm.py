@@ -14,8 +14,8 @@ from fastserve.config import Backend, EngineOptions, KvDtype, WeightsChoice
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.embed import Embedder
 from fastserve.engine.engine import Engine
-from fastserve.engine.load import LoadedModel, load_model
-from fastserve.errors import ContextLengthError, OptionError, UnsupportedError
+from fastserve.engine.load import LoadedModel, Task, check_task, load_model
+from fastserve.errors import ContextLengthError, OptionError
 from fastserve.hub.resolve import resolve
 from fastserve.types import Float32Array, SamplingParams
 
@@ -39,12 +39,15 @@ class LLM:
     Args:
         model: a short name, a source, a folder or a .gguf file; see `fastserve models list`.
         offline: open no network connection.
+        name: what messages call the model; by default what `model` says.
+        task: refuse a model that is not made for it before its weights are read.
 
     The other arguments are those of `fastserve.config.EngineOptions`.
 
     Raises:
         ModelNotFoundError, DownloadError, OfflineError: there is no such model, or it could not be fetched.
-        CheckpointError, UnsupportedError: it cannot be read, or has something that we do not compute.
+        CheckpointError, UnsupportedError: it cannot be read, has something that we do not compute, or is not
+            made for `task`.
         OptionError, ContextLengthError: an option is out of range.
         MemoryLimitError: it needs more memory than there is.
     """
@@ -63,6 +66,8 @@ class LLM:
         kv_memory: int | str | None = None,
         prefill_chunk_tokens: int | None = None,
         offline: bool = False,
+        name: str | None = None,
+        task: Task | None = None,
     ) -> None:
         options = EngineOptions(
             weights=weights,
@@ -75,8 +80,9 @@ class LLM:
             kv_memory=kv_memory,
             prefill_chunk_tokens=prefill_chunk_tokens,
         )
-        self.name = str(model)
-        self._model: LoadedModel | None = load_model(resolve(model, offline=offline), options)
+        self.name = name or str(model)
+        path = resolve(model, offline=offline)
+        self._model: LoadedModel | None = load_model(path, options, name=self.name, task=task)
         self._engine = _make_engine(self._model, options) if self._model.is_decoder else None
         self._inboxes: dict[int, deque[Chunk]] = {}  # of the sequences that somebody is reading
 
@@ -162,11 +168,11 @@ class LLM:
         yield from self.stream(self.chat_prompt(messages), params)
 
     def chat_prompt(self, messages: Seq[Message]) -> list[int]:
-        """The token ids of a conversation that is to be answered. Raises TemplateError as `chat`."""
+        """The token ids of a conversation that is to be answered. Raises as `chat`."""
         tokenizer = self.model.tokenizer
         template = self.model.checkpoint.chat_template
         text = render_chat(template, messages, special_tokens=tokenizer.special_tokens)
-        return tokenizer.encode(text, add_special_tokens=False)  # the template writes them
+        return self._encode(text, add_special_tokens=False)  # the template writes them
 
     def embed(self, texts: str | Seq[str], *, truncate: bool = False) -> Float32Array:
         """Embed texts with an encoder.
@@ -182,15 +188,24 @@ class LLM:
             UnsupportedError: the model generates text.
         """
         model = self.model
-        if model.is_decoder:
-            raise UnsupportedError(
-                f"the model {self.name!r} generates text; it has no embeddings",
-                hint="use an encoder, such as all-minilm-l6-v2",
-            )
+        check_task("embed", model.config, self.name)
         text_list = [texts] if isinstance(texts, str) else texts
         if not text_list:
             raise OptionError("there are no texts to embed", hint="give at least one")
         return Embedder(model.executable).embed([self._encode_whole(text, truncate) for text in text_list])
+
+    def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The token ids of a prompt. One that is certain not to fit is refused unencoded: encoding takes
+        seconds for a million tokens.
+        """
+        model, limit = self.model, self.model.context_length
+        if len(text) >= limit and (least := model.tokenizer.min_tokens(text)) >= limit:
+            raise ContextLengthError(
+                f"the prompt has {len(text)} characters, which are at least {least} tokens; "
+                f"the context is {limit} tokens",
+                hint="shorten the prompt, or load the model with a larger context_length if it allows one",
+            )
+        return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def _encode_whole(self, text: str, truncate: bool) -> list[int]:
         """The token ids of a text to embed, special tokens included, within the model's limit."""
@@ -206,12 +221,9 @@ class LLM:
         return [*token_ids[: limit - 1], token_ids[-1]]  # the last one closes the text
 
     def _add(self, prompt: Prompt, params: SamplingParams) -> int:
-        model = self.model
-        if self._engine is None:
-            raise UnsupportedError(
-                f"the model {self.name!r} is an encoder; it does not generate text", hint="use embed"
-            )
-        prompt_ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        check_task("generate", self.model.config, self.name)
+        assert self._engine is not None
+        prompt_ids = self._encode(prompt) if isinstance(prompt, str) else prompt
         sequence_id = self._engine.add(prompt_ids, params)
         self._inboxes[sequence_id] = deque()
         return sequence_id

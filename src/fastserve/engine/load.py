@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
@@ -21,6 +22,8 @@ from fastserve.models.family import ModelConfig, build_graph, read_config
 from fastserve.models.parameters import check_parameters
 from fastserve.models.pooling import Pooling
 from fastserve.types import Executable, Limits
+
+Task = Literal["generate", "embed"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +45,21 @@ class LoadedModel:
         return isinstance(self.config, DecoderConfig)
 
 
-def load_model(path: Path, options: EngineOptions) -> LoadedModel:
-    """Load the model in a folder or .gguf file.
+def load_model(
+    path: Path, options: EngineOptions, *, name: str | None = None, task: Task | None = None
+) -> LoadedModel:
+    """Load the model in a folder or .gguf file. Messages call it `name`, by default its path.
 
     Raises:
+        UnsupportedError: it is not made for `task`; said before weights are read.
         CheckpointError, UnsupportedError: it cannot be read, or has something that we do not compute.
         ContextLengthError: `context_length` is beyond the model's own.
         MemoryLimitError: it needs more memory than there is; said before weights are read.
     """
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint.config)
+    if task is not None:
+        check_task(task, config, name or str(path))
     graph = build_graph(config, checkpoint.tensors.keys(), pooling=_read_pooling(checkpoint))
     for name in check_parameters(graph, checkpoint.tensors):
         logger.info("%s: tensor %s is not used", path, name)
@@ -80,6 +88,24 @@ def load_model(path: Path, options: EngineOptions) -> LoadedModel:
         context_length=context_length,
         footprint=footprint,
     )
+
+
+def check_task(task: Task, config: ModelConfig, name: str) -> None:
+    """
+    Raises:
+        UnsupportedError: the model called `name` is not made for the task.
+    """
+    is_decoder = isinstance(config, DecoderConfig)
+    if task == "generate" and not is_decoder:
+        raise UnsupportedError(
+            f"the model {name!r} is an encoder; it does not generate text",
+            hint="use embed, or a language model such as smollm2-135m-instruct",
+        )
+    if task == "embed" and is_decoder:
+        raise UnsupportedError(
+            f"the model {name!r} generates text; it has no embeddings",
+            hint="use an encoder, such as all-minilm-l6-v2",
+        )
 
 
 def choose_weights(options: EngineOptions, *, is_decoder: bool) -> WeightFormat:
