@@ -227,10 +227,11 @@ void bind_plan(nb::module_& m) {
   nb::class_<Matrix>(m, "Matrix")
       .def(
           "__init__",
-          [](Matrix* self, int64_t offset_bytes, int32_t stride, int32_t width, Rows rows) {
-            new (self) Matrix{offset_bytes, stride, width, rows};
+          [](Matrix* self, int64_t offset_bytes, int32_t stride, int32_t width, Rows rows,
+             std::optional<int32_t> group_size) {
+            new (self) Matrix{offset_bytes, stride, width, rows, group_size.value_or(Matrix::kFloats)};
           },
-          "offset_bytes"_a, "stride"_a, "width"_a, "rows"_a);
+          "offset_bytes"_a, "stride"_a, "width"_a, "rows"_a, "group_size"_a = nb::none());
   nb::class_<KvPool>(m, "KvPool")
       .def(
           "__init__",
@@ -260,7 +261,7 @@ void bind_plan(nb::module_& m) {
             p.linear(x, weight, bias ? to_vector(*bias) : std::vector<float>{}, out);
           },
           nb::keep_alive<1, 3>(), "x"_a, "weight"_a, "bias"_a.none(), "out"_a)
-      .def("quantize_rows", &Plan::quantize_rows, "x"_a, "group_size"_a, "out"_a)
+      .def("quantize_rows", &Plan::quantize_rows, "x"_a, "out"_a)
       .def(
           "rms_norm",
           [](Plan& p, Matrix x, const Floats& weight, float eps, Matrix out) {

@@ -9,17 +9,51 @@
 
 namespace fastserve {
 
+// Writes rows of a call's result, whole or by parts, as its matrix has them: floats where they lie; quantized, by way
+// of scratch memory.
+class RowWriter {
+ public:
+  explicit RowWriter(const Matrix& out) : out_(out), layout_(out) {}
+
+  int64_t scratch_floats() const { return out_.is_quantized() ? out_.width : 0; }
+  // Where to put the row's floats from `column` on; `finish` must follow.
+  float* begin(const Step& step, int32_t row, int32_t column, float* scratch) const {
+    return out_.is_quantized() ? scratch : step.row(out_, row) + column;
+  }
+  // `column` and, short of the row's end, `width` are multiples of the group size.
+  void finish(const Step& step, int32_t row, int32_t column, int32_t width, const float* written) const {
+    if (!out_.is_quantized()) return;
+    auto* data = reinterpret_cast<int8_t*>(step.row(out_, row));
+    const int32_t padded_width = column + width < out_.width ? width : layout_.padded_depth - column;
+    const int32_t group = column / layout_.group_size;
+    step.kernels.quantize_row(written, width, padded_width, layout_.group_size, data + column,
+                              reinterpret_cast<float*>(data + layout_.scales_offset) + group,
+                              reinterpret_cast<int32_t*>(data + layout_.corrections_offset) + group);
+  }
+
+ private:
+  Matrix out_;
+  QuantizedLayout layout_;
+};
+
 // Calls that work row by row: a tile is as many rows as make some 16 KB.
 class RowwiseCall : public Call {
  public:
-  explicit RowwiseCall(const Matrix& out) : out_(out), rows_per_tile_(std::max(1, 4096 / std::max(1, out.width))) {}
+  explicit RowwiseCall(const Matrix& out)
+      : out_(out), writer_(out), rows_per_tile_(std::max(1, 4096 / std::max(1, out.width))) {}
+
+  int64_t scratch_floats() const override { return writer_.scratch_floats(); }
 
   int num_tiles(const Step& step) const override {
     return (step.num_rows(out_.rows) + rows_per_tile_ - 1) / rows_per_tile_;
   }
-  void run_tile(const Step& step, int tile) const override {
+  void run_tile(const Step& step, int tile, float* scratch) const override {
     const int32_t end = std::min(step.num_rows(out_.rows), (tile + 1) * rows_per_tile_);
-    for (int32_t row = tile * rows_per_tile_; row < end; ++row) run_row(step, row);
+    for (int32_t row = tile * rows_per_tile_; row < end; ++row) {
+      float* out = writer_.begin(step, row, 0, scratch);
+      run_row(step, row, out);
+      writer_.finish(step, row, 0, out_.width, out);
+    }
   }
   // Reads about as much as it writes; its arithmetic hides behind that.
   Cost cost(const Step& step) const override {
@@ -28,12 +62,12 @@ class RowwiseCall : public Call {
   }
 
  protected:
-  virtual void run_row(const Step& step, int32_t row) const = 0;
-  float* out(const Step& step, int32_t row) const { return step.row(out_, row); }
+  virtual void run_row(const Step& step, int32_t row, float* out) const = 0;
 
   Matrix out_;
 
  private:
+  RowWriter writer_;
   int32_t rows_per_tile_;
 };
 
@@ -44,11 +78,11 @@ class EmbeddingCall : public RowwiseCall {
   const char* name() const override { return "embedding"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
+  void run_row(const Step& step, int32_t row, float* out) const override {
     const int32_t* ids = ids_ == IdSource::token_ids   ? step.batch.token_ids
                          : ids_ == IdSource::positions ? step.batch.positions
                                                        : step.token_types.data();
-    step.kernels.embedding(weight_.packed(), ids[row], out(step, row));
+    step.kernels.embedding(weight_.packed(), ids[row], out);
   }
 
  private:
@@ -56,41 +90,19 @@ class EmbeddingCall : public RowwiseCall {
   const Weight& weight_;
 };
 
-// Where the parts of a row of quantized activations lie (kernel.h: QuantizedRows).
-struct QuantizedLayout {
-  int64_t scales_offset;
-  int64_t corrections_offset;
-  int64_t row_bytes;
-
-  QuantizedLayout(int32_t padded_depth, int32_t num_groups)
-      : scales_offset(static_cast<int64_t>(round_up(static_cast<std::size_t>(padded_depth), 64))),
-        corrections_offset(scales_offset + 4 * num_groups),
-        row_bytes(static_cast<int64_t>(round_up(static_cast<std::size_t>(corrections_offset + 4 * num_groups), 64))) {}
-};
-
 class QuantizeRowsCall : public RowwiseCall {
  public:
-  QuantizeRowsCall(Matrix x, int32_t group_size, Matrix out)
-      : RowwiseCall(out),
-        x_(x),
-        padded_depth_(static_cast<int32_t>(round_up(static_cast<std::size_t>(x.width), 4))),
-        group_size_(group_size > 0 ? group_size : padded_depth_),
-        layout_(padded_depth_, (padded_depth_ + group_size_ - 1) / group_size_) {}
+  QuantizeRowsCall(Matrix x, Matrix out) : RowwiseCall(out), x_(x) {}
 
   const char* name() const override { return "quantize_rows"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
-    auto* data = reinterpret_cast<int8_t*>(out(step, row));
-    step.kernels.quantize_row(step.row(x_, row), x_.width, padded_depth_, group_size_, data,
-                              reinterpret_cast<float*>(data + layout_.scales_offset),
-                              reinterpret_cast<int32_t*>(data + layout_.corrections_offset));
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    std::copy_n(step.row(x_, row), out_.width, out);
   }
 
  private:
   Matrix x_;
-  int32_t padded_depth_, group_size_;
-  QuantizedLayout layout_;
 };
 
 class LinearCall : public Call {
@@ -105,12 +117,12 @@ class LinearCall : public Call {
   }
   int num_tiles(const Step& step) const override { return num_panels() * num_row_blocks(step); }
 
-  void run_tile(const Step& step, int tile) const override {
+  void run_tile(const Step& step, int tile, float*) const override {
     const PackedWeight& w = weight_.packed();
     LinearArgs args{};
     args.weight = &w;
     if (w.format == WeightFormat::int8) {
-      const QuantizedLayout layout(w.padded_depth, w.num_groups);
+      const QuantizedLayout layout(w.depth, w.group_size);
       args.quantized = {reinterpret_cast<const int8_t*>(step.row(x_, 0)), layout.row_bytes, layout.scales_offset,
                         layout.corrections_offset};
     } else {
@@ -146,8 +158,8 @@ class RmsNormCall : public RowwiseCall {
   const char* name() const override { return "rms_norm"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
-    step.kernels.rms_norm(step.row(x_, row), weight_.data(), eps_, out_.width, out(step, row));
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    step.kernels.rms_norm(step.row(x_, row), weight_.data(), eps_, out_.width, out);
   }
 
  private:
@@ -164,8 +176,8 @@ class LayerNormCall : public RowwiseCall {
   const char* name() const override { return "layer_norm"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
-    step.kernels.layer_norm(step.row(x_, row), weight_.data(), bias_.data(), eps_, out_.width, out(step, row));
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    step.kernels.layer_norm(step.row(x_, row), weight_.data(), bias_.data(), eps_, out_.width, out);
   }
 
  private:
@@ -181,8 +193,8 @@ class AddCall : public RowwiseCall {
   const char* name() const override { return "add"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
-    step.kernels.add(step.row(x_, row), step.row(y_, row), out_.width, out(step, row));
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    step.kernels.add(step.row(x_, row), step.row(y_, row), out_.width, out);
   }
 
  private:
@@ -206,11 +218,11 @@ class AddNormCall : public RowwiseCall {
   const char* name() const override { return bias_.empty() ? "add_rms_norm" : "add_layer_norm"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
-    float* sum = out_sum_.width > 0 ? step.row(out_sum_, row) : out(step, row);
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    float* sum = out_sum_.width > 0 ? step.row(out_sum_, row) : out;
     step.kernels.add(step.row(x_, row), step.row(y_, row), out_.width, sum);
-    if (bias_.empty()) step.kernels.rms_norm(sum, weight_.data(), eps_, out_.width, out(step, row));
-    else step.kernels.layer_norm(sum, weight_.data(), bias_.data(), eps_, out_.width, out(step, row));
+    if (bias_.empty()) step.kernels.rms_norm(sum, weight_.data(), eps_, out_.width, out);
+    else step.kernels.layer_norm(sum, weight_.data(), bias_.data(), eps_, out_.width, out);
   }
 
  private:
@@ -234,10 +246,10 @@ class RopeCall : public RowwiseCall {
   const char* name() const override { return "rope"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
+  void run_row(const Step& step, int32_t row, float* out) const override {
     const int64_t at = static_cast<int64_t>(step.batch.positions[row]) * (dim_ / 2);
     step.kernels.rope(step.row(x_, row), cosines_->data() + at, sines_->data() + at, dim_, head_dim_,
-                      out_.width / head_dim_, out(step, row));
+                      out_.width / head_dim_, out);
   }
 
  private:
@@ -255,7 +267,7 @@ class StoreKvCall : public RowwiseCall {
   const char* name() const override { return "store_kv"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
+  void run_row(const Step& step, int32_t row, float*) const override {
     const int32_t position = step.batch.positions[row];
     const int64_t table = static_cast<int64_t>(step.row_sequences[row]) * step.batch.block_table_width;
     const int64_t at =
@@ -289,7 +301,7 @@ class AttentionCall : public Call {
   int num_tiles(const Step& step) const override {
     return static_cast<int>(step.attention_tasks.size()) * pool_.num_kv_heads();
   }
-  void run_tile(const Step& step, int tile) const override {
+  void run_tile(const Step& step, int tile, float*) const override {
     AttentionArgs args{};
     args.q = step.row(q_, 0);
     args.q_stride = q_.stride;
@@ -325,8 +337,8 @@ class ActivationCall : public RowwiseCall {
   const char* name() const override { return "activation"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
-    step.kernels.activation(kind_, step.row(x_, row), out_.width, out(step, row));
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    step.kernels.activation(kind_, step.row(x_, row), out_.width, out);
   }
 
  private:
@@ -342,8 +354,8 @@ class GatedActivationCall : public RowwiseCall {
   const char* name() const override { return "gated_activation"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
-    step.kernels.gated_activation(kind_, step.row(gate_, row), step.row(up_, row), out_.width, out(step, row));
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    step.kernels.gated_activation(kind_, step.row(gate_, row), step.row(up_, row), out_.width, out);
   }
 
  private:
@@ -358,9 +370,9 @@ class GatherRowsCall : public RowwiseCall {
   const char* name() const override { return "gather_rows"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
+  void run_row(const Step& step, int32_t row, float* out) const override {
     const float* from = step.row(x_, step.batch.output_rows[row]);
-    std::copy_n(from, out_.width, out(step, row));
+    std::copy_n(from, out_.width, out);
   }
 
  private:
@@ -374,14 +386,13 @@ class PoolCall : public RowwiseCall {
   const char* name() const override { return "pool"; }
 
  protected:
-  void run_row(const Step& step, int32_t sequence) const override {
+  void run_row(const Step& step, int32_t sequence, float* out) const override {
     const int32_t begin = step.batch.sequence_starts[sequence], end = step.batch.sequence_starts[sequence + 1];
-    float* to = out(step, sequence);
-    std::copy_n(step.row(x_, kind_ == PoolKind::last ? end - 1 : begin), out_.width, to);
+    std::copy_n(step.row(x_, kind_ == PoolKind::last ? end - 1 : begin), out_.width, out);
     if (kind_ != PoolKind::mean) return;
-    for (int32_t row = begin + 1; row < end; ++row) step.kernels.add(to, step.row(x_, row), out_.width, to);
+    for (int32_t row = begin + 1; row < end; ++row) step.kernels.add(out, step.row(x_, row), out_.width, out);
     const float count = static_cast<float>(end - begin);
-    for (int32_t i = 0; i < out_.width; ++i) to[i] /= count;
+    for (int32_t i = 0; i < out_.width; ++i) out[i] /= count;
   }
 
  private:
@@ -396,8 +407,8 @@ class L2NormalizeCall : public RowwiseCall {
   const char* name() const override { return "l2_normalize"; }
 
  protected:
-  void run_row(const Step& step, int32_t row) const override {
-    step.kernels.l2_normalize(step.row(x_, row), eps_, out_.width, out(step, row));
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    step.kernels.l2_normalize(step.row(x_, row), eps_, out_.width, out);
   }
 
  private:

@@ -24,14 +24,16 @@ void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
 class StepJob : public Job {
  public:
   StepJob(const std::vector<std::unique_ptr<Call>>& calls, const Step& step, const SampleBatch* sampling,
-          const Matrix* logits, SampleResult* results, std::vector<SampleScratch>& scratch,
-          std::vector<CallProfile>* profile)
+          const Matrix* logits, SampleResult* results, std::vector<SampleScratch>& sample_scratch, float* scratch,
+          int64_t scratch_floats, std::vector<CallProfile>* profile)
       : calls_(calls),
         step_(step),
         sampling_(sampling),
         logits_(logits),
         results_(results),
+        sample_scratch_(sample_scratch),
         scratch_(scratch),
+        scratch_floats_(scratch_floats),
         profile_(profile) {
     if (profile_) stage_start_ = Clock::now();
   }
@@ -43,8 +45,8 @@ class StepJob : public Job {
   void run_tile(int stage, int tile, int thread) override {
     if (is_sampling(stage))
       sample_row(step_.row(*logits_, tile), logits_->width, sampling_->row(tile),
-                 scratch_[static_cast<std::size_t>(thread)], results_[tile]);
-    else calls_[static_cast<std::size_t>(stage)]->run_tile(step_, tile);
+                 sample_scratch_[static_cast<std::size_t>(thread)], results_[tile]);
+    else calls_[static_cast<std::size_t>(stage)]->run_tile(step_, tile, scratch_ + thread * scratch_floats_);
   }
 
   void stage_done(int stage) override {
@@ -71,7 +73,9 @@ class StepJob : public Job {
   const SampleBatch* sampling_;
   const Matrix* logits_;
   SampleResult* results_;
-  std::vector<SampleScratch>& scratch_;
+  std::vector<SampleScratch>& sample_scratch_;
+  float* scratch_;
+  int64_t scratch_floats_;
   std::vector<CallProfile>* profile_;
   Clock::time_point stage_start_;
 };
@@ -96,7 +100,7 @@ Plan::Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels
       pool_(pool),
       arena_bytes_(arena_bytes),
       arena_(allocate<uint8_t>(static_cast<std::size_t>(arena_bytes))),
-      scratch_(static_cast<std::size_t>(pool.num_threads())) {}
+      sample_scratch_(static_cast<std::size_t>(pool.num_threads())) {}
 
 Plan::~Plan() = default;
 
@@ -105,39 +109,50 @@ void Plan::check(const Matrix& m) const {
   const int64_t rows = m.rows == Rows::tokens    ? limits_.max_tokens
                        : m.rows == Rows::outputs ? limits_.max_outputs
                                                  : limits_.max_sequences;
-  const int64_t end = m.offset_bytes + ((rows - 1) * m.stride + m.width) * static_cast<int64_t>(sizeof(float));
-  if (m.offset_bytes < 0 || m.width < 0 || m.stride < m.width || end > arena_bytes_)
+  const int64_t row_bytes = m.is_quantized() ? QuantizedLayout(m).row_bytes : 4 * static_cast<int64_t>(m.width);
+  const int64_t stride_bytes = 4 * static_cast<int64_t>(m.stride);
+  if (m.offset_bytes < 0 || m.width < 0 || m.group_size < Matrix::kFloats || stride_bytes < row_bytes ||
+      m.offset_bytes + (rows - 1) * stride_bytes + row_bytes > arena_bytes_)
     refuse("a matrix of the plan lies outside its arena");
+}
+
+void Plan::add_call(std::unique_ptr<Call> call) {
+  const auto needed = static_cast<int64_t>(round_up(static_cast<std::size_t>(call->scratch_floats()), 16));
+  if (needed > scratch_floats_) {
+    scratch_floats_ = needed;
+    scratch_ = allocate<float>(static_cast<std::size_t>(needed * pool_.num_threads()));
+  }
+  calls_.push_back(std::move(call));
 }
 
 void Plan::embedding(IdSource ids, const Weight& weight, Matrix out) {
   check(out);
-  calls_.push_back(std::make_unique<EmbeddingCall>(ids, weight, out));
+  add_call(std::make_unique<EmbeddingCall>(ids, weight, out));
 }
 
 void Plan::linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out) {
   check(x), check(out);
-  calls_.push_back(std::make_unique<LinearCall>(x, weight, std::move(bias), out));
+  add_call(std::make_unique<LinearCall>(x, weight, std::move(bias), out));
 }
 
-void Plan::quantize_rows(Matrix x, int32_t group_size, Matrix out) {
+void Plan::quantize_rows(Matrix x, Matrix out) {
   check(x), check(out);
-  calls_.push_back(std::make_unique<QuantizeRowsCall>(x, group_size, out));
+  add_call(std::make_unique<QuantizeRowsCall>(x, out));
 }
 
 void Plan::rms_norm(Matrix x, std::vector<float> weight, float eps, Matrix out) {
   check(x), check(out);
-  calls_.push_back(std::make_unique<RmsNormCall>(x, std::move(weight), eps, out));
+  add_call(std::make_unique<RmsNormCall>(x, std::move(weight), eps, out));
 }
 
 void Plan::layer_norm(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out) {
   check(x), check(out);
-  calls_.push_back(std::make_unique<LayerNormCall>(x, std::move(weight), std::move(bias), eps, out));
+  add_call(std::make_unique<LayerNormCall>(x, std::move(weight), std::move(bias), eps, out));
 }
 
 void Plan::add(Matrix x, Matrix y, Matrix out) {
   check(x), check(y), check(out);
-  calls_.push_back(std::make_unique<AddCall>(x, y, out));
+  add_call(std::make_unique<AddCall>(x, y, out));
 }
 
 void Plan::add_rms_norm(Matrix x, Matrix y, std::vector<float> weight, float eps, Matrix out_sum, Matrix out) {
@@ -147,7 +162,7 @@ void Plan::add_rms_norm(Matrix x, Matrix y, std::vector<float> weight, float eps
 void Plan::add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps,
                           Matrix out_sum, Matrix out) {
   check(x), check(y), check(out_sum), check(out);
-  calls_.push_back(std::make_unique<AddNormCall>(x, y, std::move(weight), std::move(bias), eps, out_sum, out));
+  add_call(std::make_unique<AddNormCall>(x, y, std::move(weight), std::move(bias), eps, out_sum, out));
 }
 
 void Plan::rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines,
@@ -155,40 +170,40 @@ void Plan::rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines,
   check(x), check(out);
   const auto needed = static_cast<std::size_t>(limits_.max_context) * static_cast<std::size_t>(dim / 2);
   if (cosines->size() < needed || sines->size() < needed) refuse("a rotary table is shorter than the context");
-  calls_.push_back(std::make_unique<RopeCall>(x, std::move(cosines), std::move(sines), dim, head_dim, out));
+  add_call(std::make_unique<RopeCall>(x, std::move(cosines), std::move(sines), dim, head_dim, out));
 }
 
 void Plan::attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, float scale, bool causal,
                      Matrix out) {
   check(q), check(k), check(v), check(out);
   check_range("layer", layer, 0, pool.num_layers() - 1);
-  calls_.push_back(std::make_unique<StoreKvCall>(k, v, pool, layer));
-  calls_.push_back(std::make_unique<AttentionCall>(q, pool, layer, scale, causal, out));
+  add_call(std::make_unique<StoreKvCall>(k, v, pool, layer));
+  add_call(std::make_unique<AttentionCall>(q, pool, layer, scale, causal, out));
 }
 
 void Plan::activation(ActivationKind kind, Matrix x, Matrix out) {
   check(x), check(out);
-  calls_.push_back(std::make_unique<ActivationCall>(kind, x, out));
+  add_call(std::make_unique<ActivationCall>(kind, x, out));
 }
 
 void Plan::gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out) {
   check(gate), check(up), check(out);
-  calls_.push_back(std::make_unique<GatedActivationCall>(kind, gate, up, out));
+  add_call(std::make_unique<GatedActivationCall>(kind, gate, up, out));
 }
 
 void Plan::gather_rows(Matrix x, Matrix out) {
   check(x), check(out);
-  calls_.push_back(std::make_unique<GatherRowsCall>(x, out));
+  add_call(std::make_unique<GatherRowsCall>(x, out));
 }
 
 void Plan::pool(PoolKind kind, Matrix x, Matrix out) {
   check(x), check(out);
-  calls_.push_back(std::make_unique<PoolCall>(kind, x, out));
+  add_call(std::make_unique<PoolCall>(kind, x, out));
 }
 
 void Plan::l2_normalize(Matrix x, float eps, Matrix out) {
   check(x), check(out);
-  calls_.push_back(std::make_unique<L2NormalizeCall>(x, eps, out));
+  add_call(std::make_unique<L2NormalizeCall>(x, eps, out));
 }
 
 void Plan::check(const Batch& b) const {
@@ -246,7 +261,8 @@ void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* lo
                                   batch.context_lengths[s], 0});
   }
   const Step step{kernels_, arena_.get(), batch, row_sequences_, token_types_, attention_tasks_};
-  StepJob job(calls_, step, sampling, logits, results, scratch_, is_profiling_ ? &profile_ : nullptr);
+  StepJob job(calls_, step, sampling, logits, results, sample_scratch_, scratch_.get(), scratch_floats_,
+              is_profiling_ ? &profile_ : nullptr);
   pool_.run(job);
   if (!sampling) return;
   for (int32_t i = 0; i < batch.num_outputs; ++i)

@@ -1,6 +1,7 @@
 // A compiled graph: a flat array of kernel calls over one arena, run a whole step at a time.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -16,12 +17,36 @@ enum class Rows : int32_t { tokens, outputs, sequences };
 enum class IdSource : int32_t { token_ids, positions, token_types };
 enum class PoolKind : int32_t { mean, first, last };
 
-// A value of the graph: a strided float32 matrix in the arena.
+// A value of the graph: a strided matrix in the arena, of float32 or quantized (kernel.h: QuantizedRows).
 struct Matrix {
+  static constexpr int32_t kFloats = -1;
+
   int64_t offset_bytes;
   int32_t stride;  // floats from one row to the next
   int32_t width;
   Rows rows;
+  int32_t group_size = kFloats;  // quantized: columns that share a scale; 0: all of them
+
+  bool is_quantized() const { return group_size != kFloats; }
+};
+
+// Where the parts of a row of quantized activations lie. `group_size` 0: one group.
+struct QuantizedLayout {
+  int32_t padded_depth;
+  int32_t group_size;
+  int64_t scales_offset;
+  int64_t corrections_offset;
+  int64_t row_bytes;
+
+  QuantizedLayout(int32_t depth, int32_t group_size)
+      : padded_depth(static_cast<int32_t>(round_up(static_cast<std::size_t>(depth), 4))),
+        group_size(group_size > 0 ? group_size : std::max(padded_depth, 1)) {
+    const int64_t num_groups = (padded_depth + this->group_size - 1) / this->group_size;
+    scales_offset = static_cast<int64_t>(round_up(static_cast<std::size_t>(padded_depth), 64));
+    corrections_offset = scales_offset + 4 * num_groups;
+    row_bytes = static_cast<int64_t>(round_up(static_cast<std::size_t>(corrections_offset + 4 * num_groups), 64));
+  }
+  explicit QuantizedLayout(const Matrix& m) : QuantizedLayout(m.width, m.group_size) {}
 };
 
 // Capacities that a plan is made for.
@@ -81,7 +106,9 @@ class Call {
   virtual const char* name() const = 0;  // of the op
   virtual Cost cost(const Step& step) const = 0;
   virtual int num_tiles(const Step& step) const = 0;
-  virtual void run_tile(const Step& step, int tile) const = 0;
+  // Floats of scratch memory that a tile needs.
+  virtual int64_t scratch_floats() const { return 0; }
+  virtual void run_tile(const Step& step, int tile, float* scratch) const = 0;
 };
 
 // Keys and values of all layers in blocks of kBlock tokens. Block b of layer l: keys [kv_head][padded_head_dim][kBlock]
@@ -116,7 +143,8 @@ struct CallProfile {
   Cost cost;
 };
 
-// Builds up by one method an op, named as the op, then runs steps. Weights and pools are borrowed: they outlive it.
+// Builds up by one method an op, named as the op, then runs steps. Results of the ops that work row by row, and of
+// attention, may be quantized matrices. Weights and pools are borrowed: they outlive it.
 class Plan {
  public:
   Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels, ThreadPool& pool);
@@ -124,7 +152,7 @@ class Plan {
 
   void embedding(IdSource ids, const Weight& weight, Matrix out);
   void linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
-  void quantize_rows(Matrix x, int32_t group_size, Matrix out);
+  void quantize_rows(Matrix x, Matrix out);
   void rms_norm(Matrix x, std::vector<float> weight, float eps, Matrix out);
   void layer_norm(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out);
   void add(Matrix x, Matrix y, Matrix out);
@@ -156,6 +184,7 @@ class Plan {
  private:
   void check(const Batch& batch) const;
   void check(const Matrix& m) const;
+  void add_call(std::unique_ptr<Call> call);
 
   PlanLimits limits_;
   const Kernels& kernels_;
@@ -163,7 +192,9 @@ class Plan {
   int64_t arena_bytes_;
   AlignedArray<uint8_t> arena_;
   std::vector<std::unique_ptr<Call>> calls_;
-  std::vector<SampleScratch> scratch_;  // one a thread
+  std::vector<SampleScratch> sample_scratch_;  // one a thread
+  int64_t scratch_floats_ = 0;                 // of a thread
+  AlignedArray<float> scratch_;                // [threads][scratch_floats_]
   bool is_profiling_ = false;
   std::vector<CallProfile> profile_;
   // Kept from step to step for their memory.

@@ -11,33 +11,17 @@ from fastserve import _native
 from fastserve.backends.native.executable import compile_native
 from fastserve.backends.torch.executable import compile_torch
 from fastserve.graph.builder import GraphBuilder
-from fastserve.graph.node import Graph, RopeTable, Slice, Value
+from fastserve.graph.node import Graph, RopeTable, Value
 from fastserve.graph.passes import fuse_add_norm
-from fastserve.types import Float32Array, Limits
+from fastserve.types import Limits
+from native_graphs import VOCAB, columns, misaligned, random_parameters
 from parity import Run, make_batch, run_embeddings, run_logits, store_f32
 
 ISAS = _native.runnable_isas()
 WIDTHS = (1, 15, 16, 17, 64, 257)
-VOCAB = 40
 LIMITS = Limits(max_tokens=64, max_outputs=64, max_sequences=4, num_blocks=128, max_context=1024)
 
 pytestmark = pytest.mark.parametrize("isa", ISAS)
-
-
-def random_parameters(graph: Graph) -> dict[str, Float32Array]:
-    rng = np.random.default_rng(7)
-    found = {p for node in graph.nodes for p in node.parameters()}
-    return {
-        p.names[0]: rng.normal(size=p.shape).astype(np.float32) for p in sorted(found, key=lambda p: p.names)
-    }
-
-
-def misaligned(builder: GraphBuilder, name: str, width: int, *, offset: int = 3) -> Value:
-    """Random rows by token, of which `width` columns from an odd one on are seen."""
-    whole = builder.embedding("token_ids", name, size=VOCAB, width=width + 2 * offset)
-    out = builder._value(whole.rows, width)
-    builder._nodes.append(Slice(x=whole, start=offset, out=out))
-    return out
 
 
 def assert_equal_to_torch(graph: Graph, isa: str, *, tolerance: float = 2e-6) -> None:
@@ -181,10 +165,7 @@ def test_rows_do_not_depend_on_the_other_rows_of_a_step(weights: str, isa: str) 
     b = GraphBuilder()
     x = misaligned(b, "x", 150)
     y = b.linear(x, "qkv", width=3 * 48)
-    parts = []
-    for start in (0, 48, 96):
-        parts.append(b._value(y.rows, 48))
-        b._nodes.append(Slice(x=y, start=start, out=parts[-1]))
+    parts = [columns(b, y, start, 48) for start in (0, 48, 96)]
     z = b.attention(*parts, layer_index=0, head_dim=16, scale=0.25, causal=True)
     graph = b.finish(logits=b.gather_rows(b.linear(z, "head", width=70)))
     limits = Limits(max_tokens=300, max_outputs=300, max_sequences=4, num_blocks=64, max_context=512)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
+from fastserve.backends.native.fuse_quantize_rows import fuse_quantize_rows
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
 from fastserve.backends.native.quantize_rows import quantize_rows
 from fastserve.backends.native.weights import WeightFormat, Weights
@@ -50,7 +51,7 @@ def compile_native(
     check_choice("kv_dtype", kv_dtype, get_args(KvFormat))
     runtime = make_runtime(threads, isa)
     packed = Weights(runtime, tensors, weights)
-    graph = quantize_rows(graph, lambda linear: packed.group_size(linear.weight))
+    graph = fuse_quantize_rows(quantize_rows(graph, lambda linear: packed.group_size(linear.weight)))
     bounds = BatchBounds.from_graph(graph, limits, _native.BLOCK_SIZE)
     rows = {
         Rows.TOKENS: limits.max_tokens,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 import fastserve._native as _native
+from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.quantize_rows import QuantizeRows
 from fastserve.backends.native.weights import Weights
 from fastserve.graph.memory import MemoryPlan
@@ -51,6 +52,11 @@ class Lowering:
     kv_pool: _native.KvPool | None
     rope_tables: Mapping[RopeTable, tuple[_native.FloatTable, _native.FloatTable]]
 
+    def quantized(self, value: Value, width: int, group_size: int) -> _native.Matrix:
+        """The place of a value that holds quantized rows of `width` columns."""
+        place = self.memory.placements[value]
+        return _native.Matrix(place.byte_offset, place.row_stride, width, _ROWS[value.rows], group_size)
+
     def matrix(self, value: Value | None) -> _native.Matrix:
         """The value's place in the arena; a matrix without columns where there is no value."""
         if value is None:
@@ -62,11 +68,21 @@ class Lowering:
 def lower(graph: Graph, to: Lowering) -> None:
     """Add a call for every node of the graph, in order. Slices cost nothing: they are only places."""
     for node in graph.nodes:
-        _lower_node(node, to)
+        if isinstance(node, QuantizedResult):
+            _lower_quantized_result(node, to)
+        else:
+            _lower_node(node, to, to.matrix)
 
 
-def _lower_node(node: Node, to: Lowering) -> None:
-    plan, at, vector = to.plan, to.matrix, to.weights.vector
+def _lower_quantized_result(node: QuantizedResult, to: Lowering) -> None:
+    result = node.producer.out
+    quantized = to.quantized(node.out, result.width, node.group_size)
+    _lower_node(node.producer, to, lambda value: quantized if value == result else to.matrix(value))
+
+
+def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.Matrix]) -> None:
+    """`at` gives the places of the node's values."""
+    plan, vector = to.plan, to.weights.vector
     match node:
         case Embedding():
             ids = getattr(_native.IdSource, node.ids)
@@ -75,7 +91,7 @@ def _lower_node(node: Node, to: Lowering) -> None:
             bias = vector(node.bias) if node.bias else None
             plan.linear(at(node.x), to.weights.matrix(node.weight), bias, at(node.out))
         case QuantizeRows():
-            plan.quantize_rows(at(node.x), node.group_size, at(node.out))
+            plan.quantize_rows(at(node.x), to.quantized(node.out, node.x.width, node.group_size))
         case RmsNorm():
             plan.rms_norm(at(node.x), vector(node.weight), node.eps, at(node.out))
         case LayerNorm():
