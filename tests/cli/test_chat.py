@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,12 +29,19 @@ def chat_model(shared_data: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def talk(chat_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def talk(
+    chat_model: str, pipe_in: Callable[[str | bytes], None], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
     """Pipe lines into the chat; its standard output and error."""
 
-    def talk(*lines: str, options: tuple[str, ...] = ("--temperature", "0", "--max-tokens", "9")):
-        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        assert main(["chat", chat_model, *options]) == 0
+    def talk(
+        *lines: str | bytes,
+        options: tuple[str, ...] = ("--temperature", "0", "--max-tokens", "9"),
+        exit_code: int = 0,
+    ) -> Any:
+        encoded = (line.encode() if isinstance(line, str) else line for line in lines)
+        pipe_in(b"".join(line + b"\n" for line in encoded))
+        assert main(["chat", chat_model, *options]) == exit_code
         return capsys.readouterr()
 
     return talk
@@ -88,9 +96,41 @@ def test_settings_hold_from_the_next_answer_on(talk) -> None:
     ],
 )
 def test_a_wrong_command_is_told_and_the_chat_goes_on(talk, line: str, message: str) -> None:
-    shown = talk(line, "Hi")
+    shown = talk(line, "Hi", exit_code=2)
     assert f"error: {message}" in shown.err
     assert shown.out != ""
+
+
+def test_a_line_that_is_no_text_is_told_with_its_place_and_the_chat_goes_on(talk) -> None:
+    shown = talk("Hi", b"\xff\xfe hello", "And then?", options=JSON, exit_code=2)
+    assert "error: line 2 of standard input is not valid UTF-8: byte 0xff at position 0; " in shown.err
+    asked = [message["content"] for message in document_of(shown)["messages"] if message["role"] == "user"]
+    assert asked == ["Hi", "And then?"]
+
+
+def test_a_question_that_fails_is_not_part_of_the_conversation(talk) -> None:
+    shown = talk("Hi " * 1000, "Hi", options=JSON, exit_code=2)
+    assert "the context is 512 tokens" in shown.err
+    assert document_of(shown)["messages"][0]["content"] == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("all-minilm-l6-v2", "the model 'all-minilm-l6-v2' is an encoder"), (None, "has no chat template")],
+)
+def test_a_model_that_cannot_chat_is_refused_before_anything_is_asked(
+    model_dir: Callable[[str], Path],
+    shared_data: Path,
+    pipe_in: Callable[[str | bytes], None],
+    capsys: pytest.CaptureFixture[str],
+    name: str | None,
+    message: str,
+) -> None:
+    if name is not None:
+        model_dir(name)
+    pipe_in("")
+    assert main(["chat", name or str(shared_data / "model_stories260K")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_quit_leaves_and_what_follows_is_not_read(talk) -> None:
@@ -103,7 +143,7 @@ def test_help_names_every_command(talk) -> None:
 
 def test_a_full_context_is_told_with_what_to_do(talk) -> None:
     options = ("--temperature", "0", "--context-length", "32")
-    shown = talk("Hi", "Hi", "/reset", "Hi", options=options)
+    shown = talk("Hi", "Hi", "/reset", "Hi", options=options, exit_code=2)
     assert "the context of 32 tokens is full: /reset begins anew]" in shown.err
     assert "the context is 32 tokens and must hold at least one more; /reset begins anew" in shown.err
     first, again = shown.out.splitlines()[0], shown.out.splitlines()[-1]

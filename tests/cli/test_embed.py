@@ -35,5 +35,8 @@ def test_a_text_beyond_the_limit_is_refused_unless_it_may_be_cut(
 
 
 def test_a_text_generator_is_refused(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["embed", str(shared_data / "model_stories260K"), "A cat."]) == 2
-    assert "it has no embeddings; use an encoder" in capsys.readouterr().err
+    model = str(shared_data / "model_stories260K")
+    assert main(["embed", model, "A cat."]) == 2
+    assert (
+        f"the model '{model}' generates text; it has no embeddings; use an encoder" in capsys.readouterr().err
+    )

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,11 +61,27 @@ def test_several_prompts_are_completed_in_their_order(
 
 
 def test_a_hyphen_reads_the_prompt_from_standard_input(
-    stories: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stories: str, capsys: pytest.CaptureFixture[str], pipe_in: Callable[[str | bytes], None]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{PROMPT}\n"))
+    pipe_in(f"{PROMPT}\r\n")
     assert main(["generate", stories, "-", "--max-tokens", "13", "--weights", "f32"]) == 0
     assert capsys.readouterr().out == f"{TEXT}\n"
+
+
+def test_standard_input_that_is_no_text_is_refused_with_the_place(
+    stories: str, capsys: pytest.CaptureFixture[str], pipe_in: Callable[[str | bytes], None]
+) -> None:
+    pipe_in(b"hello \xff\xfe\n")
+    assert main(["generate", stories, "-"]) == 2
+    assert "standard input is not valid UTF-8: byte 0xff at position 6; convert it" in capsys.readouterr().err
+
+
+def test_an_encoder_is_refused_by_the_name_that_was_typed(
+    model_dir: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model_dir("all-minilm-l6-v2")
+    assert main(["generate", "All-MiniLM-L6-v2", PROMPT]) == 2
+    assert "the model 'All-MiniLM-L6-v2' is an encoder; it does not generate" in capsys.readouterr().err
 
 
 def test_every_sampling_option_reaches_the_model(stories: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -14,13 +13,16 @@ from fastserve.cli.engine_option import engine_options, model_argument, open_llm
 from fastserve.cli.generate import completion_to_json
 from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.report import print_error, print_json
+from fastserve.cli.standard_input import LineReader
 from fastserve.config import EngineOptions
-from fastserve.errors import ContextLengthError, OptionError
+from fastserve.errors import ContextLengthError, FastServeError
 from fastserve.types import SamplingParams
 
 if TYPE_CHECKING:
     from fastserve.engine.completion import Completion
     from fastserve.engine.llm import LLM
+
+_PROBE = ({"role": "user", "content": "Hello!"},)
 
 
 @click.command()
@@ -30,47 +32,54 @@ if TYPE_CHECKING:
 @json_option
 @offline_option
 def chat(model: str, params: SamplingParams, options: EngineOptions, json: bool, offline: bool) -> None:
-    """Talk with a model; /help lists what can be typed. Questions may also be piped in, one a line."""
+    """Talk with a model; /help lists what can be typed.
+
+    Questions may also be piped in, one a line; the exit code then is 2 where a line could not be answered.
+    """
     conversation = Conversation(params)
-    with open_llm(model, options, offline=offline, show_progress=not json) as llm:
-        if sys.stdin.isatty():
+    reader = LineReader()
+    with open_llm(model, options, task="generate", offline=offline, show_progress=not json) as llm:
+        llm.chat_prompt(_PROBE)  # a model without a chat template is refused before anything is asked
+        if reader.is_terminal:
             _say(f"{model}, {llm.model.weights} weights, context {llm.model.context_length}; /help for help")
-        answers = (_take_line(llm, conversation, line, is_shown=not json) for line in _read_lines())
-        completions = [completion for completion in answers if completion is not None]
+        completions, num_failures = _converse(llm, conversation, reader, is_shown=not json)
     if json:
         documents = [completion_to_json(completion) for completion in completions]
         print_json({"messages": conversation.messages, "completions": documents})
+    if num_failures and not reader.is_terminal:
+        raise click.exceptions.Exit(2)
 
 
-def _read_lines() -> Iterator[str]:
-    """What is typed or piped in, line by line, until its end or /quit."""
-    is_terminal = sys.stdin.isatty()
-    if is_terminal:
-        with suppress(ImportError):
-            import readline  # noqa: F401 - gives input() its history and keys
+def _converse(
+    llm: LLM, conversation: Conversation, reader: LineReader, *, is_shown: bool
+) -> tuple[list[Completion], int]:
+    """Take line by line until the end or /quit; the whole completions, and how many lines failed.
+
+    A line that fails is reported, and the conversation goes on as if it had not been there.
+    """
+    completions: list[Completion] = []
+    num_failures = 0
     while True:
         try:
-            line = input("> " if is_terminal else "").strip()
-        except EOFError:
-            return
+            line = reader.read_line()
+            if line is None or line.strip() == "/quit":
+                return completions, num_failures
+            completion = _take_line(llm, conversation, line.strip(), is_shown=is_shown)
+            completions += [] if completion is None else [completion]
+        except FastServeError as error:
+            num_failures += 1
+            hint = "/reset begins anew" if isinstance(error, ContextLengthError) else error.hint
+            print_error(type(error).__name__, error.message, hint, as_json=False)
         except KeyboardInterrupt:
             _say("\n/quit or Ctrl-D leaves")
-            continue
-        if line == "/quit":
-            return
-        if line:
-            yield line
 
 
 def _take_line(llm: LLM, conversation: Conversation, line: str, *, is_shown: bool) -> Completion | None:
     """Run a command, or answer a question; the completion where there is a whole one."""
-    if not line.startswith("/"):
-        return _answer(llm, conversation, line, is_shown=is_shown)
-    try:
+    if line.startswith("/"):
         _say(conversation.run_command(line))
-    except OptionError as error:
-        print_error(type(error).__name__, error.message, error.hint, as_json=False)
-    return None
+        return None
+    return _answer(llm, conversation, line, is_shown=is_shown) if line else None
 
 
 def _answer(llm: LLM, conversation: Conversation, question: str, *, is_shown: bool) -> Completion | None:
@@ -87,10 +96,9 @@ def _answer(llm: LLM, conversation: Conversation, question: str, *, is_shown: bo
                 completion = chunk.completion
     except KeyboardInterrupt:
         pass
-    except ContextLengthError as error:
+    except FastServeError:
         conversation.take_back()
-        print_error(type(error).__name__, error.message, "/reset begins anew", as_json=False)
-        return None
+        raise
     if is_shown:
         print(flush=True)
     conversation.answer(text)

@@ -26,8 +26,9 @@ def embed(
     model: str, texts: Sequence[str], truncate: bool, options: EngineOptions, json: bool, offline: bool
 ) -> None:
     """Embed texts with an encoder, such as all-minilm-l6-v2: one line of numbers a text."""
-    with open_llm(model, options, offline=offline, show_progress=not json) as llm:
-        embeddings = llm.embed(read_texts(texts), truncate=truncate).tolist()
+    whole_texts = read_texts(texts)
+    with open_llm(model, options, task="embed", offline=offline, show_progress=not json) as llm:
+        embeddings = llm.embed(whole_texts, truncate=truncate).tolist()
     if json:
         print_json({"embeddings": embeddings})
     else:

@@ -14,6 +14,7 @@ from fastserve.types import SamplingParams
 
 if TYPE_CHECKING:
     from fastserve.engine.llm import LLM
+    from fastserve.engine.load import Task
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -112,15 +113,15 @@ def sampling_options(defaults: SamplingParams) -> Decorator:
     return _pack("params", SamplingParams, options)
 
 
-def open_llm(model: str, options: EngineOptions, *, offline: bool, show_progress: bool) -> LLM:
-    """Load a model, downloading it first where it is not here. Raises as LLM."""
+def open_llm(model: str, options: EngineOptions, *, task: Task, offline: bool, show_progress: bool) -> LLM:
+    """Load a model for a task, downloading it first where it is not here. Raises as LLM."""
     from fastserve.cli.progress_bar import download_progress
     from fastserve.engine.llm import LLM
     from fastserve.hub.resolve import resolve
 
     with download_progress(shown=show_progress) as progress:
         path = resolve(model, offline=offline, progress=progress)
-    return LLM(path, **asdict(options))
+    return LLM(path, name=model, task=task, **asdict(options))
 
 
 def _pack(argument: str, make: Callable[..., object], options: Mapping[str, Decorator]) -> Decorator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from fastserve.cli.engine_option import engine_options, model_argument, open_llm, sampling_options
 from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.report import print_json
+from fastserve.cli.standard_input import read_text
 from fastserve.config import EngineOptions
 from fastserve.types import SamplingParams
 
@@ -49,7 +49,7 @@ def generate(
     One prompt streams to the terminal. Several run in one batch and are printed in their order.
     """
     texts = read_texts(prompts)
-    with open_llm(model, options, offline=offline, show_progress=not json) as llm:
+    with open_llm(model, options, task="generate", offline=offline, show_progress=not json) as llm:
         requests = [_to_prompt(llm, text, chat=chat) for text in texts]
         if json:
             completions = llm.generate(requests, params)
@@ -62,8 +62,12 @@ def generate(
 
 
 def read_texts(arguments: Sequence[str]) -> list[str]:
-    """The arguments, `-` replaced by what standard input holds, less the line break that ends it."""
-    return [sys.stdin.read().removesuffix("\n") if text == STDIN else text for text in arguments]
+    """The arguments, `-` replaced by what standard input holds, less the line break that ends it.
+
+    Raises:
+        OptionError: standard input is not text.
+    """
+    return [read_text().removesuffix("\n") if text == STDIN else text for text in arguments]
 
 
 def completion_to_json(completion: Completion) -> Mapping[str, Any]:
