@@ -230,7 +230,8 @@ def test_a_text_generator_has_no_embeddings(llm: LLM) -> None:
 def test_a_chat_model_answers_and_streams_the_same_answer(model_dir: Callable[[str], Path]) -> None:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     params = SamplingParams(max_tokens=32)
-    with LLM(model_dir("smollm2-135m-instruct")) as llm:
+    # int8 may flip the first token, a near-tie in float32.
+    with LLM(model_dir("smollm2-135m-instruct"), weights="bf16") as llm:
         answer = llm.chat(messages, params)
         streamed = "".join(chunk.text for chunk in llm.stream_chat(messages, params))
     assert "Paris" in answer.text
