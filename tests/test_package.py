@@ -51,7 +51,11 @@ def test_everything_the_package_names_is_there(name: str) -> None:
 
 
 def test_the_installed_version_is_that_of_the_source() -> None:
-    assert metadata.version("fastserve-llm") == fastserve.__version__
+    try:
+        installed = metadata.version("fastserve-llm")
+    except metadata.PackageNotFoundError:
+        pytest.skip("fastserve-llm is not installed here: the package is imported from its source")
+    assert installed == fastserve.__version__
 
 
 def test_the_changelog_begins_with_this_version() -> None:

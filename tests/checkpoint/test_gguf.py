@@ -173,6 +173,7 @@ def test_a_corrupt_file_is_refused_by_file_value_and_limit(
     with pytest.raises(CheckpointError, match=message) as caught:
         read(tmp_path, content)
     assert "file.gguf" in str(caught.value)
+    assert "download the model again" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_text_beyond_the_limit_is_refused_unless_it_may_be_cut(
 ) -> None:
     arguments = ["embed", str(model_dir("all-minilm-l6-v2")), "hello " * 300]
     assert main(arguments) == 2
-    assert "302 tokens; the model embeds at most 256" in capsys.readouterr().err
+    assert "300 tokens; the model embeds at most 256" in capsys.readouterr().err
     assert main([*arguments, "--truncate"]) == 0
 
 

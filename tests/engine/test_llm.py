@@ -260,8 +260,10 @@ def test_an_embedding_is_the_same_alone_and_in_any_batch(encoder: LLM) -> None:
 
 def test_a_text_beyond_the_models_limit_is_refused_or_cut_where_asked(encoder: LLM) -> None:
     long = "hello " * 300
-    with pytest.raises(ContextLengthError, match="302 tokens; the model embeds at most 256"):
+    with pytest.raises(ContextLengthError, match="at least 300 tokens; the model embeds at most 256"):
         encoder.embed(["short", long])
+    with pytest.raises(ContextLengthError, match="a text has 302 tokens"):
+        encoder.embed(f"{'hello,' * 150}")
     np.testing.assert_array_equal(encoder.embed(long, truncate=True), encoder.embed("hello " * 254))
 
 

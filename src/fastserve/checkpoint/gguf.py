@@ -60,6 +60,8 @@ _OTHER_TYPES = {
     34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
 
+_DAMAGED = "the file is damaged or badly converted: download the model again"
+
 _LENGTH = struct.Struct("<Q")
 
 
@@ -147,7 +149,9 @@ class GgufMetadata(Mapping[str, GgufValue]):
         )
 
     def _refuse(self, key: str, expected: str) -> Any:
-        raise CheckpointError(f"{self.path}: {key} is {self._values[key]!s:.80}, {expected} was expected")
+        raise CheckpointError(
+            f"{self.path}: {key} is {self._values[key]!s:.80}, {expected} was expected", hint=_DAMAGED
+        )
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,7 @@ def read_gguf(path: Path) -> GgufFile:
     for _ in range(num_pairs):
         key = cursor.name("key")
         if key in values:
-            raise CheckpointError(f"{path}: key {key!r} is repeated")
+            raise CheckpointError(f"{path}: key {key!r} is repeated", hint=_DAMAGED)
         values[key] = cursor.value(key)
     metadata = GgufMetadata(path, values)
     alignment = _alignment(metadata)
@@ -211,7 +215,7 @@ class _Cursor:
             raise CheckpointError(
                 f"{self.path} is truncated: {what} at byte {self.position} needs {num_bytes} bytes,"
                 f" {len(self._buffer) - self.position} are left",
-                hint="download the model again",
+                hint=_DAMAGED,
             )
         taken = self._buffer[self.position : end]
         self.position = end
@@ -230,7 +234,7 @@ class _Cursor:
         if count > limit:
             raise CheckpointError(
                 f"{self.path} claims {count} {what}, the file has room for {limit}",
-                hint="the file is truncated or damaged: download the model again",
+                hint=_DAMAGED,
             )
         return count
 
@@ -239,7 +243,8 @@ class _Cursor:
         if not 0 < length <= _MAX_NAME_BYTES:
             raise CheckpointError(
                 f"{self.path}: a {what} of {length} bytes at byte {self.position},"
-                f" the limits are 1 and {_MAX_NAME_BYTES}"
+                f" the limits are 1 and {_MAX_NAME_BYTES}",
+                hint=_DAMAGED,
             )
         return _decode(self.path, self.take(length, f"a {what}"))
 
@@ -264,11 +269,14 @@ class _Cursor:
         dtype = _SCALAR_DTYPES.get(code)
         if dtype is None:
             raise CheckpointError(
-                f"{self.path}: {key} has value type {code}, the largest known is {max(_SCALARS)}"
+                f"{self.path}: {key} has value type {code}, the largest known is {max(_SCALARS)}",
+                hint=_DAMAGED,
             )
         data = self.take(count * dtype.itemsize, key)
         if dtype == np.bool_ and max(bytes(data), default=0) > 1:
-            raise CheckpointError(f"{self.path}: {key} holds a boolean that is neither 0 nor 1")
+            raise CheckpointError(
+                f"{self.path}: {key} holds a boolean that is neither 0 nor 1", hint=_DAMAGED
+            )
         return np.frombuffer(data, dtype).copy()
 
     def _strings(self, count: int) -> StringArray:
@@ -284,7 +292,7 @@ class _Cursor:
         if position > len(buffer):
             raise CheckpointError(
                 f"{self.path} is truncated: {count} texts at byte {self.position} do not fit in the file",
-                hint="download the model again",
+                hint=_DAMAGED,
             )
         self.position = position
         return StringArray(self.path, buffer, offsets)
@@ -294,13 +302,17 @@ def _decode(path: Path, data: memoryview) -> str:
     try:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: a text is not valid UTF-8: {bytes(data[:40])!r}") from error
+        raise CheckpointError(
+            f"{path}: a text is not valid UTF-8: {bytes(data[:40])!r}", hint=_DAMAGED
+        ) from error
 
 
 def _check_version(cursor: _Cursor) -> None:
     magic = bytes(cursor.take(len(_MAGIC), "the magic"))
     if magic != _MAGIC:
-        raise CheckpointError(f"{cursor.path} is no GGUF file: it starts with {magic!r}, not {_MAGIC!r}")
+        raise CheckpointError(
+            f"{cursor.path} is no GGUF file: it starts with {magic!r}, not {_MAGIC!r}", hint=_DAMAGED
+        )
     version = cursor.u32("the version")
     if version not in _VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "big"), "little")
@@ -317,7 +329,8 @@ def _alignment(metadata: GgufMetadata) -> int:
         return _DEFAULT_ALIGNMENT
     if not 0 < alignment <= 2**20 or alignment & (alignment - 1):
         raise CheckpointError(
-            f"{metadata.path}: general.alignment is {alignment}, a power of two up to {2**20} was expected"
+            f"{metadata.path}: general.alignment is {alignment}, a power of two up to {2**20} was expected",
+            hint=_DAMAGED,
         )
     return alignment
 
@@ -328,11 +341,14 @@ def _read_entry(cursor: _Cursor) -> _Entry:
     if not 0 < num_dimensions <= _MAX_DIMENSIONS:
         raise CheckpointError(
             f"{cursor.path}: tensor {name!r} has {num_dimensions} dimensions,"
-            f" the limits are 1 and {_MAX_DIMENSIONS}"
+            f" the limits are 1 and {_MAX_DIMENSIONS}",
+            hint=_DAMAGED,
         )
     shape = tuple(cursor.u64(f"a dimension of {name}") for _ in range(num_dimensions))[::-1]
     if 0 in shape:
-        raise CheckpointError(f"{cursor.path}: tensor {name!r} has shape {list(shape)}, an empty dimension")
+        raise CheckpointError(
+            f"{cursor.path}: tensor {name!r} has shape {list(shape)}, an empty dimension", hint=_DAMAGED
+        )
     code = cursor.u32(f"the type of {name}")
     offset = cursor.u64(f"the offset of {name}")
     format_ = _FORMATS.get(code)
@@ -346,7 +362,8 @@ def _read_entry(cursor: _Cursor) -> _Entry:
     if shape[-1] % format_.block_elements:
         raise CheckpointError(
             f"{cursor.path}: tensor {name!r} has rows of {shape[-1]} elements,"
-            f" {format_.name} needs a multiple of {format_.block_elements}"
+            f" {format_.name} needs a multiple of {format_.block_elements}",
+            hint=_DAMAGED,
         )
     return _Entry(name, format_, shape, offset)
 
@@ -361,18 +378,21 @@ def _map_tensors(
         begin = data_start + entry.offset
         end = begin + entry.format.num_bytes(entry.shape)
         if entry.name in tensors:
-            raise CheckpointError(f"{path}: tensor {entry.name!r} is repeated")
+            raise CheckpointError(f"{path}: tensor {entry.name!r} is repeated", hint=_DAMAGED)
         if entry.offset % alignment:
             raise CheckpointError(
                 f"{path}: tensor {entry.name!r} has offset {entry.offset},"
-                f" a multiple of {alignment} was expected"
+                f" a multiple of {alignment} was expected",
+                hint=_DAMAGED,
             )
         if begin < previous_end:
-            raise CheckpointError(f"{path}: tensors {previous_name!r} and {entry.name!r} overlap")
+            raise CheckpointError(
+                f"{path}: tensors {previous_name!r} and {entry.name!r} overlap", hint=_DAMAGED
+            )
         if end > len(buffer):
             raise CheckpointError(
                 f"{path} is truncated: tensor {entry.name!r} ends at byte {end}, the file at {len(buffer)}",
-                hint="download the model again",
+                hint=_DAMAGED,
             )
         tensors[entry.name] = StoredTensor(entry.name, entry.format, entry.shape, buffer[begin:end])
         previous_end, previous_name = end, entry.name

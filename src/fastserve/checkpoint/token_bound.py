@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -15,18 +16,53 @@ from fastserve.types import JsonObject
 _COMPOSED_CHARACTERS = 4
 _CONTINUATION_BYTES = range(0x80, 0xC0)  # one is in every character beyond ASCII
 
+# Between spaces, with a letter that no normalizer takes away.
+_WORD = re.compile(r"[^ \t\r\n]*[A-Za-z0-9][^ \t\r\n]*")
+_SCANNED_CHARACTERS = 1_000_000  # words of some 150,000 tokens; more are not looked for
+
+
+class TokenBound(Protocol):
+    """A number of tokens that a text has at least, special tokens not counted."""
+
+    def min_tokens(self, text: str) -> int: ...
+
+
+def find_token_bound(tokenizer: Tokenizer) -> TokenBound | None:
+    """The bound of a tokenizer; None where none is certain, as with Unigram, whose unknown token takes any
+    number of characters.
+    """
+    if isinstance(tokenizer.model, models.WordPiece):
+        return WordBound.from_tokenizer(tokenizer)
+    return CharacterBound.from_tokenizer(tokenizer) if isinstance(tokenizer.model, models.BPE) else None
+
 
 @dataclass(frozen=True, slots=True)
-class TokenBound:
+class WordBound:
+    """Every word is at least one token, the unknown one if none else."""
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer) -> WordBound | None:
+        """None where the text is not cut into words as BERT does."""
+        kinds = [
+            step["type"] for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) for step in _steps(part)
+        ]
+        return cls() if kinds == ["BertNormalizer", "BertPreTokenizer"] else None
+
+    def min_tokens(self, text: str) -> int:
+        return sum(1 for _ in _WORD.finditer(text, 0, _SCANNED_CHARACTERS))
+
+
+@dataclass(frozen=True, slots=True)
+class CharacterBound:
     """A token stands for at most `longest` characters of a text, but those in `dropped` may vanish."""
 
     longest: int
     dropped: str
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Tokenizer) -> TokenBound | None:
-        """None where there is no such bound: with WordPiece and Unigram, whose unknown token takes a whole
-        word, with pieces of text that are removed, and with added tokens that take the spaces beside them.
+    def from_tokenizer(cls, tokenizer: Tokenizer) -> CharacterBound | None:
+        """None where other characters may vanish, or any number become one unknown token, or added tokens
+        take the spaces beside them.
         """
         cuts = list(_steps(tokenizer.pre_tokenizer))
         shrinks = [_shrinkage(step) for step in _steps(tokenizer.normalizer)]
@@ -64,8 +100,6 @@ def _dropped_characters(tokenizer: Tokenizer, cuts: list[JsonObject]) -> str | N
     """The characters that have no token for any of their bytes; None where such are not only in ASCII, or
     become an unknown token together.
     """
-    if not isinstance(tokenizer.model, models.BPE):
-        return None
     if any(step["type"] == "ByteLevel" for step in cuts):
         letters = _byte_letters()
     elif tokenizer.model.byte_fallback:

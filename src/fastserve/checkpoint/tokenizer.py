@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.detokenize import DecodingRule, Detokenizer, StreamDecoder
-from fastserve.checkpoint.token_bound import TokenBound
+from fastserve.checkpoint.token_bound import TokenBound, find_token_bound
 from fastserve.errors import OptionError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Tokenizer:
 
     @cached_property
     def _bound(self) -> TokenBound | None:
-        return TokenBound.from_tokenizer(self._backend)
+        return find_token_bound(self._backend)
 
     @cached_property
     def _detokenizer(self) -> Detokenizer:

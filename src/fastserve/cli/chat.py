@@ -32,9 +32,10 @@ _PROBE = ({"role": "user", "content": "Hello!"},)
 @json_option
 @offline_option
 def chat(model: str, params: SamplingParams, options: EngineOptions, json: bool, offline: bool) -> None:
-    """Talk with a model; /help lists what can be typed.
+    """Talk with a model.
 
-    Questions may also be piped in, one a line; the exit code then is 2 where a line could not be answered.
+    Type a question and press Enter; /help lists the commands. Questions may also be piped in, one a line; the
+    exit code is then 2 if any line failed.
     """
     conversation = Conversation(params)
     reader = LineReader()

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @click.command()
 @json_option
 def doctor(json: bool) -> None:
-    """Look over this installation and this machine, and say what to do about what is wrong.
+    """Check this installation and this machine.
 
-    The exit code is 0 where there is no problem (warnings are none), else 2.
+    Says what to do about what is wrong. The exit code is 2 if there is a problem; warnings alone leave it 0.
     """
     from fastserve.cli.diagnosis import diagnose
 

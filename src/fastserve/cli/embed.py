@@ -16,16 +16,25 @@ from fastserve.config import EngineOptions
 @click.command()
 @model_argument
 @click.argument(
-    "texts", metavar="TEXT...", nargs=-1, required=True, help="Texts to embed; - reads standard input."
+    "texts",
+    metavar="TEXT...",
+    nargs=-1,
+    required=True,
+    help="Texts to embed; - reads one from standard input.",
 )
-@click.option("--truncate", is_flag=True, help="Cut texts beyond the model's limit instead of refusing them.")
+@click.option(
+    "--truncate", is_flag=True, help="Cut texts that are too long for the model instead of refusing them."
+)
 @engine_options("weights", "threads", "backend")
 @json_option
 @offline_option
 def embed(
     model: str, texts: Sequence[str], truncate: bool, options: EngineOptions, json: bool, offline: bool
 ) -> None:
-    """Embed texts with an encoder, such as all-minilm-l6-v2: one line of numbers a text."""
+    """Turn texts into vectors.
+
+    The model must be an encoder, such as all-minilm-l6-v2. Prints one line of numbers for each text.
+    """
     whole_texts = read_texts(texts)
     with open_llm(model, options, task="embed", offline=offline, show_progress=not json) as llm:
         embeddings = llm.embed(whole_texts, truncate=truncate).tolist()

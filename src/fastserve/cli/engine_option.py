@@ -20,7 +20,10 @@ Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
 model_argument = click.argument(
-    "model", metavar="NAME_OR_DIR", help="A model's name, source, folder or .gguf file."
+    "model",
+    metavar="NAME_OR_DIR",
+    help="A name that `fastserve models list` shows, a source such as hf:owner/name, a folder or a .gguf "
+    "file. What is not here is downloaded.",
 )
 
 _DEFAULTS = EngineOptions()
@@ -29,32 +32,36 @@ _ENGINE_OPTIONS: Mapping[str, Decorator] = {
         "--weights",
         type=click.Choice(get_args(WeightsChoice)),
         default=_DEFAULTS.weights,
-        help="Format of the weights; auto is int8 for text generation and f32 for encoders.",
+        help="Format of the weights in memory: f32 is exact, int8 the smallest and fastest; auto is int8 for "
+        "text generation and f32 for encoders.",
     ),
     "kv_dtype": click.option(
         "--kv-dtype",
         type=click.Choice(get_args(KvDtype)),
         default=_DEFAULTS.kv_dtype,
-        help="Format of stored keys and values.",
+        help="Format in which past tokens are kept (their keys and values); f32 is exact and takes twice the "
+        "memory.",
     ),
     "threads": click.option(
         "--threads",
         type=int,
-        help="Threads of the native backend; by default the cores this process may use.",
+        help="Threads to compute with; by default as many as there are cores for this process.",
     ),
     "context_length": click.option(
         "--context-length",
         type=int,
-        help="Most tokens of prompt and completion; by default the model's own, up to 8192.",
+        help="Most tokens of prompt and completion together; by default what the model was made for, up to "
+        "8192.",
     ),
     "kv_memory": click.option(
-        "--kv-memory", help="Memory for keys and values, such as 512MiB; by default from what is free."
+        "--kv-memory",
+        help="Memory to keep past tokens in, such as 512MiB; by default a part of what is free.",
     ),
     "backend": click.option(
         "--backend",
         type=click.Choice(get_args(Backend)),
         default=_DEFAULTS.backend,
-        help="What runs the model; torch is the reference.",
+        help="What computes: native, or PyTorch where it is installed, slow and for comparison.",
     ),
 }
 
@@ -77,7 +84,8 @@ def sampling_options(defaults: SamplingParams) -> Decorator:
             "--temperature",
             type=float,
             default=defaults.temperature,
-            help="Randomness; 0 always takes the likeliest token.",
+            help="How freely tokens are chosen; 0 always takes the likeliest, 1 follows the model's "
+            "probabilities.",
         ),
         "top_k": click.option(
             "--top-k",
@@ -101,13 +109,13 @@ def sampling_options(defaults: SamplingParams) -> Decorator:
             "--seed",
             type=int,
             default=defaults.seed,
-            help="Makes random choices repeatable; by default fresh for every request.",
+            help="Number that makes random choices repeatable; by default a new one every time.",
         ),
         "stop": click.option(
             "--stop",
             multiple=True,
             default=defaults.stop,
-            help="End before this text; may be given several times.",
+            help="Stop where the model would write this text; may be given several times.",
         ),
     }
     return _pack("params", SamplingParams, options)

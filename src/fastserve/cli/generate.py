@@ -28,9 +28,11 @@ STDIN = "-"
     metavar="PROMPT...",
     nargs=-1,
     required=True,
-    help="Texts to go on from; - reads standard input.",
+    help="Texts to go on from; - reads one from standard input.",
 )
-@click.option("--chat", is_flag=True, help="Put each prompt as a user's message, by the chat template.")
+@click.option(
+    "--chat", is_flag=True, help="Answer each prompt as a user's message (needs a model tuned for chat)."
+)
 @sampling_options(SamplingParams())
 @engine_options("weights", "kv_dtype", "threads", "context_length", "kv_memory", "backend")
 @json_option
@@ -44,9 +46,10 @@ def generate(
     json: bool,
     offline: bool,
 ) -> None:
-    """Complete prompts as they stand: the model goes on from where each of them ends.
+    """Complete prompts.
 
-    One prompt streams to the terminal. Several run in one batch and are printed in their order.
+    The model goes on from where each prompt ends; with --chat it answers it. The text of a single prompt is
+    printed as it comes, that of several, which run together, at the end.
     """
     texts = read_texts(prompts)
     with open_llm(model, options, task="generate", offline=offline, show_progress=not json) as llm:

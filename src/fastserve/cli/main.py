@@ -30,16 +30,25 @@ COMMANDS = {
 
 _COMPLETION_VARIABLE = "_FASTSERVE_COMPLETE"
 
+_EPILOG = """\b
+To begin (the model is downloaded first, 98 MB):
+  fastserve chat smollm2-135m-instruct
+
+\b
+Completion in bash (or zsh, fish):
+  eval "$(_FASTSERVE_COMPLETE=bash_source fastserve)"
+"""
+
 
 @click.group(
     cls=LazyCommandGroup,
     modules=COMMANDS,
     context_settings={"show_default": True},
-    epilog='\b\nCompletion in bash (or zsh, fish):\n  eval "$(_FASTSERVE_COMPLETE=bash_source fastserve)"',
+    epilog=_EPILOG,
 )
 @click.version_option(__version__, message="%(prog)s %(version)s", help="Print the version.")
 def fastserve() -> None:
-    """From a pretrained language model to an efficient service."""
+    """Run language models on your own machine: chat, complete prompts, embed texts."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,13 +13,16 @@ name_argument = click.argument("name", metavar="NAME", help="A name that `fastse
 
 @click.group(cls=CommandGroup, no_args_is_help=False)
 def models() -> None:
-    """List, show and remove the models of the local store."""
+    """List, show and remove downloaded models."""
 
 
 @models.command("list")
 @json_option
 def list_(json: bool) -> None:
-    """List the models that are here, and those that `fastserve download` knows by name."""
+    """List models, downloaded or not.
+
+    Those that are here come first, then those that `fastserve download` knows by name.
+    """
     from fastserve.hub.catalogue import load_catalogue
     from fastserve.hub.registry import list_models
 
@@ -43,7 +46,7 @@ def list_(json: bool) -> None:
 @name_argument
 @json_option
 def show(name: str, json: bool) -> None:
-    """Show where a model came from, its licence, and its files with their checksums."""
+    """Show a model's source, licence and files."""
     from fastserve.hub.registry import show_model
 
     record = show_model(name)
@@ -66,7 +69,11 @@ def show(name: str, json: bool) -> None:
 @name_argument
 @json_option
 def remove(name: str, json: bool) -> None:
-    """Remove a model, or what an interrupted download left; a registered folder is forgotten, not deleted."""
+    """Remove a model.
+
+    Deletes its files, or what an interrupted download left of them. A folder or file of your own is only
+    forgotten.
+    """
     from fastserve.hub.registry import remove_model
 
     freed_bytes = remove_model(name)

@@ -209,15 +209,14 @@ class LLM:
 
     def _encode_whole(self, text: str, truncate: bool) -> list[int]:
         """The token ids of a text to embed, special tokens included, within the model's limit."""
-        token_ids = self.model.tokenizer.encode(text)
-        limit = self.model.context_length
+        tokenizer, limit = self.model.tokenizer, self.model.context_length
+        if not truncate and (least := tokenizer.min_tokens(text)) > limit:  # see `_encode`
+            raise _too_long_to_embed(f"at least {least}", limit)
+        token_ids = tokenizer.encode(text)
         if len(token_ids) <= limit:
             return token_ids
         if not truncate:
-            raise ContextLengthError(
-                f"a text has {len(token_ids)} tokens; the model embeds at most {limit}",
-                hint="split the text, or ask for truncation",
-            )
+            raise _too_long_to_embed(str(len(token_ids)), limit)
         return [*token_ids[: limit - 1], token_ids[-1]]  # the last one closes the text
 
     def _add(self, prompt: Prompt, params: SamplingParams) -> int:
@@ -267,6 +266,13 @@ def _make_engine(model: LoadedModel, options: EngineOptions) -> Engine:
         make_decoder=model.tokenizer.stream_decoder,
         context_length=model.context_length,
         prefill_chunk_tokens=options.prefill_chunk_tokens,
+    )
+
+
+def _too_long_to_embed(num_tokens: str, limit: int) -> ContextLengthError:
+    return ContextLengthError(
+        f"a text has {num_tokens} tokens; the model embeds at most {limit}",
+        hint="split the text, or ask for truncation",
     )
 
 
