@@ -1,10 +1,10 @@
-"""How far int8 and bf16 weights move the model's predictions from those of float32: mean KL on wikitext-2."""
+"""How far weight formats move the model's predictions from those of float32: mean KL on wikitext-2."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastserve.backends.native.executable import NativeExecutable, compile_native
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.checkpoint.tokenizer import Tokenizer
+from fastserve.config import WeightFormat
 from fastserve.graph.passes import optimize
 from fastserve.hub.resolve import resolve
 from fastserve.models.family import build_graph, read_config
@@ -33,7 +34,7 @@ CHARACTERS_PER_TOKEN = 8  # more than there are
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--weights", nargs="+", default=["int8", "bf16"], choices=["int8", "bf16", "f32"])
+    parser.add_argument("--weights", nargs="+", default=["int8", "bf16"], choices=get_args(WeightFormat))
     parser.add_argument("--tokens", type=int, default=8192, help=f"in windows of {WINDOW_TOKENS}")
     arguments = parser.parse_args()
     results = compare(arguments.model, arguments.weights, arguments.tokens)

@@ -59,11 +59,14 @@ StoredMatrix to_stored_matrix(const std::tuple<std::string, Bytes, int32_t, int3
 
 void init_weight(Weight* self, Runtime& runtime,
                  const std::vector<std::tuple<std::string, Bytes, int32_t, int32_t>>& sources,
-                 const std::string& format, int32_t group_size) {
+                 const std::string& format, int32_t group_size, int32_t activation_group_size,
+                 const std::string& scale_format, const std::string& offset) {
+  const WeightScheme scheme{parse_weight_format(format), parse_scale_format(scale_format), parse_weight_offset(offset),
+                            group_size, activation_group_size};
   std::vector<StoredMatrix> matrices;
   for (const auto& source : sources) matrices.push_back(to_stored_matrix(source));
   nb::gil_scoped_release release;
-  new (self) Weight(matrices, parse_weight_format(format), group_size, runtime.kernels, runtime.pool);
+  new (self) Weight(matrices, scheme, runtime.kernels, runtime.pool);
 }
 
 nb::ndarray<nb::numpy, float> decode(Runtime& runtime, const std::string& format, const Bytes& data, int64_t count) {
@@ -339,7 +342,8 @@ NB_MODULE(_native, m) {
       .def_prop_ro("isa", [](const Runtime& r) { return std::string(r.kernels.name); })
       .def("decode", &decode, "format"_a, "data"_a, "count"_a);
   nb::class_<Weight>(m, "Weight")
-      .def("__init__", &init_weight, "runtime"_a, "sources"_a, "format"_a, "group_size"_a = 0)
+      .def("__init__", &init_weight, "runtime"_a, "sources"_a, "format"_a, nb::kw_only(), "group_size"_a = 0,
+           "activation_group_size"_a = 0, "scale_format"_a = "bf16", "offset"_a = "none")
       .def_prop_ro("num_bytes", &Weight::num_bytes);
   bind_plan(m);
   m.def("sample", &sample_rows, "logits"_a, "sampling"_a);

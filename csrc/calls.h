@@ -121,8 +121,8 @@ class LinearCall : public Call {
     const PackedWeight& w = weight_.packed();
     LinearArgs args{};
     args.weight = &w;
-    if (w.format == WeightFormat::int8) {
-      const QuantizedLayout layout(w.depth, w.group_size);
+    if (is_integer(w.format)) {
+      const QuantizedLayout layout(w.depth, w.activation_group_size);
       args.quantized = {reinterpret_cast<const int8_t*>(step.row(x_, 0)), layout.row_bytes, layout.scales_offset,
                         layout.corrections_offset};
     } else {
@@ -133,16 +133,13 @@ class LinearCall : public Call {
     args.out = step.row(out_, 0);
     args.out_stride = out_.stride;
     const int32_t panel = tile / num_row_blocks(step), block = tile % num_row_blocks(step);
-    const int32_t row_end = std::min(step.num_rows(out_.rows), (block + 1) * kRowsPerTile);
-    step.kernels.linear(args, block * kRowsPerTile, row_end, panel, panel + 1);
+    const int32_t row_end = std::min(step.num_rows(out_.rows), (block + 1) * kRowBlock);
+    step.kernels.linear(args, block * kRowBlock, row_end, panel, panel + 1);
   }
 
  private:
-  // A multiple of every register tile's height; large enough that a panel is read from memory few times.
-  static constexpr int32_t kRowsPerTile = 96;
-
   int num_panels() const { return (weight_.packed().rows + kPanel - 1) / kPanel; }
-  int num_row_blocks(const Step& step) const { return (step.num_rows(out_.rows) + kRowsPerTile - 1) / kRowsPerTile; }
+  int num_row_blocks(const Step& step) const { return (step.num_rows(out_.rows) + kRowBlock - 1) / kRowBlock; }
 
   Matrix x_;
   const Weight& weight_;

@@ -39,7 +39,7 @@ struct QuantizedLayout {
   int64_t row_bytes;
 
   QuantizedLayout(int32_t depth, int32_t group_size)
-      : padded_depth(static_cast<int32_t>(round_up(static_cast<std::size_t>(depth), 4))),
+      : padded_depth(static_cast<int32_t>(round_up(static_cast<std::size_t>(depth), kDepthAlignment))),
         group_size(group_size > 0 ? group_size : std::max(padded_depth, 1)) {
     const int64_t num_groups = (padded_depth + this->group_size - 1) / this->group_size;
     scales_offset = static_cast<int64_t>(round_up(static_cast<std::size_t>(padded_depth), 64));

@@ -18,6 +18,8 @@ Enum parse(const char* what, const std::string& name, const Named<Enum> (&table)
   throw std::invalid_argument("unknown " + std::string(what) + " '" + name + "'");
 }
 
+bool keeps_blocks(const PackedWeight& w) { return is_integer(w.format) && w.scale_format == ScaleFormat::f16; }
+
 // Packs one panel a tile.
 class PackJob : public Job {
  public:
@@ -31,21 +33,21 @@ class PackJob : public Job {
   void run_tile(int, int panel, int thread) override {
     uint8_t* out = weight_.panels + panel * weight_.panel_bytes;
     float* values = rows_[static_cast<std::size_t>(thread)].get();
-    if (weight_.format == WeightFormat::int8) std::memset(out, 128, static_cast<std::size_t>(weight_.panel_bytes));
-    for (int32_t row = panel * kPanel; row < weight_.rows && row < (panel + 1) * kPanel; ++row) {
-      decode(row, values);
-      kernels_.pack_row(weight_, values, out, row % kPanel, weight_.scales + row);
-    }
+    for (int32_t row = panel * kPanel; row < weight_.rows && row < (panel + 1) * kPanel; ++row) pack(row, values, out);
   }
 
  private:
-  void decode(int32_t row, float* out) const {
+  void pack(int32_t row, float* values, uint8_t* out) const {
+    int32_t at = row;
     for (const StoredMatrix& source : sources_) {
-      if (row < source.rows) {
-        const int64_t row_bytes = stored_bytes(source.format, source.depth);
-        return kernels_.decode_row(source.format, source.data + row * row_bytes, source.depth, out);
+      if (at >= source.rows) {
+        at -= source.rows;
+        continue;
       }
-      row -= source.rows;
+      const uint8_t* stored = source.data + at * stored_bytes(source.format, source.depth);
+      if (keeps_blocks(weight_)) return kernels_.pack_blocks(weight_, source.format, stored, out, row % kPanel);
+      kernels_.decode_row(source.format, stored, source.depth, values);
+      return kernels_.pack_row(weight_, values, out, row % kPanel);
     }
   }
 
@@ -55,7 +57,7 @@ class PackJob : public Job {
   std::vector<AlignedArray<float>> rows_;
 };
 
-void check(const StoredMatrix& source, int32_t depth) {
+void check(const StoredMatrix& source, int32_t depth, const PackedWeight& weight) {
   if (source.depth != depth)
     throw std::invalid_argument("stacked weights differ in depth: " + std::to_string(source.depth) + " and " +
                                 std::to_string(depth));
@@ -65,6 +67,29 @@ void check(const StoredMatrix& source, int32_t depth) {
   if (source.num_bytes != expected)
     throw std::invalid_argument("a stored matrix has " + std::to_string(source.num_bytes) + " bytes; its shape needs " +
                                 std::to_string(expected));
+  if (!keeps_blocks(weight)) return;
+  const StoredFormat kept = weight.format == WeightFormat::int8      ? StoredFormat::q8_0
+                            : weight.offset == WeightOffset::minimum ? StoredFormat::q4_1
+                                                                     : StoredFormat::q4_0;
+  if (source.format != kept) throw std::invalid_argument("a stored matrix has no blocks of the kind to keep");
+}
+
+// 0, or a size that divides both a chunk of columns and, of weights, into groups of activations.
+void check(const WeightScheme& s) {
+  const auto is_group = [](int32_t size) { return size == 0 || (size >= 32 && 256 % size == 0); };
+  const bool is_divided =
+      s.group_size == 0 || (s.activation_group_size > 0 && s.group_size % s.activation_group_size == 0);
+  if (!is_group(s.group_size) || !is_group(s.activation_group_size) || !is_divided)
+    throw std::invalid_argument("groups of " + std::to_string(s.group_size) + " columns, of activations " +
+                                std::to_string(s.activation_group_size) + ", are not supported");
+  if (s.format == WeightFormat::int4 && s.activation_group_size == 0)
+    throw std::invalid_argument("int4 weights need groups of activations");
+  if (s.format == WeightFormat::int8 && s.offset != WeightOffset::none)
+    throw std::invalid_argument("int8 weights have no offsets");
+  if (s.scale_format == ScaleFormat::f16 && (s.group_size != 32 || s.offset == WeightOffset::zero_point))
+    throw std::invalid_argument("float16 scales are those of stored blocks, of 32 columns and without zero points");
+  if (s.scale_format == ScaleFormat::bf16 && s.offset == WeightOffset::minimum)
+    throw std::invalid_argument("minimums are those of stored blocks, with float16 scales");
 }
 
 }  // namespace
@@ -77,9 +102,23 @@ StoredFormat parse_stored_format(const std::string& name) {
 }
 
 WeightFormat parse_weight_format(const std::string& name) {
-  static const Named<WeightFormat> table[] = {
-      {"f32", WeightFormat::f32}, {"bf16", WeightFormat::bf16}, {"int8", WeightFormat::int8}};
+  static const Named<WeightFormat> table[] = {{"f32", WeightFormat::f32},
+                                              {"f16", WeightFormat::f16},
+                                              {"bf16", WeightFormat::bf16},
+                                              {"int8", WeightFormat::int8},
+                                              {"int4", WeightFormat::int4}};
   return parse("weight format", name, table);
+}
+
+ScaleFormat parse_scale_format(const std::string& name) {
+  static const Named<ScaleFormat> table[] = {{"bf16", ScaleFormat::bf16}, {"f16", ScaleFormat::f16}};
+  return parse("format of scales", name, table);
+}
+
+WeightOffset parse_weight_offset(const std::string& name) {
+  static const Named<WeightOffset> table[] = {
+      {"none", WeightOffset::none}, {"zero_point", WeightOffset::zero_point}, {"minimum", WeightOffset::minimum}};
+  return parse("offset", name, table);
 }
 
 KvFormat parse_kv_format(const std::string& name) {
@@ -112,35 +151,40 @@ int64_t stored_bytes(StoredFormat format, int64_t count) {
   throw std::invalid_argument("unknown stored format");
 }
 
-Weight::Weight(const std::vector<StoredMatrix>& sources, WeightFormat format, int32_t group_size,
-               const Kernels& kernels, ThreadPool& pool) {
+Weight::Weight(const std::vector<StoredMatrix>& sources, const WeightScheme& scheme, const Kernels& kernels,
+               ThreadPool& pool) {
   if (sources.empty()) throw std::invalid_argument("a weight needs at least one stored matrix");
-  const int32_t depth = sources[0].depth;
+  check(scheme);
+  PackedWeight& w = packed_;
+  w.format = scheme.format;
+  w.scale_format = scheme.scale_format;
+  w.offset = scheme.offset;
+  w.depth = sources[0].depth;
   int64_t rows = 0;
   for (const StoredMatrix& source : sources) {
-    check(source, depth);
+    check(source, w.depth, w);
     rows += source.rows;
   }
-  packed_.format = format;
-  packed_.rows = static_cast<int32_t>(rows);
-  packed_.depth = depth;
-  packed_.padded_depth = static_cast<int32_t>(round_up(static_cast<std::size_t>(depth), 4));
-  packed_.group_size = group_size > 0 ? group_size : packed_.padded_depth;
-  if (packed_.group_size % 4 != 0)
-    throw std::invalid_argument("a group of " + std::to_string(group_size) + " columns is not a multiple of 4");
-  packed_.num_groups = (packed_.padded_depth + packed_.group_size - 1) / packed_.group_size;
+  w.rows = static_cast<int32_t>(rows);
+  w.padded_depth = static_cast<int32_t>(round_up(static_cast<std::size_t>(w.depth), kDepthAlignment));
+  const auto count = [&](int32_t group_size) { return (w.padded_depth + group_size - 1) / group_size; };
+  w.group_size = scheme.group_size > 0 ? scheme.group_size : w.padded_depth;
+  w.num_groups = count(w.group_size);
+  w.activation_group_size = scheme.activation_group_size > 0 ? scheme.activation_group_size : w.padded_depth;
+  w.num_activation_groups = count(w.activation_group_size);
 
+  const int64_t bits = w.format == WeightFormat::f32    ? 32
+                       : w.format == WeightFormat::int8 ? 8
+                       : w.format == WeightFormat::int4 ? 4
+                                                        : 16;
+  const int64_t group_bytes = is_integer(w.format) ? w.num_groups * kPanel * static_cast<int64_t>(sizeof(uint16_t)) : 0;
+  w.scales_offset = (is_integer(w.format) ? w.padded_depth : w.depth) * bits / 8 * kPanel;
+  w.offsets_offset = w.scales_offset + group_bytes;
+  w.panel_bytes = w.offsets_offset + (w.offset == WeightOffset::none ? 0 : group_bytes);
   const std::size_t num_panels = round_up(static_cast<std::size_t>(rows), kPanel) / kPanel;
-  const int64_t element_bytes = format == WeightFormat::f32 ? 4 : format == WeightFormat::bf16 ? 2 : 1;
-  packed_.panel_bytes = element_bytes * kPanel * (format == WeightFormat::int8 ? packed_.padded_depth : depth);
-  panels_ = allocate<uint8_t>(num_panels * static_cast<std::size_t>(packed_.panel_bytes));
-  num_bytes_ = static_cast<int64_t>(num_panels) * packed_.panel_bytes;
-  if (format == WeightFormat::int8) {
-    scales_ = allocate<uint16_t>(num_panels * kPanel);
-    num_bytes_ += static_cast<int64_t>(num_panels * kPanel * sizeof(uint16_t));
-  }
-  packed_.panels = panels_.get();
-  packed_.scales = scales_.get();
+  num_bytes_ = static_cast<int64_t>(num_panels) * w.panel_bytes;
+  panels_ = allocate<uint8_t>(static_cast<std::size_t>(num_bytes_));
+  w.panels = panels_.get();
 
   PackJob job(sources, packed_, kernels, pool.num_threads());
   pool.run(job);

@@ -25,14 +25,27 @@ int32_t stored_block(StoredFormat format);
 
 StoredFormat parse_stored_format(const std::string& name);
 WeightFormat parse_weight_format(const std::string& name);
+ScaleFormat parse_scale_format(const std::string& name);
+WeightOffset parse_weight_offset(const std::string& name);
 KvFormat parse_kv_format(const std::string& name);
 ActivationKind parse_activation(const std::string& name);
 
-// Owns a PackedWeight. group_size 0 means one scale for a whole row.
-// Throws std::invalid_argument where sources disagree in depth or are cut short, or the group size is not one.
+// How a matrix is packed; of integer formats, group sizes of 0 mean one scale for a whole row. float16 scales are those
+// of stored blocks of 32 columns (q8_0: int8; q4_0: int4; q4_1: int4 with minimums), which are kept as they are.
+struct WeightScheme {
+  WeightFormat format;
+  ScaleFormat scale_format;
+  WeightOffset offset;
+  int32_t group_size;
+  int32_t activation_group_size;
+};
+
+// Owns a PackedWeight.
+// Throws std::invalid_argument where sources disagree in depth, are cut short or do not fit the scheme, or the scheme
+// has sizes or a combination that the kernels do not have.
 class Weight {
  public:
-  Weight(const std::vector<StoredMatrix>& sources, WeightFormat format, int32_t group_size, const Kernels& kernels,
+  Weight(const std::vector<StoredMatrix>& sources, const WeightScheme& scheme, const Kernels& kernels,
          ThreadPool& pool);
   const PackedWeight& packed() const { return packed_; }
   int64_t num_bytes() const { return num_bytes_; }
@@ -41,7 +54,6 @@ class Weight {
   PackedWeight packed_{};
   int64_t num_bytes_ = 0;
   AlignedArray<uint8_t> panels_;
-  AlignedArray<uint16_t> scales_;
 };
 
 }  // namespace fastserve

@@ -1,12 +1,12 @@
 // From stored tensors to packed panels: decoding the stored formats and packing one row of weights.
 
-static inline float half_at(const uint8_t* p) {
-  uint16_t h[kLanes] = {};
-  float lanes[kLanes];
-  memcpy(h, p, 2);
-  store(lanes, load_f16(h));
-  return lanes[0];
+static inline uint16_t half_bits_at(const uint8_t* p) {
+  uint16_t bits;
+  memcpy(&bits, p, 2);
+  return bits;
 }
+
+static inline float half_at(const uint8_t* p) { return half_to_f32(half_bits_at(p)); }
 
 static void decode_row(StoredFormat format, const uint8_t* p, int64_t count, float* out) {
   switch (format) {
@@ -55,9 +55,6 @@ static void decode_row(StoredFormat format, const uint8_t* p, int64_t count, flo
   }
 }
 
-// Columns of a row that are quantized at a time; a multiple of 4.
-constexpr int32_t kPackedColumns = 64;
-
 // Round to nearest even; NaN stays NaN.
 static inline uint16_t to_bf16(float x) {
   uint32_t bits;
@@ -66,30 +63,102 @@ static inline uint16_t to_bf16(float x) {
   return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, int32_t column, uint16_t* scale) {
+// Columns of a row that are quantized at a time.
+constexpr int32_t kPackedColumns = 64;
+static_assert(kPackedColumns % kDepthAlignment == 0 && kSmallestGroup % kDepthAlignment == 0);
+
+// Puts a multiple of 8 columns from `begin` on, which is one too: int8 as value + 128, int4 as nibbles.
+static inline void put_columns(const PackedWeight& w, uint8_t* panel, int32_t column, int32_t begin, int32_t count,
+                               const uint8_t* values) {
+  for (int32_t i = 0; i < count; i += 8) {
+    const int64_t at = (int64_t)(begin + i) * kPanel + column * 4;
+    if (w.format == WeightFormat::int8) {
+      memcpy(panel + at, values + i, 4);
+      memcpy(panel + at + kPanel * 4, values + i + 4, 4);
+    } else {
+      uint8_t* out = panel + (int64_t)(begin + i) / 2 * kPanel + column * 4;
+      for (int b = 0; b < 4; ++b) out[b] = (uint8_t)(values[i + b] | values[i + 4 + b] << 4);
+    }
+  }
+}
+
+static inline int32_t clamp(int32_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : x; }
+
+// A group's scale, and the integer that is added to round(x / scale).
+struct GroupScale {
+  float scale;
+  int32_t zero;
+};
+
+static inline GroupScale choose_scale(const PackedWeight& w, const float* x, int32_t count) {
+  if (w.format == WeightFormat::int8) return {largest_magnitude(x, count) / 127.0f, 128};
+  float low = 0.0f, high = 0.0f;
+  for (int32_t i = 0; i < count; ++i) {
+    low = x[i] < low ? x[i] : low;
+    high = x[i] > high ? x[i] : high;
+  }
+  // Nibbles reach from -8 to 7: a scale with the sign that brings the largest magnitude to -8 uses them all.
+  if (w.offset == WeightOffset::none) return {-low >= high ? low / -8.0f : high / -8.0f, 8};
+  const float scale = high / 15.0f - low / 15.0f;
+  const float zero = scale > kSmallestQuantized ? nearbyintf(-low / scale) : 0.0f;
+  return {scale, clamp((int32_t)zero, 0, 15)};
+}
+
+// Rounds one group of a row. The rounded scale is the one that is used, so that its rounding costs nothing.
+static inline void pack_group(const PackedWeight& w, const float* row, int32_t group, uint8_t* panel, int32_t column) {
+  const int32_t begin = group * w.group_size;
+  const int32_t count = w.depth - begin < w.group_size ? w.depth - begin : w.group_size;
+  GroupScale chosen = choose_scale(w, row + begin, count);
+  const uint16_t scale = to_bf16(chosen.scale);
+  ((uint16_t*)(panel + w.scales_offset))[group * kPanel + column] = scale;
+  if (w.offset == WeightOffset::zero_point)
+    ((uint16_t*)(panel + w.offsets_offset))[group * kPanel + column] = to_bf16((float)-chosen.zero);
+  const float inverse = fabsf(chosen.scale) > kSmallestQuantized / 127.0f ? 1.0f / bf16_to_f32(scale) : 0.0f;
+  const int32_t most = w.format == WeightFormat::int8 ? 255 : 15;
+  for (int32_t at = 0; at < count; at += kPackedColumns) {
+    const int32_t n = count - at < kPackedColumns ? count - at : kPackedColumns;
+    int8_t rounded[kPackedColumns] = {};
+    quantize_values(row + begin + at, n, inverse, rounded);
+    uint8_t values[kPackedColumns];
+    for (int32_t i = 0; i < kPackedColumns; ++i) values[i] = (uint8_t)clamp(rounded[i] + chosen.zero, 0, most);
+    put_columns(w, panel, column, begin + at, n, values);
+  }
+}
+
+static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, int32_t column) {
   switch (w.format) {
     case WeightFormat::f32:
       for (int32_t k = 0; k < w.depth; ++k) ((float*)panel)[(int64_t)k * kPanel + column] = row[k];
       break;
+    case WeightFormat::f16:
+      for (int32_t k = 0; k < w.depth; ++k) ((uint16_t*)panel)[(int64_t)k * kPanel + column] = to_f16(row[k]);
+      break;
     case WeightFormat::bf16:
       for (int32_t k = 0; k < w.depth; ++k) ((uint16_t*)panel)[(int64_t)k * kPanel + column] = to_bf16(row[k]);
       break;
-    case WeightFormat::int8: {
-      // The rounded scale is the one that is used, so that its rounding costs nothing. Being at most 2^-8 too small,
-      // it cannot push a value beyond 127.5.
-      const float largest_value = largest_magnitude(row, w.depth);
-      *scale = to_bf16(largest_value / 127.0f);
-      const float inverse = largest_value > kSmallestQuantized ? 1.0f / bf16_to_f32(*scale) : 0.0f;
-      for (int32_t begin = 0; begin < w.depth; begin += kPackedColumns) {
-        const int32_t n = w.depth - begin < kPackedColumns ? w.depth - begin : kPackedColumns;
-        int8_t values[kPackedColumns] = {};
-        quantize_values(row + begin, n, inverse, values);
-        for (int32_t i = 0; i < n; i += 4) {
-          uint8_t* out = panel + (int64_t)(begin + i) * kPanel + column * 4;
-          for (int b = 0; b < 4; ++b) out[b] = (uint8_t)(values[i + b] + 128);
-        }
-      }
+    case WeightFormat::int8:
+    case WeightFormat::int4:
+      for (int32_t group = 0; group < w.num_groups; ++group) pack_group(w, row, group, panel, column);
       break;
+  }
+}
+
+// The groups of the weight are the stored blocks: their numbers are moved, not rounded.
+static void pack_blocks(const PackedWeight& w, StoredFormat format, const uint8_t* p, uint8_t* panel, int32_t column) {
+  const int32_t header = format == StoredFormat::q4_1 ? 4 : 2;
+  for (int32_t group = 0; group < w.num_groups; ++group) {
+    const int32_t at = group * kPanel + column;
+    ((uint16_t*)(panel + w.scales_offset))[at] = half_bits_at(p);
+    if (w.offset == WeightOffset::minimum) ((uint16_t*)(panel + w.offsets_offset))[at] = half_bits_at(p + 2);
+    p += header;
+    uint8_t values[32];
+    if (format == StoredFormat::q8_0) {
+      for (int i = 0; i < 32; ++i) values[i] = (uint8_t)(p[i] + 128);
+      p += 32;
+    } else {
+      for (int i = 0; i < 16; ++i) values[i] = p[i] & 15, values[16 + i] = p[i] >> 4;
+      p += 16;
     }
+    put_columns(w, panel, column, group * 32, 32, values);
   }
 }

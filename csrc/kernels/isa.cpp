@@ -40,7 +40,7 @@ namespace FASTSERVE_ISA_NAMESPACE {
 
 static const Kernels kTable = {
     FASTSERVE_ISA_NAME, embedding, linear,     quantize_row,     rms_norm,     layer_norm, add,      rope,
-    store_kv,           attention, activation, gated_activation, l2_normalize, decode_row, pack_row,
+    store_kv,           attention, activation, gated_activation, l2_normalize, decode_row, pack_row, pack_blocks,
 };
 
 }  // namespace FASTSERVE_ISA_NAMESPACE

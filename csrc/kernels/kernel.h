@@ -17,31 +17,48 @@ constexpr int kSplit = 256;
 // Columns of x that one float32 partial sum spans; as above, for the K dimension of float linears.
 constexpr int kDepthBlock = 256;
 constexpr int kMaxHeadDim = 256;
+// Rows that a linear multiplies with a panel at a time: enough for a panel to be read from memory few times, few
+// enough for their sums to stay in the cache. A multiple of every register tile's height.
+constexpr int kRowBlock = 96;
+// Integer weights and the activations they meet are padded to a whole number of so many columns.
+constexpr int kDepthAlignment = 8;
 
-enum class WeightFormat : int32_t { f32, bf16, int8 };
+enum class WeightFormat : int32_t { f32, f16, bf16, int8, int4 };
+constexpr bool is_integer(WeightFormat format) { return format == WeightFormat::int8 || format == WeightFormat::int4; }
+
+enum class ScaleFormat : int32_t { bf16, f16 };
+// What is added to scale * value: nothing, scale * offset for a whole offset, or an offset.
+enum class WeightOffset : int32_t { none, zero_point, minimum };
 enum class KvFormat : int32_t { f32, f16 };
 enum class StoredFormat : int32_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
 enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };
 
-// A matrix of weights [rows, depth], prepacked in panels of kPanel rows:
-//   f32, bf16: [panel][depth][kPanel]
-//   int8:      [panel][padded_depth / 4][kPanel][4] of value + 128 as uint8 (the dot instruction wants unsigned x
-//              signed); weight = value * scales[row]
-// Rows are padded to whole panels with zero weights.
+// A matrix of weights [rows, depth], prepacked in panels of kPanel rows. A panel holds values, then 16-bit scales
+// [num_groups][kPanel], then as many 16-bit offsets where there are any. Values are
+//   f32, f16, bf16: [depth][kPanel]
+//   int8:           [padded_depth / 4][kPanel][4] of value + 128 as uint8 (the dot instruction wants unsigned x signed)
+//   int4:           [padded_depth / 8][kPanel][4] of value (without an offset: value + 8), of columns k .. k + 3 in the
+//                   low halves of bytes and of columns k + 4 .. k + 7 in the high ones
+// A weight is scale * value + offset (see WeightOffset). Rows are padded to whole panels with scales of zero.
 struct PackedWeight {
   WeightFormat format;
+  ScaleFormat scale_format;
+  WeightOffset offset;
   int32_t rows;
   int32_t depth;
-  int32_t padded_depth;  // int8: depth rounded up to 4
-  int32_t group_size;    // int8: columns that share a scale, a multiple of 4; the last group may be shorter
-  int32_t num_groups;
+  int32_t padded_depth;           // int8, int4: depth rounded up to kDepthAlignment
+  int32_t group_size;             // columns of a row that share a scale; the last group may be shorter
+  int32_t num_groups;             // of a row of weights
+  int32_t activation_group_size;  // columns of a row of x that share a scale; divides group_size, or is it
+  int32_t num_activation_groups;
   int64_t panel_bytes;
-  uint8_t* panels;   // 64-byte aligned
-  uint16_t* scales;  // int8: [padded rows] bfloat16
+  int64_t scales_offset;   // bytes from a panel's start
+  int64_t offsets_offset;  // bytes from a panel's start
+  uint8_t* panels;         // 64-byte aligned
 };
 
-// Activations quantized per row and group: q = round(x / scale), x_scale = largest |x| / 127. As weights carry an
-// offset of 128, sum(q * w) = sum(q * (w + 128)) - 128 * sum(q): a row's correction is that last term.
+// Activations quantized per row and group: q = round(x / scale), x_scale = largest |x| / 127. Kernels multiply them
+// with value + 128, and sum(q * value) = sum(q * (value + 128)) - 128 * sum(q): a row's correction is that last term.
 struct QuantizedRows {
   const int8_t* data;  // row r at data + r * row_bytes: [padded_depth] values
   int64_t row_bytes;
@@ -51,9 +68,9 @@ struct QuantizedRows {
 
 struct LinearArgs {
   const PackedWeight* weight;
-  const float* x;  // f32, bf16 weights: [rows, depth]
+  const float* x;  // f32, f16, bf16 weights: [rows, depth]
   int64_t x_stride;
-  QuantizedRows quantized;  // int8 weights
+  QuantizedRows quantized;  // int8, int4 weights
   const float* bias;        // [weight->rows] or null
   float* out;
   int64_t out_stride;
@@ -108,8 +125,10 @@ struct Kernels {
   void (*l2_normalize)(const float* x, float eps, int32_t width, float* out);
   // `count` elements of a stored row to float32; count is a multiple of the format's block.
   void (*decode_row)(StoredFormat, const uint8_t* stored, int64_t count, float* out);
-  // One row into column `column` of a panel of the weight.
-  void (*pack_row)(const PackedWeight&, const float* row, uint8_t* panel, int32_t column, uint16_t* scale);
+  // One row into column `column` of a panel of the weight, which is zeros so far: rounded from float32, or (int8,
+  // int4) as the blocks of a stored row have it, whose format must fit the weight's.
+  void (*pack_row)(const PackedWeight&, const float* row, uint8_t* panel, int32_t column);
+  void (*pack_blocks)(const PackedWeight&, StoredFormat, const uint8_t* stored, uint8_t* panel, int32_t column);
 };
 
 const Kernels* portable_kernels();

@@ -2,7 +2,7 @@
 //
 // Every output element has one order of accumulation, whatever the number of rows in a call: float products are
 // summed column by column within blocks of kDepthBlock, and the blocks' sums are added in order; integer sums are
-// exact within a group, and the groups' scaled sums are added in order.
+// exact within a group of columns, and the groups' scaled sums are added in order.
 
 // Rows of x and vectors of channels whose sums a kernel holds in registers. Sums over blocks or groups lie on the
 // stack: they are touched once in 64 columns or more.
@@ -15,12 +15,21 @@ constexpr int kTileRows = 2, kTileVectors = 2;
 #endif
 static_assert(kPanel % (kTileVectors * kLanes) == 0, "a panel is a whole number of register tiles");
 
-// Calls f<R>(row) for register tiles of R rows that cover [begin, end), R as large as can be.
+// Calls f<rows>().
 template <int R, class Function>
+static inline void with_height(int32_t rows, Function f) {
+  if (rows == R) return f.template operator()<R>();
+  if constexpr (R > 1) with_height<R - 1>(rows, f);
+}
+
+// Calls f<R>(row) for register tiles of R rows that cover [begin, end): as few as can be, of about equal height.
+template <class Function>
 static inline void each_row_tile(int32_t begin, int32_t end, Function f) {
-  for (; begin + R <= end; begin += R) f.template operator()<R>(begin);
-  if constexpr (R > 1)
-    if (begin < end) each_row_tile<R - 1>(begin, end, f);
+  for (int32_t tiles = (end - begin + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+    const int32_t rows = (end - begin + tiles - 1) / tiles;
+    with_height<kTileRows>(rows, [&]<int R>() { f.template operator()<R>(begin); });
+    begin += rows;
+  }
 }
 
 static inline void store_channels(const LinearArgs& a, int32_t row, int32_t channel, F32 sums) {
@@ -31,8 +40,15 @@ static inline void store_channels(const LinearArgs& a, int32_t row, int32_t chan
   store_up_to(a.out + row * a.out_stride + channel, sums, n);
 }
 
+struct Bf16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
 static inline F32 load_weights(const float* p) { return load(p); }
-static inline F32 load_weights(const uint16_t* p) { return load_bf16(p); }
+static inline F32 load_weights(const Bf16* p) { return load_bf16(&p->bits); }
+static inline F32 load_weights(const F16* p) { return load_f16(&p->bits); }
 
 // R rows by V vectors of channels from `column` of a panel.
 template <int R, int V, class Weight>
@@ -65,70 +81,153 @@ static inline void linear_tile_float(const LinearArgs& a, int32_t row, int32_t p
       store_channels(a, row + r, panel * kPanel + column + v * kLanes, load(sums[r] + v * kLanes));
 }
 
-template <int R, int V>
-static inline void linear_tile_int8(const LinearArgs& a, int32_t row, int32_t panel, int32_t column) {
-  const PackedWeight& w = *a.weight;
-  const uint8_t* weights = w.panels + panel * w.panel_bytes + column * 4;
+// Columns of integer weights that all rows of a block are multiplied with before the next columns: few enough for their
+// bytes to stay in the first-level cache, enough to hold whole groups of activations.
+constexpr int32_t kChunk = 256;
+constexpr int32_t kSmallestGroup = 32;
+
+static inline F32 load_scales(ScaleFormat format, const uint16_t* p) {
+  return format == ScaleFormat::bf16 ? load_bf16(p) : load_f16(p);
+}
+
+static inline bool has_row_scales(const PackedWeight& w) { return w.num_groups == 1; }
+
+// Some columns of a panel as register tiles read them: bytes of value + 128, scales and offsets widened. Where a scale
+// spans a whole row, it waits for the row's end.
+struct Chunk {
+  int32_t begin, end;  // columns; whole groups of activations
+  const uint8_t* bytes;
+  alignas(64) uint8_t unpacked[kChunk * kPanel];
+  alignas(64) float scales[kChunk / kSmallestGroup][kPanel];  // of every group of activations
+  alignas(64) float offsets[kChunk / kSmallestGroup][kPanel];
+};
+
+// scale * offset or offset of one group: see WeightOffset.
+static inline void widen_group(const PackedWeight& w, const uint8_t* panel, int32_t group, float* scales,
+                               float* offsets) {
+  const uint16_t* stored_scales = (const uint16_t*)(panel + w.scales_offset) + group * kPanel;
+  const uint16_t* stored_offsets = (const uint16_t*)(panel + w.offsets_offset) + group * kPanel;
+  for (int c = 0; c < kPanel; c += kLanes) {
+    const F32 scale = load_scales(w.scale_format, stored_scales + c);
+    store(scales + c, scale);
+    if (w.offset == WeightOffset::none) continue;
+    const F32 offset = load_scales(w.scale_format, stored_offsets + c);
+    store(offsets + c, w.offset == WeightOffset::zero_point ? mul(scale, offset) : offset);
+  }
+}
+
+static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, int32_t begin, int32_t end, Chunk& c) {
+  c.begin = begin;
+  c.end = end;
+  if (w.format == WeightFormat::int8) {
+    c.bytes = panel + (int64_t)begin * kPanel;
+  } else {
+    c.bytes = c.unpacked;
+    // Nibbles without an offset stand for value + 8.
+    const uint8_t add = w.offset == WeightOffset::none ? 120 : 128;
+    for (int32_t k = begin; k < end; k += 8)
+      unpack_nibbles<kPanel * 4>(panel + (int64_t)k / 2 * kPanel, add, c.unpacked + (k - begin) * kPanel);
+  }
+  if (has_row_scales(w) && w.offset == WeightOffset::none) return;
+  for (int32_t k = begin, g = 0; k < end; k += w.activation_group_size, ++g)
+    widen_group(w, panel, k / w.group_size, c.scales[g], c.offsets[g]);
+}
+
+// How the groups' sums become the row's.
+enum class Scaling { row, group, group_and_offset };
+
+// R rows by V vectors of channels from `column` of a panel; sums: [R][kPanel].
+template <int R, int V, Scaling scaling>
+static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column, float* sums) {
+  const int32_t group_size = a.weight->activation_group_size;
   const int64_t stride = a.quantized.row_bytes, word_stride = stride / 4;
   const int8_t* x = a.quantized.data + row * stride;
-  const float* x_scales = (const float*)(x + a.quantized.scales_offset);
-  const int32_t* corrections = (const int32_t*)(x + a.quantized.corrections_offset);
-  alignas(64) float sums[R][V * kLanes] = {};
-  for (int32_t g = 0; g < w.num_groups; ++g) {
-    const int32_t begin = g * w.group_size;
-    const int32_t end = begin + w.group_size < w.padded_depth ? begin + w.group_size : w.padded_depth;
+  const float* x_scales = (const float*)(x + a.quantized.scales_offset) + c.begin / group_size;
+  const int32_t* corrections = (const int32_t*)(x + a.quantized.corrections_offset) + c.begin / group_size;
+  const uint8_t* bytes = c.bytes + column * 4;
+  for (int32_t begin = c.begin, g = 0; begin < c.end; begin += group_size, ++g) {
+    const int32_t end = begin + group_size < c.end ? begin + group_size : c.end;
     I32 acc[R][V];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) acc[r][v] = set1(corrections[r * word_stride + g]);
-    for (int32_t k = begin; k < end; k += 4) {
-      Weights4 bytes[V];
-      for (int v = 0; v < V; ++v) bytes[v] = load_weights4(weights + (int64_t)k * kPanel + v * kLanes * 4);
+    for (int32_t k = begin; k < end; k += 4, bytes += kPanel * 4) {
+      Weights4 w[V];
+      for (int v = 0; v < V; ++v) w[v] = load_weights4(bytes + v * kLanes * 4);
       for (int r = 0; r < R; ++r) {
         const Bytes4 b = broadcast4(x + r * stride + k);
-        for (int v = 0; v < V; ++v) acc[r][v] = dot4(acc[r][v], b, bytes[v]);
+        for (int v = 0; v < V; ++v) acc[r][v] = dot4(acc[r][v], b, w[v]);
       }
     }
     for (int r = 0; r < R; ++r) {
-      const F32 x_scale = set1(x_scales[r * word_stride + g]);
+      const float x_scale = x_scales[r * word_stride + g];
+      // x_scale * sum(q): what an offset is multiplied with.
+      const float x_sum = x_scale * (float)(corrections[r * word_stride + g] / -128);
       for (int v = 0; v < V; ++v) {
-        float* sum = sums[r] + v * kLanes;
-        store(sum, fma(to_f32(acc[r][v]), x_scale, load(sum)));
+        float* sum = sums + r * kPanel + column + v * kLanes;
+        const int at = column + v * kLanes;
+        F32 total = load(sum);
+        if constexpr (scaling == Scaling::row) total = fma(to_f32(acc[r][v]), set1(x_scale), total);
+        else total = fma(mul(to_f32(acc[r][v]), set1(x_scale)), load(c.scales[g] + at), total);
+        if constexpr (scaling == Scaling::group_and_offset) total = fma(load(c.offsets[g] + at), set1(x_sum), total);
+        store(sum, total);
       }
     }
   }
-  for (int v = 0; v < V; ++v) {
-    const int32_t channel = panel * kPanel + column + v * kLanes;
-    const F32 w_scale = load_bf16(w.scales + channel);
-    for (int r = 0; r < R; ++r) store_channels(a, row + r, channel, mul(load(sums[r] + v * kLanes), w_scale));
+}
+
+// Rows of one block against one panel of integer weights.
+template <Scaling scaling>
+static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int32_t row_end, int32_t panel) {
+  const PackedWeight& w = *a.weight;
+  const uint8_t* data = w.panels + panel * w.panel_bytes;
+  const int32_t group = w.activation_group_size;
+  const int32_t columns = group < kChunk ? kChunk / group * group : group;
+  alignas(64) float sums[kRowBlock][kPanel];
+  memset(sums, 0, (size_t)(row_end - row_begin) * sizeof sums[0]);
+  Chunk chunk;
+  for (int32_t begin = 0; begin < w.padded_depth; begin += columns) {
+    const int32_t end = begin + columns < w.padded_depth ? begin + columns : w.padded_depth;
+    prepare_chunk(w, data, begin, end, chunk);
+    each_row_tile(row_begin, row_end, [&]<int R>(int32_t row) {
+      for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes)
+        linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, sums[row - row_begin]);
+    });
+  }
+  for (int32_t c = 0; c < kPanel; c += kLanes) {
+    const F32 scale = load_scales(w.scale_format, (const uint16_t*)(data + w.scales_offset) + c);
+    for (int32_t row = row_begin; row < row_end; ++row) {
+      const F32 total = load(sums[row - row_begin] + c);
+      store_channels(a, row, panel * kPanel + c, scaling == Scaling::row ? mul(total, scale) : total);
+    }
   }
 }
 
-// All rows of a tile, a register tile of R rows at a time, against one panel.
-template <class Tile>
-static inline void linear_panel(int32_t row_begin, int32_t row_end, Tile tile) {
-  each_row_tile<kTileRows>(row_begin, row_end, [&]<int R>(int32_t row) {
-    for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) tile.template operator()<R>(row, column);
+template <class Weight>
+static inline void linear_panel_float(const LinearArgs& a, int32_t row_begin, int32_t row_end, int32_t panel) {
+  each_row_tile(row_begin, row_end, [&]<int R>(int32_t row) {
+    for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes)
+      linear_tile_float<R, kTileVectors, Weight>(a, row, panel, column);
   });
 }
 
+static inline void linear_panel(const LinearArgs& a, int32_t row_begin, int32_t row_end, int32_t panel) {
+  switch (a.weight->format) {
+    case WeightFormat::f32: return linear_panel_float<float>(a, row_begin, row_end, panel);
+    case WeightFormat::f16: return linear_panel_float<F16>(a, row_begin, row_end, panel);
+    case WeightFormat::bf16: return linear_panel_float<Bf16>(a, row_begin, row_end, panel);
+    case WeightFormat::int8:
+    case WeightFormat::int4:
+      if (a.weight->offset != WeightOffset::none)
+        return linear_panel_int<Scaling::group_and_offset>(a, row_begin, row_end, panel);
+      if (has_row_scales(*a.weight)) return linear_panel_int<Scaling::row>(a, row_begin, row_end, panel);
+      return linear_panel_int<Scaling::group>(a, row_begin, row_end, panel);
+  }
+}
+
 static void linear(const LinearArgs& a, int32_t row_begin, int32_t row_end, int32_t panel_begin, int32_t panel_end) {
-  for (int32_t panel = panel_begin; panel < panel_end; ++panel) switch (a.weight->format) {
-      case WeightFormat::f32:
-        linear_panel(row_begin, row_end, [&]<int R>(int32_t row, int32_t column) {
-          linear_tile_float<R, kTileVectors, float>(a, row, panel, column);
-        });
-        break;
-      case WeightFormat::bf16:
-        linear_panel(row_begin, row_end, [&]<int R>(int32_t row, int32_t column) {
-          linear_tile_float<R, kTileVectors, uint16_t>(a, row, panel, column);
-        });
-        break;
-      case WeightFormat::int8:
-        linear_panel(row_begin, row_end, [&]<int R>(int32_t row, int32_t column) {
-          linear_tile_int8<R, kTileVectors>(a, row, panel, column);
-        });
-        break;
-    }
+  for (int32_t panel = panel_begin; panel < panel_end; ++panel)
+    for (int32_t row = row_begin; row < row_end; row += kRowBlock)
+      linear_panel(a, row, row + kRowBlock < row_end ? row + kRowBlock : row_end, panel);
 }
 
 static inline float bf16_to_f32(uint16_t x) {
@@ -138,6 +237,24 @@ static inline float bf16_to_f32(uint16_t x) {
   return value;
 }
 
+static inline float half_to_f32(uint16_t x) {
+  uint16_t halves[kLanes] = {x};
+  float lanes[kLanes];
+  store(lanes, load_f16(halves));
+  return lanes[0];
+}
+
+static inline float scale_to_f32(ScaleFormat format, uint16_t x) {
+  return format == ScaleFormat::bf16 ? bf16_to_f32(x) : half_to_f32(x);
+}
+
+// The value of integer weights, to be scaled.
+static inline int32_t value_at(const PackedWeight& w, const uint8_t* panel, int32_t k, int32_t column) {
+  if (w.format == WeightFormat::int8) return panel[(int64_t)(k / 4) * kPanel * 4 + column * 4 + k % 4] - 128;
+  const int32_t nibble = panel[(int64_t)(k / 8) * kPanel * 4 + column * 4 + k % 4] >> (k % 8 / 4 * 4) & 15;
+  return w.offset == WeightOffset::none ? nibble - 8 : nibble;
+}
+
 static void embedding(const PackedWeight& w, int32_t row, float* out) {
   const uint8_t* panel = w.panels + (row / kPanel) * w.panel_bytes;
   const int32_t column = row % kPanel;
@@ -145,15 +262,25 @@ static void embedding(const PackedWeight& w, int32_t row, float* out) {
     case WeightFormat::f32:
       for (int32_t k = 0; k < w.depth; ++k) out[k] = ((const float*)panel)[(int64_t)k * kPanel + column];
       break;
+    case WeightFormat::f16:
+      for (int32_t k = 0; k < w.depth; ++k)
+        out[k] = half_to_f32(((const uint16_t*)panel)[(int64_t)k * kPanel + column]);
+      break;
     case WeightFormat::bf16:
       for (int32_t k = 0; k < w.depth; ++k)
         out[k] = bf16_to_f32(((const uint16_t*)panel)[(int64_t)k * kPanel + column]);
       break;
-    case WeightFormat::int8: {
-      const float scale = bf16_to_f32(w.scales[row]);
-      for (int32_t k = 0; k < w.depth; ++k)
-        out[k] = (float)(panel[(int64_t)(k / 4) * kPanel * 4 + column * 4 + k % 4] - 128) * scale;
+    case WeightFormat::int8:
+    case WeightFormat::int4:
+      for (int32_t begin = 0, g = 0; begin < w.depth; begin += w.group_size, ++g) {
+        const int32_t end = begin + w.group_size < w.depth ? begin + w.group_size : w.depth, at = g * kPanel + column;
+        const float scale = scale_to_f32(w.scale_format, ((const uint16_t*)(panel + w.scales_offset))[at]);
+        float offset = 0.0f;
+        if (w.offset != WeightOffset::none)
+          offset = scale_to_f32(w.scale_format, ((const uint16_t*)(panel + w.offsets_offset))[at]);
+        if (w.offset == WeightOffset::zero_point) offset = scale * offset;
+        for (int32_t k = begin; k < end; ++k) out[k] = (float)value_at(w, panel, k, column) * scale + offset;
+      }
       break;
-    }
   }
 }

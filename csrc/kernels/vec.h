@@ -54,6 +54,18 @@ static inline Bytes4 broadcast4(const int8_t* p) {
 // Four unsigned bytes a lane.
 using Weights4 = __m512i;
 static inline Weights4 load_weights4(const uint8_t* p) { return _mm512_loadu_si512(p); }
+// The n bytes at p, parted into their low halves and their high ones, each plus `add`: 2 n bytes.
+template <int n>
+static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
+  static_assert(n % 64 == 0);
+  const __m512i mask = _mm512_set1_epi8(15), offset = _mm512_set1_epi8((char)add);
+  for (int i = 0; i < n; i += 64) {
+    const __m512i both = _mm512_loadu_si512(p + i);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    _mm512_store_si512(out + i, _mm512_add_epi8(_mm512_and_si512(both, mask), offset));
+    _mm512_store_si512(out + n + i, _mm512_add_epi8(high, offset));
+  }
+}
 // acc + sum over a lane's four bytes of x * w, exact.
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return (I32)_mm512_dpbusd_epi32((__m512i)acc, w, x); }
 // round(x) as bytes, for |x| < 127.5.
@@ -132,6 +144,17 @@ struct Weights4 {
 static inline Weights4 load_weights4(const uint8_t* p) {
   __m256i w = _mm256_loadu_si256((const __m256i*)p);
   return {_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(w, 8)};
+}
+template <int n>
+static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
+  static_assert(n % 32 == 0);
+  const __m256i mask = _mm256_set1_epi8(15), offset = _mm256_set1_epi8((char)add);
+  for (int i = 0; i < n; i += 32) {
+    const __m256i both = _mm256_loadu_si256((const __m256i*)(p + i));
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+    _mm256_store_si256((__m256i*)(out + i), _mm256_add_epi8(_mm256_and_si256(both, mask), offset));
+    _mm256_store_si256((__m256i*)(out + n + i), _mm256_add_epi8(high, offset));
+  }
 }
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   __m256i products = _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd));
@@ -245,6 +268,13 @@ struct Weights4 {
   const uint8_t* p;
 };
 static inline Weights4 load_weights4(const uint8_t* p) { return {p}; }
+template <int n>
+static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
+  for (int i = 0; i < n; ++i) {
+    out[i] = (uint8_t)((p[i] & 15) + add);
+    out[n + i] = (uint8_t)((p[i] >> 4) + add);
+  }
+}
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   for (int i = 0; i < kLanes; ++i) {
     const uint8_t* p = w.p + 4 * i;

@@ -22,7 +22,11 @@ class Weight:
         runtime: Runtime,
         sources: Sequence[tuple[str, NDArray[np.uint8], int, int]],
         format: str,
+        *,
         group_size: int = 0,
+        activation_group_size: int = 0,
+        scale_format: str = "bf16",
+        offset: str = "none",
     ) -> None: ...
     @property
     def num_bytes(self) -> int: ...

@@ -9,8 +9,23 @@ from typing import Literal, get_args
 from fastserve.errors import OptionError
 from fastserve.option import INT64_MAX, check_choice, check_integer
 
-WeightFormat = Literal["f32", "bf16", "int8"]
-WeightsChoice = Literal["auto", "f32", "bf16", "int8"]
+# How matrices are kept in memory; `fastserve.backends.native.weight_scheme` says what each name stands for.
+WeightFormat = Literal[
+    "f32",
+    "f16",
+    "bf16",
+    "int8",
+    "int8:g32",
+    "int8:g64",
+    "int4",
+    "int4:g32",
+    "int4:g128",
+    "int4:asymmetric",
+    "int4:g32:asymmetric",
+    "int4:g128:asymmetric",
+    "stored",
+]
+WeightsChoice = Literal["auto", WeightFormat]
 KvDtype = Literal["f32", "f16"]
 Backend = Literal["native", "torch"]
 
@@ -25,7 +40,10 @@ class EngineOptions:
 
     Attributes:
         weights: format of the linear layers' weights. `auto` is int8 for text generation, which is bound by
-            the bandwidth that weights are read with, and f32 for encoders and on the torch backend.
+            the bandwidth that weights are read with, and f32 for encoders and on the torch backend. int8 has
+            a scale for each row, int4 for 64 columns of it and no zero point, unless `:g32`, `:g64`, `:g128`
+            (columns that share a scale) and `:asymmetric` say otherwise. With int4, embeddings and the head
+            are int8. `stored` keeps the numbers of the file without rounding (q4_0, q4_1, q8_0, ...).
         kv_dtype: format of the keys and values of past tokens.
         threads: of the native backend, up to four for each core that this process may use, or 64 where that
             is more; None takes those cores.

@@ -116,7 +116,7 @@ def test_chat_without_a_template_is_one_line_and_exit_code_2(
         (["--max-tokens", "508"], "together 513; the context is 512"),
         (["--max-tokens", "0"], "max_tokens=0 is out of range"),
         (["--temperature", "-1"], "temperature=-1.0 is out of range"),
-        (["--weights", "int3"], "'int3' is not one of 'auto', 'f32', 'bf16', 'int8'"),
+        (["--weights", "int3"], "'int3' is not one of 'auto', 'f32', 'f16', 'bf16', 'int8'"),
         (["--context-length", "1024"], "context_length is 1024; the model was made for 512"),
         (["--kv-memory", "many"], "kv_memory='many' is not a size"),
         (["--threads", "0"], "threads=0 is out of range"),

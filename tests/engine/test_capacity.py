@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions
 from fastserve.engine.capacity import MAX_DERIVED_KV_BYTES, choose_context_length, plan_capacity
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint
@@ -31,10 +32,11 @@ def plan(
     options = EngineOptions(
         max_batch_tokens=max_batch_tokens, max_sequences=max_sequences, kv_memory=kv_memory
     )
+    graph = make_graph(causal=causal)
     return plan_capacity(
-        make_graph(causal=causal),
+        graph,
         options,
-        weights="f32",
+        schemes=choose_schemes(graph, "f32", {}),
         context_length=context_length,
         available_bytes=available_bytes,
     )

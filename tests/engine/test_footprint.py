@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint, block_bytes, weights_bytes
 from fastserve.errors import MemoryLimitError
 from fastserve.graph.builder import GraphBuilder
@@ -19,9 +20,13 @@ def graph() -> Graph:
     return b.finish(logits=b.linear(x, "embed", width=10))
 
 
-@pytest.mark.parametrize(("weights", "matrix_bytes"), [("f32", 160), ("bf16", 80), ("int8", 40 + 10 * 8)])
-def test_a_shared_matrix_counts_once_in_its_format_and_vectors_as_f32(graph, weights, matrix_bytes) -> None:
-    assert weights_bytes(graph, weights) == matrix_bytes + 4 * 4
+@pytest.mark.parametrize(
+    ("weights", "matrix_bytes"), [("f32", 64 * 16), ("bf16", 64 * 8), ("int8", 64 * (8 + 2))]
+)
+def test_a_shared_matrix_counts_once_padded_to_a_panel_and_vectors_as_f32(
+    graph, weights, matrix_bytes
+) -> None:
+    assert weights_bytes(graph, choose_schemes(graph, weights, {})) == matrix_bytes + 4 * 4
 
 
 @pytest.mark.parametrize(("kv_dtype", "element_bytes"), [("f32", 4), ("f16", 2)])

@@ -32,8 +32,8 @@ _ENGINE_OPTIONS: Mapping[str, Decorator] = {
         "--weights",
         type=click.Choice(get_args(WeightsChoice)),
         default=_DEFAULTS.weights,
-        help="Format of the weights in memory: f32 is exact, int8 the smallest and fastest; auto is int8 for "
-        "text generation and f32 for encoders.",
+        help="Format of the weights in memory: f32 is exact, stored as the file has it, int4 the smallest; "
+        "auto is int8 for text generation and f32 for encoders. gN are columns that share a scale.",
     ),
     "kv_dtype": click.option(
         "--kv-dtype",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions, WeightFormat
+from fastserve.backends.native.weight_scheme import WeightScheme
+from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint, activation_bytes, block_bytes, weights_bytes
 from fastserve.errors import ContextLengthError, MemoryLimitError
-from fastserve.graph.node import Attention, Graph
+from fastserve.graph.node import Attention, Graph, Parameter
 from fastserve.types import Limits
 
 # Enough for several long sequences of a small model; whoever serves many asks for more.
@@ -33,7 +35,7 @@ def plan_capacity(
     graph: Graph,
     options: EngineOptions,
     *,
-    weights: WeightFormat,
+    schemes: Mapping[Parameter, WeightScheme],
     context_length: int,
     available_bytes: int | None,
 ) -> tuple[Limits, Footprint]:
@@ -57,7 +59,7 @@ def plan_capacity(
     most_tokens = context_length * limits.max_sequences if is_causal else limits.max_tokens
     most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences
     footprint = Footprint(
-        weights_bytes=weights_bytes(graph, weights),
+        weights_bytes=weights_bytes(graph, schemes),
         activation_bytes=activation_bytes(graph, limits),
         kv_bytes=0,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastserve.config import KvDtype, WeightFormat
+from fastserve.backends.native.weight_scheme import WeightScheme
+from fastserve.config import KvDtype
 from fastserve.errors import MemoryLimitError
 from fastserve.graph.memory import plan_memory
 from fastserve.graph.node import Attention, Graph, Parameter, Rows
@@ -14,8 +15,8 @@ from fastserve.types import Limits
 BLOCK_SIZE = 32  # tokens of a KV block, the same in every backend
 RUNTIME_BYTES = 64 * 2**20  # tokenizer, libraries and scratch of the threads, with a margin
 
-_ELEMENT_BYTES: Mapping[WeightFormat | KvDtype, int] = {"f32": 4, "bf16": 2, "f16": 2, "int8": 1}
-_INT8_ROW_BYTES = 8  # scale and sum of an int8 matrix's row
+_FLOAT_BYTES = 4
+_KV_BYTES: Mapping[KvDtype, int] = {"f32": 4, "f16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,19 +57,19 @@ class Footprint:
             return "choose a smaller context_length or kv_memory, or kv_dtype='f16'"
         if largest == self.activation_bytes:
             return "choose a smaller max_batch_tokens, max_sequences or context_length"
-        return "use weights='int8' or a smaller model"
+        return "use weights='int8' or 'int4', or a smaller model"
 
 
-def weights_bytes(graph: Graph, weights: WeightFormat) -> int:
-    """Bytes of the parameters: matrices as `weights`, vectors as f32; what nodes share counts once."""
+def weights_bytes(graph: Graph, schemes: Mapping[Parameter, WeightScheme]) -> int:
+    """Bytes of the parameters: matrices by their schemes, vectors as f32; what nodes share counts once."""
     parameters = {parameter for node in graph.nodes for parameter in node.parameters()}
-    return sum(_parameter_bytes(parameter, weights) for parameter in parameters)
+    return sum(_parameter_bytes(parameter, schemes) for parameter in parameters)
 
 
 def block_bytes(graph: Graph, kv_dtype: KvDtype) -> int:
     """Bytes of one KV block over all layers."""
     layers = [node for node in graph.nodes if isinstance(node, Attention)]
-    return sum(2 * n.num_kv_heads * n.head_dim for n in layers) * BLOCK_SIZE * _ELEMENT_BYTES[kv_dtype]
+    return sum(2 * n.num_kv_heads * n.head_dim for n in layers) * BLOCK_SIZE * _KV_BYTES[kv_dtype]
 
 
 def activation_bytes(graph: Graph, limits: Limits) -> int:
@@ -80,11 +81,11 @@ def activation_bytes(graph: Graph, limits: Limits) -> int:
     return plan_memory(graph, rows).size_bytes
 
 
-def _parameter_bytes(parameter: Parameter, weights: WeightFormat) -> int:
+def _parameter_bytes(parameter: Parameter, schemes: Mapping[Parameter, WeightScheme]) -> int:
     if len(parameter.shape) == 1:
-        return parameter.shape[0] * _ELEMENT_BYTES["f32"]
+        return parameter.shape[0] * _FLOAT_BYTES
     num_rows, depth = parameter.shape
-    return num_rows * (depth * _ELEMENT_BYTES[weights] + (_INT8_ROW_BYTES if weights == "int8" else 0))
+    return schemes[parameter].num_bytes(num_rows, depth)
 
 
 def _mib(num_bytes: int) -> str:

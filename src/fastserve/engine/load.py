@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tokenizer import Tokenizer
@@ -69,7 +70,11 @@ def load_model(
     context_length = choose_context_length(options, _model_context(checkpoint, config))
     available_bytes = available_memory_bytes()
     limits, footprint = plan_capacity(
-        graph, options, weights=weights, context_length=context_length, available_bytes=available_bytes
+        graph,
+        options,
+        schemes=choose_schemes(graph, weights, checkpoint.tensors),
+        context_length=context_length,
+        available_bytes=available_bytes,
     )
     if available_bytes is not None:
         footprint.check(available_bytes)

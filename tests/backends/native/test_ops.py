@@ -159,7 +159,7 @@ def test_attention_never_reads_what_another_sequence_left_in_a_block(isa: str) -
     np.testing.assert_array_equal(run_logits(native, [1, 2, 3]), fresh)
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("weights", ["f32", "f16", "bf16", "int8", "int4", "int4:g32:asymmetric"])
 def test_rows_do_not_depend_on_the_other_rows_of_a_step(weights: str, isa: str) -> None:
     """Register tiles of every height, row blocks of a linear, and chunks of attention: the same bits."""
     b = GraphBuilder()

@@ -7,14 +7,16 @@ import pytest
 
 from fastserve import _native
 from fastserve.backends.native.executable import compile_native, make_runtime
-from fastserve.backends.native.weights import INT8_GROUP_SIZE
+from fastserve.backends.native.quantize_rows import FLOAT_BYTES, row_bytes
+from fastserve.backends.native.weight_scheme import SCHEMES, STORED_SCHEMES, WeightScheme
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
+from fastserve.config import WeightFormat
 from fastserve.errors import OptionError
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import merge_linears
-from fastserve.types import Float32Array, Limits
+from fastserve.types import Batch, Float32Array, Limits
 from parity import run_logits, store_f32
 
 ISAS = _native.runnable_isas()
@@ -45,14 +47,79 @@ def random_stored(stored_format: TensorFormat, shape: tuple[int, int], name: str
     return StoredTensor(name, stored_format, shape, data)
 
 
-def read_back(stored: StoredTensor, weights: str, isa: str) -> Float32Array:
+def pack(runtime: _native.Runtime, stored: StoredTensor, scheme: WeightScheme) -> _native.Weight:
+    return _native.Weight(
+        runtime,
+        [(stored.format.value, stored.data, *stored.shape)],  # type: ignore[list-item]
+        scheme.format,
+        group_size=scheme.group_size,
+        activation_group_size=scheme.activation_group_size,
+        scale_format=scheme.scale_format,
+        offset=scheme.offset,
+    )
+
+
+def make_plan(runtime: _native.Runtime, rows: int, arena_bytes: int) -> _native.Plan:
+    """A plan for one step of the tokens 0 .. rows."""
+    return _native.Plan(
+        runtime,
+        arena_bytes,
+        max_tokens=rows,
+        max_outputs=rows,
+        max_sequences=1,
+        num_blocks=-(-rows // 32),
+        max_context=rows,
+        vocab_size=rows,
+        num_token_types=0,
+        needs_whole_sequences=False,
+    )
+
+
+def run_plan(plan: _native.Plan, out: _native.Matrix, rows: int) -> Float32Array:
+    ids = np.arange(rows, dtype=np.int32)
+    batch = Batch(
+        token_ids=ids,
+        positions=ids,
+        sequence_starts=np.asarray([0, rows], np.int32),
+        context_lengths=np.asarray([rows], np.int32),
+        block_tables=np.arange(-(-rows // 32), dtype=np.int32)[None],
+        output_rows=ids,
+    )
+    plan.run(batch, None)
+    return plan.view(out, rows).copy()
+
+
+def read_back(stored: StoredTensor, scheme: WeightScheme, isa: str) -> Float32Array:
     """The rows of a packed weight, as `embedding` dequantizes them."""
     rows, depth = stored.shape
-    b = GraphBuilder()
-    graph = b.finish(logits=b.gather_rows(b.embedding("token_ids", stored.name, size=rows, width=depth)))
-    limits = Limits(max_tokens=rows, max_outputs=rows, max_context=rows, num_blocks=4 * -(-rows // 32))
-    executable = compile_native(graph, {stored.name: stored}, weights=weights, limits=limits, isa=isa)  # type: ignore[arg-type]
-    return run_logits(executable, range(rows))
+    runtime = make_runtime(1, isa)
+    plan = make_plan(runtime, rows, FLOAT_BYTES * rows * depth)
+    out = _native.Matrix(0, depth, depth, _native.Rows.TOKENS)
+    weight = pack(runtime, stored, scheme)
+    plan.embedding(_native.IdSource.token_ids, weight, out)
+    assert weight.num_bytes == scheme.num_bytes(rows, depth)
+    return run_plan(plan, out, rows)
+
+
+def multiply(x: Float32Array, weight: StoredTensor, scheme: WeightScheme, isa: str) -> Float32Array:
+    """x @ weight.T by `quantize_rows` (where the scheme wants it) and `linear`."""
+    rows, depth = x.shape
+    width = weight.shape[0]
+    runtime = make_runtime(1, isa)
+    x_floats = row_bytes(depth, scheme.activation_group_size) // FLOAT_BYTES
+    x_end = FLOAT_BYTES * rows * depth
+    quantized_end = x_end + FLOAT_BYTES * rows * x_floats
+    plan = make_plan(runtime, rows, quantized_end + FLOAT_BYTES * rows * width)
+    tokens = _native.Rows.TOKENS
+    seen = _native.Matrix(0, depth, depth, tokens)
+    plan.embedding(_native.IdSource.token_ids, pack(runtime, store_f32({"x": x})["x"], SCHEMES["f32"]), seen)
+    if scheme.is_integer:
+        quantized = _native.Matrix(x_end, x_floats, depth, tokens, scheme.activation_group_size)
+        plan.quantize_rows(seen, quantized)
+        seen = quantized
+    out = _native.Matrix(quantized_end, width, width, tokens)
+    plan.linear(seen, pack(runtime, weight, scheme), None, out)
+    return run_plan(plan, out, rows)
 
 
 def to_bf16(x: Float32Array) -> Float32Array:
@@ -60,10 +127,38 @@ def to_bf16(x: Float32Array) -> Float32Array:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
-def quantize_int8(x: Float32Array) -> Float32Array:
-    """What int8 weights stand for: rounded to multiples of a bfloat16 scale per row."""
-    scale = to_bf16((np.abs(x).max(axis=1, keepdims=True) / np.float32(127)).astype(np.float32))
-    return np.rint(x * (np.float32(1) / scale)) * scale
+def round_weights(x: Float32Array, scheme: WeightScheme) -> Float32Array:
+    """What a scheme makes of weights, group by group, from its definition."""
+    if scheme.format == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    if scheme.format == "bf16":
+        return to_bf16(x)
+    if scheme.format == "f32":
+        return x
+    step = scheme.group_size or x.shape[1]
+    return np.hstack(
+        [round_group(x[:, begin : begin + step], scheme) for begin in range(0, x.shape[1], step)]
+    )
+
+
+def round_group(x: Float32Array, scheme: WeightScheme) -> Float32Array:
+    """Rows of one group, each rounded to whole multiples of a bfloat16 scale."""
+    zero = np.zeros((len(x), 1), np.float32)
+    low, high = np.minimum(x.min(axis=1, keepdims=True), 0), np.maximum(x.max(axis=1, keepdims=True), 0)
+    if scheme.format == "int8":
+        scale, least, most = np.maximum(-low, high) / np.float32(127), -128, 127
+    elif scheme.offset == "none":
+        scale, least, most = np.where(-low >= high, low, high) / np.float32(-8), -8, 7
+    else:
+        scale, least, most = high / np.float32(15) - low / np.float32(15), 0, 15
+        zero = np.clip(np.rint(-low / np.where(scale == 0, 1, scale)), 0, 15)
+    scale = to_bf16(scale.astype(np.float32))
+    inverse = np.float32(1) / np.where(scale == 0, np.float32(1), scale)
+    values = np.clip(np.rint(x * inverse) + zero, least, most)
+    return ((values - zero) * scale).astype(np.float32)
+
+
+DEPTHS = (1, 15, 63, 64, 65, 172, 257, 576)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -73,59 +168,92 @@ def test_every_stored_format_is_packed_exactly_as_float32(
     stored_format: TensorFormat, rows: int, isa: str
 ) -> None:
     stored = random_stored(stored_format, (rows, 96))
-    np.testing.assert_array_equal(read_back(stored, "f32", isa), to_f32(stored))
+    np.testing.assert_array_equal(read_back(stored, SCHEMES["f32"], isa), to_f32(stored))
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("depth", [1, 15, 63, 64, 65, 172, 257])
-def test_bf16_rounds_to_nearest_even(depth: int, isa: str) -> None:
-    stored = random_stored(TensorFormat.F32, (70, depth))
-    np.testing.assert_array_equal(read_back(stored, "bf16", isa), to_bf16(to_f32(stored)))
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 130])
+@pytest.mark.parametrize("stored_format", list(TensorFormat))
+def test_weights_as_stored_are_exactly_what_the_file_says(
+    stored_format: TensorFormat, rows: int, isa: str
+) -> None:
+    stored = random_stored(stored_format, (rows, 160))
+    np.testing.assert_array_equal(read_back(stored, STORED_SCHEMES[stored_format], isa), to_f32(stored))
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("depth", [1, 15, 63, 64, 65, 172, 257])
-def test_int8_rounds_to_multiples_of_the_scale_of_its_row(depth: int, isa: str) -> None:
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("weights", SCHEMES)
+def test_weights_are_rounded_as_their_scheme_says(weights: WeightFormat, depth: int, isa: str) -> None:
     stored = random_stored(TensorFormat.F32, (70, depth))
-    np.testing.assert_array_equal(read_back(stored, "int8", isa), quantize_int8(to_f32(stored)))
+    expected = round_weights(to_f32(stored), SCHEMES[weights])
+    np.testing.assert_array_equal(read_back(stored, SCHEMES[weights], isa), expected)
 
 
-def test_int8_keeps_rows_of_zeros_and_the_largest_magnitudes() -> None:
-    weights = np.zeros((3, 64), np.float32)
-    weights[1, 5], weights[2] = -3e38, 1e-38
-    packed = read_back(store_f32({"weight": weights})["weight"], "int8", ISAS[0])
+@pytest.mark.parametrize("weights", ["int8", "int8:g32", "int4", "int4:asymmetric"])
+def test_rows_of_zeros_and_the_largest_magnitudes_are_kept(weights: WeightFormat) -> None:
+    values = np.zeros((3, 64), np.float32)
+    values[1, 5], values[2] = -3e38, 1e-38
+    packed = read_back(store_f32({"weight": values})["weight"], SCHEMES[weights], ISAS[0])
     assert not packed[0].any()
-    np.testing.assert_allclose(packed, weights, rtol=0.005, atol=1e-30)
+    np.testing.assert_allclose(packed, values, rtol=0.005, atol=1e-30)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("depth", [1, 15, 63, 64, 65, 172, 257])
+@pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("width", [1, 17, 64, 130])
-def test_int8_linear_is_the_product_of_the_quantized_operands(depth: int, width: int, isa: str) -> None:
+def test_integer_linears_are_the_product_of_the_quantized_operands(width: int, depth: int, isa: str) -> None:
     rng = np.random.default_rng(11)
     x = rng.normal(size=(20, depth)).astype(np.float32) * 5
     weight = rng.normal(size=(width, depth)).astype(np.float32)
-    b = GraphBuilder()
-    y = b.linear(b.embedding("token_ids", "x", size=20, width=depth), "weight", width=width)
-    graph = b.finish(logits=b.gather_rows(y))
-    limits = Limits(max_tokens=20, max_context=20, num_blocks=4)
-    executable = compile_native(
-        graph, store_f32({"x": x, "weight": weight}), weights="int8", limits=limits, isa=isa
-    )
-    seen = quantize_int8(x)  # the embedding is int8 too
-    expected = quantize_activations(seen) @ quantize_int8(weight).astype(np.float64).T
-    actual = run_logits(executable, range(20))
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    for scheme in SCHEMES.values():
+        if scheme.is_integer:
+            assert_product(
+                x, store_f32({"weight": weight})["weight"], round_weights(weight, scheme), scheme, isa
+            )
 
 
-def quantize_activations(x: Float32Array) -> np.ndarray:
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("stored_format", [TensorFormat.Q8_0, TensorFormat.Q4_0, TensorFormat.Q4_1])
+@pytest.mark.parametrize(("width", "depth"), [(1, 32), (64, 96), (130, 576)])
+def test_linears_of_stored_blocks_are_the_product_of_what_the_file_says(
+    width: int, depth: int, stored_format: TensorFormat, isa: str
+) -> None:
+    stored = random_stored(stored_format, (width, depth))
+    x = np.random.default_rng(11).normal(size=(20, depth)).astype(np.float32) * 5
+    assert_product(x, stored, to_f32(stored), STORED_SCHEMES[stored_format], isa)
+
+
+def assert_product(
+    x: Float32Array, stored: StoredTensor, weight: Float32Array, scheme: WeightScheme, isa: str
+) -> None:
+    expected = quantize_activations(x, scheme.activation_group_size) @ weight.astype(np.float64).T
+    actual = multiply(x, stored, scheme, isa)
+    # Of the sum of magnitudes, which bounds what rounding of the partial sums can do.
+    scale = (np.abs(x).astype(np.float64) @ np.abs(weight).astype(np.float64).T).max()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * scale)
+
+
+def quantize_activations(x: Float32Array, group_size: int) -> np.ndarray:
     out = np.empty(x.shape, np.float64)
-    for begin in range(0, x.shape[1], INT8_GROUP_SIZE):
-        group = x[:, begin : begin + INT8_GROUP_SIZE]
+    for begin in range(0, x.shape[1], group_size):
+        group = x[:, begin : begin + group_size]
         largest = np.abs(group).max(axis=1, keepdims=True)
         inverse = np.float32(127) / np.where(largest > 0, largest, np.float32(1))
-        out[:, begin : begin + INT8_GROUP_SIZE] = np.rint(group * inverse) * (largest / np.float32(127))
+        out[:, begin : begin + group_size] = np.rint(group * inverse) * (largest / np.float32(127))
     return out
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("scheme", [*SCHEMES.values(), *STORED_SCHEMES.values()], ids=str)
+def test_a_product_does_not_depend_on_the_other_rows(scheme: WeightScheme, isa: str) -> None:
+    """Register tiles of every height, and more than a block of rows: the same bits."""
+    stored_format = next((f for f, s in STORED_SCHEMES.items() if s == scheme), TensorFormat.F32)
+    stored = random_stored(stored_format, (70, 608))
+    x = np.random.default_rng(3).normal(size=(205, 608)).astype(np.float32)
+    whole = multiply(x, stored, scheme, isa)
+    for rows in (1, 2, 3, 4, 5, 7, 13, 97):
+        np.testing.assert_array_equal(multiply(x[:rows], stored, scheme, isa), whole[:rows])
 
 
 def merged_graph() -> Graph:
@@ -135,7 +263,7 @@ def merged_graph() -> Graph:
     return b.finish(logits=b.gather_rows(b.add(q, k)))
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("weights", SCHEMES)
 def test_merged_linears_of_different_stored_formats_give_what_they_gave_apart(weights: str) -> None:
     tensors = {
         "x": random_stored(TensorFormat.F16, (9, 64), "x"),
@@ -156,7 +284,7 @@ def test_merged_linears_of_different_stored_formats_give_what_they_gave_apart(we
 def test_a_stored_matrix_that_is_cut_short_is_refused() -> None:
     whole = random_stored(TensorFormat.F32, (4, 8))
     with pytest.raises(ValueError, match="its shape needs 128"):
-        _native.Weight(make_runtime(), [("f32", whole.data[:-4].copy(), 4, 8)], "f32", 0)
+        _native.Weight(make_runtime(), [("f32", whole.data[:-4].copy(), 4, 8)], "f32")
 
 
 @pytest.mark.parametrize(
@@ -166,3 +294,25 @@ def test_unknown_options_are_refused_by_name(option: str, value: object) -> None
     graph = merged_graph()
     with pytest.raises(OptionError, match=str(value)):
         compile_native(graph, {}, limits=Limits(), **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "int8", "group_size": 48, "activation_group_size": 48}, "groups of 48"),
+        ({"format": "int8", "group_size": 32, "activation_group_size": 64}, "of activations 64"),
+        ({"format": "int4", "group_size": 64}, "of activations 0"),
+        ({"format": "int4"}, "need groups"),
+        ({"format": "int8", "offset": "zero_point"}, "no offsets"),
+        ({"format": "int4", "activation_group_size": 64, "offset": "minimum"}, "minimums are those"),
+        ({"format": "int4", "activation_group_size": 64, "scale_format": "f16"}, "of 32 columns"),
+        (
+            {"format": "int8", "group_size": 32, "activation_group_size": 32, "scale_format": "f16"},
+            "no blocks of the kind",
+        ),
+    ],
+)
+def test_schemes_that_the_kernels_do_not_have_are_refused(options: dict[str, object], message: str) -> None:
+    stored = random_stored(TensorFormat.F32, (4, 64))
+    with pytest.raises(ValueError, match=message):
+        pack(make_runtime(), stored, WeightScheme(**options))  # type: ignore[arg-type]

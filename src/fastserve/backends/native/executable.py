@@ -11,8 +11,10 @@ from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.native.fuse_quantize_rows import fuse_quantize_rows
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
 from fastserve.backends.native.quantize_rows import quantize_rows
-from fastserve.backends.native.weights import WeightFormat, Weights
+from fastserve.backends.native.weight_scheme import choose_schemes
+from fastserve.backends.native.weights import Weights
 from fastserve.checkpoint.tensor import StoredTensor
+from fastserve.config import WeightFormat
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.graph.memory import plan_memory
 from fastserve.graph.node import Attention, Graph, Rope, Rows
@@ -38,7 +40,8 @@ def compile_native(
     """Compile an optimized graph for this CPU.
 
     `tensors` holds every tensor that the graph names, in the graph's shapes (see
-    `fastserve.models.parameters.check_parameters`), in any stored format; matrices are packed as `weights`.
+    `fastserve.models.parameters.check_parameters`), in any stored format; matrices are packed as `weights`
+    (see `fastserve.backends.native.weight_scheme`).
     `threads` is by default the number of cores that this process may use. `isa` forces an instruction set
     (default: the environment's FASTSERVE_ISA, else the best that the CPU has).
 
@@ -50,8 +53,9 @@ def compile_native(
     check_choice("weights", weights, get_args(WeightFormat))
     check_choice("kv_dtype", kv_dtype, get_args(KvFormat))
     runtime = make_runtime(threads, isa)
-    packed = Weights(runtime, tensors, weights)
-    graph = fuse_quantize_rows(quantize_rows(graph, lambda linear: packed.group_size(linear.weight)))
+    packed = Weights(runtime, tensors, choose_schemes(graph, weights, tensors))
+    graph = quantize_rows(graph, lambda linear: packed.activation_group_size(linear.weight))
+    graph = fuse_quantize_rows(graph)
     bounds = BatchBounds.from_graph(graph, limits, _native.BLOCK_SIZE)
     rows = {
         Rows.TOKENS: limits.max_tokens,

@@ -1,10 +1,11 @@
-"""The native backend's own op and pass: activations of int8 linears are quantized, once per value."""
+"""The native backend's own op and pass: activations of integer linears are quantized, once per value."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from fastserve.backends.native.weight_scheme import DEPTH_ALIGNMENT
 from fastserve.graph.node import Graph, Linear, Node, Value
 
 ALIGNMENT = 64  # bytes, of a row and of its scales (csrc/calls.h: QuantizedLayout)
@@ -39,7 +40,7 @@ def quantize_rows(graph: Graph, group_size_of: Callable[[Linear], int | None]) -
             continue
         key = (node.x, group_size)
         if key not in quantized:
-            width = _row_bytes(node.x.width, group_size) // FLOAT_BYTES
+            width = row_bytes(node.x.width, group_size) // FLOAT_BYTES
             quantized[key] = Value(next_index, node.x.rows, width)
             next_index += 1
             nodes.append(QuantizeRows(x=node.x, group_size=group_size, out=quantized[key]))
@@ -47,8 +48,9 @@ def quantize_rows(graph: Graph, group_size_of: Callable[[Linear], int | None]) -
     return Graph(tuple(nodes), graph.outputs)
 
 
-def _row_bytes(width: int, group_size: int) -> int:
-    padded = _round_up(width, 4)
+def row_bytes(width: int, group_size: int) -> int:
+    """Bytes of a quantized row of `width` columns."""
+    padded = _round_up(width, DEPTH_ALIGNMENT)
     num_groups = -(-padded // (group_size or padded))
     return _round_up(_round_up(padded, ALIGNMENT) + 2 * FLOAT_BYTES * num_groups, ALIGNMENT)
 

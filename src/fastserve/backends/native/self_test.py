@@ -9,8 +9,8 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from fastserve.backends.native.executable import compile_native
-from fastserve.backends.native.weights import WeightFormat
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
+from fastserve.config import WeightFormat
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
 from fastserve.models.family import build_graph, read_config

@@ -1,0 +1,146 @@
+"""What the names of weight formats stand for: how every matrix is packed, and the memory it takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
+from fastserve.config import WeightFormat
+from fastserve.graph.node import Embedding, Graph, Linear, Parameter
+
+logger = logging.getLogger(__name__)
+
+PANEL = 64  # rows that are packed together (csrc/kernels/kernel.h: kPanel)
+DEPTH_ALIGNMENT = 8  # columns that integer weights are padded to a multiple of (ditto)
+
+_ELEMENT_BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightScheme:
+    """How one matrix is packed. A weight is scale * value + offset, one scale and offset for each row and
+    group of columns; activations that meet integer weights are int8, with a scale for each row and group.
+
+    Attributes:
+        format: of the values; those of int8 are within 127 of 0, those of int4 from -8 to 7, or from 0 to 15
+            with an offset.
+        group_size: columns of a row of weights that share a scale; 0: all of them. The last group is shorter
+            where the width is not a multiple of it.
+        activation_group_size: columns of a row of activations that share a scale; 0: all of them.
+        scale_format: of scales and offsets; f16 are those of the file's blocks of 32, kept without rounding.
+        offset: `zero_point` is a whole number times the scale, `minimum` any number.
+    """
+
+    format: Literal["f32", "f16", "bf16", "int8", "int4"]
+    group_size: int = 0
+    activation_group_size: int = 0
+    scale_format: Literal["bf16", "f16"] = "bf16"
+    offset: Literal["none", "zero_point", "minimum"] = "none"
+
+    @property
+    def is_integer(self) -> bool:
+        return self.format in ("int8", "int4")
+
+    def num_bytes(self, rows: int, depth: int) -> int:
+        """Memory of a matrix [rows, depth], padding included."""
+        padded_rows = _round_up(rows, PANEL)
+        if not self.is_integer:
+            return padded_rows * depth * _ELEMENT_BITS[self.format] // 8
+        depth = _round_up(depth, DEPTH_ALIGNMENT)
+        num_groups = -(-depth // (self.group_size or depth))
+        group_bytes = 2 if self.offset == "none" else 4
+        return padded_rows * (depth * _ELEMENT_BITS[self.format] // 8 + num_groups * group_bytes)
+
+
+# Columns of activations that share a scale, unless the weights' groups are smaller. Whole rows would lose
+# four times as much (SmolLM2 on wikitext-2, int8: mean KL to float32 0.036 against 0.009; docs/log.md).
+ACTIVATION_GROUP_SIZE = 64
+
+INT8 = WeightScheme(format="int8", activation_group_size=ACTIVATION_GROUP_SIZE)
+
+
+def _int4(group_size: int, *, is_asymmetric: bool = False) -> WeightScheme:
+    return WeightScheme(
+        format="int4",
+        group_size=group_size,
+        activation_group_size=min(group_size, ACTIVATION_GROUP_SIZE),
+        offset="zero_point" if is_asymmetric else "none",
+    )
+
+
+# Every format but "stored". int4 is 64 columns a group unless it says otherwise, and int8 a whole row.
+SCHEMES: Mapping[WeightFormat, WeightScheme] = {
+    "f32": WeightScheme(format="f32"),
+    "f16": WeightScheme(format="f16"),
+    "bf16": WeightScheme(format="bf16"),
+    "int8": INT8,
+    "int8:g32": WeightScheme(format="int8", group_size=32, activation_group_size=32),
+    "int8:g64": WeightScheme(format="int8", group_size=64, activation_group_size=64),
+    "int4": _int4(64),
+    "int4:g32": _int4(32),
+    "int4:g128": _int4(128),
+    "int4:asymmetric": _int4(64, is_asymmetric=True),
+    "int4:g32:asymmetric": _int4(32, is_asymmetric=True),
+    "int4:g128:asymmetric": _int4(128, is_asymmetric=True),
+}
+
+# What keeps a stored format's numbers exactly.
+STORED_SCHEMES: Mapping[TensorFormat, WeightScheme] = {
+    TensorFormat.F32: SCHEMES["f32"],
+    TensorFormat.F16: SCHEMES["f16"],
+    TensorFormat.BF16: SCHEMES["bf16"],
+    TensorFormat.Q8_0: WeightScheme(
+        format="int8", group_size=32, activation_group_size=32, scale_format="f16"
+    ),
+    TensorFormat.Q4_0: WeightScheme(
+        format="int4", group_size=32, activation_group_size=32, scale_format="f16"
+    ),
+    TensorFormat.Q4_1: WeightScheme(
+        format="int4", group_size=32, activation_group_size=32, scale_format="f16", offset="minimum"
+    ),
+}
+
+
+def choose_schemes(
+    graph: Graph, weights: WeightFormat, tensors: Mapping[str, StoredTensor]
+) -> dict[Parameter, WeightScheme]:
+    """The scheme of every matrix of the graph: that of the name, but
+
+    - with int4, embeddings and the head (the linear that makes the logits) are int8: 4 bits hurt them most;
+    - with "stored", each as the file has it. Stacked matrices that the file has in different formats become
+      float32, which is logged.
+    """
+    matrices = {p for node in graph.nodes for p in node.parameters() if len(p.shape) == 2}
+    if weights == "stored":
+        return {parameter: _stored_scheme(parameter, tensors) for parameter in matrices}
+    scheme = SCHEMES[weights]
+    kept_finer = _embeddings_and_head(graph) if scheme.format == "int4" else set()
+    return {parameter: INT8 if parameter in kept_finer else scheme for parameter in matrices}
+
+
+def _stored_scheme(parameter: Parameter, tensors: Mapping[str, StoredTensor]) -> WeightScheme:
+    formats = {tensors[name].format for name in parameter.names}
+    if len(formats) == 1:
+        return STORED_SCHEMES[formats.pop()]
+    logger.warning(
+        "%s are stored in different formats (%s): float32 is used, which holds them all",
+        " and ".join(parameter.names),
+        ", ".join(sorted(stored.value for stored in formats)),
+    )
+    return SCHEMES["f32"]
+
+
+def _embeddings_and_head(graph: Graph) -> set[Parameter]:
+    logits = graph.outputs.get("logits")
+    return {
+        node.weight
+        for node in graph.nodes
+        if isinstance(node, Embedding) or (isinstance(node, Linear) and node.out == logits)
+    }
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from fastserve import _native
+from fastserve.backends.native.executable import make_runtime
+from fastserve.backends.native.weight_scheme import (
+    INT8,
+    SCHEMES,
+    STORED_SCHEMES,
+    WeightScheme,
+    choose_schemes,
+)
+from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
+from fastserve.config import WeightFormat
+from fastserve.graph.builder import GraphBuilder
+from fastserve.graph.node import Graph
+from fastserve.graph.passes import optimize
+
+
+@pytest.fixture
+def graph() -> Graph:
+    """An embedding, two linears that will be one, and a head."""
+    b = GraphBuilder()
+    x = b.embedding("token_ids", "embed", size=40, width=96)
+    y = b.add(b.linear(x, "q", width=64), b.linear(x, "k", width=64))
+    return optimize(b.finish(logits=b.linear(b.gather_rows(y), "head", width=40)))
+
+
+def store_as(formats: dict[str, TensorFormat]) -> dict[str, StoredTensor]:
+    return {
+        name: StoredTensor(name, stored, (0, 0), np.zeros(0, np.uint8)) for name, stored in formats.items()
+    }
+
+
+def by_name(schemes: dict[object, WeightScheme]) -> dict[str, WeightScheme]:
+    return {" ".join(parameter.names): scheme for parameter, scheme in schemes.items()}  # type: ignore[attr-defined]
+
+
+def test_every_name_has_a_scheme_but_stored() -> None:
+    assert {*SCHEMES, "stored"} == set(get_args(WeightFormat))
+
+
+def test_a_name_is_the_scheme_of_every_matrix(graph: Graph) -> None:
+    assert set(choose_schemes(graph, "bf16", {}).values()) == {SCHEMES["bf16"]}
+
+
+@pytest.mark.parametrize("weights", ["int4", "int4:g32:asymmetric"])
+def test_int4_leaves_embedding_and_head_int8(graph: Graph, weights: WeightFormat) -> None:
+    schemes = by_name(choose_schemes(graph, weights, {}))
+    assert schemes == {"embed": INT8, "q k": SCHEMES[weights], "head": INT8}
+
+
+def test_stored_is_the_files_own_format_matrix_by_matrix(graph: Graph) -> None:
+    q8, q4 = TensorFormat.Q8_0, TensorFormat.Q4_1
+    tensors = store_as({"embed": q8, "q": q4, "k": q4, "head": TensorFormat.BF16})
+    assert by_name(choose_schemes(graph, "stored", tensors)) == {
+        "embed": STORED_SCHEMES[q8],
+        "q k": STORED_SCHEMES[q4],
+        "head": SCHEMES["bf16"],
+    }
+
+
+def test_stacked_matrices_of_different_stored_formats_become_float32_and_that_is_logged(
+    graph: Graph, caplog: pytest.LogCaptureFixture
+) -> None:
+    q8, q4 = TensorFormat.Q8_0, TensorFormat.Q4_1
+    tensors = store_as({"embed": q8, "q": q4, "k": q8, "head": q8})
+    assert by_name(choose_schemes(graph, "stored", tensors))["q k"] == SCHEMES["f32"]
+    assert "q and k are stored in different formats (q4_1, q8_0)" in caplog.text
+
+
+@pytest.mark.parametrize(("rows", "depth"), [(1, 1), (64, 64), (65, 172), (130, 576)])
+@pytest.mark.parametrize("weights", SCHEMES)
+def test_the_memory_that_is_told_is_what_the_packed_matrix_takes(
+    weights: WeightFormat, rows: int, depth: int
+) -> None:
+    scheme = SCHEMES[weights]
+    packed = _native.Weight(
+        make_runtime(),
+        [("f32", np.zeros(4 * rows * depth, np.uint8), rows, depth)],
+        scheme.format,
+        group_size=scheme.group_size,
+        activation_group_size=scheme.activation_group_size,
+        offset=scheme.offset,
+    )
+    assert packed.num_bytes == scheme.num_bytes(rows, depth)
