@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from estimate import estimate_median, estimate_ratio
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.checkpoint.tokenizer import Tokenizer
+from fastserve.evaluate.estimate import estimate_median, estimate_ratio
 from fastserve.hub.resolve import resolve
 from report import DEFAULT_MODEL, make_parser, publish
 

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict
 
-from estimate import estimate_median
+from fastserve.evaluate.estimate import estimate_median
 from fastserve.hub.resolve import resolve
 from report import DEFAULT_MODEL, make_parser, publish
 

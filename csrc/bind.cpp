@@ -13,6 +13,7 @@
 #include <string>
 
 #include "dispatch.h"
+#include "machine_limits.h"
 #include "plan.h"
 #include "sample.h"
 #include "threads.h"
@@ -347,8 +348,30 @@ NB_MODULE(_native, m) {
       .def_prop_ro("num_bytes", &Weight::num_bytes);
   bind_plan(m);
   m.def("sample", &sample_rows, "logits"_a, "sampling"_a);
+  m.def(
+      "measure_read",
+      [](Runtime& runtime, int64_t working_set_bytes, double seconds) {
+        nb::gil_scoped_release release;
+        return measure_read(runtime.kernels, runtime.pool, working_set_bytes, seconds);
+      },
+      "runtime"_a, "working_set_bytes"_a, "seconds"_a, "Bytes per second of every way to read (READ_KINDS).");
+  m.def(
+      "measure_dot_products",
+      [](Runtime& runtime, double seconds) {
+        nb::gil_scoped_release release;
+        return measure_dot_products(runtime.kernels, runtime.pool, seconds);
+      },
+      "runtime"_a, "seconds"_a, "Operations per second on bytes.");
+  m.def(
+      "measure_multiply_adds",
+      [](Runtime& runtime, double seconds) {
+        nb::gil_scoped_release release;
+        return measure_multiply_adds(runtime.kernels, runtime.pool, seconds);
+      },
+      "runtime"_a, "seconds"_a, "Operations per second on float32.");
   m.def("runnable_isas", &runnable_isas);
   m.def("available_cores", &ThreadPool::available_cores);
+  m.attr("READ_KINDS") = nb::make_tuple("plain", "interleaved", "prefetched", "prefetched_interleaved", "non_temporal");
   m.attr("BLOCK_SIZE") = kBlock;
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
 }

@@ -31,6 +31,8 @@ enum class ScaleFormat : int32_t { bf16, f16 };
 enum class WeightOffset : int32_t { none, zero_point, minimum };
 enum class KvFormat : int32_t { f32, f16 };
 enum class StoredFormat : int32_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
+// Ways to read memory, of which the fastest is the limit: one stream or four, with or without prefetching.
+enum class ReadKind : int32_t { plain, interleaved, prefetched, prefetched_interleaved, non_temporal };
 enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };
 
 // A matrix of weights [rows, depth], prepacked in panels of kPanel rows. A panel holds values, then 16-bit scales
@@ -129,6 +131,10 @@ struct Kernels {
   // int4) as the blocks of a stored row have it, whose format must fit the weight's.
   void (*pack_row)(const PackedWeight&, const float* row, uint8_t* panel, int32_t column);
   void (*pack_blocks)(const PackedWeight&, StoredFormat, const uint8_t* stored, uint8_t* panel, int32_t column);
+  // The machine's limits (peak.h): a sum of `count` floats, and so many rounds of nothing but arithmetic.
+  float (*read_memory)(ReadKind, const float* begin, int64_t count);
+  int64_t (*dot_products)(int64_t iterations, const int8_t* x, float* out);
+  int64_t (*multiply_adds)(int64_t iterations, const float* x, float* out);
 };
 
 const Kernels* portable_kernels();

@@ -9,7 +9,8 @@ FastServeError
 ├── UnsupportedError       an architecture, tensor type or tokenizer that we do not have
 ├── MemoryLimitError       more memory is needed than there is
 ├── ContextLengthError     a prompt (with its completion) does not fit the model's context
-└── TemplateError          a chat template is missing or failed on these messages
+├── TemplateError          a chat template is missing or failed on these messages
+└── MeasurementError       a measurement contradicts itself, or what was to be measured failed
 """
 
 from __future__ import annotations
@@ -64,3 +65,7 @@ class ContextLengthError(FastServeError, ValueError):
 
 class TemplateError(FastServeError):
     """A chat template is missing, or failed on these messages."""
+
+
+class MeasurementError(FastServeError):
+    """A measurement contradicts itself, or what was to be measured failed."""

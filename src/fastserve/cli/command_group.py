@@ -34,7 +34,10 @@ class CommandGroup(click.Group):
 
 
 class LazyCommandGroup(CommandGroup):
-    """Commands by the modules that hold them: `{"chat": "fastserve.cli.chat"}` runs that module's `chat`."""
+    """Commands by the modules that hold them: `{"chat": "fastserve.cli.chat"}` runs that module's `chat`.
+
+    A dash in a command's name is an underscore in its function's.
+    """
 
     def __init__(self, *, modules: Mapping[str, str], **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -46,6 +49,6 @@ class LazyCommandGroup(CommandGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._modules:
             return None
-        command = getattr(import_module(self._modules[cmd_name]), cmd_name)
+        command = getattr(import_module(self._modules[cmd_name]), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command

@@ -20,6 +20,7 @@ from fastserve.cli.report import print_error
 from fastserve.errors import FastServeError, MemoryLimitError, OptionError
 
 COMMANDS = {
+    "bench": "fastserve.cli.bench",
     "chat": "fastserve.cli.chat",
     "doctor": "fastserve.cli.doctor",
     "download": "fastserve.cli.download",

@@ -1,0 +1,17 @@
+"""`fastserve bench`: how fast the machine, the kernels and whole models are."""
+
+from __future__ import annotations
+
+import click
+
+from fastserve.cli.command_group import LazyCommandGroup
+
+SUBCOMMANDS = {
+    "limits": "fastserve.cli.bench_limits",
+    "make-model": "fastserve.cli.bench_make_model",
+}
+
+
+@click.group(cls=LazyCommandGroup, modules=SUBCOMMANDS, no_args_is_help=False)
+def bench() -> None:
+    """Measure the machine, the kernels and whole models, alone and against others."""

@@ -1,0 +1,57 @@
+"""Writes model folders as Hugging Face has them, tensor by tensor, so that memory stays small."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastserve.types import Float32Array, JsonObject
+
+WEIGHTS_FILE = "model.safetensors"
+
+Shapes = Mapping[str, tuple[int, ...]]
+Blocks = Callable[[str], Iterable[Float32Array]]
+"""The values of a tensor in consecutive pieces, row-major."""
+
+
+def write_model_folder(
+    folder: Path, config: JsonObject, tokenizer: str, shapes: Shapes, blocks: Blocks
+) -> None:
+    """Write config.json, tokenizer.json and model.safetensors in bfloat16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    write_safetensors(folder / WEIGHTS_FILE, shapes, blocks)
+
+
+def write_safetensors(path: Path, shapes: Shapes, blocks: Blocks) -> None:
+    """Write tensors as bfloat16. Format: github.com/huggingface/safetensors, README."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, shape in shapes.items():
+        num_bytes = 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + num_bytes]}
+        position += num_bytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in shapes:
+            for block in blocks(name):
+                file.write(to_bf16(block).tobytes())
+
+
+def to_bf16(values: Float32Array) -> NDArray[np.uint16]:
+    """The upper halves of the numbers, rounded to nearest even.
+
+    >>> to_bf16(np.asarray([1.0], np.float32)).tolist() == [0x3F80]
+    True
+    """
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

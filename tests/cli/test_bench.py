@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastserve.cli.main import main
+
+pytest.importorskip("fastserve._native")
+pytestmark = pytest.mark.usefixtures("empty_store")
+
+
+def test_limits_are_a_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "limits", "--threads", "1", "--seconds", "0.001", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    for key in ("read_bytes_per_second", "int8_operations_per_second", "f32_operations_per_second"):
+        assert document[key] > 0
+    assert document["threads"] == 1
+    assert document["working_set_bytes"] in {read["working_set_bytes"] for read in document["reads"]}
+
+
+def test_a_model_is_made_in_the_folder_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "minilm"
+    assert main(["bench", "make-model", "--like", "minilm", str(folder), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"path": str(folder), "like": "minilm", "parameters": 22565376}
+    assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_an_unknown_shape_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "make-model", "--like", "nope", str(tmp_path / "m")]) == 2
+    assert capsys.readouterr().err.startswith("error: like='nope' is unknown; choose one of llama-3.2-1b")
+
+
+def test_an_unknown_measurement_suggests_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "limit"]) == 2
+    assert "did you mean limits?" in capsys.readouterr().err
