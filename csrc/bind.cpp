@@ -326,12 +326,12 @@ void bind_plan(nb::module_& m) {
       .def(
           "profile",
           [](const Plan& plan) {
-            std::vector<std::tuple<std::string, int64_t, double, int64_t, int64_t>> rows;
+            std::vector<std::tuple<std::string, std::string, int64_t, double, int64_t, int64_t>> rows;
             for (const CallProfile& p : plan.profile())
-              rows.emplace_back(p.name, p.num_runs, p.seconds, p.cost.bytes, p.cost.operations);
+              rows.emplace_back(p.name, p.shape, p.num_runs, p.seconds, p.cost.bytes, p.cost.operations);
             return rows;
           },
-          "(op, runs, seconds, bytes, operations) of every call in order, then of the sampling.");
+          "(op, shape, runs, seconds, bytes, operations) of every call in order, then of the sampling.");
 }
 
 }  // namespace

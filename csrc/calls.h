@@ -111,6 +111,9 @@ class LinearCall : public Call {
       : x_(x), weight_(weight), bias_(std::move(bias)), out_(out) {}
 
   const char* name() const override { return "linear"; }
+  std::string shape() const override {
+    return std::to_string(weight_.packed().rows) + "x" + std::to_string(weight_.packed().depth);
+  }
   Cost cost(const Step& step) const override {
     const PackedWeight& w = weight_.packed();
     return {weight_.num_bytes(), 2 * static_cast<int64_t>(step.num_rows(out_.rows)) * w.rows * w.depth};

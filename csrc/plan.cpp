@@ -237,8 +237,8 @@ void Plan::check(const Batch& b) const {
 
 void Plan::start_profile() {
   profile_.clear();
-  for (const std::unique_ptr<Call>& call : calls_) profile_.push_back({call->name(), 0, 0, {}});
-  profile_.push_back({"sample", 0, 0, {}});
+  for (const std::unique_ptr<Call>& call : calls_) profile_.push_back({call->name(), call->shape(), 0, 0, {}});
+  profile_.push_back({"sample", "", 0, 0, {}});
   is_profiling_ = true;
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kernels/kernel.h"
@@ -103,7 +104,8 @@ struct Cost {
 class Call {
  public:
   virtual ~Call() = default;
-  virtual const char* name() const = 0;  // of the op
+  virtual const char* name() const = 0;             // of the op
+  virtual std::string shape() const { return ""; }  // what tells calls of one op apart in a profile
   virtual Cost cost(const Step& step) const = 0;
   virtual int num_tiles(const Step& step) const = 0;
   // Floats of scratch memory that a tile needs.
@@ -138,6 +140,7 @@ class KvPool {
 // What a call has done since profiling began.
 struct CallProfile {
   const char* name;
+  std::string shape;
   int64_t num_runs = 0;
   double seconds = 0;
   Cost cost;

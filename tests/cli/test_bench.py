@@ -36,3 +36,28 @@ def test_an_unknown_shape_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_an_unknown_measurement_suggests_the_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "limit"]) == 2
     assert "did you mean limits?" in capsys.readouterr().err
+
+
+def test_a_model_is_measured_from_start_to_memory(
+    shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shared_data / "model_stories260K"
+    command = ["bench", "model", str(folder), "--weights", "int8", "--threads", "1", "--pairs", "1"]
+    assert main([*command, "--only", "prefill_128,decode_1", "--profile", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    for key in (
+        "prefill_128_tokens_per_second",
+        "decode_1_tokens_per_second",
+        "decode_1_share_of_bandwidth",
+        "start_to_first_token_seconds",
+        "peak_memory_bytes",
+    ):
+        assert document[key] > 0, key
+    assert document["limits"]["threads"] == 1
+    assert {"linear", "attention", "sample"} <= {profile["op"] for profile in document["profile"]}
+
+
+def test_an_unknown_peer_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "make-model", "--like", "minilm", str(tmp_path / "m")]) == 0
+    assert main(["bench", "model", str(tmp_path / "m"), "--compare", "tgi"]) == 2
+    assert "no peer is named 'tgi'; choose among llama.cpp, openvino" in capsys.readouterr().err

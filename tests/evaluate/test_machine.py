@@ -7,11 +7,13 @@ import pytest
 
 pytest.importorskip("fastserve._native")
 
+from evaluate_machine import make_limits
+
 from fastserve.backends.native.executable import runnable_isas
 from fastserve.backends.native.machine_limits import LimitProbe
 from fastserve.errors import MeasurementError, OptionError
 from fastserve.evaluate import machine
-from fastserve.evaluate.machine import MIB, MachineLimits, check_share, measure_limits, measure_read_rates
+from fastserve.evaluate.machine import MIB, check_share, measure_limits, measure_read_rates
 
 SECONDS = 0.01
 
@@ -31,21 +33,6 @@ class FakeProbe:
 
     def f32_operations_per_second(self, *, seconds: float) -> float:
         return 5.0
-
-
-def make_limits(**values: float) -> MachineLimits:
-    return MachineLimits(
-        isa="fake",
-        threads=2,
-        working_set_bytes=MIB,
-        read_kernel="plain",
-        **{
-            "read_bytes_per_second": 1.0,
-            "int8_operations_per_second": 1.0,
-            "f32_operations_per_second": 1.0,
-            **values,
-        },
-    )
 
 
 @pytest.mark.parametrize("isa", runnable_isas())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import fastserve._native as _native
@@ -86,6 +88,18 @@ def compile_native(
     return NativeExecutable(runtime, plan, bounds, outputs, rows_of)
 
 
+@dataclass(frozen=True, slots=True)
+class CallProfile:
+    """What one call of the plan did over all runs: at the least so many bytes of memory and operations."""
+
+    op: str
+    shape: str  # of a linear: outputs x inputs
+    runs: int
+    seconds: float
+    bytes: int
+    operations: int
+
+
 class NativeExecutable:
     """Implements `fastserve.types.Executable` on the CPU. Made by `compile_native`.
 
@@ -126,6 +140,17 @@ class NativeExecutable:
     @property
     def num_threads(self) -> int:
         return self._runtime.num_threads
+
+    @contextmanager
+    def profiling(self) -> Iterator[list[CallProfile]]:
+        """Profile the runs within the context; the list is filled when it ends."""
+        calls: list[CallProfile] = []
+        self._plan.start_profile()
+        try:
+            yield calls
+        finally:
+            self._plan.stop_profile()
+            calls += (CallProfile(*row) for row in self._plan.profile())
 
     def run(self, batch: Batch) -> StepResult:
         try:

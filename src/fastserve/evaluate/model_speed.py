@@ -1,0 +1,296 @@
+"""How fast a whole model is: ours alone, or interleaved with peers in one run."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastserve.backends.native.executable import CallProfile
+from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from fastserve.config import EngineOptions
+from fastserve.errors import OptionError
+from fastserve.evaluate.estimate import Estimate, estimate_ratio
+from fastserve.evaluate.machine import MachineLimits, check_share, measure_limits
+from fastserve.evaluate.peer_model import peer_job
+from fastserve.evaluate.profile import OpProfile, group_calls
+from fastserve.evaluate.worker import FASTSERVE, PEERS, EngineKind, Prompts, Worker
+from fastserve.evaluate.workload import (
+    DECODER_MEASURES,
+    ENCODER_MEASURES,
+    Decode,
+    Measure,
+    Prefill,
+    make_prompts,
+)
+from fastserve.models.config import DecoderConfig
+from fastserve.models.family import ModelConfig, read_config
+
+MAX_CONTEXT = 2048 + 64
+KV_TOKENS = 2048  # in the start whose memory is measured
+_START_PROMPT_TOKENS = 16
+_START_SECONDS = 20.0  # slow starts are measured once, after the first that fills the caches
+_NUM_STARTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedOptions:
+    """How to measure. `threads` and `weights` are those of the engine; `peers` are interpreters by name.
+
+    Raises:
+        OptionError: from `choose_measures`, where `only` names no measure of the model.
+    """
+
+    weights: str = "auto"
+    threads: int | None = None
+    pairs: int = 7
+    only: Sequence[str] = ()
+    peers: Mapping[str, Path] = field(default_factory=dict)
+    is_profiled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A start of an engine from nothing but files in the page cache."""
+
+    first_token_seconds: float  # from the start of the process
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpeed:
+    """What was measured of one engine. `rates` holds every run, in order, by measure."""
+
+    version: str
+    rates: Mapping[str, Sequence[float]]
+    start: Start
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.rates[name])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpeed:
+    """The result of `measure_model`. Measures that need a longer context than the model's are left out."""
+
+    model: str
+    options: SpeedOptions
+    limits: MachineLimits
+    ours: EngineSpeed
+    peers: Mapping[str, EngineSpeed]
+    shares: Mapping[str, float]
+    profile: Sequence[OpProfile]
+
+    def ratios(self, peer: str) -> dict[str, Estimate]:
+        """Of each measure, how many times faster we are than a peer, within pairs."""
+        theirs = self.peers[peer].rates
+        return {name: estimate_ratio(self.ours.rates[name], theirs[name]) for name in theirs}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "weights": self.options.weights,
+            "threads": self.limits.threads,
+            **_flatten(self.ours),
+            **self.shares,
+            "version": self.ours.version,
+            "runs": self.ours.rates,
+            "limits": self.limits.to_json(),
+            "peers": {
+                name: {
+                    **_flatten(speed),
+                    "version": speed.version,
+                    "runs": speed.rates,
+                    "ratios": {measure: asdict(ratio) for measure, ratio in self.ratios(name).items()},
+                }
+                for name, speed in self.peers.items()
+            },
+            "profile": [asdict(profile) for profile in self.profile],
+        }
+
+
+def measure_model(path: Path, options: SpeedOptions) -> ModelSpeed:
+    """Measure a model in fresh processes: starts one after the other, then all engines side by side, each
+    figure in turns of one run an engine.
+
+    Raises:
+        OptionError: an option is out of range, or names what there is not.
+        MeasurementError: an engine failed, or a share of the machine's limits came out above 1.
+        CheckpointError, UnsupportedError: the model cannot be read.
+    """
+    checkpoint = open_checkpoint(path)
+    config = read_config(checkpoint.config)
+    measures = choose_measures(config, options.only)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        jobs = _make_jobs(checkpoint, config, options, folder)
+        starts = {name: measure_start(*jobs[name], config) for name in jobs}
+        workers, versions = {}, {}
+        for name, (kind, python, job) in jobs.items():
+            workers[name] = stack.enter_context(Worker(kind, python))
+            versions[name] = workers[name].open(job)
+        cost = _Cost(workers[FASTSERVE.name], config)
+        limits = measure_limits(options.threads, working_set_bytes=cost.working_set_bytes)
+        rates: dict[str, dict[str, list[float]]] = {name: {} for name in workers}
+        for measure_name, measure in measures.items():
+            for worker in workers.values():  # warms up
+                measure.run(worker, config.vocab_size)
+            for index in range(options.pairs):
+                for name in list(workers)[:: -1 if index % 2 else 1]:
+                    rate = measure.run(workers[name], config.vocab_size)
+                    rates[name].setdefault(measure_name, []).append(rate)
+            limits = limits.at_least(
+                measure_limits(options.threads, working_set_bytes=cost.working_set_bytes, seconds=0.2)
+            )
+        profile = cost.profile(measures) if options.is_profiled else []
+    speeds = {
+        name: EngineSpeed(version=versions[name], rates=rates[name], start=starts[name]) for name in rates
+    }
+    ours = speeds.pop(FASTSERVE.name)
+    return ModelSpeed(
+        model=path.name,
+        options=options,
+        limits=limits,
+        ours=ours,
+        peers=speeds,
+        shares=cost.shares(ours, limits),
+        profile=profile,
+    )
+
+
+def choose_measures(config: ModelConfig, only: Sequence[str]) -> dict[str, Measure]:
+    """The measures that the model's context holds: all, or those whose names begin with one of `only`.
+
+    Raises:
+        OptionError: one of `only` begins none.
+    """
+    known = DECODER_MEASURES if isinstance(config, DecoderConfig) else ENCODER_MEASURES
+    for prefix in only:
+        if not any(name.startswith(prefix) for name in known):
+            raise OptionError(f"no measure is named {prefix!r}", hint=f"choose among {', '.join(known)}")
+    return {
+        name: measure
+        for name, measure in known.items()
+        if measure.context_tokens <= config.max_context and (not only or name.startswith(tuple(only)))
+    }
+
+
+def measure_start(kind: EngineKind, python: Path, job: Mapping[str, Any], config: ModelConfig) -> Start:
+    """The median of several starts after one that fills the caches, and the memory of the last with as many
+    tokens of keys and values as KV_TOKENS, or as the model's context holds."""
+    context = min(KV_TOKENS, config.max_context)
+    job = {**job, "context_length": context, "max_sequences": 1}
+    seconds: list[float] = []
+    spent = 0.0
+    while len(seconds) < 1 + _NUM_STARTS and (len(seconds) < 2 or spent < _START_SECONDS):
+        begin = time.perf_counter()
+        with Worker(kind, python) as worker:
+            worker.open(job)
+            _run_tokens(worker, config, min(_START_PROMPT_TOKENS, context - 1))
+            seconds.append(time.perf_counter() - begin)
+            _run_tokens(worker, config, context - 1)
+            peak_memory_bytes = worker.peak_memory_bytes()
+        spent += seconds[-1]
+    return Start(first_token_seconds=statistics.median(seconds[1:]), peak_memory_bytes=peak_memory_bytes)
+
+
+def _run_tokens(worker: Worker, config: ModelConfig, num_tokens: int) -> None:
+    prompts = make_prompts(1, num_tokens, config.vocab_size)
+    if isinstance(config, DecoderConfig):
+        worker.generate(prompts, 1)
+    else:
+        worker.embed(prompts)
+
+
+class _Cost:
+    """What a model's steps have to do at the least, by the profile of our own engine."""
+
+    def __init__(self, worker: Worker, config: ModelConfig) -> None:
+        self._worker = worker
+        self._config = config
+        self._decode_bytes = self._prefill_operations = 0.0
+        if isinstance(config, DecoderConfig):
+            self._decode_bytes = self._measure_decode_bytes()
+            if config.max_context > 512:
+                self._prefill_operations = self._measure_prefill_operations()
+
+    @property
+    def working_set_bytes(self) -> int:
+        """What a decoding step reads; for an encoder, what one sentence reads."""
+        if self._decode_bytes:
+            return int(self._decode_bytes)
+        prompts = make_prompts(1, _START_PROMPT_TOKENS, self._config.vocab_size)
+        return int(sum(call.bytes for call in self._calls(prompts, 0) if call.op == "linear"))
+
+    def shares(self, ours: EngineSpeed, limits: MachineLimits) -> dict[str, float]:
+        """Raises MeasurementError where one is above 1."""
+        shares = {}
+        if "decode_1_tokens_per_second" in ours.rates:
+            rate = ours.median("decode_1_tokens_per_second") * self._decode_bytes
+            shares["decode_1_share_of_bandwidth"] = rate / limits.read_bytes_per_second
+        if "prefill_512_tokens_per_second" in ours.rates:
+            rate = ours.median("prefill_512_tokens_per_second") * self._prefill_operations
+            shares["prefill_512_share_of_int8_peak"] = rate / limits.int8_operations_per_second
+        return {name: check_share(name, share) for name, share in shares.items()}
+
+    def profile(self, measures: Mapping[str, Measure]) -> list[OpProfile]:
+        """Of one prompt of 512 tokens, or as many as the context holds, and 64 tokens after it."""
+        length = min(512, self._config.max_context - 64)
+        max_tokens = 64 if isinstance(self._config, DecoderConfig) else 0
+        return group_calls(self._calls(make_prompts(1, length, self._config.vocab_size), max_tokens))
+
+    def _measure_decode_bytes(self) -> float:
+        """Bytes of weights, keys and values that a token of `decode_1` reads."""
+        decode = DECODER_MEASURES["decode_1_tokens_per_second"]
+        assert isinstance(decode, Decode)
+        prompts = decode.prompts(self._config.vocab_size)
+        short, long = (self._bytes_read(prompts, max_tokens) for max_tokens in decode.calls)
+        return (long - short) / decode.num_tokens
+
+    def _measure_prefill_operations(self) -> float:
+        """Operations of the linears, a token of `prefill_512`."""
+        prefill = DECODER_MEASURES["prefill_512_tokens_per_second"]
+        assert isinstance(prefill, Prefill)
+        prompts = make_prompts(1, prefill.num_tokens, self._config.vocab_size)
+        calls = self._calls(prompts, 1)
+        return sum(call.operations for call in calls if call.op == "linear") / prefill.num_tokens
+
+    def _bytes_read(self, prompts: Prompts, max_tokens: int) -> int:
+        """Of weights, keys and values."""
+        calls = self._calls(prompts, max_tokens)
+        return sum(call.bytes for call in calls if call.op in ("linear", "attention"))
+
+    def _calls(self, prompts: Prompts, max_tokens: int) -> list[CallProfile]:
+        return [CallProfile(**call) for call in self._worker.cost(prompts, max_tokens)]
+
+
+def _make_jobs(
+    checkpoint: Checkpoint, config: ModelConfig, options: SpeedOptions, folder: Path
+) -> dict[str, tuple[EngineKind, Path, dict[str, Any]]]:
+    """The engines to measure, ours first: by name, what runs them and what they are to open."""
+    EngineOptions(weights=options.weights, threads=options.threads)  # type: ignore[arg-type]  # checked there
+    job = {
+        "model": str(checkpoint.path),
+        "weights": options.weights,
+        "threads": options.threads,
+        "context_length": min(MAX_CONTEXT, config.max_context),
+        "max_sequences": 64,
+    }
+    jobs = {FASTSERVE.name: (FASTSERVE, Path(sys.executable), job)}
+    for name, python in options.peers.items():
+        jobs[name] = (PEERS[name], python, peer_job(PEERS[name], python, checkpoint, job, folder))
+    return jobs
+
+
+def _flatten(speed: EngineSpeed) -> dict[str, float]:
+    return {
+        **{name: speed.median(name) for name in speed.rates},
+        "start_to_first_token_seconds": speed.start.first_token_seconds,
+        "peak_memory_bytes": speed.start.peak_memory_bytes,
+    }

@@ -1,0 +1,40 @@
+"""FastServe itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastserve._version import __version__
+from fastserve.engine.llm import LLM
+from fastserve.types import SamplingParams
+
+
+class Engine:
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.version = __version__
+        options = {name: job[name] for name in ("weights", "threads", "context_length", "max_sequences")}
+        self._llm = LLM(job["model"], offline=True, **options)
+
+    def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+        completions = self._llm.generate(prompts, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
+        return [list(completion.token_ids) for completion in completions]
+
+    def embed(self, texts: list[list[int]]) -> None:
+        from fastserve.engine.embed import Embedder
+
+        Embedder(self._llm.model.executable).embed(texts)
+
+    def cost(self, prompts: list[list[int]], max_tokens: int) -> list[dict[str, Any]]:
+        """What the calls of a run did, by op and shape; `max_tokens` 0 embeds."""
+        from dataclasses import asdict
+
+        from fastserve.backends.native.executable import NativeExecutable
+
+        executable = self._llm.model.executable
+        assert isinstance(executable, NativeExecutable)
+        with executable.profiling() as calls:
+            if max_tokens:
+                self.generate(prompts, max_tokens)
+            else:
+                self.embed(prompts)
+        return [asdict(call) for call in calls]
