@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Python modules are used where they are; only what is built from these needs installing again.
 BUILT_FROM := CMakeLists.txt src/fastserve/_version.py $(shell find csrc -type f)
 
-.PHONY: chat test test-slow bench check format clean clean-all
+.PHONY: chat test test-slow test-native test-sanitize test-neon bench check format clean clean-all
 .DELETE_ON_ERROR:
 
 chat: $(VENV)/built
@@ -23,6 +23,38 @@ test: check
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
+
+# The kernels and the thread pool without Python: as built, under sanitizers, and on an emulated 64-bit ARM.
+NATIVE_TESTS := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DFASTSERVE_BUILD_TESTS=ON
+WITHOUT_PYTHON := -DFASTSERVE_BUILD_PYTHON=OFF
+AARCH64 := aarch64-linux-gnu
+
+test-native: $(VENV)/tools
+	$(NATIVE_TESTS) -S . -B build/native $(WITHOUT_PYTHON) -DCMAKE_BUILD_TYPE=Release
+	$(BIN)/cmake --build build/native
+	$(BIN)/ctest --test-dir build/native --output-on-failure
+
+# The tests of the native backend then run on the extension that is built here. Python itself leaks by design.
+test-sanitize: $(VENV)/dev
+	$(NATIVE_TESTS) -S . -B build/sanitize-thread $(WITHOUT_PYTHON) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFASTSERVE_SANITIZE=thread
+	$(BIN)/cmake --build build/sanitize-thread
+	$(BIN)/ctest --test-dir build/sanitize-thread --output-on-failure
+	$(NATIVE_TESTS) -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFASTSERVE_SANITIZE=address,undefined \
+	  -DPython_EXECUTABLE=$(abspath $(BIN)/python) -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  FASTSERVE_TEST_EXTENSION=$$(ls build/sanitize/_native*.so) $(BIN)/python -m pytest tests/backends/native
+
+test-neon: $(VENV)/tools
+	@if ! command -v $(AARCH64)-g++ >/dev/null || ! command -v qemu-aarch64 >/dev/null; then \
+	  echo "skipped: needs $(AARCH64)-g++ and qemu-aarch64 (Debian: g++-$(AARCH64), qemu-user)"; exit 0; fi; \
+	set -e; \
+	$(NATIVE_TESTS) -S . -B build/neon $(WITHOUT_PYTHON) -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
+	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(AARCH64)-g++; \
+	$(BIN)/cmake --build build/neon; \
+	qemu-aarch64 -L /usr/$(AARCH64) build/neon/test_kernels neondot portable; \
+	qemu-aarch64 -L /usr/$(AARCH64) build/neon/test_threads
 
 bench: $(VENV)/dev
 	$(BIN)/python bench/install_size.py

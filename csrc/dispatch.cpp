@@ -6,6 +6,8 @@
 #include <intrin.h>
 #elif defined(FASTSERVE_X86)
 #include <cpuid.h>
+#elif defined(FASTSERVE_NEONDOT) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace fastserve {
@@ -45,7 +47,7 @@ unsigned long long saved_state() {
 }
 
 struct CpuFeatures {
-  bool avx2 = false, avx512vnni = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false;
 };
 
 // Bits of CPUID leaves 1 and 7: Intel SDM volume 2A, table 3-8.
@@ -59,19 +61,39 @@ CpuFeatures detect() {
   found.avx2 = (state & 0x6) == 0x6 && has_fma && has_f16c && (seven.ebx >> 5 & 1);
   const bool f = seven.ebx >> 16 & 1, dq = seven.ebx >> 17 & 1, bw = seven.ebx >> 30 & 1, vl = seven.ebx >> 31 & 1;
   const bool vnni = seven.ecx >> 11 & 1;
+  found.avxvnni = found.avx2 && seven.eax >= 1 && (cpuid(7, 1).eax >> 4 & 1);
   found.avx512vnni = found.avx2 && (state & 0xe6) == 0xe6 && f && dq && bw && vl && vnni;
   return found;
 }
 #endif
 
+#if defined(FASTSERVE_NEONDOT)
+bool has_neon_dot_product() {
+#if defined(__linux__)
+  constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP, Linux: Documentation/arch/arm64/elf_hwcaps.rst
+  return getauxval(AT_HWCAP) & kAsimdDp;
+#else
+  return true;  // every 64-bit ARM that Apple sells computers with
+#endif
+}
+#endif
+
 // Best first.
 std::vector<Isa> compiled_isas() {
+  std::vector<Isa> isas;
 #if defined(FASTSERVE_X86)
   static const CpuFeatures cpu = detect();
-  return {{avx512vnni_kernels(), cpu.avx512vnni}, {avx2_kernels(), cpu.avx2}, {portable_kernels(), true}};
-#else
-  return {{portable_kernels(), true}};
+  isas.push_back({avx512vnni_kernels(), cpu.avx512vnni});
+#if defined(FASTSERVE_AVXVNNI)
+  isas.push_back({avxvnni_kernels(), cpu.avxvnni});
 #endif
+  isas.push_back({avx2_kernels(), cpu.avx2});
+#endif
+#if defined(FASTSERVE_NEONDOT)
+  isas.push_back({neondot_kernels(), has_neon_dot_product()});
+#endif
+  isas.push_back({portable_kernels(), true});
+  return isas;
 }
 
 }  // namespace

@@ -4,12 +4,22 @@ download.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+# Another build of the native extension to test, such as the one that `make test-sanitize` makes.
+if _EXTENSION := os.environ.get("FASTSERVE_TEST_EXTENSION"):
+    _SPEC = importlib.util.spec_from_file_location("fastserve._native", _EXTENSION)
+    assert _SPEC is not None
+    assert _SPEC.loader is not None
+    sys.modules["fastserve._native"] = importlib.util.module_from_spec(_SPEC)
+    _SPEC.loader.exec_module(sys.modules["fastserve._native"])
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 

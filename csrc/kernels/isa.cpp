@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with that set's flags and one of
-//   FASTSERVE_ISA_PORTABLE, FASTSERVE_ISA_AVX2, FASTSERVE_ISA_AVX512VNNI
+//   FASTSERVE_ISA_PORTABLE, FASTSERVE_ISA_AVX2, FASTSERVE_ISA_AVXVNNI, FASTSERVE_ISA_AVX512VNNI,
+//   FASTSERVE_ISA_NEONDOT
 // Everything lives in a namespace of the set's own, and nothing of the C++ library is included.
 
 #include "kernel.h"
@@ -12,11 +13,22 @@
 #define FASTSERVE_ISA_TABLE avx512vnni_kernels
 #define FASTSERVE_ISA_NAME "avx512vnni"
 #include <immintrin.h>
+#elif defined(FASTSERVE_ISA_AVXVNNI)
+#define FASTSERVE_ISA_AVX2  // all of it but the dot product
+#define FASTSERVE_ISA_NAMESPACE isa_avxvnni
+#define FASTSERVE_ISA_TABLE avxvnni_kernels
+#define FASTSERVE_ISA_NAME "avxvnni"
+#include <immintrin.h>
 #elif defined(FASTSERVE_ISA_AVX2)
 #define FASTSERVE_ISA_NAMESPACE isa_avx2
 #define FASTSERVE_ISA_TABLE avx2_kernels
 #define FASTSERVE_ISA_NAME "avx2"
 #include <immintrin.h>
+#elif defined(FASTSERVE_ISA_NEONDOT)
+#define FASTSERVE_ISA_NAMESPACE isa_neondot
+#define FASTSERVE_ISA_TABLE neondot_kernels
+#define FASTSERVE_ISA_NAME "neondot"
+#include <arm_neon.h>
 #else
 #define FASTSERVE_ISA_NAMESPACE isa_portable
 #define FASTSERVE_ISA_TABLE portable_kernels

@@ -142,5 +142,11 @@ const Kernels* portable_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512vnni_kernels();
 #endif
+#if defined(FASTSERVE_AVXVNNI)
+const Kernels* avxvnni_kernels();
+#endif
+#if defined(FASTSERVE_NEONDOT)
+const Kernels* neondot_kernels();
+#endif
 
 }  // namespace fastserve

@@ -6,8 +6,10 @@
 
 // Rows of x and vectors of channels whose sums a kernel holds in registers. Sums over blocks or groups lie on the
 // stack: they are touched once in 64 columns or more.
-#if defined(FASTSERVE_ISA_AVX512VNNI)
+#if defined(FASTSERVE_ISA_AVX512VNNI) || defined(FASTSERVE_ISA_NEONDOT)
 constexpr int kTileRows = 6, kTileVectors = 4;
+#elif defined(FASTSERVE_ISA_AVXVNNI)
+constexpr int kTileRows = 6, kTileVectors = 2;
 #elif defined(FASTSERVE_ISA_AVX2)
 constexpr int kTileRows = 4, kTileVectors = 2;
 #else
@@ -149,7 +151,7 @@ static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t 
     const int32_t end = begin + group_size < c.end ? begin + group_size : c.end;
     I32 acc[R][V];
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) acc[r][v] = set1(corrections[r * word_stride + g]);
+      for (int v = 0; v < V; ++v) acc[r][v] = set1(kKeepsWeightOffset ? corrections[r * word_stride + g] : 0);
     for (int32_t k = begin; k < end; k += 4, bytes += kPanel * 4) {
       Weights4 w[V];
       for (int v = 0; v < V; ++v) w[v] = load_weights4(bytes + v * kLanes * 4);

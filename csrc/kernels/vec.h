@@ -4,12 +4,24 @@
 // Every floating-point operation is explicit: the build forbids contraction, so that two instances of a kernel
 // template can never round differently.
 
+// Whether dot4 multiplies weights with the offset of 128 that they are stored with (kernel.h): the x86 instructions
+// want unsigned weights, NEON's wants signed ones.
+#if defined(FASTSERVE_ISA_NEONDOT)
+constexpr bool kKeepsWeightOffset = false;
+#else
+constexpr bool kKeepsWeightOffset = true;
+#endif
+
 #if defined(FASTSERVE_ISA_AVX512VNNI)
 
 constexpr int kLanes = 16;
 using F32 = __m512;
+#if defined(_MSC_VER)
+using I32 = __m512i;
+#else
 // Not __m512i, whose elements are 64 bits wide: GCC keeps arrays that the intrinsics must cast in memory.
 typedef int I32 __attribute__((vector_size(64)));
+#endif
 
 static inline F32 zero() { return _mm512_setzero_ps(); }
 static inline F32 set1(float x) { return _mm512_set1_ps(x); }
@@ -77,7 +89,11 @@ static inline void store_bytes(int8_t* p, F32 a) {
 
 constexpr int kLanes = 8;
 using F32 = __m256;
+#if defined(_MSC_VER)
 using I32 = __m256i;
+#else
+typedef int I32 __attribute__((vector_size(32)));  // as above
+#endif
 
 static inline __m256i first_mask(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -125,8 +141,30 @@ static inline void store_f16(uint16_t* p, F32 a) {
 }
 static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 
-static inline I32 set1(int32_t x) { return _mm256_set1_epi32(x); }
-static inline F32 to_f32(I32 a) { return _mm256_cvtepi32_ps(a); }
+static inline I32 set1(int32_t x) { return (I32)_mm256_set1_epi32(x); }
+static inline F32 to_f32(I32 a) { return _mm256_cvtepi32_ps((__m256i)a); }
+template <int n>
+static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
+  static_assert(n % 32 == 0);
+  const __m256i mask = _mm256_set1_epi8(15), offset = _mm256_set1_epi8((char)add);
+  for (int i = 0; i < n; i += 32) {
+    const __m256i both = _mm256_loadu_si256((const __m256i*)(p + i));
+    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+    _mm256_store_si256((__m256i*)(out + i), _mm256_add_epi8(_mm256_and_si256(both, mask), offset));
+    _mm256_store_si256((__m256i*)(out + n + i), _mm256_add_epi8(high, offset));
+  }
+}
+#if defined(FASTSERVE_ISA_AVXVNNI)
+using Bytes4 = __m256i;
+static inline Bytes4 broadcast4(const int8_t* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return _mm256_set1_epi32(word);
+}
+using Weights4 = __m256i;
+static inline Weights4 load_weights4(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return (I32)_mm256_dpbusd_avx_epi32((__m256i)acc, w, x); }
+#else
 // vpmaddubsw would saturate its 16-bit sums (255 * 127 * 2 > 32767), so bytes are widened to 16 bits first, even and
 // odd ones apart, and multiplied by vpmaddwd, whose 32-bit sums are exact.
 struct Bytes4 {
@@ -145,25 +183,93 @@ static inline Weights4 load_weights4(const uint8_t* p) {
   __m256i w = _mm256_loadu_si256((const __m256i*)p);
   return {_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(w, 8)};
 }
-template <int n>
-static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
-  static_assert(n % 32 == 0);
-  const __m256i mask = _mm256_set1_epi8(15), offset = _mm256_set1_epi8((char)add);
-  for (int i = 0; i < n; i += 32) {
-    const __m256i both = _mm256_loadu_si256((const __m256i*)(p + i));
-    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-    _mm256_store_si256((__m256i*)(out + i), _mm256_add_epi8(_mm256_and_si256(both, mask), offset));
-    _mm256_store_si256((__m256i*)(out + n + i), _mm256_add_epi8(high, offset));
-  }
-}
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   __m256i products = _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd));
-  return _mm256_add_epi32(acc, products);
+  return (I32)_mm256_add_epi32((__m256i)acc, products);
 }
+#endif
 static inline void store_bytes(int8_t* p, F32 a) {
   __m256i q = _mm256_cvtps_epi32(a);
   __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
   _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(half, half));
+}
+
+#elif defined(FASTSERVE_ISA_NEONDOT)
+
+constexpr int kLanes = 4;
+using F32 = float32x4_t;
+using I32 = int32x4_t;
+
+static inline uint32x4_t first_mask(int n) {
+  const int32_t lanes[kLanes] = {0, 1, 2, 3};
+  return vcltq_s32(vld1q_s32(lanes), vdupq_n_s32(n));
+}
+static inline F32 zero() { return vdupq_n_f32(0); }
+static inline F32 set1(float x) { return vdupq_n_f32(x); }
+static inline F32 load(const float* p) { return vld1q_f32(p); }
+static inline void store(float* p, F32 a) { vst1q_f32(p, a); }
+static inline F32 load_first(const float* p, int n) {
+  float lanes[kLanes] = {};
+  memcpy(lanes, p, (size_t)n * 4);
+  return vld1q_f32(lanes);
+}
+static inline void store_first(float* p, F32 a, int n) {
+  float lanes[kLanes];
+  vst1q_f32(lanes, a);
+  memcpy(p, lanes, (size_t)n * 4);
+}
+static inline F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
+static inline F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
+static inline F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
+static inline F32 div(F32 a, F32 b) { return vdivq_f32(a, b); }
+static inline F32 max(F32 a, F32 b) { return vmaxq_f32(a, b); }
+static inline F32 min(F32 a, F32 b) { return vminq_f32(a, b); }
+static inline F32 abs(F32 a) { return vabsq_f32(a); }
+static inline F32 fma(F32 a, F32 b, F32 c) { return vfmaq_f32(c, a, b); }
+static inline F32 round(F32 a) { return vrndnq_f32(a); }
+static inline F32 power_of_two(int32x4_t n) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
+}
+// In two factors, as for AVX2.
+static inline F32 scale_by_power(F32 a, F32 n) {
+  int32x4_t whole = vcvtnq_s32_f32(n), half = vshrq_n_s32(whole, 1);
+  return vmulq_f32(vmulq_f32(a, power_of_two(half)), power_of_two(vsubq_s32(whole, half)));
+}
+static inline F32 first(F32 a, F32 b, int n) { return vbslq_f32(first_mask(n), a, b); }
+static inline float sum(F32 a) { return vaddvq_f32(a); }
+static inline float largest(F32 a) { return vmaxvq_f32(a); }
+static inline F32 load_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+static inline F32 load_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+static inline void store_f16(uint16_t* p, F32 a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+static inline uint16_t to_f16(float x) { return vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(set1(x))), 0); }
+
+static inline I32 set1(int32_t x) { return vdupq_n_s32(x); }
+static inline F32 to_f32(I32 a) { return vcvtq_f32_s32(a); }
+using Bytes4 = int8x16_t;
+static inline Bytes4 broadcast4(const int8_t* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return vreinterpretq_s8_s32(vdupq_n_s32(word));
+}
+using Weights4 = int8x16_t;
+static inline Weights4 load_weights4(const uint8_t* p) {
+  return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p), vdupq_n_u8(0x80)));
+}
+template <int n>
+static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
+  static_assert(n % 16 == 0);
+  const uint8x16_t mask = vdupq_n_u8(15), offset = vdupq_n_u8(add);
+  for (int i = 0; i < n; i += 16) {
+    const uint8x16_t both = vld1q_u8(p + i);
+    vst1q_u8(out + i, vaddq_u8(vandq_u8(both, mask), offset));
+    vst1q_u8(out + n + i, vaddq_u8(vshrq_n_u8(both, 4), offset));
+  }
+}
+static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return vdotq_s32(acc, x, w); }
+static inline void store_bytes(int8_t* p, F32 a) {
+  int16x4_t halves = vqmovn_s32(vcvtnq_s32_f32(a));
+  int8x8_t bytes = vqmovn_s16(vcombine_s16(halves, halves));
+  memcpy(p, &bytes, kLanes);
 }
 
 #else  // portable: plain loops, which compilers turn into whatever vectors the baseline has
