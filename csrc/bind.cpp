@@ -140,18 +140,20 @@ struct SamplingArrays {
   Vector<uint64_t> seeds, draws;
 };
 
-// (token_ids [R], logprobs [R], top_token_ids [R, 20], top_logprobs [R, 20])
+// (is_valid [R], token_ids [R], logprobs [R], top_token_ids [R, 20], top_logprobs [R, 20])
 nb::tuple to_arrays(const std::vector<SampleResult>& results) {
   const std::size_t n = results.size(), width = kMaxTopLogprobs;
   auto ids = new_array<int32_t>({n}), top_ids = new_array<int32_t>({n, width});
   auto logprobs = new_array<float>({n}), top_logprobs = new_array<float>({n, width});
+  auto is_valid = new_array<bool>({n});
   for (std::size_t i = 0; i < n; ++i) {
+    is_valid.data()[i] = results[i].ok;
     ids.data()[i] = results[i].token_id;
     logprobs.data()[i] = results[i].logprob;
     std::copy_n(results[i].top_ids, width, top_ids.data() + i * width);
     std::copy_n(results[i].top_logprobs, width, top_logprobs.data() + i * width);
   }
-  return nb::make_tuple(ids, logprobs, top_ids, top_logprobs);
+  return nb::make_tuple(is_valid, ids, logprobs, top_ids, top_logprobs);
 }
 
 nb::object run(Plan& plan, nb::handle batch, const std::optional<Matrix>& logits) {
@@ -311,13 +313,15 @@ void bind_plan(nb::module_& m) {
       .def("pool", &Plan::pool, "kind"_a, "x"_a, "out"_a)
       .def("l2_normalize", &Plan::l2_normalize, "x"_a, "eps"_a, "out"_a)
       .def("run", &run, "batch"_a, "logits"_a.none(),
-           "Run one step of a fastserve.types.Batch; (token_ids, logprobs, top_token_ids, top_logprobs) where it asks "
+           "Run one step of a fastserve.types.Batch; (is_valid, token_ids, logprobs, top_token_ids, top_logprobs) "
+           "where it asks "
            "for sampling, which uses the logits as scratch.")
       .def(
           "view",
           [](nb::handle self, const Matrix& m, std::size_t rows) {
             const Plan& plan = nb::cast<const Plan&>(self);
-            if (m.stride != m.width) throw std::invalid_argument("only whole values can be viewed");
+            if (m.stride != m.width || !plan.holds(m, static_cast<int64_t>(rows)))
+              throw std::invalid_argument("only whole values within the arena can be viewed");
             return nb::ndarray<nb::numpy, const float>(plan.data(m), {rows, static_cast<std::size_t>(m.width)}, self);
           },
           "matrix"_a, "rows"_a)

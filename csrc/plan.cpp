@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <chrono>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -19,6 +20,8 @@ void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
     refuse(std::string(what) + " is " + std::to_string(value) + "; the limits are " + std::to_string(low) + " and " +
            std::to_string(high));
 }
+
+void check_equal(const char* what, int64_t value, int64_t expected) { check_range(what, value, expected, expected); }
 
 // All calls of a plan for one step, then the sampling of its output rows.
 class StepJob : public Job {
@@ -84,6 +87,7 @@ class StepJob : public Job {
 
 KvPool::KvPool(int32_t num_layers, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim, KvFormat format)
     : num_layers_(num_layers),
+      num_blocks_(num_blocks),
       num_kv_heads_(num_kv_heads),
       head_dim_(head_dim),
       padded_head_dim_(static_cast<int32_t>(round_up(static_cast<std::size_t>(head_dim), 16))),
@@ -104,16 +108,19 @@ Plan::Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels
 
 Plan::~Plan() = default;
 
+bool Plan::holds(const Matrix& m, int64_t num_rows) const {
+  if (m.offset_bytes < 0 || m.width < 0 || m.group_size < Matrix::kFloats) return false;
+  const int64_t row_bytes = m.is_quantized() ? QuantizedLayout(m).row_bytes : 4 * static_cast<int64_t>(m.width);
+  const int64_t stride_bytes = 4 * static_cast<int64_t>(m.stride);
+  return stride_bytes >= row_bytes && m.offset_bytes + (num_rows - 1) * stride_bytes + row_bytes <= arena_bytes_;
+}
+
 // Every matrix of a call must lie within the arena at the plan's limits.
 void Plan::check(const Matrix& m) const {
   const int64_t rows = m.rows == Rows::tokens    ? limits_.max_tokens
                        : m.rows == Rows::outputs ? limits_.max_outputs
                                                  : limits_.max_sequences;
-  const int64_t row_bytes = m.is_quantized() ? QuantizedLayout(m).row_bytes : 4 * static_cast<int64_t>(m.width);
-  const int64_t stride_bytes = 4 * static_cast<int64_t>(m.stride);
-  if (m.offset_bytes < 0 || m.width < 0 || m.group_size < Matrix::kFloats || stride_bytes < row_bytes ||
-      m.offset_bytes + (rows - 1) * stride_bytes + row_bytes > arena_bytes_)
-    refuse("a matrix of the plan lies outside its arena");
+  if (!holds(m, rows)) refuse("a matrix of the plan lies outside its arena");
 }
 
 void Plan::add_call(std::unique_ptr<Call> call) {
@@ -127,11 +134,23 @@ void Plan::add_call(std::unique_ptr<Call> call) {
 
 void Plan::embedding(IdSource ids, const Weight& weight, Matrix out) {
   check(out);
+  check_equal("columns of an embedding", out.width, weight.packed().depth);
+  const int32_t num_ids = ids == IdSource::token_ids   ? limits_.vocab_size
+                          : ids == IdSource::positions ? limits_.max_context
+                                                       : limits_.num_token_types;
+  check_range("ids of an embedding", num_ids, 1, weight.packed().rows);
   add_call(std::make_unique<EmbeddingCall>(ids, weight, out));
 }
 
 void Plan::linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out) {
   check(x), check(out);
+  const PackedWeight& w = weight.packed();
+  if (is_integer(w.format))
+    check_equal("bytes of a linear's quantized input", 4 * static_cast<int64_t>(x.stride),
+                QuantizedLayout(w.depth, w.activation_group_size).row_bytes);
+  else check_equal("columns of a linear's input", x.width, w.depth);
+  check_equal("columns of a linear's result", out.width, w.rows);
+  if (!bias.empty()) check_equal("biases of a linear", static_cast<int64_t>(bias.size()), w.rows);
   add_call(std::make_unique<LinearCall>(x, weight, std::move(bias), out));
 }
 
@@ -142,11 +161,14 @@ void Plan::quantize_rows(Matrix x, Matrix out) {
 
 void Plan::rms_norm(Matrix x, std::vector<float> weight, float eps, Matrix out) {
   check(x), check(out);
+  check_equal("weights of a norm", static_cast<int64_t>(weight.size()), x.width);
   add_call(std::make_unique<RmsNormCall>(x, std::move(weight), eps, out));
 }
 
 void Plan::layer_norm(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out) {
   check(x), check(out);
+  check_equal("weights of a norm", static_cast<int64_t>(weight.size()), x.width);
+  check_equal("biases of a norm", static_cast<int64_t>(bias.size()), x.width);
   add_call(std::make_unique<LayerNormCall>(x, std::move(weight), std::move(bias), eps, out));
 }
 
@@ -162,12 +184,16 @@ void Plan::add_rms_norm(Matrix x, Matrix y, std::vector<float> weight, float eps
 void Plan::add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps,
                           Matrix out_sum, Matrix out) {
   check(x), check(y), check(out_sum), check(out);
+  check_equal("weights of a norm", static_cast<int64_t>(weight.size()), x.width);
+  if (!bias.empty()) check_equal("biases of a norm", static_cast<int64_t>(bias.size()), x.width);
   add_call(std::make_unique<AddNormCall>(x, y, std::move(weight), std::move(bias), eps, out_sum, out));
 }
 
 void Plan::rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines,
                 std::shared_ptr<const std::vector<float>> sines, int32_t dim, int32_t head_dim, Matrix out) {
   check(x), check(out);
+  check_range("dimensions that turn", dim, 2, head_dim);
+  check_equal("columns of turned heads", x.width % head_dim, 0);
   const auto needed = static_cast<std::size_t>(limits_.max_context) * static_cast<std::size_t>(dim / 2);
   if (cosines->size() < needed || sines->size() < needed) refuse("a rotary table is shorter than the context");
   add_call(std::make_unique<RopeCall>(x, std::move(cosines), std::move(sines), dim, head_dim, out));
@@ -177,6 +203,10 @@ void Plan::attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t l
                      Matrix out) {
   check(q), check(k), check(v), check(out);
   check_range("layer", layer, 0, pool.num_layers() - 1);
+  check_range("blocks of the pool", limits_.num_blocks, 1, pool.num_blocks());
+  check_equal("columns of keys", k.width, static_cast<int64_t>(pool.num_kv_heads()) * pool.head_dim());
+  check_equal("columns of values", v.width, k.width);
+  check_equal("columns of queries that make no whole groups", q.width % k.width, 0);
   add_call(std::make_unique<StoreKvCall>(k, v, pool, layer));
   add_call(std::make_unique<AttentionCall>(q, pool, layer, scale, causal, out));
 }
@@ -214,7 +244,7 @@ void Plan::check(const Batch& b) const {
     refuse("sequence_starts must run from 0 to the number of tokens");
   for (int32_t s = 0; s < b.num_sequences; ++s) {
     const int32_t begin = b.sequence_starts[s], end = b.sequence_starts[s + 1], length = b.context_lengths[s];
-    check_range("tokens of a sequence", end - begin, 1, b.num_tokens);
+    check_range("tokens of a sequence", end - begin, 1, b.num_tokens - begin);
     check_range("context length", length, end - begin, limits_.max_context);
     if (limits_.needs_whole_sequences && length != end - begin)
       refuse("bidirectional attention needs all " + std::to_string(length) +
@@ -243,10 +273,15 @@ void Plan::start_profile() {
 }
 
 void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* logits, SampleResult* results) {
+  const std::unique_lock lock(run_mutex_, std::try_to_lock);
+  if (!lock) throw std::logic_error("the plan is running a step in another thread");
   check(batch);
   if (sampling) {
     if (sampling->num_rows != batch.num_outputs) refuse("sampling must name every output row");
+    check(*logits);
+    if (logits->rows != Rows::outputs) refuse("logits must have output rows");
     check_sample_batch(*sampling, logits->width);
+    for (SampleScratch& scratch : sample_scratch_) scratch.reserve(static_cast<std::size_t>(logits->width));
   }
   row_sequences_.resize(static_cast<std::size_t>(batch.num_tokens));
   token_types_.assign(static_cast<std::size_t>(batch.num_tokens), 0);
@@ -264,9 +299,6 @@ void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* lo
   StepJob job(calls_, step, sampling, logits, results, sample_scratch_, scratch_.get(), scratch_floats_,
               is_profiling_ ? &profile_ : nullptr);
   pool_.run(job);
-  if (!sampling) return;
-  for (int32_t i = 0; i < batch.num_outputs; ++i)
-    if (!results[i].ok) throw std::domain_error("the logits of output row " + std::to_string(i) + " are not numbers");
 }
 
 }  // namespace fastserve

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -125,13 +126,14 @@ class KvPool {
   int64_t element_bytes() const { return format_ == KvFormat::f32 ? 4 : 2; }
   int64_t num_bytes() const { return 2 * num_layers_ * layer_bytes_; }
   int32_t num_layers() const { return num_layers_; }
+  int32_t num_blocks() const { return num_blocks_; }
   int32_t num_kv_heads() const { return num_kv_heads_; }
   int32_t head_dim() const { return head_dim_; }
   int32_t padded_head_dim() const { return padded_head_dim_; }
   KvFormat format() const { return format_; }
 
  private:
-  int32_t num_layers_, num_kv_heads_, head_dim_, padded_head_dim_;
+  int32_t num_layers_, num_blocks_, num_kv_heads_, head_dim_, padded_head_dim_;
   KvFormat format_;
   int64_t block_elements_, layer_bytes_;
   AlignedArray<uint8_t> memory_;
@@ -175,9 +177,11 @@ class Plan {
 
   // Runs one step. With `sampling`, rows of `logits` are sampled into `results`, and used as scratch.
   // Throws std::invalid_argument where the batch is inconsistent or beyond the limits, before anything is written;
-  // std::domain_error where a row of logits cannot be sampled.
+  // std::logic_error while another thread runs a step.
   void run(const Batch& batch, const SampleBatch* sampling, const Matrix* logits, SampleResult* results);
 
+  // Whether so many rows of a matrix lie within the arena.
+  bool holds(const Matrix& m, int64_t num_rows) const;
   const float* data(const Matrix& m) const { return reinterpret_cast<const float*>(arena_.get() + m.offset_bytes); }
   // Calls in order, then the sampling. Profiling costs two clock readings a call; starting it forgets what was.
   void start_profile();
@@ -200,6 +204,7 @@ class Plan {
   AlignedArray<float> scratch_;                // [threads][scratch_floats_]
   bool is_profiling_ = false;
   std::vector<CallProfile> profile_;
+  std::mutex run_mutex_;
   // Kept from step to step for their memory.
   std::vector<int32_t> row_sequences_;
   std::vector<int32_t> token_types_;

@@ -349,6 +349,15 @@ void check_sample_batch(const SampleBatch& batch, int32_t vocab_size) {
   }
 }
 
+void SampleScratch::reserve(std::size_t vocab_size) {
+  block_maxima.reserve(vocab_size);
+  weights.reserve(vocab_size);
+  block_sums.reserve(vocab_size);
+  ranked.reserve(vocab_size);
+  changed.reserve(2 * vocab_size);  // by penalties, then by biases
+  occurrences.reserve(vocab_size);
+}
+
 void sample_row(float* logits, int32_t vocab_size, const SampleParams& params, SampleScratch& scratch,
                 SampleResult& result) {
   assert(vocab_size > 0 && params.num_logprobs <= kMaxTopLogprobs);
@@ -369,11 +378,8 @@ void sample_row(float* logits, int32_t vocab_size, const SampleParams& params, S
 void sample(float* logits, int32_t vocab_size, const SampleBatch& batch, SampleResult* results) {
   check_sample_batch(batch, vocab_size);
   SampleScratch scratch;
-  for (int32_t r = 0; r < batch.num_rows; ++r) {
+  for (int32_t r = 0; r < batch.num_rows; ++r)
     sample_row(logits + static_cast<int64_t>(r) * vocab_size, vocab_size, batch.row(r), scratch, results[r]);
-    if (!results[r].ok)
-      throw std::domain_error("row " + std::to_string(r) + " has logits that are NaN, or that are all -inf");
-  }
 }
 
 void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_t words[4]) {

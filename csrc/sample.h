@@ -58,6 +58,9 @@ struct SampleScratch {
   std::vector<RankedLogit> ranked;      // candidates of a selection
   std::vector<RankedLogit> changed;     // logits before penalties and biases
   std::vector<Occurrence> occurrences;  // [vocab] all zero between rows
+
+  // Takes what rows of this vocabulary need, so that sampling them cannot run out of memory.
+  void reserve(std::size_t vocab_size);
 };
 
 // Arrays over the rows of one step, laid out as fastserve.types.SamplingBatch; borrowed.

@@ -15,7 +15,7 @@
 namespace fastserve {
 namespace {
 
-// How often to look before sleeping: some tens of microseconds between steps, fewer between stages. Long enough to
+// How often to look before sleeping: some hundred microseconds between steps, fewer between stages. Long enough to
 // bridge the gaps of a running model, short enough to leave the core to a busy neighbour.
 constexpr int kSpinsForRun = 4000;
 constexpr int kSpinsForStage = 2000;
@@ -74,10 +74,13 @@ void ThreadPool::stop() {
   stopping_.store(true);
   run_.fetch_add(1);
   run_.notify_all();
+  wakeups_.fetch_add(1);
+  wakeups_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
 void ThreadPool::run(Job& job) {
+  const std::lock_guard lock(run_mutex_);
   const int num_stages = job.num_stages();
   for (int first = 0; first < num_stages; first += kMaxStages)
     run_stages(job, first, std::min(kMaxStages, num_stages - first));

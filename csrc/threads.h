@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -32,7 +33,7 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
-  // Returns when all stages are done. One thread at a time may call this.
+  // Returns when all stages are done. Jobs of several threads run one after the other.
   void run(Job& job);
 
   // Cores that this process may use: affinity mask and cgroup quota taken into account.
@@ -60,6 +61,7 @@ class ThreadPool {
   int first_stage_ = 0;
   Job* job_ = nullptr;
   std::atomic<uint32_t> run_{0};
+  std::mutex run_mutex_;
   std::atomic<bool> stopping_{false};
   std::atomic<int> sleepers_{0};      // threads asleep in wait_until_done
   std::atomic<uint32_t> wakeups_{0};  // what they sleep on

@@ -106,6 +106,14 @@ static inline float largest_magnitude(const float* x, int32_t count) {
   return largest(m);
 }
 
+// NaN if a value is NaN or infinite, else zero: largest_magnitude alone would lose a NaN, and with it the news that
+// a model or a request is broken.
+static inline float poison(const float* x, int32_t count) {
+  F32 p = zero();
+  each_vector(count, [&](int32_t i, int n) { p = fma(load_up_to(x + i, n), zero(), p); });
+  return sum(p);
+}
+
 // Groups whose largest magnitude is below this are quantized to zeros: the inverse of their scale would overflow.
 constexpr float kSmallestQuantized = 1e-30f;
 
@@ -130,7 +138,7 @@ static void quantize_row(const float* x, int32_t depth, int32_t padded_depth, in
     const int32_t count = depth - begin < group_size ? depth - begin : group_size;
     const float largest_value = largest_magnitude(x + begin, count);
     const float inverse = largest_value > kSmallestQuantized ? 127.0f / largest_value : 0.0f;
-    scales[g] = largest_value / 127.0f;
+    scales[g] = largest_value / 127.0f + poison(x + begin, count);
     corrections[g] = -128 * quantize_values(x + begin, count, inverse, out + begin);
   }
   for (int32_t i = depth; i < padded_depth; ++i) out[i] = 0;

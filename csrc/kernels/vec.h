@@ -389,7 +389,7 @@ static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   return acc;
 }
 static inline void store_bytes(int8_t* p, F32 a) {
-  for (int i = 0; i < kLanes; ++i) p[i] = (int8_t)(int32_t)nearbyintf(a.v[i]);
+  for (int i = 0; i < kLanes; ++i) p[i] = fabsf(a.v[i]) < 127.5f ? (int8_t)(int32_t)nearbyintf(a.v[i]) : 0;  // NaN is 0
 }
 
 #undef FASTSERVE_EACH

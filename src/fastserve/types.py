@@ -15,6 +15,7 @@ from fastserve.option import check_integer, check_number
 Int32Array = NDArray[np.int32]
 UInt64Array = NDArray[np.uint64]
 Float32Array = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 
 MAX_TOP_LOGPROBS = 20
 
@@ -139,6 +140,7 @@ class StepResult:
 
     outputs: Mapping[str, Float32Array]  # by graph output: "logits" [R, vocab], "embedding" [S, width]
     token_ids: Int32Array | None = None  # [R] sampled, where the batch asked for sampling
+    is_valid: BoolArray | None = None  # [R] false where no token could be chosen: logits are NaN or all -inf
     logprobs: Float32Array | None = None  # [R] of the sampled tokens, before filters and temperature
     top_token_ids: Int32Array | None = None  # [R, MAX_TOP_LOGPROBS], rows valid up to their num_logprobs
     top_logprobs: Float32Array | None = None  # [R, MAX_TOP_LOGPROBS]

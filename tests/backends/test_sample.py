@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from fastserve import _native
 from fastserve.backends.torch import sample as reference
 from fastserve.backends.torch.sample import SampledRows, philox4x32
-from fastserve.errors import CheckpointError
 from fastserve.types import Float32Array, SamplingBatch, SamplingParams
 
 
@@ -60,9 +59,13 @@ def batch_of(rows: Sequence[Row]) -> SamplingBatch:
 
 
 def sample_native(logits: Float32Array, sampling: SamplingBatch) -> SampledRows:
-    token_ids, logprobs, top_token_ids, top_logprobs = _native.sample(logits.copy(), sampling)
+    is_valid, token_ids, logprobs, top_token_ids, top_logprobs = _native.sample(logits.copy(), sampling)
     return SampledRows(
-        token_ids=token_ids, logprobs=logprobs, top_token_ids=top_token_ids, top_logprobs=top_logprobs
+        is_valid=is_valid,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        top_token_ids=top_token_ids,
+        top_logprobs=top_logprobs,
     )
 
 
@@ -242,11 +245,14 @@ def test_a_filter_that_cuts_between_equal_logits_keeps_the_lower_ids(
 @pytest.mark.parametrize(
     "broken", [[np.nan, np.nan], [1.0, np.nan], [-np.inf, -np.inf], [np.inf, np.nan]], ids=str
 )
-def test_a_row_without_a_choice_is_refused(sampler: Sampler, broken: list[float], temperature: float) -> None:
-    logits = np.array([[0.0, 1.0], broken], np.float32)
-    rows = [Row(SamplingParams(temperature=temperature, seed=1))] * 2
-    with pytest.raises((CheckpointError, ValueError), match=r"row 1 .*NaN"):
-        sampler(logits, batch_of(rows))
+def test_a_row_without_a_choice_is_not_valid_and_leaves_the_others_alone(
+    sampler: Sampler, broken: list[float], temperature: float
+) -> None:
+    logits = np.array([[0.0, 1.0], broken, [50.0, 0.0]], np.float32)
+    rows = [Row(SamplingParams(temperature=temperature, seed=1))] * 3
+    result = sampler(logits, batch_of(rows))
+    assert result.is_valid.tolist() == [True, False, True]
+    assert result.token_ids[2] == 0
 
 
 def test_infinite_logits_share_all_of_the_probability(sampler: Sampler) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastserve.cli.main import main
@@ -130,3 +132,18 @@ def test_what_does_not_fit_is_one_line_and_exit_code_2(
     shown = capsys.readouterr()
     assert message in shown.err
     assert (shown.out, shown.err.count("\n")) == ("", 1)
+
+
+def test_a_model_that_computes_no_numbers_is_an_error(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(shared_data / "model_stories260K", broken)
+    weights = broken / "model.safetensors"
+    weights.chmod(0o644)
+    data = bytearray(weights.read_bytes())
+    data[-4096:] = np.full(1024, np.nan, np.float32).tobytes()
+    weights.write_bytes(data)
+    for weight_format in ("f32", "int8"):
+        assert main(["generate", str(broken), "Once", "--weights", weight_format, "--max-tokens", "3"]) == 2
+        assert "the model computed logits that are not numbers; take the model" in capsys.readouterr().err

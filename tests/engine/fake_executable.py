@@ -51,6 +51,7 @@ class FakeExecutable:
         return StepResult(
             outputs={},
             token_ids=np.array(token_ids, np.int32),
+            is_valid=np.ones(len(token_ids), np.bool_),
             logprobs=-np.array(token_ids, np.float32),
             top_token_ids=top,
             top_logprobs=-top.astype(np.float32),

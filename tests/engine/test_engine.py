@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from fake_executable import VOCAB_SIZE, letter, make_engine, plain_loop
 from hypothesis import given, settings
@@ -10,9 +12,25 @@ from hypothesis import strategies as st
 from fastserve.engine.completion import Completion
 from fastserve.engine.engine import Engine
 from fastserve.errors import ContextLengthError, OptionError
-from fastserve.types import SamplingParams
+from fastserve.types import Batch, Executable, SamplingParams, StepResult
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+
+
+class BrokenFor:
+    """An executable whose logits are not numbers for one sequence's rows, told by its first block."""
+
+    def __init__(self, executable: Executable, block: int) -> None:
+        self._executable = executable
+        self._block = block
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._executable, name)
+
+    def run(self, batch: Batch) -> StepResult:
+        result = self._executable.run(batch)
+        rows = np.searchsorted(batch.sequence_starts, batch.output_rows, side="right") - 1
+        return replace(result, is_valid=batch.block_tables[rows, 0] != self._block)
 
 
 def run(engine: Engine, sequence_ids: Iterable[int] = ()) -> dict[int, Completion]:
@@ -233,3 +251,16 @@ def test_in_any_stream_of_requests_and_aborts_blocks_balance_and_tokens_are_thos
         prompt_length, length, _ = requests[added[sequence_id]]
         expected = plain_loop([added[sequence_id]] * prompt_length, SamplingParams(), length)
         assert list(completion.token_ids) == expected
+
+
+def test_a_sequence_of_which_no_token_can_be_chosen_ends_alone() -> None:
+    engine = make_engine()
+    params = SamplingParams(max_tokens=9)
+    broken, healthy = engine.add([1, 2, 3], params), engine.add(PROMPT, params)
+    engine.step()
+    block = engine._sequences[broken].block_table[0]
+    engine._executable = BrokenFor(engine._executable, block)  # type: ignore[assignment]
+    completions = run(engine)
+    assert completions[broken].finish_reason == "error"
+    assert completions[broken].completion_tokens == 1
+    assert list(completions[healthy].token_ids) == plain_loop(PROMPT, params, 9)

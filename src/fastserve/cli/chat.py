@@ -94,7 +94,7 @@ def _answer(llm: LLM, conversation: Conversation, question: str, *, is_shown: bo
                 text += chunk.text
                 if is_shown:
                     print(chunk.text, end="", flush=True)
-                completion = chunk.completion
+                completion = chunk.completion and chunk.completion.checked()
     except KeyboardInterrupt:
         pass
     except FastServeError:

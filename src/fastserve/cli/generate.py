@@ -56,7 +56,7 @@ def generate(
         requests = [_to_prompt(llm, text, chat=chat) for text in texts]
         if json:
             completions = llm.generate(requests, params)
-            documents = [completion_to_json(completion) for completion in completions]
+            documents = [completion_to_json(completion.checked()) for completion in completions]
             print_json(documents[0] if len(documents) == 1 else {"completions": documents})
         elif len(requests) == 1:
             _stream(llm, requests[0], params)
@@ -92,12 +92,16 @@ def _to_prompt(llm: LLM, text: str, *, chat: bool) -> Prompt:
 
 
 def _stream(llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
+    completion = None
     for chunk in llm.stream(prompt, params):
         print(chunk.text, end="", flush=True)
+        completion = chunk.completion
     print()
+    if completion is not None:
+        completion.checked()
 
 
 def _print_all(texts: Sequence[str], completions: Sequence[Completion]) -> None:
     """Each completion under its prompt, headed as `head` heads several files."""
     for text, completion in zip(texts, completions, strict=True):
-        print(f"==> {text} <==\n{completion.text}\n")
+        print(f"==> {text} <==\n{completion.checked().text}\n")

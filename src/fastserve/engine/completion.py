@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-FinishReason = Literal["stop", "length"]
+from fastserve.errors import CheckpointError
+
+FinishReason = Literal["stop", "length", "error"]
 """Why a completion ended.
 
 `stop`: by an end-of-sequence token, one of `stop_token_ids` or a stop string.
 `length`: it has `max_tokens`, or the context is full.
+`error`: the model computed logits of which no token can be chosen (NaN, or all -inf): it is broken.
 """
 
 
@@ -42,13 +45,26 @@ class Completion:
     def completion_tokens(self) -> int:
         return len(self.token_ids)
 
+    def checked(self) -> Self:
+        """The completion itself.
+
+        Raises:
+            CheckpointError: it ended by an error of the model.
+        """
+        if self.finish_reason == "error":
+            raise CheckpointError(
+                f"after {self.completion_tokens} tokens the model computed logits that are not numbers",
+                hint="take the model from its source again; where weights or KV are 16-bit, try f32",
+            )
+        return self
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """One token of a sequence and the text that became certain with it (empty while text is held back)."""
 
     sequence_id: int
-    token_id: int
+    token_id: int | None  # None where the sequence ends by an error
     text: str
     logprobs: TokenLogprobs | None
     completion: Completion | None  # of the last chunk: the whole

@@ -89,8 +89,8 @@ class Engine:
         if not turns:
             return []
         result = self._executable.run(build_batch(turns))
-        grown = commit(turns, result)
-        return [self._emit(sequence) for sequence in grown]
+        grown, failed = commit(turns, result)
+        return [self._emit(sequence) for sequence in grown] + [self._fail(sequence) for sequence in failed]
 
     def abort(self, sequence_id: int) -> None:
         """Drop a sequence at any moment and free what it holds. Nothing happens where it has finished."""
@@ -131,6 +131,18 @@ class Engine:
             completion=completion,
         )
 
+    def _fail(self, sequence: Sequence) -> Chunk:
+        """The last chunk of a sequence whose next token cannot be chosen."""
+        now = self._clock()
+        if sequence.first_token_seconds is None:
+            sequence.first_token_seconds = now
+        text = sequence.text.finish()
+        completion = sequence.complete(text, "error", now)
+        self.abort(sequence.sequence_id)
+        return Chunk(
+            sequence_id=sequence.sequence_id, token_id=None, text=text, logprobs=None, completion=completion
+        )
+
     def _is_stop_token(self, token_id: int, params: SamplingParams) -> bool:
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         return is_eos or token_id in params.stop_token_ids
@@ -145,17 +157,25 @@ class Engine:
                 )
 
 
-def commit(turns: Seq[Turn], result: StepResult) -> list[Sequence]:
-    """Write a step's result into its sequences; returns those that grew by a token, in row order."""
+def commit(turns: Seq[Turn], result: StepResult) -> tuple[list[Sequence], list[Sequence]]:
+    """Write a step's result into its sequences; returns those that grew by a token, in row order, and those
+    for which no token could be chosen."""
     for turn in turns:
         turn.sequence.num_computed_tokens += turn.num_tokens
-    grown = [turn.sequence for turn in turns if turn.sequence.num_uncomputed_tokens == 0]
-    for row, sequence in enumerate(grown):
-        assert result.token_ids is not None, "every batch of the engine asks for sampling"
+    grown: list[Sequence] = []
+    failed: list[Sequence] = []
+    assert result.token_ids is not None, "every batch of the engine asks for sampling"
+    assert result.is_valid is not None
+    computed = (turn.sequence for turn in turns if turn.sequence.num_uncomputed_tokens == 0)
+    for row, sequence in enumerate(computed):
+        if not result.is_valid[row]:
+            failed.append(sequence)
+            continue
         sequence.token_ids.append(int(result.token_ids[row]))
         if sequence.params.logprobs is not None:
             sequence.logprobs.append(read_logprobs(result, row, num_top=sequence.params.logprobs))
-    return grown
+        grown.append(sequence)
+    return grown, failed
 
 
 def read_logprobs(result: StepResult, row: int, *, num_top: int) -> TokenLogprobs:

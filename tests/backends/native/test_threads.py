@@ -126,3 +126,23 @@ print(make_runtime(threads=2).num_threads)
     assert message.startswith("threads=64 could not be started: ")
     assert "ulimit" in message
     assert num_threads == "2"
+
+
+def test_two_threads_cannot_run_one_executable_at_once() -> None:
+    executable = compile_with(1)
+    refusals: list[str] = []
+
+    def run_steps() -> None:
+        for _ in range(30):
+            try:
+                run_logits(executable, IDS)
+            except RuntimeError as error:
+                refusals.append(str(error))
+
+    threads = [threading.Thread(target=run_steps) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(refusals) == {"the plan is running a step in another thread"}
+    np.testing.assert_array_equal(run_logits(executable, IDS), run_logits(compile_with(1), IDS))

@@ -316,3 +316,31 @@ def test_schemes_that_the_kernels_do_not_have_are_refused(options: dict[str, obj
     stored = random_stored(TensorFormat.F32, (4, 64))
     with pytest.raises(ValueError, match=message):
         pack(make_runtime(), stored, WeightScheme(**options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("weights", ["f32", "f16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("place", ["x", "weight"])
+def test_what_is_not_a_number_is_never_quantized_away(
+    place: str, broken: float, weights: str, isa: str
+) -> None:
+    rng = np.random.default_rng(3)
+    parameters = {
+        "x": rng.normal(size=(4, 70)).astype(np.float32),
+        "weight": rng.normal(size=(5, 70)).astype(np.float32),
+    }
+    parameters[place][2, 33] = broken
+    b = GraphBuilder()
+    graph = b.finish(
+        logits=b.gather_rows(b.linear(b.embedding("token_ids", "x", size=4, width=70), "weight", width=5))
+    )
+    limits = Limits(max_tokens=4, max_context=32, num_blocks=4)
+    logits = run_logits(
+        compile_native(graph, store_f32(parameters), weights=weights, limits=limits, isa=isa),  # type: ignore[arg-type]
+        range(4),
+    )
+    hit = logits[2] if place == "x" else logits[:, 2]
+    assert not np.isfinite(hit).any()
+    rest = np.delete(logits, 2, axis=0 if place == "x" else 1)
+    assert np.isfinite(rest).all()

@@ -169,10 +169,11 @@ class NativeExecutable:
         }
         if sampled is None:
             return StepResult(outputs=outputs)
-        token_ids, logprobs, top_token_ids, top_logprobs = sampled
+        is_valid, token_ids, logprobs, top_token_ids, top_logprobs = sampled
         return StepResult(
             outputs=outputs,
             token_ids=token_ids,
+            is_valid=is_valid,
             logprobs=logprobs,
             top_token_ids=top_token_ids,
             top_logprobs=top_logprobs,

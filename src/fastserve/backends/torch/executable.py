@@ -107,6 +107,7 @@ class TorchExecutable:
         return StepResult(
             outputs=outputs,
             token_ids=sampled.token_ids,
+            is_valid=sampled.is_valid,
             logprobs=sampled.logprobs,
             top_token_ids=sampled.top_token_ids,
             top_logprobs=sampled.top_logprobs,

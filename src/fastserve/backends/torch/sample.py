@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastserve.errors import CheckpointError
-from fastserve.types import MAX_TOP_LOGPROBS, Float32Array, Int32Array, SamplingBatch, UInt64Array
+from fastserve.types import MAX_TOP_LOGPROBS, BoolArray, Float32Array, Int32Array, SamplingBatch, UInt64Array
 
 Float64Array = NDArray[np.float64]
 
@@ -26,6 +25,7 @@ class SampledRows:
     before penalties, biases and temperature (vLLM's default, `raw_logprobs`).
     """
 
+    is_valid: BoolArray  # [R] whether a token could be chosen
     token_ids: Int32Array  # [R]
     logprobs: Float32Array  # [R] of the chosen token
     top_token_ids: Int32Array  # [R, MAX_TOP_LOGPROBS] best first, rows valid up to min(num_logprobs, vocab)
@@ -41,21 +41,19 @@ def sample(logits: Float32Array, sampling: SamplingBatch) -> SampledRows:
     rank by lower id; temperature 0 takes the first of the greatest. Logits of +inf share all of the
     probability among them.
 
-    Raises:
-        CheckpointError: a row has a NaN, or nothing but -inf: no token can be chosen.
+    Where a row has a NaN, or nothing but -inf, no token can be chosen: it is not valid.
     """
     num_rows = len(logits)
+    is_valid = np.zeros(num_rows, np.bool_)
     token_ids = np.zeros(num_rows, np.int32)
     logprobs = np.zeros(num_rows, np.float32)
     top_token_ids = np.zeros((num_rows, MAX_TOP_LOGPROBS), np.int32)
     top_logprobs = np.zeros((num_rows, MAX_TOP_LOGPROBS), np.float32)
     for row in range(num_rows):
         raw = _collapse_infinities(logits[row])
-        if np.isnan(raw).any() or raw.max() == -np.inf:
-            raise CheckpointError(
-                f"row {row} of {num_rows} has logits that are NaN, or that are all -inf",
-                hint="verify the model's files; where weights or KV are 16-bit, try float32",
-            )
+        is_valid[row] = not np.isnan(raw).any() and raw.max() > -np.inf
+        if not is_valid[row]:
+            continue
         raw_logprobs = _log_softmax(raw)
         adjusted = _collapse_infinities(_apply_penalties(raw, sampling, row))
         if sampling.temperature[row] == 0:
@@ -68,7 +66,11 @@ def sample(logits: Float32Array, sampling: SamplingBatch) -> SampledRows:
         top_token_ids[row, : len(top)] = top
         top_logprobs[row, : len(top)] = raw_logprobs[top]
     return SampledRows(
-        token_ids=token_ids, logprobs=logprobs, top_token_ids=top_token_ids, top_logprobs=top_logprobs
+        is_valid=is_valid,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        top_token_ids=top_token_ids,
+        top_logprobs=top_logprobs,
     )
 
 
