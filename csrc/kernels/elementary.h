@@ -27,22 +27,22 @@ static inline F32 tanh(F32 x) {
   return sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
 }
 
-// The rational minimax approximation of Eigen (generic_fast_erf_float), |error| < 4 ulp.
+// x * p(x^2) / q(x^2), fitted to erf(x) / x on [0, 4] by bench/fit_erf.py: relative error 6.5e-8 before rounding.
 static inline F32 erf(F32 x) {
   x = min(max(x, set1(-4.0f)), set1(4.0f));
-  F32 x2 = mul(x, x);
-  F32 p = set1(-2.72614225801306e-10f);
-  p = fma(p, x2, set1(2.77068142495902e-08f));
-  p = fma(p, x2, set1(-2.10102402082508e-06f));
-  p = fma(p, x2, set1(-5.69250639462346e-05f));
-  p = fma(p, x2, set1(-7.34990630326855e-04f));
-  p = fma(p, x2, set1(-2.95459980854025e-03f));
-  p = fma(p, x2, set1(-1.60960333262415e-02f));
-  F32 q = set1(-1.45660718464996e-05f);
-  q = fma(q, x2, set1(-2.13374055278905e-04f));
-  q = fma(q, x2, set1(-1.68282697438203e-03f));
-  q = fma(q, x2, set1(-7.37332916720468e-03f));
-  q = fma(q, x2, set1(-1.42647390514189e-02f));
+  const F32 x2 = mul(x, x);
+  F32 p = set1(1.911071073e-08f);
+  p = fma(p, x2, set1(-1.942296828e-06f));
+  p = fma(p, x2, set1(1.472854075e-04f));
+  p = fma(p, x2, set1(3.990555853e-03f));
+  p = fma(p, x2, set1(5.152485972e-02f));
+  p = fma(p, x2, set1(2.071250958e-01f));
+  p = fma(p, x2, set1(1.128379094e+00f));
+  F32 q = set1(1.021106233e-03f);
+  q = fma(q, x2, set1(1.495804908e-02f));
+  q = fma(q, x2, set1(1.179706789e-01f));
+  q = fma(q, x2, set1(5.168910853e-01f));
+  q = fma(q, x2, set1(1.0f));
   return div(mul(x, p), q);
 }
 

@@ -20,7 +20,11 @@ using F32 = __m512;
 using I32 = __m512i;
 #else
 // Not __m512i, whose elements are 64 bits wide: GCC keeps arrays that the intrinsics must cast in memory.
+#if defined(__GNUC__)
 typedef int I32 __attribute__((vector_size(64)));
+#else
+using I32 = __m512i;
+#endif
 #endif
 
 static inline F32 zero() { return _mm512_setzero_ps(); }
@@ -52,7 +56,9 @@ static inline F32 load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_lo
 static inline void store_f16(uint16_t* p, F32 a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+static inline uint16_t to_f16(float x) {
+  return (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT));
+}
 
 static inline I32 set1(int32_t x) { return (I32)_mm512_set1_epi32(x); }
 static inline F32 to_f32(I32 a) { return _mm512_cvtepi32_ps((__m512i)a); }
@@ -92,7 +98,11 @@ using F32 = __m256;
 #if defined(_MSC_VER)
 using I32 = __m256i;
 #else
+#if defined(__GNUC__)
 typedef int I32 __attribute__((vector_size(32)));  // as above
+#else
+using I32 = __m256i;
+#endif
 #endif
 
 static inline __m256i first_mask(int n) {
@@ -139,7 +149,9 @@ static inline F32 load_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu
 static inline void store_f16(uint16_t* p, F32 a) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
-static inline uint16_t to_f16(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
+static inline uint16_t to_f16(float x) {
+  return (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT));
+}
 
 static inline I32 set1(int32_t x) { return (I32)_mm256_set1_epi32(x); }
 static inline F32 to_f32(I32 a) { return _mm256_cvtepi32_ps((__m256i)a); }

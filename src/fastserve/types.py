@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,10 +75,6 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         if any(not text for text in self.stop):
             raise OptionError("stop holds an empty string", hint="leave it out, or name a text to stop at")
-
-    @classmethod
-    def option_names(cls) -> tuple[str, ...]:
-        return tuple(f.name for f in fields(cls))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

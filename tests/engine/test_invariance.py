@@ -88,7 +88,23 @@ def test_greedy_tokens_of_the_torch_backend_do_not_depend_on_the_batch(stories) 
 
 
 @pytest.mark.parametrize(
-    "options", [{"threads": 1}, {"prefill_chunk_tokens": 7}, {"max_batch_tokens": 33}], ids=str
+    "options",
+    [
+        {"threads": 1},
+        {"threads": 3},
+        *({"prefill_chunk_tokens": n} for n in (1, 7, 33)),
+        {"max_batch_tokens": 33},
+    ],
+    ids=str,
 )
 def test_tokens_of_the_real_model_are_the_same_alone_and_in_any_batch(model_dir, real_alone, options) -> None:
     assert tokens_together(model_dir("smollm2-135m-instruct"), **options) == real_alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("weights", "kv_dtype"), [("f32", "f32"), ("bf16", "f16"), ("int4", "f16")])
+def test_every_format_of_the_real_model_is_as_independent_of_the_batch(model_dir, weights, kv_dtype) -> None:
+    model = model_dir("smollm2-135m-instruct")
+    expected = tokens_alone(model, weights=weights, kv_dtype=kv_dtype)
+    for options in ({"threads": 1}, {"prefill_chunk_tokens": 33}, {"threads": 3, "prefill_chunk_tokens": 7}):
+        assert tokens_together(model, weights=weights, kv_dtype=kv_dtype, **options) == expected

@@ -23,6 +23,7 @@ from fastserve.graph.node import (
     Rope,
     RopeTable,
     Rows,
+    Slice,
     Value,
 )
 
@@ -110,6 +111,10 @@ class GraphBuilder:
     def gated_activation(self, gate: Value, up: Value, kind: ActivationKind) -> Value:
         out = self._value(gate.rows, gate.width)
         return self._add(GatedActivation(gate=gate, up=up, kind=kind, out=out), out)
+
+    def slice(self, x: Value, start: int, *, width: int) -> Value:
+        out = self._value(x.rows, width)
+        return self._add(Slice(x=x, start=start, out=out), out)
 
     def gather_rows(self, x: Value) -> Value:
         out = self._value(Rows.OUTPUTS, x.width)
