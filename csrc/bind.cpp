@@ -295,10 +295,18 @@ void bind_plan(nb::module_& m) {
       .def(
           "rope",
           [](Plan& p, Matrix x, const FloatTable& cosines, const FloatTable& sines, int32_t dim, int32_t head_dim,
-             Matrix out) { p.rope(x, cosines.values, sines.values, dim, head_dim, out); },
+             Matrix out) { p.rope(x, {cosines.values, sines.values, dim}, head_dim, out); },
           "x"_a, "cosines"_a, "sines"_a, "dim"_a, "head_dim"_a, "out"_a)
       .def("attention", &Plan::attention, nb::keep_alive<1, 5>(), "q"_a, "k"_a, "v"_a, "pool"_a, "layer"_a, "scale"_a,
            "causal"_a, "out"_a)
+      .def(
+          "rope_attention",
+          [](Plan& p, Matrix q, Matrix k, Matrix v, const FloatTable& cosines, const FloatTable& sines, int32_t dim,
+             const KvPool& pool, int32_t layer, float scale, bool causal, Matrix out) {
+            p.rope_attention(q, k, v, {cosines.values, sines.values, dim}, pool, layer, scale, causal, out);
+          },
+          nb::keep_alive<1, 8>(), "q"_a, "k"_a, "v"_a, "cosines"_a, "sines"_a, "dim"_a, "pool"_a, "layer"_a, "scale"_a,
+          "causal"_a, "out"_a)
       .def(
           "activation",
           [](Plan& p, const std::string& kind, Matrix x, Matrix out) { p.activation(parse_activation(kind), x, out); },

@@ -234,100 +234,169 @@ class AddNormCall : public RowwiseCall {
 
 class RopeCall : public RowwiseCall {
  public:
-  using Table = std::shared_ptr<const std::vector<float>>;
-  RopeCall(Matrix x, Table cosines, Table sines, int32_t dim, int32_t head_dim, Matrix out)
-      : RowwiseCall(out),
-        x_(x),
-        cosines_(std::move(cosines)),
-        sines_(std::move(sines)),
-        dim_(dim),
-        head_dim_(head_dim) {}
+  RopeCall(Matrix x, RopeTables tables, int32_t head_dim, Matrix out)
+      : RowwiseCall(out), x_(x), tables_(std::move(tables)), head_dim_(head_dim) {}
 
   const char* name() const override { return "rope"; }
 
  protected:
   void run_row(const Step& step, int32_t row, float* out) const override {
-    const int64_t at = static_cast<int64_t>(step.batch.positions[row]) * (dim_ / 2);
-    step.kernels.rope(step.row(x_, row), cosines_->data() + at, sines_->data() + at, dim_, head_dim_,
-                      out_.width / head_dim_, out);
+    const int64_t at = static_cast<int64_t>(step.batch.positions[row]) * (tables_.dim / 2);
+    step.kernels.rope(step.row(x_, row), tables_.cosines->data() + at, tables_.sines->data() + at, tables_.dim,
+                      head_dim_, out_.width / head_dim_, out);
   }
 
  private:
   Matrix x_;
-  Table cosines_, sines_;
-  int32_t dim_, head_dim_;
+  RopeTables tables_;
+  int32_t head_dim_;
 };
 
-// The first half of `attention`: this step's keys and values into their blocks.
-class StoreKvCall : public RowwiseCall {
+// What the calls of one attention share.
+struct AttentionInputs {
+  Matrix q, k, v;
+  const KvPool& pool;
+  int32_t layer;
+  RopeTables rope;
+  float scale;
+  bool causal;
+
+  int32_t num_heads() const { return q.width / pool.layout().head_dim; }
+  int32_t group() const { return num_heads() / pool.layout().num_kv_heads; }
+  // Columns of q, and of the result, that belong to one key head.
+  int32_t group_width() const { return group() * pool.layout().head_dim; }
+
+  AttentionArgs args(const Step& step) const {
+    return {pool.layout(),
+            pool.keys(layer),
+            pool.values(layer),
+            step.row(q, 0),
+            q.stride,
+            step.row(k, 0),
+            k.stride,
+            step.row(v, 0),
+            v.stride,
+            rope.dim > 0 ? rope.cosines->data() : nullptr,
+            rope.dim > 0 ? rope.sines->data() : nullptr,
+            rope.dim,
+            num_heads(),
+            scale,
+            causal};
+  }
+};
+
+// The first part of `attention`: keys and values of the sequences that have several tasks, which all read them.
+class StoreKvCall : public Call {
  public:
-  StoreKvCall(Matrix k, Matrix v, const KvPool& pool, int32_t layer)
-      : RowwiseCall(k), k_(k), v_(v), pool_(pool), layer_(layer) {}
+  explicit StoreKvCall(AttentionInputs inputs) : inputs_(std::move(inputs)) {}
 
   const char* name() const override { return "store_kv"; }
-
- protected:
-  void run_row(const Step& step, int32_t row, float*) const override {
-    const int32_t position = step.batch.positions[row];
-    const int64_t table = static_cast<int64_t>(step.row_sequences[row]) * step.batch.block_table_width;
-    const int64_t at =
-        step.batch.block_tables[table + position / kBlock] * pool_.block_elements() * pool_.element_bytes();
-    step.kernels.store_kv(pool_.format(), step.row(k_, row), step.row(v_, row), pool_.num_kv_heads(), pool_.head_dim(),
-                          pool_.padded_head_dim(), position % kBlock, pool_.keys(layer_) + at,
-                          pool_.values(layer_) + at);
+  Cost cost(const Step& step) const override {
+    int64_t rows = 0;
+    for (const AttentionTask& task : step.attention.stores) rows += task.num_rows;
+    const KvLayout& kv = inputs_.pool.layout();
+    return {2 * rows * (inputs_.k.width * static_cast<int64_t>(sizeof(float)) + kv.block_bytes / kBlock), 0};
+  }
+  int num_tiles(const Step& step) const override {
+    return static_cast<int>(step.attention.stores.size()) * inputs_.pool.layout().num_kv_heads;
+  }
+  int64_t scratch_floats() const override { return attention_scratch_floats(inputs_.pool.layout().padded_head_dim); }
+  void run_tile(const Step& step, int tile, float* scratch) const override {
+    const int32_t num_kv_heads = inputs_.pool.layout().num_kv_heads;
+    const AttentionTask& task = step.attention.stores[static_cast<std::size_t>(tile / num_kv_heads)];
+    step.kernels.store_kv(inputs_.args(step), task, tile % num_kv_heads, scratch);
   }
 
  private:
-  Matrix k_, v_;
-  const KvPool& pool_;
-  int32_t layer_;
+  AttentionInputs inputs_;
 };
 
 class AttentionCall : public Call {
  public:
-  AttentionCall(Matrix q, const KvPool& pool, int32_t layer, float scale, bool causal, Matrix out)
-      : q_(q), pool_(pool), layer_(layer), scale_(scale), causal_(causal), out_(out) {}
+  AttentionCall(AttentionInputs inputs, Matrix out) : inputs_(std::move(inputs)), out_(out), writer_(out) {}
 
   const char* name() const override { return "attention"; }
   Cost cost(const Step& step) const override {
+    const KvLayout& kv = inputs_.pool.layout();
     Cost total;
-    for (const AttentionTask& task : step.attention_tasks) {
-      const int64_t keys = causal_ ? task.first_position + task.num_rows : task.context_length;
-      total.bytes += 2 * keys * pool_.num_kv_heads() * pool_.head_dim() * pool_.element_bytes();
-      total.operations += 4 * keys * task.num_rows * q_.width;
+    for (const AttentionTask& task : step.attention.tasks) {
+      const int32_t seen = inputs_.causal ? task.first_position + task.num_rows : task.context_length;
+      const int64_t keys = std::min(task.end_split * kSplit, seen) - task.first_split * kSplit;
+      total.bytes += 2 * keys * kv.block_bytes / kBlock;
+      total.operations += 4 * keys * task.num_rows * inputs_.q.width;
     }
     return total;
   }
   int num_tiles(const Step& step) const override {
-    return static_cast<int>(step.attention_tasks.size()) * pool_.num_kv_heads();
+    return static_cast<int>(step.attention.tasks.size()) * inputs_.pool.layout().num_kv_heads;
   }
-  void run_tile(const Step& step, int tile, float*) const override {
-    AttentionArgs args{};
-    args.q = step.row(q_, 0);
-    args.q_stride = q_.stride;
-    args.out = step.row(out_, 0);
-    args.out_stride = out_.stride;
-    args.keys = pool_.keys(layer_);
-    args.values = pool_.values(layer_);
-    args.block_elements = pool_.block_elements();
-    args.num_heads = q_.width / pool_.head_dim();
-    args.num_kv_heads = pool_.num_kv_heads();
-    args.head_dim = pool_.head_dim();
-    args.padded_head_dim = pool_.padded_head_dim();
-    args.scale = scale_;
-    args.causal = causal_;
-    AttentionTask task = step.attention_tasks[static_cast<std::size_t>(tile / pool_.num_kv_heads())];
-    task.kv_head = tile % pool_.num_kv_heads();
-    step.kernels.attention(pool_.format(), args, task);
+  int64_t scratch_floats() const override { return out_floats() + attention_scratch_floats(padded_head_dim()); }
+  void run_tile(const Step& step, int tile, float* scratch) const override {
+    const int32_t num_kv_heads = inputs_.pool.layout().num_kv_heads, kv_head = tile % num_kv_heads;
+    const AttentionTask& task = step.attention.tasks[static_cast<std::size_t>(tile / num_kv_heads)];
+    const AttentionArgs args = inputs_.args(step);
+    if (task.partial_index >= 0) {
+      const int64_t first = static_cast<int64_t>(task.partial_index) * args.num_heads + kv_head * inputs_.group();
+      float* partials = step.attention_partials + first * partial_floats(padded_head_dim());
+      step.kernels.attention(args, task, kv_head, scratch, nullptr, 0, partials);
+      return;
+    }
+    const int32_t width = inputs_.group_width(), column = kv_head * width;
+    float* out = writer_.begin(step, task.first_row, column, scratch);
+    const int64_t stride = out_.is_quantized() ? width : out_.stride;
+    step.kernels.attention(args, task, kv_head, scratch + out_floats(), out, stride, nullptr);
+    for (int32_t r = 0; r < task.num_rows; ++r)
+      writer_.finish(step, task.first_row + r, column, width, out + r * stride);
   }
 
  private:
-  Matrix q_;
-  const KvPool& pool_;
-  int32_t layer_;
-  float scale_;
-  bool causal_;
+  int32_t padded_head_dim() const { return inputs_.pool.layout().padded_head_dim; }
+  // Scratch memory of a tile's result, before it is quantized.
+  int64_t out_floats() const {
+    if (!out_.is_quantized()) return 0;
+    const AttentionShape shape{inputs_.num_heads(), inputs_.pool.layout().num_kv_heads};
+    return static_cast<int64_t>(shape.tokens_per_task()) * inputs_.group_width();
+  }
+
+  AttentionInputs inputs_;
   Matrix out_;
+  RowWriter writer_;
+};
+
+// The last part of `attention`, of steps that are cut by their keys.
+class MergeAttentionCall : public Call {
+ public:
+  MergeAttentionCall(AttentionInputs inputs, Matrix out) : inputs_(std::move(inputs)), writer_(out) {}
+
+  const char* name() const override { return "merge_attention"; }
+  Cost cost(const Step& step) const override {
+    return {step.attention.num_partials() * inputs_.num_heads() *
+                partial_floats(inputs_.pool.layout().padded_head_dim) * static_cast<int64_t>(sizeof(float)),
+            0};
+  }
+  int num_tiles(const Step& step) const override {
+    return step.attention.num_partials() > 0 ? step.batch.num_sequences * inputs_.pool.layout().num_kv_heads : 0;
+  }
+  int64_t scratch_floats() const override { return writer_.scratch_floats(); }
+  void run_tile(const Step& step, int tile, float* scratch) const override {
+    const KvLayout& kv = inputs_.pool.layout();
+    const int32_t sequence = tile / kv.num_kv_heads, kv_head = tile % kv.num_kv_heads;
+    const int32_t first = step.attention.first_partials[static_cast<std::size_t>(sequence)];
+    const int32_t end = step.attention.first_partials[static_cast<std::size_t>(sequence) + 1];
+    const int32_t row = step.batch.sequence_starts[sequence], column = kv_head * inputs_.group_width();
+    const int64_t floats = partial_floats(kv.padded_head_dim);
+    float* out = writer_.begin(step, row, column, scratch);
+    for (int32_t h = 0; h < inputs_.group(); ++h) {
+      const int64_t at = static_cast<int64_t>(first) * inputs_.num_heads() + kv_head * inputs_.group() + h;
+      step.kernels.merge_attention(step.attention_partials + at * floats, inputs_.num_heads() * floats, end - first,
+                                   kv.head_dim, kv.padded_head_dim, out + h * kv.head_dim);
+    }
+    writer_.finish(step, row, column, inputs_.group_width(), out);
+  }
+
+ private:
+  AttentionInputs inputs_;
+  RowWriter writer_;
 };
 
 class ActivationCall : public RowwiseCall {

@@ -10,8 +10,7 @@
 namespace fastserve {
 namespace {
 
-// Tokens of one attention tile: few enough for many tiles, enough to share the loads of keys.
-constexpr int32_t kTokensPerAttentionTile = 8;
+int64_t element_bytes(KvFormat format) { return format == KvFormat::f32 ? 4 : format == KvFormat::int8 ? 1 : 2; }
 
 [[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
 
@@ -86,15 +85,13 @@ class StepJob : public Job {
 }  // namespace
 
 KvPool::KvPool(int32_t num_layers, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim, KvFormat format)
-    : num_layers_(num_layers),
-      num_blocks_(num_blocks),
-      num_kv_heads_(num_kv_heads),
-      head_dim_(head_dim),
-      padded_head_dim_(static_cast<int32_t>(round_up(static_cast<std::size_t>(head_dim), 16))),
-      format_(format) {
+    : num_layers_(num_layers), num_blocks_(num_blocks) {
   check_range("head_dim", head_dim, 1, kMaxHeadDim);
-  block_elements_ = static_cast<int64_t>(num_kv_heads) * padded_head_dim_ * kBlock;
-  layer_bytes_ = block_elements_ * element_bytes() * num_blocks;
+  const auto padded_head_dim = static_cast<int32_t>(round_up(static_cast<std::size_t>(head_dim), 16));
+  const int64_t scale_bytes = format == KvFormat::int8 ? static_cast<int64_t>(sizeof(float)) : 0;
+  const int64_t head_bytes = kBlock * (padded_head_dim * element_bytes(format) + scale_bytes);
+  layout_ = {format, num_kv_heads, head_dim, padded_head_dim, head_bytes, num_kv_heads * head_bytes};
+  layer_bytes_ = layout_.block_bytes * num_blocks;
   memory_ = allocate<uint8_t>(static_cast<std::size_t>(num_bytes()));
 }
 
@@ -189,26 +186,46 @@ void Plan::add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::ve
   add_call(std::make_unique<AddNormCall>(x, y, std::move(weight), std::move(bias), eps, out_sum, out));
 }
 
-void Plan::rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines,
-                std::shared_ptr<const std::vector<float>> sines, int32_t dim, int32_t head_dim, Matrix out) {
-  check(x), check(out);
-  check_range("dimensions that turn", dim, 2, head_dim);
+void Plan::check(const RopeTables& tables) const {
+  const auto needed = static_cast<std::size_t>(limits_.max_context) * static_cast<std::size_t>(tables.dim / 2);
+  if (tables.cosines->size() < needed || tables.sines->size() < needed)
+    refuse("a rotary table is shorter than the context");
+}
+
+void Plan::rope(Matrix x, RopeTables tables, int32_t head_dim, Matrix out) {
+  check(x), check(out), check(tables);
+  check_range("dimensions that turn", tables.dim, 2, head_dim);
   check_equal("columns of turned heads", x.width % head_dim, 0);
-  const auto needed = static_cast<std::size_t>(limits_.max_context) * static_cast<std::size_t>(dim / 2);
-  if (cosines->size() < needed || sines->size() < needed) refuse("a rotary table is shorter than the context");
-  add_call(std::make_unique<RopeCall>(x, std::move(cosines), std::move(sines), dim, head_dim, out));
+  add_call(std::make_unique<RopeCall>(x, std::move(tables), head_dim, out));
 }
 
 void Plan::attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, float scale, bool causal,
                      Matrix out) {
-  check(q), check(k), check(v), check(out);
-  check_range("layer", layer, 0, pool.num_layers() - 1);
-  check_range("blocks of the pool", limits_.num_blocks, 1, pool.num_blocks());
-  check_equal("columns of keys", k.width, static_cast<int64_t>(pool.num_kv_heads()) * pool.head_dim());
-  check_equal("columns of values", v.width, k.width);
-  check_equal("columns of queries that make no whole groups", q.width % k.width, 0);
-  add_call(std::make_unique<StoreKvCall>(k, v, pool, layer));
-  add_call(std::make_unique<AttentionCall>(q, pool, layer, scale, causal, out));
+  add_attention({q, k, v, pool, layer, {}, scale, causal}, out);
+}
+
+void Plan::rope_attention(Matrix q, Matrix k, Matrix v, RopeTables tables, const KvPool& pool, int32_t layer,
+                          float scale, bool causal, Matrix out) {
+  check(tables);
+  check_range("dimensions that turn", tables.dim, 2, pool.layout().head_dim);
+  add_attention({q, k, v, pool, layer, std::move(tables), scale, causal}, out);
+}
+
+void Plan::add_attention(const AttentionInputs& inputs, Matrix out) {
+  check(inputs.q), check(inputs.k), check(inputs.v), check(out);
+  check_range("layer", inputs.layer, 0, inputs.pool.num_layers() - 1);
+  const KvLayout& kv = inputs.pool.layout();
+  check_range("blocks of the pool", limits_.num_blocks, 1, inputs.pool.num_blocks());
+  check_equal("columns of keys", inputs.k.width, static_cast<int64_t>(kv.num_kv_heads) * kv.head_dim);
+  check_equal("columns of values", inputs.v.width, inputs.k.width);
+  check_equal("columns of queries that make no whole groups", inputs.q.width % inputs.k.width, 0);
+  const AttentionShape shape{inputs.num_heads(), kv.num_kv_heads};
+  if (attention_shape_.num_heads > 0 && shape != attention_shape_) refuse("attention layers differ in their heads");
+  attention_shape_ = shape;
+  partial_floats_ = shape.num_heads * partial_floats(kv.padded_head_dim);
+  add_call(std::make_unique<StoreKvCall>(inputs));
+  add_call(std::make_unique<AttentionCall>(inputs, out));
+  add_call(std::make_unique<MergeAttentionCall>(inputs, out));
 }
 
 void Plan::activation(ActivationKind kind, Matrix x, Matrix out) {
@@ -283,19 +300,11 @@ void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* lo
     check_sample_batch(*sampling, logits->width);
     for (SampleScratch& scratch : sample_scratch_) scratch.reserve(static_cast<std::size_t>(logits->width));
   }
-  row_sequences_.resize(static_cast<std::size_t>(batch.num_tokens));
   token_types_.assign(static_cast<std::size_t>(batch.num_tokens), 0);
   if (batch.token_types) token_types_.assign(batch.token_types, batch.token_types + batch.num_tokens);
-  attention_tasks_.clear();
-  for (int32_t s = 0; s < batch.num_sequences; ++s) {
-    const int32_t begin = batch.sequence_starts[s], end = batch.sequence_starts[s + 1];
-    std::fill(row_sequences_.begin() + begin, row_sequences_.begin() + end, s);
-    const int32_t* table = batch.block_tables + static_cast<int64_t>(s) * batch.block_table_width;
-    for (int32_t row = begin; row < end; row += kTokensPerAttentionTile)
-      attention_tasks_.push_back({table, row, std::min(kTokensPerAttentionTile, end - row), batch.positions[row],
-                                  batch.context_lengths[s], 0});
-  }
-  const Step step{kernels_, arena_.get(), batch, row_sequences_, token_types_, attention_tasks_};
+  schedule_attention(batch, attention_shape_, pool_.num_threads(), &attention_);
+  attention_partials_.resize(static_cast<std::size_t>(attention_.num_partials() * partial_floats_));
+  const Step step{kernels_, arena_.get(), batch, token_types_, attention_, attention_partials_.data()};
   StepJob job(calls_, step, sampling, logits, results, sample_scratch_, scratch_.get(), scratch_floats_,
               is_profiling_ ? &profile_ : nullptr);
   pool_.run(job);

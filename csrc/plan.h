@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "attention_schedule.h"
 #include "kernels/kernel.h"
 #include "memory.h"
 #include "sample.h"
@@ -83,9 +84,9 @@ struct Step {
   const Kernels& kernels;
   uint8_t* arena;
   const Batch& batch;
-  const std::vector<int32_t>& row_sequences;          // [tokens] the sequence that owns each row
-  const std::vector<int32_t>& token_types;            // [tokens]
-  const std::vector<AttentionTask>& attention_tasks;  // of one key head
+  const std::vector<int32_t>& token_types;  // [tokens]
+  const AttentionSchedule& attention;
+  float* attention_partials;  // [attention.num_partials()][num_heads][partial_floats]
 
   float* row(const Matrix& m, int64_t r) const {
     return reinterpret_cast<float*>(arena + m.offset_bytes) + r * m.stride;
@@ -94,6 +95,8 @@ struct Step {
     return rows == Rows::tokens ? batch.num_tokens : rows == Rows::outputs ? batch.num_outputs : batch.num_sequences;
   }
 };
+
+struct AttentionInputs;
 
 // What a call has to do at the least: the memory that it reads and writes, and its multiplications and additions.
 struct Cost {
@@ -114,28 +117,30 @@ class Call {
   virtual void run_tile(const Step& step, int tile, float* scratch) const = 0;
 };
 
-// Keys and values of all layers in blocks of kBlock tokens. Block b of layer l: keys [kv_head][padded_head_dim][kBlock]
-// and values [kv_head][kBlock][padded_head_dim].
+// Rotary tables: cosines and sines [positions][dim / 2].
+struct RopeTables {
+  using Table = std::shared_ptr<const std::vector<float>>;
+
+  Table cosines, sines;
+  int32_t dim = 0;  // 0: none
+};
+
+// Keys and values of all layers in blocks of kBlock tokens (kernel.h: KvLayout).
 class KvPool {
  public:
   KvPool(int32_t num_layers, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim, KvFormat format);
 
   uint8_t* keys(int32_t layer) const { return memory_.get() + 2 * layer * layer_bytes_; }
   uint8_t* values(int32_t layer) const { return keys(layer) + layer_bytes_; }
-  int64_t block_elements() const { return block_elements_; }
-  int64_t element_bytes() const { return format_ == KvFormat::f32 ? 4 : 2; }
-  int64_t num_bytes() const { return 2 * num_layers_ * layer_bytes_; }
+  const KvLayout& layout() const { return layout_; }
   int32_t num_layers() const { return num_layers_; }
   int32_t num_blocks() const { return num_blocks_; }
-  int32_t num_kv_heads() const { return num_kv_heads_; }
-  int32_t head_dim() const { return head_dim_; }
-  int32_t padded_head_dim() const { return padded_head_dim_; }
-  KvFormat format() const { return format_; }
+  int64_t num_bytes() const { return 2 * num_layers_ * layer_bytes_; }
 
  private:
-  int32_t num_layers_, num_blocks_, num_kv_heads_, head_dim_, padded_head_dim_;
-  KvFormat format_;
-  int64_t block_elements_, layer_bytes_;
+  int32_t num_layers_, num_blocks_;
+  KvLayout layout_;
+  int64_t layer_bytes_;
   AlignedArray<uint8_t> memory_;
 };
 
@@ -165,10 +170,11 @@ class Plan {
   void add_rms_norm(Matrix x, Matrix y, std::vector<float> weight, float eps, Matrix out_sum, Matrix out);
   void add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out_sum,
                       Matrix out);
-  // cosines and sines: [positions][dim / 2]
-  void rope(Matrix x, std::shared_ptr<const std::vector<float>> cosines,
-            std::shared_ptr<const std::vector<float>> sines, int32_t dim, int32_t head_dim, Matrix out);
+  void rope(Matrix x, RopeTables tables, int32_t head_dim, Matrix out);
   void attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, float scale, bool causal, Matrix out);
+  // Attention of q and k turned by their positions.
+  void rope_attention(Matrix q, Matrix k, Matrix v, RopeTables tables, const KvPool& pool, int32_t layer, float scale,
+                      bool causal, Matrix out);
   void activation(ActivationKind kind, Matrix x, Matrix out);
   void gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out);
   void gather_rows(Matrix x, Matrix out);
@@ -191,7 +197,9 @@ class Plan {
  private:
   void check(const Batch& batch) const;
   void check(const Matrix& m) const;
+  void check(const RopeTables& tables) const;
   void add_call(std::unique_ptr<Call> call);
+  void add_attention(const AttentionInputs& inputs, Matrix out);
 
   PlanLimits limits_;
   const Kernels& kernels_;
@@ -200,15 +208,17 @@ class Plan {
   AlignedArray<uint8_t> arena_;
   std::vector<std::unique_ptr<Call>> calls_;
   std::vector<SampleScratch> sample_scratch_;  // one a thread
-  int64_t scratch_floats_ = 0;                 // of a thread
-  AlignedArray<float> scratch_;                // [threads][scratch_floats_]
+  AttentionShape attention_shape_;
+  int64_t partial_floats_ = 0;   // of the partial results of all heads of one row
+  int64_t scratch_floats_ = 0;   // of a thread
+  AlignedArray<float> scratch_;  // [threads][scratch_floats_]
   bool is_profiling_ = false;
   std::vector<CallProfile> profile_;
   std::mutex run_mutex_;
   // Kept from step to step for their memory.
-  std::vector<int32_t> row_sequences_;
   std::vector<int32_t> token_types_;
-  std::vector<AttentionTask> attention_tasks_;
+  AttentionSchedule attention_;
+  std::vector<float> attention_partials_;
 };
 
 }  // namespace fastserve

@@ -122,7 +122,8 @@ WeightOffset parse_weight_offset(const std::string& name) {
 }
 
 KvFormat parse_kv_format(const std::string& name) {
-  static const Named<KvFormat> table[] = {{"f32", KvFormat::f32}, {"f16", KvFormat::f16}};
+  static const Named<KvFormat> table[] = {
+      {"f32", KvFormat::f32}, {"f16", KvFormat::f16}, {"bf16", KvFormat::bf16}, {"int8", KvFormat::int8}};
   return parse("KV format", name, table);
 }
 

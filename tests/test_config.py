@@ -31,7 +31,7 @@ def test_what_is_no_size_is_refused_by_name(text: str) -> None:
     ("name", "value"),
     [
         ("weights", "int3"),
-        ("kv_dtype", "bf16"),
+        ("kv_dtype", "f8"),
         ("backend", "cuda"),
         ("threads", 0),
         ("context_length", -5),

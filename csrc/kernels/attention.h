@@ -3,231 +3,394 @@
 //
 // Order of every output element: dimensions in order within a score; keys in order within a split of kSplit keys at
 // absolute positions; splits, each with a softmax of its own, merged in order. Masked keys are left out, never added.
+// How rows and keys are cut into tasks, tiles and chunks changes no sum.
 
-struct KeysF32 {
+struct KvF32 {
   using type = float;
+  static constexpr bool kIsScaled = false;
   static inline F32 load(const type* p) { return FASTSERVE_ISA_NAMESPACE::load(p); }
   static inline void store(type* p, F32 a) { FASTSERVE_ISA_NAMESPACE::store(p, a); }
-  static inline type from_f32(float x) { return x; }
 };
-struct KeysF16 {
+struct KvF16 {
   using type = uint16_t;
+  static constexpr bool kIsScaled = false;
   static inline F32 load(const type* p) { return load_f16(p); }
   static inline void store(type* p, F32 a) { store_f16(p, a); }
-  static inline type from_f32(float x) { return to_f16(x); }
+};
+struct KvBf16 {
+  using type = uint16_t;
+  static constexpr bool kIsScaled = false;
+  static inline F32 load(const type* p) { return load_bf16(p); }
+  static inline void store(type* p, F32 a) {
+    float lanes[kLanes];
+    FASTSERVE_ISA_NAMESPACE::store(lanes, a);
+    for (int i = 0; i < kLanes; ++i) p[i] = to_bf16(lanes[i]);
+  }
+};
+// Each token's keys, and its values, of one head share a scale: largest magnitude / 127.
+struct KvInt8 {
+  using type = int8_t;
+  static constexpr bool kIsScaled = true;
+  static inline F32 load(const type* p) { return load_i8(p); }
+  static inline void store(type* p, F32 a) { store_bytes(p, a); }
 };
 
-template <class Kv>
-static void store_kv_as(const float* k, const float* v, int32_t num_kv_heads, int32_t head_dim, int32_t padded_head_dim,
-                        int32_t slot, void* key_block, void* value_block) {
-  auto* keys = (typename Kv::type*)key_block;
-  auto* values = (typename Kv::type*)value_block;
-  for (int32_t h = 0; h < num_kv_heads; ++h) {
-    typename Kv::type* head = keys + (int64_t)h * padded_head_dim * kBlock + slot;
-    typename Kv::type* value = values + ((int64_t)h * kBlock + slot) * padded_head_dim;
-    for (int32_t d = 0; d < head_dim; ++d) head[(int64_t)d * kBlock] = Kv::from_f32(k[h * head_dim + d]);
-    for (int32_t d = 0; d < head_dim; ++d) value[d] = Kv::from_f32(v[h * head_dim + d]);
+// Calls f<Kv>() for the type of a format.
+template <class Function>
+static inline void with_kv_type(KvFormat format, Function f) {
+  switch (format) {
+    case KvFormat::f32: return f.template operator()<KvF32>();
+    case KvFormat::f16: return f.template operator()<KvF16>();
+    case KvFormat::bf16: return f.template operator()<KvBf16>();
+    case KvFormat::int8: return f.template operator()<KvInt8>();
   }
 }
 
-static void store_kv(KvFormat format, const float* k, const float* v, int32_t num_kv_heads, int32_t head_dim,
-                     int32_t padded_head_dim, int32_t slot, void* key_block, void* value_block) {
-  auto* f = format == KvFormat::f32 ? store_kv_as<KeysF32> : store_kv_as<KeysF16>;
-  f(k, v, num_kv_heads, head_dim, padded_head_dim, slot, key_block, value_block);
+// --- Storing ---
+
+// Turns one head of q or k by its position, or copies it where the model has no rotary embedding.
+static inline void turn(const AttentionArgs& a, const float* x, int32_t position, float* out) {
+  const int64_t at = (int64_t)position * (a.rotary_dim / 2);
+  if (a.rotary_dim > 0) rope(x, a.cosines + at, a.sines + at, a.rotary_dim, a.kv.head_dim, 1, out);
+  else memcpy(out, x, (size_t)a.kv.head_dim * sizeof(float));
 }
 
-// Softmax over the keys of one split, not yet normalized: weights are exp(score - largest), `total` their sum,
-// `values` the weighted sum of values.
-template <int R>
-struct Partial {
-  float largest[R];
-  float total[R];
-  alignas(64) float values[R][kMaxHeadDim];
-};
+// One token's keys or values of a head in the pool's format; returns their scale.
+template <class Kv>
+static inline float encode(const float* x, int32_t width, typename Kv::type* out) {
+  if constexpr (Kv::kIsScaled) {
+    const float largest_value = largest_magnitude(x, width);
+    const F32 inverse = set1(largest_value > kSmallestQuantized ? 127.0f / largest_value : 0.0f);
+    for (int32_t d = 0; d < width; d += kLanes) Kv::store(out + d, mul(load(x + d), inverse));
+    return largest_value / 127.0f;
+  }
+  for (int32_t d = 0; d < width; d += kLanes) Kv::store(out + d, load(x + d));
+  return 1.0f;
+}
 
-// Query rows, and vectors of values, whose sums a kernel holds in registers.
+template <class Kv>
+static void store_kv_as(const AttentionArgs& a, const AttentionTask& t, int32_t kv_head, float* scratch) {
+  using Element = typename Kv::type;
+  const int32_t head_dim = a.kv.head_dim, width = a.kv.padded_head_dim;
+  float* row = scratch;                        // [width]
+  Element* encoded = (Element*)(row + width);  // keys of the tokens of one block: [kBlock][width]
+  for (int32_t d = head_dim; d < width; ++d) row[d] = 0.0f;
+  for (int32_t begin = 0; begin < t.num_rows;) {
+    const int32_t position = t.first_position + begin, slot = position % kBlock;
+    const int32_t count = kBlock - slot < t.num_rows - begin ? kBlock - slot : t.num_rows - begin;
+    const int64_t at = t.block_table[position / kBlock] * a.kv.block_bytes + kv_head * a.kv.head_bytes;
+    Element* keys = (Element*)(a.keys + at);
+    Element* values = (Element*)(a.values + at);
+    float* key_scales = (float*)(keys + kBlock * width) + slot;
+    float* value_scales = (float*)(values + kBlock * width) + slot;
+    for (int32_t i = 0; i < count; ++i) {
+      const int64_t from = t.first_row + begin + i;
+      turn(a, a.k + from * a.k_stride + kv_head * head_dim, position + i, row);
+      const float key_scale = encode<Kv>(row, width, encoded + i * width);
+      memcpy(row, a.v + from * a.v_stride + kv_head * head_dim, (size_t)head_dim * sizeof(float));
+      const float value_scale = encode<Kv>(row, width, values + (slot + i) * width);
+      if constexpr (Kv::kIsScaled) key_scales[i] = key_scale, value_scales[i] = value_scale;
+    }
+    for (int32_t d = 0; d < width; ++d)
+      for (int32_t i = 0; i < count; ++i) keys[d * kBlock + slot + i] = encoded[i * width + d];
+    begin += count;
+  }
+}
+
+static void store_kv(const AttentionArgs& a, const AttentionTask& t, int32_t kv_head, float* scratch) {
+  with_kv_type(a.kv.format, [&]<class Kv>() { store_kv_as<Kv>(a, t, kv_head, scratch); });
+}
+
+// --- One split ---
+
+// Query rows, and vectors of keys or values, whose sums a kernel holds in registers.
 #if defined(FASTSERVE_ISA_AVX512VNNI)
-constexpr int kQueryRows = 6, kValueVectors = 4;
+constexpr int kQueryRows = 6, kKeyBlocks = 2, kValueVectors = 4;
 #else
-constexpr int kQueryRows = 2, kValueVectors = 4;
+constexpr int kQueryRows = 2, kKeyBlocks = 1, kValueVectors = 4;
 #endif
 constexpr int kKeyVectors = kBlock / kLanes;
+constexpr int kSplitBlocks = kSplit / kBlock;
+// Keys of a chunk, which rows beyond one register tile go through together while it is in the nearest cache, widened
+// to floats once for all of them.
+constexpr int kKeyChunkBlocks = kConvertedBlocks, kKeyChunk = kKeyChunkBlocks * kBlock;
+static_assert(kKeyChunkBlocks % kKeyBlocks == 0 && kSplit % kKeyChunk == 0,
+              "a chunk is a whole number of register tiles");
 
-// What the rows of one tile share: their sequence's blocks and one key head.
+// The blocks of one split for one key head, from `first_key` on.
 template <class Kv>
-struct Head {
-  const typename Kv::type* keys;
-  const typename Kv::type* values;
-  const int32_t* block_table;
-  int64_t block_elements;
-  int32_t head_dim;
-  int32_t padded_head_dim;
+struct SplitBlocks {
+  using Element = typename Kv::type;
+  const Element* blocks[kSplitBlocks];
+  int64_t scales_at;  // elements from a block to its tokens' scales
 
-  const typename Kv::type* key_block(int32_t key) const { return keys + block_table[key / kBlock] * block_elements; }
-  const typename Kv::type* value_row(int32_t key) const {
-    return values + block_table[key / kBlock] * block_elements + (int64_t)(key % kBlock) * padded_head_dim;
+  SplitBlocks(const KvLayout& kv, const uint8_t* pool, const AttentionTask& t, int32_t kv_head, int32_t first_key,
+              int32_t num_keys)
+      : scales_at((int64_t)kBlock * kv.padded_head_dim) {
+    for (int32_t key = 0; key < num_keys; key += kBlock)
+      blocks[key / kBlock] =
+          (const Element*)(pool + t.block_table[(first_key + key) / kBlock] * kv.block_bytes + kv_head * kv.head_bytes);
+  }
+  // Multiplies x by the scales of the split's first `count` tokens, where the format has any.
+  void scale(float* x, int32_t count) const {
+    if constexpr (Kv::kIsScaled)
+      for (int32_t key = 0; key < count; key += kLanes) {
+        const float* scales = (const float*)(blocks[key / kBlock] + scales_at) + key % kBlock;
+        store(x + key, mul(load(x + key), load(scales)));
+      }
   }
 };
 
-template <int R, class Kv>
-static inline void scores_of_block(const float (*q)[kMaxHeadDim], int32_t head_dim, const typename Kv::type* keys,
-                                   float* scores) {
-  F32 acc[R][kKeyVectors];
+// The query rows of one pass over the keys. `queries` and the rows' partial results are `stride` floats apart.
+struct QueryRows {
+  int32_t num_rows;
+  int32_t width;          // padded_head_dim
+  const float* queries;   // [num_rows][width], scaled
+  const int32_t* counts;  // keys of the split that each row sees; none where not positive
+  float* scores;          // [num_rows][kSplit]
+  float* converted;       // [kKeyChunk * width]
+};
+
+// A partial result: softmax over some keys, not normalized. Weights are exp(score - largest).
+static inline float& largest_score(float* partial) { return partial[0]; }
+static inline float& total_weight(float* partial) { return partial[1]; }
+static inline float* weighted_values(float* partial) { return partial + kPartialHeader; }
+
+static inline int32_t most(const int32_t* counts, int32_t n) {
+  int32_t m = counts[0];
+  for (int32_t i = 1; i < n; ++i) m = counts[i] > m ? counts[i] : m;
+  return m;
+}
+static inline int32_t least(const int32_t* counts, int32_t n) {
+  int32_t m = counts[0];
+  for (int32_t i = 1; i < n; ++i) m = counts[i] < m ? counts[i] : m;
+  return m;
+}
+static inline int32_t lesser(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t greater(int32_t a, int32_t b) { return a > b ? a : b; }
+
+// Scores of R rows against B blocks.
+template <int R, int B, class Kv>
+static inline void scores_of_blocks(const float* q, int32_t width, int32_t head_dim,
+                                    const typename Kv::type* const* blocks, float* scores) {
+  F32 acc[R][B * kKeyVectors];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kKeyVectors; ++v) acc[r][v] = zero();
+    for (int v = 0; v < B * kKeyVectors; ++v) acc[r][v] = zero();
   for (int32_t d = 0; d < head_dim; ++d) {
-    F32 k[kKeyVectors];
-    for (int v = 0; v < kKeyVectors; ++v) k[v] = Kv::load(keys + (int64_t)d * kBlock + v * kLanes);
+    F32 k[B * kKeyVectors];
+    for (int v = 0; v < B * kKeyVectors; ++v)
+      k[v] = Kv::load(blocks[v / kKeyVectors] + d * kBlock + v % kKeyVectors * kLanes);
     for (int r = 0; r < R; ++r) {
-      F32 b = set1(q[r][d]);
-      for (int v = 0; v < kKeyVectors; ++v) acc[r][v] = fma(b, k[v], acc[r][v]);
+      const F32 b = set1(q[r * width + d]);
+      for (int v = 0; v < B * kKeyVectors; ++v) acc[r][v] = fma(b, k[v], acc[r][v]);
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kKeyVectors; ++v) store(scores + r * kSplit + v * kLanes, acc[r][v]);
+    for (int v = 0; v < B * kKeyVectors; ++v) store(scores + r * kSplit + v * kLanes, acc[r][v]);
+}
+
+// Scores of all rows against the keys [begin, begin + kKeyChunk) of the split that some row sees.
+template <class Kv>
+static void scores_of_chunk(const QueryRows& rows, int32_t head_dim, const typename Kv::type* const* blocks,
+                            int32_t begin) {
+  each_row_tile<kQueryRows>(0, rows.num_rows, [&]<int R>(int32_t row) {
+    const int32_t end = lesser(most(rows.counts + row, R), begin + kKeyChunk);
+    const float* q = rows.queries + row * rows.width;
+    float* scores = rows.scores + row * kSplit;
+    int32_t key = begin, block = 0;
+    for (; key + (kKeyBlocks - 1) * kBlock < end; key += kKeyBlocks * kBlock, block += kKeyBlocks)
+      scores_of_blocks<R, kKeyBlocks, Kv>(q, rows.width, head_dim, blocks + block, scores + key);
+    for (; key < end; key += kBlock, ++block)
+      scores_of_blocks<R, 1, Kv>(q, rows.width, head_dim, blocks + block, scores + key);
+  });
 }
 
 // Turns the first `count` scores of a split into weights, and what follows within the last vector into zeros.
-static inline void softmax_weights(float* scores, int32_t count, float* largest_score, float* total) {
+static inline void softmax_weights(float* scores, int32_t count, float* partial) {
   const F32 lowest = set1(-INFINITY);
   const int32_t end = (count + kLanes - 1) / kLanes * kLanes;
   if (end > count) store(scores + end - kLanes, first(load(scores + end - kLanes), lowest, count - (end - kLanes)));
   F32 m = lowest;
   for (int32_t i = 0; i < end; i += kLanes) m = max(m, load(scores + i));
-  *largest_score = largest(m);
-  const F32 shift = set1(*largest_score);
+  largest_score(partial) = largest(m);
+  const F32 shift = set1(largest_score(partial));
   F32 sums = zero();
   for (int32_t i = 0; i < end; i += kLanes) {
     const F32 weight = exp(sub(load(scores + i), shift));
     store(scores + i, weight);
     sums = add(sums, weight);
   }
-  *total = sum(sums);
+  total_weight(partial) = sum(sums);
 }
 
-// Adds weights[r][key] * value of keys [begin, end) of a split to the sums of R rows, key by key; `first_key` is the
-// split's first.
-template <int R, int kVectors, class Kv>
-static inline void add_values_at(const Head<Kv>& head, const float* weights, int32_t first_key, int32_t begin,
-                                 int32_t end, int32_t column, float (*sums)[kMaxHeadDim]) {
-  F32 acc[R][kVectors];
+// Adds weights[r][key] * value of keys [begin, end) of a chunk to the sums of R rows, key by key.
+template <int R, int V, class Kv>
+static inline void add_values_at(const typename Kv::type* const* blocks, int32_t width, const float* weights,
+                                 int32_t begin, int32_t end, int32_t column, float* sums, int64_t stride) {
+  F32 acc[R][V];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kVectors; ++v) acc[r][v] = load(sums[r] + column + v * kLanes);
-  for (int32_t block = begin; block < end;) {
-    const typename Kv::type* values = head.value_row(first_key + block) + column;
-    const int32_t left = kBlock - (first_key + block) % kBlock, block_end = block + left < end ? block + left : end;
-    for (; block < block_end; ++block, values += head.padded_head_dim) {
-      F32 value[kVectors];
-      for (int v = 0; v < kVectors; ++v) value[v] = Kv::load(values + v * kLanes);
+    for (int v = 0; v < V; ++v) acc[r][v] = load(sums + r * stride + column + v * kLanes);
+  for (int32_t key = begin; key < end;) {
+    const typename Kv::type* values = blocks[key / kBlock] + key % kBlock * width + column;
+    const int32_t block_end = lesser(end, (key / kBlock + 1) * kBlock);
+    for (; key < block_end; ++key, values += width) {
+      F32 value[V];
+      for (int v = 0; v < V; ++v) value[v] = Kv::load(values + v * kLanes);
       for (int r = 0; r < R; ++r) {
-        const F32 weight = set1(weights[r * kSplit + block]);
-        for (int v = 0; v < kVectors; ++v) acc[r][v] = fma(weight, value[v], acc[r][v]);
+        const F32 weight = set1(weights[r * kSplit + key]);
+        for (int v = 0; v < V; ++v) acc[r][v] = fma(weight, value[v], acc[r][v]);
       }
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < kVectors; ++v) store(sums[r] + column + v * kLanes, acc[r][v]);
+    for (int v = 0; v < V; ++v) store(sums + r * stride + column + v * kLanes, acc[r][v]);
 }
 
 template <int R, class Kv>
-static inline void add_values(const Head<Kv>& head, const float* weights, int32_t first_key, int32_t begin, int32_t end,
-                              float (*sums)[kMaxHeadDim]) {
+static inline void add_values(const typename Kv::type* const* blocks, int32_t width, const float* weights,
+                              int32_t begin, int32_t end, float* sums, int64_t stride) {
   int32_t column = 0;
-  for (; column + kValueVectors * kLanes <= head.padded_head_dim; column += kValueVectors * kLanes)
-    add_values_at<R, kValueVectors, Kv>(head, weights, first_key, begin, end, column, sums);
-  for (; column < head.padded_head_dim; column += kLanes)
-    add_values_at<R, 1, Kv>(head, weights, first_key, begin, end, column, sums);
+  for (; column + kValueVectors * kLanes <= width; column += kValueVectors * kLanes)
+    add_values_at<R, kValueVectors, Kv>(blocks, width, weights, begin, end, column, sums, stride);
+  for (; column < width; column += kLanes)
+    add_values_at<R, 1, Kv>(blocks, width, weights, begin, end, column, sums, stride);
 }
 
-// One split of R rows; row r sees the first counts[r] of the split's keys, none where that is not positive.
-template <int R, class Kv>
-static inline void attend_split(const Head<Kv>& head, const float (*q)[kMaxHeadDim], int32_t first_key,
-                                const int32_t* counts, Partial<R>& p) {
-  int32_t longest = 0, shortest = kSplit;
-  for (int r = 0; r < R; ++r) {
-    longest = counts[r] > longest ? counts[r] : longest;
-    shortest = counts[r] < shortest ? counts[r] : shortest;
-  }
-  alignas(64) float scores[R][kSplit];
-  for (int32_t key = 0; key < longest; key += kBlock)
-    scores_of_block<R, Kv>(q, head.head_dim, head.key_block(first_key + key), scores[0] + key);
-  for (int r = 0; r < R; ++r) {
-    for (int32_t d = 0; d < head.padded_head_dim; d += kLanes) store(p.values[r] + d, zero());
-    if (counts[r] > 0) softmax_weights(scores[r], counts[r], &p.largest[r], &p.total[r]);
-  }
-  // Keys that all rows see, together; those that only some see, row by row: their values may be anything, and must
-  // not even be multiplied by zero.
-  if (shortest > 0) add_values<R, Kv>(head, scores[0], first_key, 0, shortest, p.values);
-  const int32_t rest = shortest > 0 ? shortest : 0;
-  for (int r = 0; r < R; ++r)
-    if (counts[r] > rest) add_values<1, Kv>(head, scores[r], first_key, rest, counts[r], p.values + r);
-}
-
-template <int R>
-static inline void merge(Partial<R>& whole, const Partial<R>& part, int r, int32_t padded_head_dim) {
-  const float m = whole.largest[r] > part.largest[r] ? whole.largest[r] : part.largest[r];
-  const float a = exp(whole.largest[r] - m), b = exp(part.largest[r] - m);
-  whole.largest[r] = m;
-  whole.total[r] = whole.total[r] * a + part.total[r] * b;
-  for (int32_t d = 0; d < padded_head_dim; d += kLanes)
-    store(whole.values[r] + d, add(mul(load(whole.values[r] + d), set1(a)), mul(load(part.values[r] + d), set1(b))));
-}
-
-// Query rows `begin` .. begin + R of the task, counted over tokens x heads of the group: row j is head
-// j % group of token j / group.
-template <int R, class Kv>
-static void attention_rows(const AttentionArgs& a, const AttentionTask& t, int32_t begin) {
-  const int32_t group = a.num_heads / a.num_kv_heads;
-  const int64_t head_offset = (int64_t)t.kv_head * a.padded_head_dim * kBlock;
-  const Head<Kv> head = {(const typename Kv::type*)a.keys + head_offset,
-                         (const typename Kv::type*)a.values + head_offset,
-                         t.block_table,
-                         a.block_elements,
-                         a.head_dim,
-                         a.padded_head_dim};
-  float q[R][kMaxHeadDim];
-  float* out[R];
-  int32_t limits[R];  // keys that the row sees
-  int32_t longest = 0;
-  for (int r = 0; r < R; ++r) {
-    const int32_t token = (begin + r) / group, query_head = t.kv_head * group + (begin + r) % group;
-    const float* row = a.q + (t.first_row + token) * a.q_stride + (int64_t)query_head * a.head_dim;
-    map(row, a.head_dim, q[r], [&](F32 x) { return mul(x, set1(a.scale)); });
-    out[r] = a.out + (t.first_row + token) * a.out_stride + (int64_t)query_head * a.head_dim;
-    limits[r] = a.causal ? t.first_position + token + 1 : t.context_length;
-    longest = limits[r] > longest ? limits[r] : longest;
-  }
-  Partial<R> whole, part;
-  for (int32_t split = 0; split < longest; split += kSplit) {
-    int32_t counts[R];
-    for (int r = 0; r < R; ++r) counts[r] = limits[r] - split < kSplit ? limits[r] - split : kSplit;
-    attend_split<R, Kv>(head, q, split, counts, split == 0 ? whole : part);
-    if (split > 0)
-      for (int r = 0; r < R; ++r)
-        if (counts[r] > 0) merge(whole, part, r, a.padded_head_dim);
-  }
-  for (int r = 0; r < R; ++r) {
-    const F32 inverse = set1(1.0f / whole.total[r]);
-    map(whole.values[r], a.head_dim, out[r], [&](F32 v) { return mul(v, inverse); });
-  }
+// All rows, keys [begin, begin + num_keys) of the split. Keys that all rows of a register tile see go together; those
+// that only some see, row by row: their values may be anything, and must not even be multiplied by zero.
+template <class Kv>
+static void add_values_of_chunk(const QueryRows& rows, const typename Kv::type* const* blocks, int32_t begin,
+                                int32_t num_keys, float* partials, int64_t stride) {
+  each_row_tile<kQueryRows>(0, rows.num_rows, [&]<int R>(int32_t row) {
+    const float* weights = rows.scores + row * kSplit + begin;
+    float* sums = weighted_values(partials + row * stride);
+    const int32_t common = greater(0, lesser(least(rows.counts + row, R) - begin, num_keys));
+    if (common > 0) add_values<R, Kv>(blocks, rows.width, weights, 0, common, sums, stride);
+    for (int r = 0; r < R; ++r) {
+      const int32_t end = lesser(rows.counts[row + r] - begin, num_keys);
+      if (end > common)
+        add_values<1, Kv>(blocks, rows.width, weights + r * kSplit, common, end, sums + r * stride, stride);
+    }
+  });
 }
 
 template <class Kv>
-static void attention_as(const AttentionArgs& a, const AttentionTask& t) {
-  const int32_t num_rows = t.num_rows * (a.num_heads / a.num_kv_heads);
-  int32_t row = 0;
-  for (; row + kQueryRows <= num_rows; row += kQueryRows) attention_rows<kQueryRows, Kv>(a, t, row);
-  switch (num_rows - row) {
-    case 5: attention_rows<5, Kv>(a, t, row); break;
-    case 4: attention_rows<4, Kv>(a, t, row); break;
-    case 3: attention_rows<3, Kv>(a, t, row); break;
-    case 2: attention_rows<2, Kv>(a, t, row); break;
-    case 1: attention_rows<1, Kv>(a, t, row); break;
-    default: break;
+static inline void convert_blocks(const typename Kv::type* const* blocks, int32_t num_keys, int32_t width, float* out,
+                                  const float** converted) {
+  for (int32_t b = 0; b * kBlock < num_keys; ++b) {
+    converted[b] = out + b * kBlock * width;
+    for (int32_t i = 0; i < kBlock * width; i += kLanes) store(out + b * kBlock * width + i, Kv::load(blocks[b] + i));
   }
 }
 
-static void attention(KvFormat format, const AttentionArgs& a, const AttentionTask& t) {
-  if (format == KvFormat::f32) attention_as<KeysF32>(a, t);
-  else attention_as<KeysF16>(a, t);
+// Partial results of all rows over one split, that some row sees.
+template <class Kv>
+static void attend_split(const AttentionArgs& a, const AttentionTask& t, int32_t kv_head, const QueryRows& rows,
+                         int32_t first_key, float* partials, int64_t stride) {
+  const int32_t num_keys = most(rows.counts, rows.num_rows);
+  const bool is_shared = rows.num_rows > kQueryRows;
+  const bool converts = is_shared && sizeof(typename Kv::type) < sizeof(float);
+  const float* converted[kKeyChunkBlocks];
+  const SplitBlocks<Kv> keys(a.kv, a.keys, t, kv_head, first_key, num_keys);
+  for (int32_t key = 0; key < num_keys; key += kKeyChunk) {
+    const typename Kv::type* const* blocks = keys.blocks + key / kBlock;
+    if (converts) {
+      convert_blocks<Kv>(blocks, lesser(kKeyChunk, num_keys - key), rows.width, rows.converted, converted);
+      scores_of_chunk<KvF32>(rows, a.kv.head_dim, converted, key);
+    } else {
+      scores_of_chunk<Kv>(rows, a.kv.head_dim, blocks, key);
+    }
+  }
+  const SplitBlocks<Kv> values(a.kv, a.values, t, kv_head, first_key, num_keys);
+  for (int32_t r = 0; r < rows.num_rows; ++r) {
+    float* partial = partials + r * stride;
+    float* scores = rows.scores + r * kSplit;
+    for (int32_t d = 0; d < rows.width; d += kLanes) store(weighted_values(partial) + d, zero());
+    if (rows.counts[r] <= 0) continue;
+    keys.scale(scores, rows.counts[r]);
+    softmax_weights(scores, rows.counts[r], partial);
+    values.scale(scores, rows.counts[r]);
+  }
+  const int32_t chunk = is_shared ? kKeyChunk : kSplit;
+  for (int32_t key = 0; key < num_keys; key += chunk) {
+    const typename Kv::type* const* blocks = values.blocks + key / kBlock;
+    const int32_t count = lesser(chunk, num_keys - key);
+    if (converts) {
+      convert_blocks<Kv>(blocks, count, rows.width, rows.converted, converted);
+      add_values_of_chunk<KvF32>(rows, converted, key, count, partials, stride);
+    } else {
+      add_values_of_chunk<Kv>(rows, blocks, key, count, partials, stride);
+    }
+  }
+}
+
+// --- All splits ---
+
+static inline void merge(float* whole, float* part, int32_t width) {
+  const float m = largest_score(whole) > largest_score(part) ? largest_score(whole) : largest_score(part);
+  const float a = exp(largest_score(whole) - m), b = exp(largest_score(part) - m);
+  largest_score(whole) = m;
+  total_weight(whole) = total_weight(whole) * a + total_weight(part) * b;
+  float *to = weighted_values(whole), *from = weighted_values(part);
+  for (int32_t d = 0; d < width; d += kLanes)
+    store(to + d, add(mul(load(to + d), set1(a)), mul(load(from + d), set1(b))));
+}
+
+static inline void normalize(float* partial, int32_t head_dim, float* out) {
+  const F32 inverse = set1(1.0f / total_weight(partial));
+  map(weighted_values(partial), head_dim, out, [&](F32 v) { return mul(v, inverse); });
+}
+
+// Query rows `begin` .. begin + num_rows of the task, at most kAttentionRows, counted over tokens x heads of the
+// group: row j is head j % group of token j / group.
+template <class Kv>
+static void attention_rows(const AttentionArgs& a, const AttentionTask& t, int32_t kv_head, int32_t begin,
+                           int32_t num_rows, float* scratch, float* out, int64_t out_stride, float* partials) {
+  const int32_t group = a.num_heads / a.kv.num_kv_heads, width = a.kv.padded_head_dim;
+  const int64_t stride = partial_floats(width);
+  float* queries = scratch;
+  float* scores = queries + kAttentionRows * width;
+  float* converted = scores + kAttentionRows * kSplit;
+  float* part = converted + kKeyChunk * width;
+  float* whole = partials ? partials + begin * stride : part + kAttentionRows * stride;
+  int32_t limits[kAttentionRows], counts[kAttentionRows];  // keys that a row sees, of all and of a split
+  for (int32_t r = 0; r < num_rows; ++r) {
+    const int32_t token = (begin + r) / group, query_head = kv_head * group + (begin + r) % group;
+    const int32_t position = t.first_position + token;
+    float* query = queries + r * width;
+    turn(a, a.q + (t.first_row + token) * a.q_stride + (int64_t)query_head * a.kv.head_dim, position, query);
+    map(query, a.kv.head_dim, query, [&](F32 x) { return mul(x, set1(a.scale)); });
+    limits[r] = a.causal ? position + 1 : t.context_length;
+  }
+  const QueryRows rows = {num_rows, width, queries, counts, scores, converted};
+  const int32_t end_key = lesser(most(limits, num_rows), t.end_split * kSplit);
+  for (int32_t split = t.first_split; split * kSplit < end_key; ++split) {
+    for (int32_t r = 0; r < num_rows; ++r) counts[r] = lesser(limits[r] - split * kSplit, kSplit);
+    const bool is_first = split == t.first_split;
+    attend_split<Kv>(a, t, kv_head, rows, split * kSplit, is_first ? whole : part, stride);
+    if (is_first) continue;
+    for (int32_t r = 0; r < num_rows; ++r)
+      if (counts[r] > 0) merge(whole + r * stride, part + r * stride, width);
+  }
+  if (partials) return;
+  for (int32_t r = 0; r < num_rows; ++r)
+    normalize(whole + r * stride, a.kv.head_dim,
+              out + (begin + r) / group * out_stride + (begin + r) % group * a.kv.head_dim);
+}
+
+static void attention(const AttentionArgs& a, const AttentionTask& t, int32_t kv_head, float* scratch, float* out,
+                      int64_t out_stride, float* partials) {
+  const int32_t num_rows = t.num_rows * (a.num_heads / a.kv.num_kv_heads);
+  with_kv_type(a.kv.format, [&]<class Kv>() {
+    if (t.stores) store_kv_as<Kv>(a, t, kv_head, scratch);
+    for (int32_t row = 0; row < num_rows; row += kAttentionRows)
+      attention_rows<Kv>(a, t, kv_head, row, lesser(num_rows - row, kAttentionRows), scratch, out, out_stride,
+                         partials);
+  });
+}
+
+static void merge_attention(float* partials, int64_t stride, int32_t num_splits, int32_t head_dim,
+                            int32_t padded_head_dim, float* out) {
+  for (int32_t split = 1; split < num_splits; ++split) merge(partials, partials + split * stride, padded_head_dim);
+  normalize(partials, head_dim, out);
 }

@@ -53,9 +53,26 @@ namespace FASTSERVE_ISA_NAMESPACE {
 #include "peak.h"
 
 static const Kernels kTable = {
-    FASTSERVE_ISA_NAME, embedding,    linear,        quantize_row,     rms_norm,     layer_norm, add,      rope,
-    store_kv,           attention,    activation,    gated_activation, l2_normalize, decode_row, pack_row, pack_blocks,
-    read_memory,        dot_products, multiply_adds,
+    FASTSERVE_ISA_NAME,
+    embedding,
+    linear,
+    quantize_row,
+    rms_norm,
+    layer_norm,
+    add,
+    rope,
+    store_kv,
+    attention,
+    merge_attention,
+    activation,
+    gated_activation,
+    l2_normalize,
+    decode_row,
+    pack_row,
+    pack_blocks,
+    read_memory,
+    dot_products,
+    multiply_adds,
 };
 
 }  // namespace FASTSERVE_ISA_NAMESPACE

@@ -29,7 +29,7 @@ constexpr bool is_integer(WeightFormat format) { return format == WeightFormat::
 enum class ScaleFormat : int32_t { bf16, f16 };
 // What is added to scale * value: nothing, scale * offset for a whole offset, or an offset.
 enum class WeightOffset : int32_t { none, zero_point, minimum };
-enum class KvFormat : int32_t { f32, f16 };
+enum class KvFormat : int32_t { f32, f16, bf16, int8 };
 enum class StoredFormat : int32_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
 // Ways to read memory, of which the fastest is the limit: one stream or four, with or without prefetching.
 enum class ReadKind : int32_t { plain, interleaved, prefetched, prefetched_interleaved, non_temporal };
@@ -78,31 +78,59 @@ struct LinearArgs {
   int64_t out_stride;
 };
 
-struct AttentionArgs {
-  const float* q;
-  int64_t q_stride;
-  float* out;
-  int64_t out_stride;
-  const void* keys;        // this layer's pool: [block][kv_head][padded_head_dim][kBlock]
-  const void* values;      // this layer's pool: [block][kv_head][kBlock][padded_head_dim]
-  int64_t block_elements;  // elements from one block to the next
-  int32_t num_heads;
+// How the blocks of one layer's keys lie, and those of its values: [block][kv_head] of kBlock tokens, keys transposed
+// as [padded_head_dim][kBlock], values as [kBlock][padded_head_dim]; in int8 then a float scale for each token.
+struct KvLayout {
+  KvFormat format;
   int32_t num_kv_heads;
   int32_t head_dim;
-  int32_t padded_head_dim;
+  int32_t padded_head_dim;  // a multiple of 16
+  int64_t head_bytes;       // from one key head of a block to the next
+  int64_t block_bytes;      // from one block to the next
+};
+
+struct AttentionArgs {
+  KvLayout kv;
+  uint8_t* keys;    // this layer's pool
+  uint8_t* values;  // this layer's pool
+  const float* q;   // [tokens, num_heads * head_dim]
+  int64_t q_stride;
+  const float* k;  // [tokens, num_kv_heads * head_dim]
+  int64_t k_stride;
+  const float* v;  // [tokens, num_kv_heads * head_dim]
+  int64_t v_stride;
+  const float* cosines;  // [positions, rotary_dim / 2]: q and k are turned when they are read
+  const float* sines;
+  int32_t rotary_dim;  // 0: q and k are as they should be
+  int32_t num_heads;
   float scale;
   bool causal;
 };
 
-// Rows first_row .. first_row + num_rows of one sequence against one key head.
+// Rows first_row .. first_row + num_rows of one sequence against the splits [first_split, end_split) of its keys.
 struct AttentionTask {
   const int32_t* block_table;
   int32_t first_row;  // in the flat batch
   int32_t num_rows;
   int32_t first_position;  // of first_row within its sequence
   int32_t context_length;
-  int32_t kv_head;
+  int32_t first_split;
+  int32_t end_split;
+  bool stores;            // the rows' keys and values are still to be stored
+  int32_t partial_index;  // where the result is one of several to be merged, counted over sequences and splits; or -1
 };
+
+// Query rows (tokens x heads of a group) that go through the keys together, and blocks widened to floats for them.
+constexpr int kAttentionRows = 48;
+constexpr int kConvertedBlocks = 2;
+// A partial result of a row: the largest score, the sum of weights, and from kPartialHeader on the weighted values.
+constexpr int kPartialHeader = 16;
+static constexpr int64_t partial_floats(int64_t padded_head_dim) { return kPartialHeader + padded_head_dim; }
+// Scratch memory of store_kv and attention.
+static constexpr int64_t attention_scratch_floats(int64_t padded_head_dim) {
+  return kAttentionRows * (padded_head_dim + kSplit + 2 * partial_floats(padded_head_dim)) +
+         kConvertedBlocks * kBlock * padded_head_dim;
+}
 
 struct Kernels {
   const char* name;
@@ -118,10 +146,15 @@ struct Kernels {
   // Every head of one row: cosines and sines are [dim / 2] of the row's position.
   void (*rope)(const float* x, const float* cosines, const float* sines, int32_t dim, int32_t head_dim,
                int32_t num_heads, float* out);
-  // One row's keys and values into slot `slot` of a block.
-  void (*store_kv)(KvFormat, const float* k, const float* v, int32_t num_kv_heads, int32_t head_dim,
-                   int32_t padded_head_dim, int32_t slot, void* key_block, void* value_block);
-  void (*attention)(KvFormat, const AttentionArgs&, const AttentionTask&);
+  // Keys and values of the task's rows into their blocks.
+  void (*store_kv)(const AttentionArgs&, const AttentionTask&, int32_t kv_head, float* scratch);
+  // The query heads of one key head: row r to out + r * out_stride, or, where `partials` is not null, partial results
+  // of rows x heads one after the other.
+  void (*attention)(const AttentionArgs&, const AttentionTask&, int32_t kv_head, float* scratch, float* out,
+                    int64_t out_stride, float* partials);
+  // One head of one row from its partial results, `stride` floats apart, which are overwritten.
+  void (*merge_attention)(float* partials, int64_t stride, int32_t num_splits, int32_t head_dim,
+                          int32_t padded_head_dim, float* out);
   void (*activation)(ActivationKind, const float* x, int32_t width, float* out);
   void (*gated_activation)(ActivationKind, const float* gate, const float* up, int32_t width, float* out);
   void (*l2_normalize)(const float* x, float eps, int32_t width, float* out);

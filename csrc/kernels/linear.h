@@ -25,11 +25,11 @@ static inline void with_height(int32_t rows, Function f) {
 }
 
 // Calls f<R>(row) for register tiles of R rows that cover [begin, end): as few as can be, of about equal height.
-template <class Function>
+template <int kMostRows = kTileRows, class Function>
 static inline void each_row_tile(int32_t begin, int32_t end, Function f) {
-  for (int32_t tiles = (end - begin + kTileRows - 1) / kTileRows; tiles > 0; --tiles) {
+  for (int32_t tiles = (end - begin + kMostRows - 1) / kMostRows; tiles > 0; --tiles) {
     const int32_t rows = (end - begin + tiles - 1) / tiles;
-    with_height<kTileRows>(rows, [&]<int R>() { f.template operator()<R>(begin); });
+    with_height<kMostRows>(rows, [&]<int R>() { f.template operator()<R>(begin); });
     begin += rows;
   }
 }

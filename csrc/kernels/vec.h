@@ -52,6 +52,9 @@ static inline float largest(F32 a) { return _mm512_reduce_max_ps(a); }
 static inline F32 load_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
+static inline F32 load_i8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
 static inline F32 load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 static inline void store_f16(uint16_t* p, F32 a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -144,6 +147,9 @@ static inline float largest(F32 a) {
 }
 static inline F32 load_bf16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+static inline F32 load_i8(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
 static inline F32 load_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 static inline void store_f16(uint16_t* p, F32 a) {
@@ -251,6 +257,11 @@ static inline F32 first(F32 a, F32 b, int n) { return vbslq_f32(first_mask(n), a
 static inline float sum(F32 a) { return vaddvq_f32(a); }
 static inline float largest(F32 a) { return vmaxvq_f32(a); }
 static inline F32 load_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+static inline F32 load_i8(const int8_t* p) {
+  int8x8_t bytes = {};
+  memcpy(&bytes, p, kLanes);
+  return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(bytes))));
+}
 static inline F32 load_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 static inline void store_f16(uint16_t* p, F32 a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
 static inline uint16_t to_f16(float x) { return vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(set1(x))), 0); }
@@ -367,6 +378,7 @@ static inline uint16_t to_f16(float x) {
   return (uint16_t)(sign | ((rest - 0x38000000 + 0xfff + odd) >> 13));
 }
 static inline F32 load_bf16(const uint16_t* p) { FASTSERVE_EACH(bits_to_f32((uint32_t)p[i] << 16)); }
+static inline F32 load_i8(const int8_t* p) { FASTSERVE_EACH((float)p[i]); }
 static inline F32 load_f16(const uint16_t* p) { FASTSERVE_EACH(f16_to_f32(p[i])); }
 static inline void store_f16(uint16_t* p, F32 a) {
   for (int i = 0; i < kLanes; ++i) p[i] = to_f16(a.v[i]);

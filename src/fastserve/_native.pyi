@@ -122,6 +122,20 @@ class Plan:
         causal: bool,
         out: Matrix,
     ) -> None: ...
+    def rope_attention(
+        self,
+        q: Matrix,
+        k: Matrix,
+        v: Matrix,
+        cosines: FloatTable,
+        sines: FloatTable,
+        dim: int,
+        pool: KvPool,
+        layer: int,
+        scale: float,
+        causal: bool,
+        out: Matrix,
+    ) -> None: ...
     def activation(self, kind: str, x: Matrix, out: Matrix) -> None: ...
     def gated_activation(self, kind: str, gate: Matrix, up: Matrix, out: Matrix) -> None: ...
     def gather_rows(self, x: Matrix, out: Matrix) -> None: ...

@@ -26,7 +26,7 @@ WeightFormat = Literal[
     "stored",
 ]
 WeightsChoice = Literal["auto", WeightFormat]
-KvDtype = Literal["f32", "f16"]
+KvDtype = Literal["f32", "f16", "bf16", "int8"]
 Backend = Literal["native", "torch"]
 
 DEFAULT_CONTEXT_LENGTH = 8192  # keeps the KV memory of a long-context model within a small machine
@@ -44,7 +44,7 @@ class EngineOptions:
             a scale for each row, int4 for 64 columns of it and no zero point, unless `:g32`, `:g64`, `:g128`
             (columns that share a scale) and `:asymmetric` say otherwise. With int4, embeddings and the head
             are int8. `stored` keeps the numbers of the file without rounding (q4_0, q4_1, q8_0, ...).
-        kv_dtype: format of the keys and values of past tokens.
+        kv_dtype: format of the keys and values of past tokens. int8 has a scale for each token and head.
         threads: of the native backend, up to four for each core that this process may use, or 64 where that
             is more; None takes those cores.
         context_length: tokens that a prompt and its completion may have together; None takes the model's own,

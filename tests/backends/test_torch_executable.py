@@ -74,10 +74,11 @@ def test_the_block_size_does_not_change_logits() -> None:
     np.testing.assert_array_equal(logits[0], logits[2])
 
 
-def test_keys_and_values_are_read_back_as_they_are_stored_within_the_same_step_too() -> None:
+@pytest.mark.parametrize("kv_dtype", ["f16", "bf16", "int8"])
+def test_keys_and_values_are_read_back_as_they_are_stored_within_the_same_step_too(kv_dtype: str) -> None:
     prompt = list(range(20))
-    run = Run(compile_tiny(kv_dtype="f16"))
-    at_once = Run(compile_tiny(kv_dtype="f16")).step(prompt)
+    run = Run(compile_tiny(kv_dtype=kv_dtype))
+    at_once = Run(compile_tiny(kv_dtype=kv_dtype)).step(prompt)
     one_by_one = np.concatenate([run.step([token]) for token in prompt])
     np.testing.assert_allclose(one_by_one, at_once, rtol=0, atol=1e-6)
     exact = Run(compile_tiny(kv_dtype="f32")).step(prompt)

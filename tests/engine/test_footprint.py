@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from fastserve import _native
 from fastserve.backends.native.weight_scheme import choose_schemes
-from fastserve.engine.footprint import BLOCK_SIZE, Footprint, block_bytes, weights_bytes
+from fastserve.config import KvDtype
+from fastserve.engine.footprint import Footprint, block_bytes, weights_bytes
 from fastserve.errors import MemoryLimitError
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph
@@ -29,9 +33,20 @@ def test_a_shared_matrix_counts_once_padded_to_a_panel_and_vectors_as_f32(
     assert weights_bytes(graph, choose_schemes(graph, weights, {})) == matrix_bytes + 4 * 4
 
 
-@pytest.mark.parametrize(("kv_dtype", "element_bytes"), [("f32", 4), ("f16", 2)])
-def test_a_block_holds_keys_and_values_of_every_layer(graph, kv_dtype, element_bytes) -> None:
-    assert block_bytes(graph, kv_dtype) == 2 * 2 * 4 * BLOCK_SIZE * element_bytes
+@pytest.mark.parametrize("head_dim", [4, 16, 40])
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("kv_dtype", get_args(KvDtype))
+def test_a_block_is_reckoned_as_large_as_the_pool_makes_it(
+    kv_dtype: KvDtype, is_causal: bool, head_dim: int
+) -> None:
+    b = GraphBuilder()
+    x = b.embedding("token_ids", "embed", size=10, width=2 * head_dim)
+    for layer in range(3):
+        x = b.attention(x, x, x, layer_index=layer, head_dim=head_dim, scale=1.0, causal=is_causal)
+    graph = b.finish(hidden=x)
+    num_layers = 3 if is_causal else 1
+    pool = _native.KvPool(num_layers, 5, num_kv_heads=2, head_dim=head_dim, format=kv_dtype)
+    assert 5 * block_bytes(graph, kv_dtype) == pool.num_bytes
 
 
 def test_too_little_memory_is_told_with_both_numbers() -> None:

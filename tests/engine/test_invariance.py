@@ -59,7 +59,7 @@ def real_alone(model_dir: Callable[[str], Path]) -> list[tuple[int, ...]]:
     return tokens_alone(model_dir("smollm2-135m-instruct"))
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "int8"])
 @pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize(
     "options",

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.config import KvDtype
 from fastserve.errors import MemoryLimitError
-from fastserve.graph.memory import plan_memory
+from fastserve.graph.memory import FLOAT_BYTES, plan_memory
 from fastserve.graph.node import Attention, Graph, Parameter, Rows
 from fastserve.types import Limits
 
 BLOCK_SIZE = 32  # tokens of a KV block, the same in every backend
 RUNTIME_BYTES = 64 * 2**20  # tokenizer, libraries and scratch of the threads, with a margin
 
-_FLOAT_BYTES = 4
-_KV_BYTES: Mapping[KvDtype, int] = {"f32": 4, "f16": 2}
+_KV_BYTES: Mapping[KvDtype, int] = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}
+_HEAD_DIM_MULTIPLE = 16  # stored heads are padded to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Footprint:
         """What makes the largest part smaller."""
         largest = max(self.weights_bytes, self.kv_bytes, self.activation_bytes)
         if largest == self.kv_bytes:
-            return "choose a smaller context_length or kv_memory, or kv_dtype='f16'"
+            return "choose a smaller context_length or kv_memory, or kv_dtype='int8'"
         if largest == self.activation_bytes:
             return "choose a smaller max_batch_tokens, max_sequences or context_length"
         return "use weights='int8' or 'int4', or a smaller model"
@@ -67,9 +67,22 @@ def weights_bytes(graph: Graph, schemes: Mapping[Parameter, WeightScheme]) -> in
 
 
 def block_bytes(graph: Graph, kv_dtype: KvDtype) -> int:
-    """Bytes of one KV block over all layers."""
-    layers = [node for node in graph.nodes if isinstance(node, Attention)]
-    return sum(2 * n.num_kv_heads * n.head_dim for n in layers) * BLOCK_SIZE * _KV_BYTES[kv_dtype]
+    """Bytes of one KV block over all layers, as csrc/kernels/kernel.h lays it out (KvLayout).
+
+    Bidirectional attention reads nothing of earlier steps, so all of its layers share the first one's.
+    """
+    layers = {
+        node.layer_index if node.causal else 0: node for node in graph.nodes if isinstance(node, Attention)
+    }
+    scale_bytes = FLOAT_BYTES if kv_dtype == "int8" else 0
+    return sum(
+        2 * n.num_kv_heads * BLOCK_SIZE * (_padded(n.head_dim) * _KV_BYTES[kv_dtype] + scale_bytes)
+        for n in layers.values()
+    )
+
+
+def _padded(head_dim: int) -> int:
+    return -(-head_dim // _HEAD_DIM_MULTIPLE) * _HEAD_DIM_MULTIPLE
 
 
 def activation_bytes(graph: Graph, limits: Limits) -> int:
@@ -83,7 +96,7 @@ def activation_bytes(graph: Graph, limits: Limits) -> int:
 
 def _parameter_bytes(parameter: Parameter, schemes: Mapping[Parameter, WeightScheme]) -> int:
     if len(parameter.shape) == 1:
-        return parameter.shape[0] * _FLOAT_BYTES
+        return parameter.shape[0] * FLOAT_BYTES
     num_rows, depth = parameter.shape
     return schemes[parameter].num_bytes(num_rows, depth)
 

@@ -82,3 +82,43 @@ def test_a_sum_that_is_read_beside_its_norm_stays_float() -> None:
     fused = fuse_quantize_rows(quantize_rows(graph, lambda linear: 0))
     (node,) = (node for node in fused.nodes if isinstance(node, QuantizedResult))
     assert node.outputs() == (total, node.out)
+
+
+def attention_graph(*, num_heads: int, num_kv_heads: int) -> Graph:
+    b = GraphBuilder()
+    q, k, v = (
+        misaligned(b, name, 32 * n)
+        for name, n in (("q", num_heads), ("k", num_kv_heads), ("v", num_kv_heads))
+    )
+    y = b.attention(q, k, v, layer_index=0, head_dim=32, scale=0.2, causal=True)
+    return b.finish(logits=b.gather_rows(b.linear(y, "weight", width=9)))
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "group_size", "is_fused"),
+    [
+        (4, 2, 64, True),
+        (4, 2, 32, True),
+        (6, 2, 64, False),
+        (4, 2, 0, False),
+        (3, 1, 0, True),
+        (3, 1, 64, True),
+    ],
+)
+def test_attention_quantizes_its_result_where_no_group_spans_key_heads(
+    num_heads: int, num_kv_heads: int, group_size: int, is_fused: bool
+) -> None:
+    graph = attention_graph(num_heads=num_heads, num_kv_heads=num_kv_heads)
+    fused = fuse_quantize_rows(quantize_rows(graph, lambda linear: group_size))
+    assert any(isinstance(node, QuantizedResult) for node in fused.nodes) == is_fused
+
+
+@pytest.mark.parametrize("isa", _native.runnable_isas())
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 2), (6, 2), (3, 1)])
+def test_attention_that_quantizes_its_result_has_the_same_bits(
+    num_heads: int, num_kv_heads: int, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = attention_graph(num_heads=num_heads, num_kv_heads=num_kv_heads)
+    fused = run(graph, isa=isa)
+    monkeypatch.setattr(native, "fuse_quantize_rows", lambda graph: graph)
+    np.testing.assert_array_equal(fused, run(graph, isa=isa))

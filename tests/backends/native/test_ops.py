@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from fastserve import _native
-from fastserve.backends.native.executable import compile_native
+from fastserve.backends.native.executable import KvFormat, compile_native
 from fastserve.backends.torch.executable import compile_torch
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph, RopeTable, Value
 from fastserve.graph.passes import fuse_add_norm
-from fastserve.types import Limits
+from fastserve.types import Float32Array, Limits
 from native_graphs import VOCAB, columns, misaligned, random_parameters
-from parity import Run, make_batch, run_embeddings, run_logits, store_f32
+from parity import Run, make_batch, run_embeddings, run_logits, step_together, store_f32
 
 ISAS = _native.runnable_isas()
+KV_DTYPES = get_args(KvFormat)
 WIDTHS = (1, 15, 16, 17, 64, 257)
 LIMITS = Limits(max_tokens=64, max_outputs=64, max_sequences=4, num_blocks=128, max_context=1024)
 
@@ -111,28 +113,83 @@ def attention_graph(*, head_dim: int, num_heads: int, num_kv_heads: int, causal:
     return b.finish(embedding=b.l2_normalize(b.pool(y, "mean"), eps=1e-12))
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (9, 3), (7, 1)])
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 64, 80, 256])
 def test_causal_attention_equals_torch_over_blocks_and_splits(
-    head_dim: int, num_heads: int, num_kv_heads: int, kv_dtype: str, isa: str
+    head_dim: int, num_heads: int, num_kv_heads: int, kv_dtype: KvFormat, isa: str
 ) -> None:
     graph = attention_graph(head_dim=head_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=True)
     parameters = random_parameters(graph)
     ids = np.random.default_rng(2).integers(0, VOCAB, size=300).tolist()  # beyond one split of 256 keys
     native = compile_native(
-        graph,
-        store_f32(parameters),
-        weights="f32",
-        limits=LIMITS,
-        kv_dtype=kv_dtype,
-        isa=isa,  # type: ignore[arg-type]
+        graph, store_f32(parameters), weights="f32", limits=LIMITS, kv_dtype=kv_dtype, isa=isa
     )
-    torch = compile_torch(graph, parameters, limits=LIMITS, kv_dtype=kv_dtype)  # type: ignore[arg-type]
+    torch = compile_torch(graph, parameters, limits=LIMITS, kv_dtype=kv_dtype)
     expected = run_logits(torch, ids, chunk=60)
     np.testing.assert_allclose(
         run_logits(native, ids, chunk=60), expected, rtol=0, atol=4e-6 * np.abs(expected).max()
     )
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize(("head_dim", "num_heads", "num_kv_heads"), [(64, 9, 3), (24, 70, 1)])
+def test_long_attention_has_the_same_bits_however_it_is_cut(
+    head_dim: int, num_heads: int, num_kv_heads: int, kv_dtype: KvFormat, isa: str
+) -> None:
+    """Prompts in any chunks, then tokens one by one; splits in one task, or each in its own and merged."""
+    graph = attention_graph(head_dim=head_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=True)
+    limits = Limits(max_tokens=1100, max_outputs=1100, max_sequences=4, num_blocks=160, max_context=1280)
+    parameters = random_parameters(graph)
+    ids = np.random.default_rng(4).integers(0, VOCAB, size=1100).tolist()
+
+    def logits(threads: int, chunk: int) -> Float32Array:
+        """Of the last 20 tokens, which go one by one."""
+        run = Run(
+            compile_native(
+                graph,
+                store_f32(parameters),
+                weights="f32",
+                limits=limits,
+                kv_dtype=kv_dtype,
+                threads=threads,
+                isa=isa,
+            )
+        )
+        for start in range(0, 1080, chunk):
+            run.step(ids[start : min(start + chunk, 1080)])
+        return np.concatenate([run.step([token]) for token in ids[1080:]])
+
+    whole = logits(1, 1080)
+    torch = compile_torch(graph, parameters, limits=limits, kv_dtype=kv_dtype)
+    expected = run_logits(torch, ids)[1080:]
+    np.testing.assert_allclose(whole, expected, rtol=0, atol=4e-6 * np.abs(expected).max())
+    for threads, chunk in ((1, 97), (2, 350), (3, 33)):
+        np.testing.assert_array_equal(logits(threads, chunk), whole)
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_sequences_of_all_lengths_attend_together_as_alone(kv_dtype: KvFormat, isa: str) -> None:
+    graph = attention_graph(head_dim=16, num_heads=6, num_kv_heads=2, causal=True)
+    limits = Limits(max_tokens=700, max_outputs=700, max_sequences=4, num_blocks=160, max_context=1280)
+    executable = compile_native(
+        graph,
+        store_f32(random_parameters(graph)),
+        weights="f32",
+        limits=limits,
+        kv_dtype=kv_dtype,
+        threads=2,
+        isa=isa,
+    )
+    prompts = [[7 * i % VOCAB for i in range(n)] for n in (600, 1, 40, 257)]
+    alone = [run_logits(executable, prompt)[-1] for prompt in prompts]
+    runs = [Run(executable, place) for place in range(4)]
+    for run, prompt in zip(runs, prompts, strict=True):
+        if len(prompt) > 1:
+            run.step(prompt[:-1])
+    together = step_together([(run, prompt[-1:]) for run, prompt in zip(runs, prompts, strict=True)])
+    for logits, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(logits[-1], expected)
 
 
 @pytest.mark.parametrize("head_dim", [8, 32, 33])
@@ -147,12 +204,13 @@ def test_bidirectional_attention_and_pooling_equal_torch(head_dim: int, isa: str
     np.testing.assert_allclose(run_embeddings(native, texts), expected, rtol=0, atol=2e-6)
 
 
-def test_attention_never_reads_what_another_sequence_left_in_a_block(isa: str) -> None:
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_attention_never_reads_what_another_sequence_left_in_a_block(kv_dtype: KvFormat, isa: str) -> None:
     graph = attention_graph(head_dim=8, num_heads=2, num_kv_heads=1, causal=True)
     parameters = random_parameters(graph)
     parameters["v"][VOCAB - 1] = np.nan
     native = compile_native(
-        graph, store_f32(parameters), weights="f32", limits=LIMITS, kv_dtype="f32", isa=isa
+        graph, store_f32(parameters), weights="f32", limits=LIMITS, kv_dtype=kv_dtype, isa=isa
     )
     fresh = run_logits(native, [1, 2, 3])
     run_logits(native, [VOCAB - 1] * 32)

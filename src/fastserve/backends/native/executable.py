@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
-from fastserve.backends.native.fuse_quantize_rows import fuse_quantize_rows
+from fastserve.backends.native.fuse_quantize_rows import QuantizedResult, fuse_quantize_rows
+from fastserve.backends.native.fuse_rope_attention import RopeAttention, fuse_rope_attention
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
 from fastserve.backends.native.quantize_rows import quantize_rows
 from fastserve.backends.native.weight_scheme import choose_schemes
@@ -23,7 +24,7 @@ from fastserve.graph.node import Attention, Graph, Rope, Rows
 from fastserve.option import check_choice, check_integer
 from fastserve.types import Batch, Limits, StepResult
 
-KvFormat = Literal["f32", "f16"]
+KvFormat = Literal["f32", "f16", "bf16", "int8"]
 
 _MAX_THREADS_PER_CORE = 4
 _MIN_THREAD_LIMIT = 64
@@ -56,9 +57,11 @@ def compile_native(
     check_choice("kv_dtype", kv_dtype, get_args(KvFormat))
     runtime = make_runtime(threads, isa)
     packed = Weights(runtime, tensors, choose_schemes(graph, weights, tensors))
-    graph = quantize_rows(graph, lambda linear: packed.activation_group_size(linear.weight))
-    graph = fuse_quantize_rows(graph)
     bounds = BatchBounds.from_graph(graph, limits, _native.BLOCK_SIZE)
+    graph = quantize_rows(
+        fuse_rope_attention(graph), lambda linear: packed.activation_group_size(linear.weight)
+    )
+    graph = fuse_quantize_rows(graph)
     rows = {
         Rows.TOKENS: limits.max_tokens,
         Rows.OUTPUTS: limits.max_outputs,
@@ -77,8 +80,9 @@ def compile_native(
         num_token_types=bounds.num_token_types,
         needs_whole_sequences=bounds.needs_whole_sequences,
     )
-    kv_pool = _make_kv_pool(graph, limits, kv_dtype)
-    tables = {node.table for node in graph.nodes if isinstance(node, Rope)}
+    ops = [node.producer if isinstance(node, QuantizedResult) else node for node in graph.nodes]
+    kv_pool = _make_kv_pool([op for op in ops if isinstance(op, Attention)], limits, kv_dtype)
+    tables = {op.table for op in ops if isinstance(op, Rope | RopeAttention)}
     lowering = Lowering(
         plan, memory, packed, kv_pool, {t: make_rope_table(t, bounds.num_positions) for t in tables}
     )
@@ -209,14 +213,15 @@ def runnable_isas() -> list[str]:
     return _native.runnable_isas()
 
 
-def _make_kv_pool(graph: Graph, limits: Limits, kv_dtype: KvFormat) -> _native.KvPool | None:
-    attentions = [node for node in graph.nodes if isinstance(node, Attention)]
+def _make_kv_pool(
+    attentions: Sequence[Attention], limits: Limits, kv_dtype: KvFormat
+) -> _native.KvPool | None:
     if not attentions:
         return None
-    shapes = {(node.num_kv_heads, node.head_dim) for node in attentions}
+    shapes = {(node.num_heads, node.num_kv_heads, node.head_dim) for node in attentions}
     if len(shapes) > 1:
-        raise UnsupportedError(f"layers with different key heads {sorted(shapes)} are not supported")
-    ((num_kv_heads, head_dim),) = shapes
+        raise UnsupportedError(f"layers with different heads {sorted(shapes)} are not supported")
+    ((_, num_kv_heads, head_dim),) = shapes
     if head_dim > _native.MAX_HEAD_DIM:
         raise UnsupportedError(
             f"heads of {head_dim} dimensions are not supported; the limit is {_native.MAX_HEAD_DIM}"

@@ -10,6 +10,7 @@ from fastserve.graph.node import (
     Add,
     AddLayerNorm,
     AddRmsNorm,
+    Attention,
     GatedActivation,
     GatherRows,
     Graph,
@@ -20,8 +21,18 @@ from fastserve.graph.node import (
     Value,
 )
 
-# Their calls can quantize what they write: all work row by row.
-Producer = Activation | Add | AddLayerNorm | AddRmsNorm | GatedActivation | GatherRows | LayerNorm | RmsNorm
+# Their calls can quantize what they write.
+Producer = (
+    Activation
+    | Add
+    | AddLayerNorm
+    | AddRmsNorm
+    | Attention
+    | GatedActivation
+    | GatherRows
+    | LayerNorm
+    | RmsNorm
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +62,10 @@ def fuse_quantize_rows(graph: Graph) -> Graph:
         if not isinstance(node, QuantizeRows):
             continue
         producer = producers[node.x]
+        if not isinstance(producer, Producer) or producer.out != node.x:
+            continue
         is_read_as_floats = len(consumers[node.x]) > 1 or node.x in graph.outputs.values()
-        if isinstance(producer, Producer) and producer.out == node.x and not is_read_as_floats:
+        if not is_read_as_floats and _can_quantize(producer, node.group_size):
             fused[node.x] = QuantizedResult(producer=producer, group_size=node.group_size, out=node.out)
     nodes = (
         next((fused[value] for value in node.outputs() if value in fused), node)
@@ -60,3 +73,10 @@ def fuse_quantize_rows(graph: Graph) -> Graph:
         if not (isinstance(node, QuantizeRows) and node.x in fused)
     )
     return Graph(tuple(nodes), dict(graph.outputs))
+
+
+def _can_quantize(producer: Producer, group_size: int) -> bool:
+    """Whether whoever computes columns of a row computes whole groups: attention goes by key heads."""
+    if not isinstance(producer, Attention) or producer.num_kv_heads == 1:
+        return True
+    return group_size > 0 and producer.q.width // producer.num_kv_heads % group_size == 0

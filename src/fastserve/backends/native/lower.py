@@ -9,6 +9,7 @@ import numpy as np
 
 import fastserve._native as _native
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
+from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.quantize_rows import QuantizeRows
 from fastserve.backends.native.weights import Weights
 from fastserve.graph.memory import MemoryPlan
@@ -108,6 +109,14 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
         case Rope():
             cosines, sines = to.rope_tables[node.table]
             plan.rope(at(node.x), cosines, sines, node.table.dim, node.head_dim, at(node.out))
+        case RopeAttention():
+            assert to.kv_pool is not None
+            cosines, sines = to.rope_tables[node.table]
+            q, k, v, dim = at(node.q), at(node.k), at(node.v), node.table.dim
+            pool, layer = to.kv_pool, kv_layer(node)
+            plan.rope_attention(
+                q, k, v, cosines, sines, dim, pool, layer, node.scale, node.causal, at(node.out)
+            )
         case Attention():
             assert to.kv_pool is not None
             q, k, v = at(node.q), at(node.k), at(node.v)

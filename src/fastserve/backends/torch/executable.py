@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import torch
@@ -11,14 +11,11 @@ import torch
 from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.torch.ops import OPS
 from fastserve.backends.torch.sample import sample
-from fastserve.backends.torch.step import KvLayer, Step
+from fastserve.backends.torch.step import KvDtype, KvLayer, Step
 from fastserve.errors import OptionError
 from fastserve.graph.node import Attention, Graph, Parameter
+from fastserve.option import check_choice
 from fastserve.types import Batch, Float32Array, Limits, StepResult
-
-KvDtype = Literal["f32", "f16"]
-
-_KV_DTYPES: Mapping[str, torch.dtype] = {"f32": torch.float32, "f16": torch.float16}
 
 
 def compile_torch(
@@ -45,8 +42,7 @@ def compile_torch(
     Raises:
         OptionError: an unknown `kv_dtype`, or a `block_size` below 1.
     """
-    if kv_dtype not in _KV_DTYPES:
-        raise OptionError(f"kv_dtype={kv_dtype!r} is unknown", hint=f"choose one of {', '.join(_KV_DTYPES)}")
+    check_choice("kv_dtype", kv_dtype, get_args(KvDtype))
     if block_size < 1:
         raise OptionError(f"block_size={block_size} is below 1")
     weights = {
@@ -55,9 +51,7 @@ def compile_torch(
     }
     slots = limits.num_blocks * block_size
     kv = {
-        node.layer_index: KvLayer.zeros(
-            (slots, node.num_kv_heads, node.head_dim), _KV_DTYPES[kv_dtype], device
-        )
+        node.layer_index: KvLayer.zeros((slots, node.num_kv_heads, node.head_dim), kv_dtype, device)
         for node in graph.nodes
         if isinstance(node, Attention)
     }

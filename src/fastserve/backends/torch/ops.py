@@ -93,8 +93,7 @@ def attention(node: Attention, step: Step) -> None:
     for sequence in step.sequences:
         rows = slice(sequence.start, sequence.stop)
         written = sequence.slots[-sequence.num_rows :]
-        layer.keys[written] = k[rows].to(layer.keys.dtype)
-        layer.values[written] = v[rows].to(layer.values.dtype)
+        layer.store(written, k[rows], v[rows])
     attended = [_attend(node, q[s.start : s.stop], s, step) for s in step.sequences]
     step.values[node.out] = torch.cat(attended).flatten(1)
 

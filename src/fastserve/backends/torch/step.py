@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from fastserve.graph.node import IdSource, Parameter, Value
 from fastserve.types import Batch
+
+KvDtype = Literal["f32", "f16", "bf16", "int8"]
+
+_SMALLEST_QUANTIZED = 1e-30  # what is smaller becomes zeros: the inverse of its scale would overflow
+
+# int8 keeps what its integers and scales come to.
+_STORED_AS: Mapping[KvDtype, torch.dtype] = {
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +30,25 @@ class KvLayer:
 
     keys: torch.Tensor  # [slots, num_kv_heads, head_dim]
     values: torch.Tensor  # [slots, num_kv_heads, head_dim]
+    dtype: KvDtype
 
     @classmethod
-    def zeros(cls, shape: tuple[int, int, int], dtype: torch.dtype, device: str) -> KvLayer:
-        return cls(*torch.zeros(2, *shape, dtype=dtype, device=device))
+    def zeros(cls, shape: tuple[int, int, int], dtype: KvDtype, device: str) -> KvLayer:
+        keys, values = torch.zeros(2, *shape, dtype=_STORED_AS[dtype], device=device)
+        return cls(keys, values, dtype)
+
+    def store(self, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the keys and values [tokens, num_kv_heads, head_dim] of some slots [tokens]."""
+        self.keys[slots] = self._round(keys).to(self.keys.dtype)
+        self.values[slots] = self._round(values).to(self.values.dtype)
+
+    def _round(self, x: torch.Tensor) -> torch.Tensor:
+        """What is read back of x; int8 has a scale for each token and head."""
+        if self.dtype != "int8":
+            return x
+        largest = x.abs().amax(dim=2, keepdim=True)
+        inverse = torch.where(largest > _SMALLEST_QUANTIZED, 127 / largest, 0)
+        return (x * inverse).round() * (largest / 127)
 
 
 @dataclass(frozen=True, slots=True)
