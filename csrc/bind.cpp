@@ -58,16 +58,28 @@ StoredMatrix to_stored_matrix(const std::tuple<std::string, Bytes, int32_t, int3
   return {parse_stored_format(format), data.data(), static_cast<int64_t>(data.size()), rows, depth};
 }
 
+WeightScheme to_scheme(const std::string& format, int32_t group_size, int32_t activation_group_size,
+                       const std::string& scale_format, const std::string& offset) {
+  return {parse_weight_format(format), parse_scale_format(scale_format), parse_weight_offset(offset), group_size,
+          activation_group_size};
+}
+
 void init_weight(Weight* self, Runtime& runtime,
                  const std::vector<std::tuple<std::string, Bytes, int32_t, int32_t>>& sources,
                  const std::string& format, int32_t group_size, int32_t activation_group_size,
                  const std::string& scale_format, const std::string& offset) {
-  const WeightScheme scheme{parse_weight_format(format), parse_scale_format(scale_format), parse_weight_offset(offset),
-                            group_size, activation_group_size};
+  const WeightScheme scheme = to_scheme(format, group_size, activation_group_size, scale_format, offset);
   std::vector<StoredMatrix> matrices;
   for (const auto& source : sources) matrices.push_back(to_stored_matrix(source));
   nb::gil_scoped_release release;
   new (self) Weight(matrices, scheme, runtime.kernels, runtime.pool);
+}
+
+Weight weight_from_panels(const Bytes& panels, int32_t rows, int32_t depth, const std::string& format,
+                          int32_t group_size, int32_t activation_group_size, const std::string& scale_format,
+                          const std::string& offset) {
+  const WeightScheme scheme = to_scheme(format, group_size, activation_group_size, scale_format, offset);
+  return Weight(panels.data(), static_cast<int64_t>(panels.size()), rows, depth, scheme);
 }
 
 nb::ndarray<nb::numpy, float> decode(Runtime& runtime, const std::string& format, const Bytes& data, int64_t count) {
@@ -357,6 +369,15 @@ NB_MODULE(_native, m) {
   nb::class_<Weight>(m, "Weight")
       .def("__init__", &init_weight, "runtime"_a, "sources"_a, "format"_a, nb::kw_only(), "group_size"_a = 0,
            "activation_group_size"_a = 0, "scale_format"_a = "bf16", "offset"_a = "none")
+      .def_static("from_panels", &weight_from_panels, nb::keep_alive<0, 1>(), "panels"_a, "rows"_a, "depth"_a,
+                  "format"_a, nb::kw_only(), "group_size"_a = 0, "activation_group_size"_a = 0,
+                  "scale_format"_a = "bf16", "offset"_a = "none")
+      .def_prop_ro("panels",
+                   [](nb::handle self) {
+                     const Weight& weight = nb::cast<const Weight&>(self);
+                     return nb::ndarray<nb::numpy, const uint8_t>(weight.packed().panels,
+                                                                  {static_cast<std::size_t>(weight.num_bytes())}, self);
+                   })
       .def_prop_ro("num_bytes", &Weight::num_bytes);
   bind_plan(m);
   m.def("sample", &sample_rows, "logits"_a, "sampling"_a);
@@ -385,6 +406,7 @@ NB_MODULE(_native, m) {
   m.def("available_cores", &ThreadPool::available_cores);
   m.attr("READ_KINDS") = nb::make_tuple("plain", "interleaved", "prefetched", "prefetched_interleaved", "non_temporal");
   m.attr("BLOCK_SIZE") = kBlock;
+  m.attr("PACKED_LAYOUT") = packed_layout();
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
 }
 

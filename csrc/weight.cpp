@@ -152,20 +152,39 @@ int64_t stored_bytes(StoredFormat format, int64_t count) {
   throw std::invalid_argument("unknown stored format");
 }
 
+const char* packed_layout() { return FASTSERVE_PACKED_LAYOUT; }
+
 Weight::Weight(const std::vector<StoredMatrix>& sources, const WeightScheme& scheme, const Kernels& kernels,
                ThreadPool& pool) {
   if (sources.empty()) throw std::invalid_argument("a weight needs at least one stored matrix");
+  int64_t rows = 0;
+  for (const StoredMatrix& source : sources) rows += source.rows;
+  describe(rows, sources[0].depth, scheme);
+  for (const StoredMatrix& source : sources) check(source, packed_.depth, packed_);
+  panels_ = allocate<uint8_t>(static_cast<std::size_t>(num_bytes_));
+  packed_.panels = panels_.get();
+  PackJob job(sources, packed_, kernels, pool.num_threads());
+  pool.run(job);
+}
+
+Weight::Weight(const uint8_t* panels, int64_t num_bytes, int32_t rows, int32_t depth, const WeightScheme& scheme) {
+  describe(rows, depth, scheme);
+  if (num_bytes != num_bytes_)
+    throw std::invalid_argument("packed weights have " + std::to_string(num_bytes) + " bytes; their shape needs " +
+                                std::to_string(num_bytes_));
+  if (reinterpret_cast<std::uintptr_t>(panels) % kAlignment != 0)
+    throw std::invalid_argument("packed weights are not aligned to " + std::to_string(kAlignment) + " bytes");
+  packed_.panels = const_cast<uint8_t*>(panels);  // nothing writes them once they are packed
+}
+
+// Everything but the panels.
+void Weight::describe(int64_t rows, int32_t depth, const WeightScheme& scheme) {
   check(scheme);
   PackedWeight& w = packed_;
   w.format = scheme.format;
   w.scale_format = scheme.scale_format;
   w.offset = scheme.offset;
-  w.depth = sources[0].depth;
-  int64_t rows = 0;
-  for (const StoredMatrix& source : sources) {
-    check(source, w.depth, w);
-    rows += source.rows;
-  }
+  w.depth = depth;
   w.rows = static_cast<int32_t>(rows);
   w.padded_depth = static_cast<int32_t>(round_up(static_cast<std::size_t>(w.depth), kDepthAlignment));
   const auto count = [&](int32_t group_size) { return (w.padded_depth + group_size - 1) / group_size; };
@@ -184,11 +203,6 @@ Weight::Weight(const std::vector<StoredMatrix>& sources, const WeightScheme& sch
   w.panel_bytes = w.offsets_offset + (w.offset == WeightOffset::none ? 0 : group_bytes);
   const std::size_t num_panels = round_up(static_cast<std::size_t>(rows), kPanel) / kPanel;
   num_bytes_ = static_cast<int64_t>(num_panels) * w.panel_bytes;
-  panels_ = allocate<uint8_t>(static_cast<std::size_t>(num_bytes_));
-  w.panels = panels_.get();
-
-  PackJob job(sources, packed_, kernels, pool.num_threads());
-  pool.run(job);
 }
 
 }  // namespace fastserve

@@ -40,17 +40,26 @@ struct WeightScheme {
   int32_t activation_group_size;
 };
 
-// Owns a PackedWeight.
+// Names the way in which panels are laid out and rounded: two builds of the same name make the same panels, on whatever
+// instruction set.
+const char* packed_layout();
+
+// Owns a PackedWeight, or borrows the panels of one.
 // Throws std::invalid_argument where sources disagree in depth, are cut short or do not fit the scheme, or the scheme
 // has sizes or a combination that the kernels do not have.
 class Weight {
  public:
   Weight(const std::vector<StoredMatrix>& sources, const WeightScheme& scheme, const Kernels& kernels,
          ThreadPool& pool);
+  // Over `num_bytes` of panels, 64-byte aligned, that another weight [rows, depth] of this scheme was packed into and
+  // that outlive this one.
+  Weight(const uint8_t* panels, int64_t num_bytes, int32_t rows, int32_t depth, const WeightScheme& scheme);
   const PackedWeight& packed() const { return packed_; }
   int64_t num_bytes() const { return num_bytes_; }
 
  private:
+  void describe(int64_t rows, int32_t depth, const WeightScheme& scheme);
+
   PackedWeight packed_{};
   int64_t num_bytes_ = 0;
   AlignedArray<uint8_t> panels_;

@@ -33,6 +33,20 @@ class Weight:
         scale_format: str = "bf16",
         offset: str = "none",
     ) -> None: ...
+    @staticmethod
+    def from_panels(
+        panels: NDArray[np.uint8],
+        rows: int,
+        depth: int,
+        format: str,
+        *,
+        group_size: int = 0,
+        activation_group_size: int = 0,
+        scale_format: str = "bf16",
+        offset: str = "none",
+    ) -> Weight: ...
+    @property
+    def panels(self) -> NDArray[np.uint8]: ...
     @property
     def num_bytes(self) -> int: ...
 
@@ -156,6 +170,7 @@ def available_cores() -> int: ...
 
 READ_KINDS: tuple[str, ...]
 
+PACKED_LAYOUT: str
 BLOCK_SIZE: int = 32
 
 MAX_HEAD_DIM: int = 256

@@ -37,6 +37,11 @@ class Checkpoint:
     sentence: SentenceSettings | None  # of sentence-transformers models
     metadata: GgufMetadata | None  # of a GGUF file: its tokenizer is in there
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that tensors may be in."""
+        return (self.path,) if self.format == "gguf" else tuple(sorted(self.path.glob("*.safetensors")))
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a model: a Hugging Face folder with safetensors, a folder with one .gguf file, or that file.

@@ -71,12 +71,13 @@ def show(name: str, json: bool) -> None:
 def remove(name: str, json: bool) -> None:
     """Remove a model.
 
-    Deletes its files, or what an interrupted download left of them. A folder or file of your own is only
-    forgotten.
+    Deletes its files and what was made of them, or what an interrupted download left. A folder or file of
+    your own is only forgotten.
     """
+    from fastserve.backends.native.packed_cache import prune
     from fastserve.hub.registry import remove_model
 
-    freed_bytes = remove_model(name)
+    freed_bytes = remove_model(name) + prune()
     if json:
         print_json({"name": name, "freed_bytes": freed_bytes})
     else:

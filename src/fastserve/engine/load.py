@@ -137,6 +137,7 @@ def _compile(
     if options.backend == "torch":
         return _compile_torch(graph, checkpoint, options, limits)
     from fastserve.backends.native.executable import compile_native
+    from fastserve.backends.native.packed_cache import PackedCache
 
     return compile_native(
         graph,
@@ -145,6 +146,7 @@ def _compile(
         limits=limits,
         kv_dtype=options.kv_dtype,
         threads=options.threads,
+        cache=PackedCache.of(checkpoint.files),
     )
 
 

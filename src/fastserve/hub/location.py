@@ -1,4 +1,4 @@
-"""Where the local store is, and whether the network may be used: the two settings of the environment."""
+"""Where the local store is, and whether the network may be used: settings of the environment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,16 @@ def is_offline() -> bool:
     Raises:
         OptionError: its value is neither a yes nor a no.
     """
-    value = os.environ.get("FASTSERVE_OFFLINE", "").strip().lower()
+    return is_switched_on("FASTSERVE_OFFLINE", default=False)
+
+
+def is_switched_on(name: str, *, default: bool) -> bool:
+    """Whether the variable `name` of the environment is a yes; `default` where it is not set.
+
+    Raises:
+        OptionError: its value is neither a yes nor a no.
+    """
+    value = os.environ.get(name, "").strip().lower()
     if value not in _YES + _NO:
-        raise OptionError(f"FASTSERVE_OFFLINE={value} is neither yes nor no", hint="set it to 1 or 0")
-    return value in _YES
+        raise OptionError(f"{name}={value} is neither yes nor no", hint="set it to 1 or 0")
+    return value in _YES if value else default

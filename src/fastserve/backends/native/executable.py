@@ -13,6 +13,7 @@ from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult, fuse_quantize_rows
 from fastserve.backends.native.fuse_rope_attention import RopeAttention, fuse_rope_attention
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
+from fastserve.backends.native.packed_cache import PackedCache
 from fastserve.backends.native.quantize_rows import quantize_rows
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.backends.native.weights import Weights
@@ -39,6 +40,7 @@ def compile_native(
     kv_dtype: KvFormat = "f16",
     threads: int | None = None,
     isa: str | None = None,
+    cache: PackedCache | None = None,
 ) -> NativeExecutable:
     """Compile an optimized graph for this CPU.
 
@@ -46,7 +48,8 @@ def compile_native(
     `fastserve.models.parameters.check_parameters`), in any stored format; matrices are packed as `weights`
     (see `fastserve.backends.native.weight_scheme`).
     `threads` is by default the number of cores that this process may use. `isa` forces an instruction set
-    (default: the environment's FASTSERVE_ISA, else the best that the CPU has).
+    (default: the environment's FASTSERVE_ISA, else the best that the CPU has). `cache` keeps packed matrices
+    from one start to the next.
 
     Raises:
         OptionError: an unknown format or instruction set, or one that this CPU lacks; `threads` below 1
@@ -56,7 +59,7 @@ def compile_native(
     check_choice("weights", weights, get_args(WeightFormat))
     check_choice("kv_dtype", kv_dtype, get_args(KvFormat))
     runtime = make_runtime(threads, isa)
-    packed = Weights(runtime, tensors, choose_schemes(graph, weights, tensors))
+    packed = Weights(runtime, tensors, choose_schemes(graph, weights, tensors), cache)
     bounds = BatchBounds.from_graph(graph, limits, _native.BLOCK_SIZE)
     graph = quantize_rows(
         fuse_rope_attention(graph), lambda linear: packed.activation_group_size(linear.weight)
@@ -87,6 +90,7 @@ def compile_native(
         plan, memory, packed, kv_pool, {t: make_rope_table(t, bounds.num_positions) for t in tables}
     )
     lower(graph, lowering)
+    packed.keep()
     outputs = {name: lowering.matrix(value) for name, value in graph.outputs.items()}
     rows_of = {name: value.rows for name, value in graph.outputs.items()}
     return NativeExecutable(runtime, plan, bounds, outputs, rows_of)

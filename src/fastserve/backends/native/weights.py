@@ -1,12 +1,16 @@
-"""Weights of a native executable: stored tensors packed once each, by the scheme of their parameter."""
+"""Weights: stored tensors packed once each, by the scheme of their parameter, or mapped
+as an earlier start packed them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 
 import fastserve._native as _native
+from fastserve.backends.native.packed_cache import PackedCache, array_name
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.graph.node import Parameter
@@ -21,10 +25,13 @@ class Weights:
         runtime: _native.Runtime,
         tensors: Mapping[str, StoredTensor],
         schemes: Mapping[Parameter, WeightScheme],
+        cache: PackedCache | None = None,
     ) -> None:
         self._runtime = runtime
         self._tensors = tensors
         self._schemes = schemes
+        self._cache = cache
+        self._packed = cache.load(schemes) if cache else {}
         self._matrices: dict[Parameter, _native.Weight] = {}
 
     @property
@@ -40,19 +47,27 @@ class Weights:
     def matrix(self, parameter: Parameter) -> _native.Weight:
         """The parameter [out, in], packed into panels."""
         if parameter not in self._matrices:
-            stored = [self._tensors[name] for name in parameter.names]
-            sources = [(t.format.value, t.data, t.shape[0], t.shape[1]) for t in stored]
-            scheme = self._schemes[parameter]
-            self._matrices[parameter] = _native.Weight(
-                self._runtime,
-                sources,
-                scheme.format,
-                group_size=scheme.group_size,
-                activation_group_size=scheme.activation_group_size,
-                scale_format=scheme.scale_format,
-                offset=scheme.offset,
-            )
+            self._matrices[parameter] = self._map(parameter) or self._pack(parameter)
         return self._matrices[parameter]
+
+    def keep(self) -> None:
+        """Save what was packed for the next start, where there is a cache; what came from it is there."""
+        if self._cache and not self._packed:
+            panels = {array_name(parameter): weight.panels for parameter, weight in self._matrices.items()}
+            self._cache.save(self._schemes, panels)
+
+    def _map(self, parameter: Parameter) -> _native.Weight | None:
+        panels = self._packed.get(array_name(parameter))
+        if panels is None:
+            return None
+        rows = sum(self._tensors[name].shape[0] for name in parameter.names)
+        depth = self._tensors[parameter.names[0]].shape[1]
+        return _native.Weight.from_panels(panels, rows, depth, **asdict(self._schemes[parameter]))
+
+    def _pack(self, parameter: Parameter) -> _native.Weight:
+        stored = [self._tensors[name] for name in parameter.names]
+        sources = [(t.format.value, t.data, t.shape[0], t.shape[1]) for t in stored]
+        return _native.Weight(self._runtime, sources, **asdict(self._schemes[parameter]))
 
     def vector(self, parameter: Parameter) -> Float32Array:
         """The parameter [width], in float32."""
