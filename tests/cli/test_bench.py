@@ -61,3 +61,20 @@ def test_an_unknown_peer_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["bench", "make-model", "--like", "minilm", str(tmp_path / "m")]) == 0
     assert main(["bench", "model", str(tmp_path / "m"), "--compare", "tgi"]) == 2
     assert "no peer is named 'tgi'; choose among llama.cpp, openvino" in capsys.readouterr().err
+
+
+def test_kernels_are_a_document_for_machines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastserve.evaluate import kernel_speed
+
+    monkeypatch.setattr(
+        kernel_speed, "check_share", lambda what, share: share
+    )  # other tests load the machine
+    command = ["bench", "kernels", "--like", "minilm", "--weights", "int8", "--rows", "1", "--threads", "1"]
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["limits"]["read_bytes_per_second"] > 0
+    linear = document["kernels"][0]
+    assert (linear["op"], linear["weights"], linear["rows"]) == ("linear", "int8", 1)
+    assert linear["share_of_read"] > 0

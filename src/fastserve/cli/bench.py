@@ -8,6 +8,7 @@ from fastserve.cli.command_group import LazyCommandGroup
 
 SUBCOMMANDS = {
     "limits": "fastserve.cli.bench_limits",
+    "kernels": "fastserve.cli.bench_kernels",
     "model": "fastserve.cli.bench_model",
     "make-model": "fastserve.cli.bench_make_model",
 }

@@ -92,10 +92,10 @@ def make_model(shape: str, folder: Path) -> int:
     Raises:
         OptionError: there is no such shape, or the folder holds something.
     """
-    check_choice("like", shape, tuple(SHAPES))
+    config = shape_config(shape)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OptionError(f"{folder} is not an empty folder", hint="name one that is not there yet")
-    return write_random_model(SHAPES[shape], folder)
+    return write_random_model(config, folder)
 
 
 def write_random_model(config: JsonObject, folder: Path) -> int:
@@ -106,14 +106,19 @@ def write_random_model(config: JsonObject, folder: Path) -> int:
     return sum(map(math.prod, shapes.values()))
 
 
-def shape_graph(shape: str) -> Graph:
-    """The graph of a shape, before any pass.
+def shape_config(shape: str) -> JsonObject:
+    """The config of a shape.
 
     Raises:
         OptionError: there is no such shape.
     """
     check_choice("like", shape, tuple(SHAPES))
-    return build_graph(read_config(SHAPES[shape]))
+    return SHAPES[shape]
+
+
+def shape_graph(shape: str) -> Graph:
+    """The graph of a shape, before any pass. Raises as `shape_config`."""
+    return build_graph(read_config(shape_config(shape)))
 
 
 def _random_blocks(name: str, shape: tuple[int, ...]) -> Iterator[Float32Array]:
