@@ -78,3 +78,21 @@ def test_kernels_are_a_document_for_machines(
     linear = document["kernels"][0]
     assert (linear["op"], linear["weights"], linear["rows"]) == ("linear", "int8", 1)
     assert linear["share_of_read"] > 0
+
+
+def test_a_run_is_profiled_with_one_flag(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(shared_data / "model_stories260K")
+    assert main(["generate", folder, "Once", "--max-tokens", "3", "--threads", "1", "--profile"]) == 0
+    shown = capsys.readouterr()
+    header, *lines = (line.split("\t") for line in shown.err.splitlines())
+    assert header[:3] == ["op", "shape", "runs"]
+    assert {"linear", "attention"} <= {line[0] for line in lines}
+    assert "GB/s" not in shown.out
+
+
+def test_the_torch_backend_has_no_profile(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    folder = str(shared_data / "model_stories260K")
+    command = ["generate", folder, "Once", "--max-tokens", "1", "--backend", "torch", "--profile"]
+    assert main(command) == 2
+    assert "needs backend='native'" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import click
 from fastserve.cli.engine_option import engine_options, model_argument, open_llm
 from fastserve.cli.generate import read_texts
 from fastserve.cli.option import json_option, offline_option
+from fastserve.cli.profile import profile_option, profiling
 from fastserve.cli.report import print_json
 from fastserve.config import EngineOptions
 
@@ -26,17 +27,27 @@ from fastserve.config import EngineOptions
     "--truncate", is_flag=True, help="Cut texts that are too long for the model instead of refusing them."
 )
 @engine_options("weights", "threads", "backend")
+@profile_option
 @json_option
 @offline_option
 def embed(
-    model: str, texts: Sequence[str], truncate: bool, options: EngineOptions, json: bool, offline: bool
+    model: str,
+    texts: Sequence[str],
+    truncate: bool,
+    options: EngineOptions,
+    profile: bool,
+    json: bool,
+    offline: bool,
 ) -> None:
     """Turn texts into vectors.
 
     The model must be an encoder, such as all-minilm-l6-v2. Prints one line of numbers for each text.
     """
     whole_texts = read_texts(texts)
-    with open_llm(model, options, task="embed", offline=offline, show_progress=not json) as llm:
+    with (
+        open_llm(model, options, task="embed", offline=offline, show_progress=not json) as llm,
+        profiling(llm, shown=profile),
+    ):
         embeddings = llm.embed(whole_texts, truncate=truncate).tolist()
     if json:
         print_json({"embeddings": embeddings})

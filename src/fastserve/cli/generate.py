@@ -9,6 +9,7 @@ import click
 
 from fastserve.cli.engine_option import engine_options, model_argument, open_llm, sampling_options
 from fastserve.cli.option import json_option, offline_option
+from fastserve.cli.profile import profile_option, profiling
 from fastserve.cli.report import print_json
 from fastserve.cli.standard_input import read_text
 from fastserve.config import EngineOptions
@@ -35,6 +36,7 @@ STDIN = "-"
 )
 @sampling_options(SamplingParams())
 @engine_options("weights", "kv_dtype", "threads", "context_length", "kv_memory", "backend")
+@profile_option
 @json_option
 @offline_option
 def generate(
@@ -43,6 +45,7 @@ def generate(
     chat: bool,
     params: SamplingParams,
     options: EngineOptions,
+    profile: bool,
     json: bool,
     offline: bool,
 ) -> None:
@@ -54,14 +57,15 @@ def generate(
     texts = read_texts(prompts)
     with open_llm(model, options, task="generate", offline=offline, show_progress=not json) as llm:
         requests = [_to_prompt(llm, text, chat=chat) for text in texts]
-        if json:
-            completions = llm.generate(requests, params)
-            documents = [completion_to_json(completion.checked()) for completion in completions]
-            print_json(documents[0] if len(documents) == 1 else {"completions": documents})
-        elif len(requests) == 1:
-            _stream(llm, requests[0], params)
-        else:
-            _print_all(texts, llm.generate(requests, params))
+        with profiling(llm, shown=profile):
+            if json:
+                completions = llm.generate(requests, params)
+                documents = [completion_to_json(completion.checked()) for completion in completions]
+                print_json(documents[0] if len(documents) == 1 else {"completions": documents})
+            elif len(requests) == 1:
+                _stream(llm, requests[0], params)
+            else:
+                _print_all(texts, llm.generate(requests, params))
 
 
 def read_texts(arguments: Sequence[str]) -> list[str]:
