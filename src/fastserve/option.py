@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 
 from fastserve.errors import OptionError
 
@@ -19,10 +19,13 @@ def check_integer(name: str, value: object, *, low: int, high: int = INT32_MAX) 
         raise OptionError(f"{name}={value} is out of range", hint=f"choose a whole number of {limit}")
 
 
-def check_number(name: str, value: float, low: float, high: float, *, is_low_open: bool = False) -> None:
+def check_number(name: str, value: object, low: float, high: float, *, is_low_open: bool = False) -> None:
     """Raise OptionError unless low <= value <= high (low < value with `is_low_open`); NaN is never in
     range."""
-    if not low <= value <= high or (is_low_open and value == low):
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise OptionError(f"{name}={value!r} is not a number", hint=f"choose one of {low:g} to {high:g}")
+    number = float(value)
+    if not low <= number <= high or (is_low_open and number == low):
         least = f"above {low:g}" if is_low_open else f"of at least {low:g}"
         raise OptionError(
             f"{name}={value} is out of range", hint=f"choose a number {least} and at most {high:g}"
@@ -33,3 +36,9 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Raise OptionError unless `value` is one of `choices`."""
     if value not in choices:
         raise OptionError(f"{name}={value!r} is unknown", hint=f"choose one of {', '.join(choices)}")
+
+
+def check_kind(name: str, value: object, kind: type | tuple[type, ...], description: str) -> None:
+    """Raise OptionError unless `value` is of the kind that `description` tells."""
+    if not isinstance(value, kind):
+        raise OptionError(f"{name}={value!r} is not {description}", hint=f"choose {description}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastserve.errors import OptionError
-from fastserve.option import check_integer, check_number
+from fastserve.option import check_integer, check_kind, check_number
 
 Int32Array = NDArray[np.int32]
 UInt64Array = NDArray[np.uint64]
@@ -66,6 +66,9 @@ class SamplingParams:
             check_integer("seed", self.seed, low=0, high=2**64 - 1)
         if self.logprobs is not None:
             check_integer("logprobs", self.logprobs, low=0, high=MAX_TOP_LOGPROBS)
+        check_kind("logit_bias", self.logit_bias, Mapping, "a mapping from token ids to numbers")
+        check_kind("stop", self.stop, (str, Sequence), "a text or a sequence of texts")
+        check_kind("stop_token_ids", self.stop_token_ids, Sequence, "a sequence of token ids")
         for token_id, bias in self.logit_bias.items():
             check_integer("token id of logit_bias", token_id, low=0)
             check_number(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
@@ -73,8 +76,9 @@ class SamplingParams:
             check_integer("token id of stop_token_ids", token_id, low=0)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        if any(not text for text in self.stop):
-            raise OptionError("stop holds an empty string", hint="leave it out, or name a text to stop at")
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise OptionError(f"stop holds {text!r}", hint="name texts to stop at, none of them empty")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,3 +106,7 @@ def test_a_store_can_be_moved(
     (record,) = list_models()
     assert record.folder.is_relative_to(tmp_path / "moved")
     assert record.damaged_files() == []
+
+
+def test_a_misspelt_beginning_of_a_long_name_is_near_it() -> None:
+    assert near_names("smolm2", ["all-minilm-l6-v2", "smollm2-135m-instruct"]) == ["smollm2-135m-instruct"]

@@ -191,12 +191,14 @@ def not_found(name: str, registry: Registry) -> ModelNotFoundError:
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:
     """At most three of the known names, in lower case, that `name` may stand for: those that begin with it,
-    those that have it within, and those spelled alike.
+    those that have it within, and those spelled alike, whole or up to a hyphen.
     """
     wanted, known = name.lower(), sorted(known)
     parts = [candidate for candidate in known if len(wanted) >= _MIN_PART and wanted in candidate]
     parts.sort(key=lambda candidate: not candidate.startswith(wanted))
-    alike = get_close_matches(wanted, known, n=2, cutoff=0.5)
+    stems = {candidate.split("-")[0]: candidate for candidate in known}
+    alike = [stems[stem] for stem in get_close_matches(wanted, stems, n=2, cutoff=0.7)]
+    alike += get_close_matches(wanted, known, n=2, cutoff=0.5)
     return list(dict.fromkeys(parts + alike))[:3]
 
 
