@@ -118,6 +118,19 @@ static inline void widen_group(const PackedWeight& w, const uint8_t* panel, int3
   }
 }
 
+// Bytes of a panel's values over a number of columns.
+static inline int64_t value_bytes(const PackedWeight& w, int64_t columns) {
+  return columns * kPanel / (w.format == WeightFormat::int4 ? 2 : 1);
+}
+
+// Asks for `bytes` bytes at p + ahead, which may lie beyond what there is.
+static inline void prefetch(const uint8_t* p, int64_t ahead, int64_t bytes) {
+  for (int64_t at = ahead; at < ahead + bytes; at += 64) prefetch_line((uintptr_t)p + (uintptr_t)at);
+}
+
+// Unpacking waits for memory in bursts, between which nobody asks for more: so it asks for what comes so much later.
+constexpr int64_t kUnpackAhead = 2048;
+
 static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, int32_t begin, int32_t end, Chunk& c) {
   c.begin = begin;
   c.end = end;
@@ -127,8 +140,11 @@ static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, in
     c.bytes = c.unpacked;
     // Nibbles without an offset stand for value + 8.
     const uint8_t add = w.offset == WeightOffset::none ? 120 : 128;
-    for (int32_t k = begin; k < end; k += 8)
-      unpack_nibbles<kPanel * 4>(panel + (int64_t)k / 2 * kPanel, add, c.unpacked + (k - begin) * kPanel);
+    for (int32_t k = begin; k < end; k += 8) {
+      const uint8_t* packed = panel + value_bytes(w, k);
+      prefetch(packed, kUnpackAhead, kPanel * 4);
+      unpack_nibbles<kPanel * 4>(packed, add, c.unpacked + (k - begin) * kPanel);
+    }
   }
   if (has_row_scales(w) && w.offset == WeightOffset::none) return;
   for (int32_t k = begin, g = 0; k < end; k += w.activation_group_size, ++g)
@@ -165,13 +181,12 @@ static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t 
       // x_scale * sum(q): what an offset is multiplied with.
       const float x_sum = x_scale * (float)(corrections[r * word_stride + g] / -128);
       for (int v = 0; v < V; ++v) {
-        float* sum = sums + r * kPanel + column + v * kLanes;
         const int at = column + v * kLanes;
-        F32 total = load(sum);
+        F32 total = load(sums + r * kPanel + at);
         if constexpr (scaling == Scaling::row) total = fma(to_f32(acc[r][v]), set1(x_scale), total);
         else total = fma(mul(to_f32(acc[r][v]), set1(x_scale)), load(c.scales[g] + at), total);
         if constexpr (scaling == Scaling::group_and_offset) total = fma(load(c.offsets[g] + at), set1(x_sum), total);
-        store(sum, total);
+        store(sums + r * kPanel + at, total);
       }
     }
   }
@@ -183,25 +198,31 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
   const PackedWeight& w = *a.weight;
   const uint8_t* data = w.panels + panel * w.panel_bytes;
   const int32_t group = w.activation_group_size;
-  const int32_t columns = group < kChunk ? kChunk / group * group : group;
+  // Few rows wait for memory: short chunks let their products overlap with the loads of the next chunk. Many rows do
+  // not: meanwhile the next panel comes, a piece with every register tile.
+  const bool is_few = row_end - row_begin <= 2 * kTileRows;
+  const int32_t columns = group < kChunk && !is_few ? kChunk / group * group : group;
   alignas(64) float sums[kRowBlock][kPanel];
   memset(sums, 0, (size_t)(row_end - row_begin) * sizeof sums[0]);
   Chunk chunk;
   for (int32_t begin = 0; begin < w.padded_depth; begin += columns) {
     const int32_t end = begin + columns < w.padded_depth ? begin + columns : w.padded_depth;
+    const int64_t chunk_bytes = value_bytes(w, end - begin), chunk_start = value_bytes(w, begin);
     prepare_chunk(w, data, begin, end, chunk);
     each_row_tile(row_begin, row_end, [&]<int R>(int32_t row) {
+      const int64_t done = chunk_bytes * (row - row_begin) / (row_end - row_begin);
+      if (!is_few) prefetch(data + chunk_start + done, w.panel_bytes, chunk_bytes * R / (row_end - row_begin));
       for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes)
         linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, sums[row - row_begin]);
     });
   }
-  for (int32_t c = 0; c < kPanel; c += kLanes) {
-    const F32 scale = load_scales(w.scale_format, (const uint16_t*)(data + w.scales_offset) + c);
-    for (int32_t row = row_begin; row < row_end; ++row) {
-      const F32 total = load(sums[row - row_begin] + c);
-      store_channels(a, row, panel * kPanel + c, scaling == Scaling::row ? mul(total, scale) : total);
+  for (int32_t row = row_begin; row < row_end; ++row)
+    for (int32_t c = 0; c < kPanel; c += kLanes) {
+      F32 total = load(sums[row - row_begin] + c);
+      if constexpr (scaling == Scaling::row)
+        total = mul(total, load_scales(w.scale_format, (const uint16_t*)(data + w.scales_offset) + c));
+      store_channels(a, row, panel * kPanel + c, total);
     }
-  }
 }
 
 template <class Weight>

@@ -12,6 +12,15 @@ constexpr bool kKeepsWeightOffset = false;
 constexpr bool kKeepsWeightOffset = true;
 #endif
 
+// Asks for a line of memory to come to the second-level cache; any address will do.
+static inline void prefetch_line(uintptr_t address) {
+#if defined(__GNUC__)
+  __builtin_prefetch((const void*)address, 0, 2);
+#else
+  (void)address;
+#endif
+}
+
 #if defined(FASTSERVE_ISA_AVX512VNNI)
 
 constexpr int kLanes = 16;
