@@ -87,7 +87,7 @@ def test_a_step_releases_the_interpreter_lock() -> None:
         time.sleep(0.0005)
         ticks += 1
     worker.join()
-    assert ticks > 20
+    assert ticks > 3  # held, the lock would come free only between two of the runs
 
 
 @pytest.mark.parametrize("isa", _native.runnable_isas())
