@@ -91,6 +91,7 @@ void ThreadPool::run_stages(Job& job, int first_stage, int num_stages) {
   // Make late threads' claims fail before anything that they read changes.
   for (int s = 0; s < num_stages; ++s) {
     stages_[s].next.store(tagged(run, UINT32_MAX), std::memory_order_relaxed);
+    stages_[s].finished.store(tagged(run, 0), std::memory_order_relaxed);
     stages_[s].done.store(tagged(run, 0), std::memory_order_relaxed);
     stages_[s].num_tiles.store(static_cast<uint32_t>(job.num_tiles(first_stage + s)), std::memory_order_release);
   }
@@ -123,15 +124,20 @@ void ThreadPool::walk(uint32_t run, int thread) {
     uint32_t tile;
     while (claim(stage, run, &tile)) {
       job_->run_tile(first_stage_ + s, static_cast<int>(tile), thread);
-      const uint64_t done = stage.done.fetch_add(1, std::memory_order_seq_cst) + 1;
-      if (done == tagged(run, stage.num_tiles.load(std::memory_order_relaxed)) && sleepers_.load() > 0) {
-        wakeups_.fetch_add(1);
-        wakeups_.notify_all();
-      }
+      const uint64_t all = tagged(run, stage.num_tiles.load(std::memory_order_relaxed));
+      if (stage.finished.fetch_add(1, std::memory_order_acq_rel) + 1 == all) finish(stage, s, all);
     }
     if (!wait_until_done(stage, run)) return;
-    if (thread == 0) job_->stage_done(first_stage_ + s);
   }
+}
+
+// By the thread that did the stage's last tile: tells the job, then all who wait.
+void ThreadPool::finish(Stage& stage, int stage_index, uint64_t all) {
+  job_->stage_done(first_stage_ + stage_index);
+  stage.done.store(all, std::memory_order_seq_cst);
+  if (sleepers_.load() == 0) return;
+  wakeups_.fetch_add(1);
+  wakeups_.notify_all();
 }
 
 bool ThreadPool::claim(Stage& stage, uint32_t run, uint32_t* tile) {

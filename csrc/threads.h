@@ -20,7 +20,8 @@ class Job {
   virtual int num_tiles(int stage) const = 0;
   // Called once for each tile, by any thread. `thread` < the pool's size tells scratch memory apart.
   virtual void run_tile(int stage, int tile, int thread) = 0;
-  // Called by the thread that runs the job once all tiles of a stage are done.
+  // Called once for each stage that has tiles, when all of them are done and before the next stage starts, by the
+  // thread that did the last.
   virtual void stage_done(int) {}
 };
 
@@ -43,8 +44,9 @@ class ThreadPool {
   // Counters carry the number of the run they belong to in their upper half, so that a thread that wakes up late
   // cannot claim a tile of another run.
   struct alignas(64) Stage {
-    std::atomic<uint64_t> next{0};              // run << 32 | next tile to claim
-    alignas(64) std::atomic<uint64_t> done{0};  // run << 32 | tiles done
+    std::atomic<uint64_t> next{0};                  // run << 32 | next tile to claim
+    alignas(64) std::atomic<uint64_t> finished{0};  // run << 32 | tiles finished
+    std::atomic<uint64_t> done{0};                  // run << 32 | all tiles, once stage_done is called; until then 0
     std::atomic<uint32_t> num_tiles{0};
   };
   static constexpr int kMaxStages = 4096;
@@ -54,6 +56,7 @@ class ThreadPool {
   void work(int thread);
   void walk(uint32_t run, int thread);
   bool claim(Stage& stage, uint32_t run, uint32_t* tile);
+  void finish(Stage& stage, int stage_index, uint64_t all);
   bool wait_until_done(Stage& stage, uint32_t run);
 
   std::unique_ptr<Stage[]> stages_;

@@ -31,7 +31,10 @@ class ChainJob : public Job {
       for (int64_t value : values_[std::size_t(stage) - 1]) sum += value;
     values_[std::size_t(stage)][std::size_t(tile)] += sum;
   }
-  void stage_done(int stage) override { last_done_ = stage; }
+  void stage_done(int stage) override {
+    in_order_ = in_order_ && stage == last_done_ + 1;
+    last_done_ = stage;
+  }
 
   static inline std::atomic<bool> has_helped{false};  // whether any thread but the calling one ran a tile
 
@@ -42,12 +45,13 @@ class ChainJob : public Job {
       for (int64_t value : stage)
         if (value != expected) return false;
     }
-    return last_done_ == num_stages() - 1;
+    return in_order_ && last_done_ == (num_tiles_ > 0 ? num_stages() - 1 : -1);
   }
 
  private:
   int num_tiles_;
   int last_done_ = -1;
+  bool in_order_ = true;
   std::atomic<int> work_{0};
   std::vector<std::vector<int64_t>> values_;
 };
