@@ -59,16 +59,16 @@ StoredMatrix to_stored_matrix(const std::tuple<std::string, Bytes, int32_t, int3
 }
 
 WeightScheme to_scheme(const std::string& format, int32_t group_size, int32_t activation_group_size,
-                       const std::string& scale_format, const std::string& offset) {
+                       const std::string& scale_format, const std::string& offset, const std::string& storage) {
   return {parse_weight_format(format), parse_scale_format(scale_format), parse_weight_offset(offset), group_size,
-          activation_group_size};
+          activation_group_size,       parse_weight_storage(storage)};
 }
 
 void init_weight(Weight* self, Runtime& runtime,
                  const std::vector<std::tuple<std::string, Bytes, int32_t, int32_t>>& sources,
                  const std::string& format, int32_t group_size, int32_t activation_group_size,
-                 const std::string& scale_format, const std::string& offset) {
-  const WeightScheme scheme = to_scheme(format, group_size, activation_group_size, scale_format, offset);
+                 const std::string& scale_format, const std::string& offset, const std::string& storage) {
+  const WeightScheme scheme = to_scheme(format, group_size, activation_group_size, scale_format, offset, storage);
   std::vector<StoredMatrix> matrices;
   for (const auto& source : sources) matrices.push_back(to_stored_matrix(source));
   nb::gil_scoped_release release;
@@ -77,8 +77,8 @@ void init_weight(Weight* self, Runtime& runtime,
 
 Weight weight_from_panels(const Bytes& panels, int32_t rows, int32_t depth, const std::string& format,
                           int32_t group_size, int32_t activation_group_size, const std::string& scale_format,
-                          const std::string& offset) {
-  const WeightScheme scheme = to_scheme(format, group_size, activation_group_size, scale_format, offset);
+                          const std::string& offset, const std::string& storage) {
+  const WeightScheme scheme = to_scheme(format, group_size, activation_group_size, scale_format, offset, storage);
   return Weight(panels.data(), static_cast<int64_t>(panels.size()), rows, depth, scheme);
 }
 
@@ -368,10 +368,10 @@ NB_MODULE(_native, m) {
       .def("decode", &decode, "format"_a, "data"_a, "count"_a);
   nb::class_<Weight>(m, "Weight")
       .def("__init__", &init_weight, "runtime"_a, "sources"_a, "format"_a, nb::kw_only(), "group_size"_a = 0,
-           "activation_group_size"_a = 0, "scale_format"_a = "bf16", "offset"_a = "none")
+           "activation_group_size"_a = 0, "scale_format"_a = "bf16", "offset"_a = "none", "storage"_a = "dense")
       .def_static("from_panels", &weight_from_panels, nb::keep_alive<0, 1>(), "panels"_a, "rows"_a, "depth"_a,
                   "format"_a, nb::kw_only(), "group_size"_a = 0, "activation_group_size"_a = 0,
-                  "scale_format"_a = "bf16", "offset"_a = "none")
+                  "scale_format"_a = "bf16", "offset"_a = "none", "storage"_a = "dense")
       .def_prop_ro("panels",
                    [](nb::handle self) {
                      const Weight& weight = nb::cast<const Weight&>(self);

@@ -47,7 +47,7 @@ unsigned long long saved_state() {
 }
 
 struct CpuFeatures {
-  bool avx2 = false, avxvnni = false, avx512vnni = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false, avx512vbmi2 = false;
 };
 
 // Bits of CPUID leaves 1 and 7: Intel SDM volume 2A, table 3-8.
@@ -63,6 +63,7 @@ CpuFeatures detect() {
   const bool vnni = seven.ecx >> 11 & 1;
   found.avxvnni = found.avx2 && seven.eax >= 1 && (cpuid(7, 1).eax >> 4 & 1);
   found.avx512vnni = found.avx2 && (state & 0xe6) == 0xe6 && f && dq && bw && vl && vnni;
+  found.avx512vbmi2 = found.avx512vnni && (seven.ecx >> 6 & 1);
   return found;
 }
 #endif
@@ -83,6 +84,7 @@ std::vector<Isa> compiled_isas() {
   std::vector<Isa> isas;
 #if defined(FASTSERVE_X86)
   static const CpuFeatures cpu = detect();
+  isas.push_back({avx512vbmi2_kernels(), cpu.avx512vbmi2});
   isas.push_back({avx512vnni_kernels(), cpu.avx512vnni});
 #if defined(FASTSERVE_AVXVNNI)
   isas.push_back({avxvnni_kernels(), cpu.avxvnni});

@@ -2,6 +2,8 @@
 
 #include <stdexcept>
 
+#include "bitmask.h"
+
 namespace fastserve {
 namespace {
 
@@ -92,6 +94,10 @@ void check(const WeightScheme& s) {
     throw std::invalid_argument("minimums are those of stored blocks, with float16 scales");
 }
 
+double least_zeros(const Kernels& kernels, WeightFormat format) {
+  return format == WeightFormat::int8 ? kernels.least_zeros_int8 : kernels.least_zeros_int4;
+}
+
 }  // namespace
 
 StoredFormat parse_stored_format(const std::string& name) {
@@ -113,6 +119,12 @@ WeightFormat parse_weight_format(const std::string& name) {
 ScaleFormat parse_scale_format(const std::string& name) {
   static const Named<ScaleFormat> table[] = {{"bf16", ScaleFormat::bf16}, {"f16", ScaleFormat::f16}};
   return parse("format of scales", name, table);
+}
+
+WeightStorage parse_weight_storage(const std::string& name) {
+  static const Named<WeightStorage> table[] = {
+      {"dense", WeightStorage::dense}, {"bitmask", WeightStorage::bitmask}, {"chosen", WeightStorage::chosen}};
+  return parse("storage", name, table);
 }
 
 WeightOffset parse_weight_offset(const std::string& name) {
@@ -165,10 +177,30 @@ Weight::Weight(const std::vector<StoredMatrix>& sources, const WeightScheme& sch
   packed_.panels = panels_.get();
   PackJob job(sources, packed_, kernels, pool.num_threads());
   pool.run(job);
+
+  if (scheme.storage == WeightStorage::bitmask ||
+      (scheme.storage == WeightStorage::chosen && can_be_bitmask(packed_) &&
+       share_of_zeros(packed_, pool) >= least_zeros(kernels, packed_.format)))
+    become_bitmask(pool);
+}
+
+void Weight::become_bitmask(ThreadPool& pool) {
+  const PackedWeight dense = packed_;
+  packed_ = describe_bitmask(dense);
+  Panels panels = make_bitmask(dense, packed_, pool);
+  panels_ = std::move(panels.data);
+  packed_.panels = panels_.get();
+  num_bytes_ = panels.num_bytes;
 }
 
 Weight::Weight(const uint8_t* panels, int64_t num_bytes, int32_t rows, int32_t depth, const WeightScheme& scheme) {
   describe(rows, depth, scheme);
+  if (scheme.storage == WeightStorage::bitmask ||
+      (scheme.storage == WeightStorage::chosen && num_bytes != num_bytes_ && can_be_bitmask(packed_))) {
+    // A bitmask is chosen only where it is smaller than dense weights.
+    packed_ = describe_bitmask(packed_);
+    num_bytes_ = bitmask_bytes(packed_, panels, num_bytes);
+  }
   if (num_bytes != num_bytes_)
     throw std::invalid_argument("packed weights have " + std::to_string(num_bytes) + " bytes; their shape needs " +
                                 std::to_string(num_bytes_));
@@ -177,11 +209,12 @@ Weight::Weight(const uint8_t* panels, int64_t num_bytes, int32_t rows, int32_t d
   packed_.panels = const_cast<uint8_t*>(panels);  // nothing writes them once they are packed
 }
 
-// Everything but the panels.
+// Everything but the panels, as dense weights have it.
 void Weight::describe(int64_t rows, int32_t depth, const WeightScheme& scheme) {
   check(scheme);
   PackedWeight& w = packed_;
   w.format = scheme.format;
+  w.storage = WeightStorage::dense;
   w.scale_format = scheme.scale_format;
   w.offset = scheme.offset;
   w.depth = depth;
@@ -203,6 +236,8 @@ void Weight::describe(int64_t rows, int32_t depth, const WeightScheme& scheme) {
   w.panel_bytes = w.offsets_offset + (w.offset == WeightOffset::none ? 0 : group_bytes);
   const std::size_t num_panels = round_up(static_cast<std::size_t>(rows), kPanel) / kPanel;
   num_bytes_ = static_cast<int64_t>(num_panels) * w.panel_bytes;
+  if (scheme.storage == WeightStorage::bitmask && !can_be_bitmask(w))
+    throw std::invalid_argument("bitmask weights are integers without offsets, and need groups of activations");
 }
 
 }  // namespace fastserve

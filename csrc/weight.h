@@ -26,18 +26,21 @@ int32_t stored_block(StoredFormat format);
 StoredFormat parse_stored_format(const std::string& name);
 WeightFormat parse_weight_format(const std::string& name);
 ScaleFormat parse_scale_format(const std::string& name);
+WeightStorage parse_weight_storage(const std::string& name);
 WeightOffset parse_weight_offset(const std::string& name);
 KvFormat parse_kv_format(const std::string& name);
 ActivationKind parse_activation(const std::string& name);
 
 // How a matrix is packed; of integer formats, group sizes of 0 mean one scale for a whole row. float16 scales are those
 // of stored blocks of 32 columns (q8_0: int8; q4_0: int4; q4_1: int4 with minimums), which are kept as they are.
+// Storage that is to be chosen is a bitmask where the kernels read one faster, and dense elsewhere.
 struct WeightScheme {
   WeightFormat format;
   ScaleFormat scale_format;
   WeightOffset offset;
   int32_t group_size;
   int32_t activation_group_size;
+  WeightStorage storage = WeightStorage::dense;
 };
 
 // Names the way in which panels are laid out and rounded: two builds of the same name make the same panels, on whatever
@@ -58,6 +61,7 @@ class Weight {
   int64_t num_bytes() const { return num_bytes_; }
 
  private:
+  void become_bitmask(ThreadPool& pool);
   void describe(int64_t rows, int32_t depth, const WeightScheme& scheme);
 
   PackedWeight packed_{};

@@ -1,6 +1,6 @@
 // Compiled once per instruction set, with that set's flags and one of
 //   FASTSERVE_ISA_PORTABLE, FASTSERVE_ISA_AVX2, FASTSERVE_ISA_AVXVNNI, FASTSERVE_ISA_AVX512VNNI,
-//   FASTSERVE_ISA_NEONDOT
+//   FASTSERVE_ISA_AVX512VBMI2, FASTSERVE_ISA_NEONDOT
 // Everything lives in a namespace of the set's own, and nothing of the C++ library is included.
 
 #include "kernel.h"
@@ -8,7 +8,13 @@
 #include <math.h>
 #include <string.h>
 
-#if defined(FASTSERVE_ISA_AVX512VNNI)
+#if defined(FASTSERVE_ISA_AVX512VBMI2)
+#define FASTSERVE_ISA_AVX512VNNI  // all of it but expanding
+#define FASTSERVE_ISA_NAMESPACE isa_avx512vbmi2
+#define FASTSERVE_ISA_TABLE avx512vbmi2_kernels
+#define FASTSERVE_ISA_NAME "avx512vbmi2"
+#include <immintrin.h>
+#elif defined(FASTSERVE_ISA_AVX512VNNI)
 #define FASTSERVE_ISA_NAMESPACE isa_avx512vnni
 #define FASTSERVE_ISA_TABLE avx512vnni_kernels
 #define FASTSERVE_ISA_NAME "avx512vnni"
@@ -44,6 +50,8 @@ namespace FASTSERVE_ISA_NAMESPACE {
 
 #include "rowwise.h"
 
+#include "sparse.h"
+
 #include "linear.h"
 
 #include "convert.h"
@@ -54,6 +62,8 @@ namespace FASTSERVE_ISA_NAMESPACE {
 
 static const Kernels kTable = {
     FASTSERVE_ISA_NAME,
+    kLeastZerosInt8,
+    kLeastZerosInt4,
     embedding,
     linear,
     quantize_row,

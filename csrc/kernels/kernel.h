@@ -22,10 +22,17 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kRowBlock = 96;
 // Integer weights and the activations they meet are padded to a whole number of so many columns.
 constexpr int kDepthAlignment = 8;
+// Bytes that kernels may read beyond the values of a bitmask weight.
+constexpr int64_t kExpandSlack = 64;
+// Columns of a bitmask weight that kernels expand at a time, and so the most that share a scale of activations.
+constexpr int kMaxExpandedColumns = 256;
 
 enum class WeightFormat : int32_t { f32, f16, bf16, int8, int4 };
 constexpr bool is_integer(WeightFormat format) { return format == WeightFormat::int8 || format == WeightFormat::int4; }
 
+// How the values of integer weights lie in memory: all of them, or behind a bitmask those that are not zero. Where the
+// kind is chosen at packing, it is by the share of zeros.
+enum class WeightStorage : int32_t { dense, bitmask, chosen };
 enum class ScaleFormat : int32_t { bf16, f16 };
 // What is added to scale * value: nothing, scale * offset for a whole offset, or an offset.
 enum class WeightOffset : int32_t { none, zero_point, minimum };
@@ -42,8 +49,17 @@ enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };
 //   int4:           [padded_depth / 8][kPanel][4] of value (without an offset: value + 8), of columns k .. k + 3 in the
 //                   low halves of bytes and of columns k + 4 .. k + 7 in the high ones
 // A weight is scale * value + offset (see WeightOffset). Rows are padded to whole panels with scales of zero.
+//
+// Bitmask weights are int8 or int4 without an offset. Let the bytes of a panel be those of int8 above (of nibbles:
+// value + 128 too), 64 to a column of the panel's size: a panel holds [padded_depth] masks of 64 bits, of which bit i
+// says whether byte i of the 64 is a weight other than zero; then scales; then the values that the masks say are there:
+// of int8 column by column; of int4 as nibbles, those of column k in the low halves of bytes whose high ones are those
+// of column k + 4 (k % 8 < 4), as many bytes as the longer of the two needs. Panels differ in length: `panels` begins with
+// their starts and the last one's end, int64 [number of panels + 1] bytes from `panels`, and ends kExpandSlack bytes
+// after the last.
 struct PackedWeight {
   WeightFormat format;
+  WeightStorage storage;          // dense or bitmask
   ScaleFormat scale_format;
   WeightOffset offset;
   int32_t rows;
@@ -53,7 +69,7 @@ struct PackedWeight {
   int32_t num_groups;             // of a row of weights
   int32_t activation_group_size;  // columns of a row of x that share a scale; divides group_size, or is it
   int32_t num_activation_groups;
-  int64_t panel_bytes;
+  int64_t panel_bytes;     // bitmask: of all but the values
   int64_t scales_offset;   // bytes from a panel's start
   int64_t offsets_offset;  // bytes from a panel's start
   uint8_t* panels;         // 64-byte aligned
@@ -134,6 +150,8 @@ static constexpr int64_t attention_scratch_floats(int64_t padded_head_dim) {
 
 struct Kernels {
   const char* name;
+  // The share of zeros from which a bitmask is faster than dense weights, as measured (docs/kernels-sparse.md).
+  float least_zeros_int8, least_zeros_int4;
   // out[0 .. depth) = row `row` of the weight, dequantized.
   void (*embedding)(const PackedWeight&, int32_t row, float* out);
   // Rows [row_begin, row_end) x panels [panel_begin, panel_end) of out = x @ weight.T + bias.
@@ -174,6 +192,7 @@ const Kernels* portable_kernels();
 #if defined(FASTSERVE_X86)
 const Kernels* avx2_kernels();
 const Kernels* avx512vnni_kernels();
+const Kernels* avx512vbmi2_kernels();
 #endif
 #if defined(FASTSERVE_AVXVNNI)
 const Kernels* avxvnni_kernels();

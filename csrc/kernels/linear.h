@@ -85,11 +85,15 @@ static inline void linear_tile_float(const LinearArgs& a, int32_t row, int32_t p
 
 // Columns of integer weights that all rows of a block are multiplied with before the next columns: few enough for their
 // bytes to stay in the first-level cache, enough to hold whole groups of activations.
-constexpr int32_t kChunk = 256;
+constexpr int32_t kChunk = kMaxExpandedColumns;
 constexpr int32_t kSmallestGroup = 32;
 
 static inline F32 load_scales(ScaleFormat format, const uint16_t* p) {
   return format == ScaleFormat::bf16 ? load_bf16(p) : load_f16(p);
+}
+
+static inline const uint8_t* panel_at(const PackedWeight& w, int32_t panel) {
+  return w.panels + (w.storage == WeightStorage::bitmask ? ((const int64_t*)w.panels)[panel] : panel * w.panel_bytes);
 }
 
 static inline bool has_row_scales(const PackedWeight& w) { return w.num_groups == 1; }
@@ -99,6 +103,7 @@ static inline bool has_row_scales(const PackedWeight& w) { return w.num_groups =
 struct Chunk {
   int32_t begin, end;  // columns; whole groups of activations
   const uint8_t* bytes;
+  const uint8_t* next_values;  // bitmask: of the column after the last
   alignas(64) uint8_t unpacked[kChunk * kPanel];
   alignas(64) float scales[kChunk / kSmallestGroup][kPanel];  // of every group of activations
   alignas(64) float offsets[kChunk / kSmallestGroup][kPanel];
@@ -131,10 +136,16 @@ static inline void prefetch(const uint8_t* p, int64_t ahead, int64_t bytes) {
 // Unpacking waits for memory in bursts, between which nobody asks for more: so it asks for what comes so much later.
 constexpr int64_t kUnpackAhead = 2048;
 
-static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, int32_t begin, int32_t end, Chunk& c) {
+static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, int32_t begin, int32_t end,
+                                 bool is_expanded_later, Chunk& c) {
   c.begin = begin;
   c.end = end;
-  if (w.format == WeightFormat::int8) {
+  if (is_expanded_later) {
+    c.bytes = nullptr;
+  } else if (w.storage == WeightStorage::bitmask) {
+    c.bytes = c.unpacked;
+    c.next_values = expand_columns(w, panel, begin, end, c.next_values, c.unpacked);
+  } else if (w.format == WeightFormat::int8) {
     c.bytes = panel + (int64_t)begin * kPanel;
   } else {
     c.bytes = c.unpacked;
@@ -155,22 +166,22 @@ static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, in
 enum class Scaling { row, group, group_and_offset };
 
 // R rows by V vectors of channels from `column` of a panel; sums: [R][kPanel].
-template <int R, int V, Scaling scaling>
-static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column, float* sums) {
+template <int R, int V, Scaling scaling, class Source>
+static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column, Source& weights,
+                                   float* sums) {
   const int32_t group_size = a.weight->activation_group_size;
   const int64_t stride = a.quantized.row_bytes, word_stride = stride / 4;
   const int8_t* x = a.quantized.data + row * stride;
   const float* x_scales = (const float*)(x + a.quantized.scales_offset) + c.begin / group_size;
   const int32_t* corrections = (const int32_t*)(x + a.quantized.corrections_offset) + c.begin / group_size;
-  const uint8_t* bytes = c.bytes + column * 4;
   for (int32_t begin = c.begin, g = 0; begin < c.end; begin += group_size, ++g) {
     const int32_t end = begin + group_size < c.end ? begin + group_size : c.end;
     I32 acc[R][V];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < V; ++v) acc[r][v] = set1(kKeepsWeightOffset ? corrections[r * word_stride + g] : 0);
-    for (int32_t k = begin; k < end; k += 4, bytes += kPanel * 4) {
+    for (int32_t k = begin; k < end; k += 4) {
       Weights4 w[V];
-      for (int v = 0; v < V; ++v) w[v] = load_weights4(bytes + v * kLanes * 4);
+      weights.next(k, w);
       for (int r = 0; r < R; ++r) {
         const Bytes4 b = broadcast4(x + r * stride + k);
         for (int v = 0; v < V; ++v) acc[r][v] = dot4(acc[r][v], b, w[v]);
@@ -192,28 +203,55 @@ static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t 
   }
 }
 
+#if defined(FASTSERVE_ISA_AVX512VBMI2)
+static_assert(kTileVectors * kLanes == kPanel, "a tile takes the values of a column in turn");
+
+// R rows against a chunk of a bitmask panel, expanded on the way.
+template <int R, Scaling scaling, WeightFormat format>
+static inline void linear_tile_bitmask(const LinearArgs& a, const uint8_t* panel, int32_t row, Chunk& c, float* sums) {
+  ExpandedWeights<format> weights{(const uint64_t*)panel, c.next_values, {}};
+  linear_tile_int<R, kTileVectors, scaling>(a, c, row, 0, weights, sums);
+  c.next_values = weights.values;
+}
+#endif
+
 // Rows of one block against one panel of integer weights.
 template <Scaling scaling>
 static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int32_t row_end, int32_t panel) {
   const PackedWeight& w = *a.weight;
-  const uint8_t* data = w.panels + panel * w.panel_bytes;
+  const uint8_t* data = panel_at(w, panel);
+  const int64_t size = panel_at(w, panel + 1) - data;
   const int32_t group = w.activation_group_size;
   // Few rows wait for memory: short chunks let their products overlap with the loads of the next chunk. Many rows do
   // not: meanwhile the next panel comes, a piece with every register tile.
   const bool is_few = row_end - row_begin <= 2 * kTileRows;
   const int32_t columns = group < kChunk && !is_few ? kChunk / group * group : group;
+  // One tile of rows takes the weights as they come; more of them share what is expanded once.
+  const bool is_expanded_later =
+      kExpandsInRegisters && w.storage == WeightStorage::bitmask && row_end - row_begin <= kTileRows;
   alignas(64) float sums[kRowBlock][kPanel];
   memset(sums, 0, (size_t)(row_end - row_begin) * sizeof sums[0]);
   Chunk chunk;
+  chunk.next_values = data + w.panel_bytes;
   for (int32_t begin = 0; begin < w.padded_depth; begin += columns) {
     const int32_t end = begin + columns < w.padded_depth ? begin + columns : w.padded_depth;
-    const int64_t chunk_bytes = value_bytes(w, end - begin), chunk_start = value_bytes(w, begin);
-    prepare_chunk(w, data, begin, end, chunk);
+    const int64_t chunk_bytes = size * (end - begin) / w.padded_depth, chunk_start = size * begin / w.padded_depth;
+    prepare_chunk(w, data, begin, end, is_expanded_later, chunk);
     each_row_tile(row_begin, row_end, [&]<int R>(int32_t row) {
       const int64_t done = chunk_bytes * (row - row_begin) / (row_end - row_begin);
-      if (!is_few) prefetch(data + chunk_start + done, w.panel_bytes, chunk_bytes * R / (row_end - row_begin));
-      for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes)
-        linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, sums[row - row_begin]);
+      if (!is_few) prefetch(data + chunk_start + done, size, chunk_bytes * R / (row_end - row_begin));
+#if defined(FASTSERVE_ISA_AVX512VBMI2)
+      if constexpr (scaling != Scaling::group_and_offset) {
+        if (is_expanded_later)
+          return w.format == WeightFormat::int8
+                     ? linear_tile_bitmask<R, scaling, WeightFormat::int8>(a, data, row, chunk, sums[row - row_begin])
+                     : linear_tile_bitmask<R, scaling, WeightFormat::int4>(a, data, row, chunk, sums[row - row_begin]);
+      }
+#endif
+      for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
+        StoredWeights weights{chunk.bytes + column * 4};
+        linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, weights, sums[row - row_begin]);
+      }
     });
   }
   for (int32_t row = row_begin; row < row_end; ++row)
@@ -271,15 +309,31 @@ static inline float scale_to_f32(ScaleFormat format, uint16_t x) {
   return format == ScaleFormat::bf16 ? bf16_to_f32(x) : half_to_f32(x);
 }
 
-// The value of integer weights, to be scaled.
-static inline int32_t value_at(const PackedWeight& w, const uint8_t* panel, int32_t k, int32_t column) {
-  if (w.format == WeightFormat::int8) return panel[(int64_t)(k / 4) * kPanel * 4 + column * 4 + k % 4] - 128;
-  const int32_t nibble = panel[(int64_t)(k / 8) * kPanel * 4 + column * 4 + k % 4] >> (k % 8 / 4 * 4) & 15;
-  return w.offset == WeightOffset::none ? nibble - 8 : nibble;
+// The values of a row of integer weights, to be scaled.
+static inline void read_values(const PackedWeight& w, const uint8_t* panel, int32_t column, float* out) {
+  if (w.storage == WeightStorage::bitmask) {
+    alignas(64) uint8_t bytes[kChunk * kPanel];
+    const uint8_t* values = panel + w.panel_bytes;
+    for (int32_t begin = 0; begin < w.depth; begin += kChunk) {
+      const int32_t end = begin + kChunk < w.padded_depth ? begin + kChunk : w.padded_depth;
+      values = expand_columns(w, panel, begin, end, values, bytes);
+      for (int32_t k = begin; k < end && k < w.depth; ++k)
+        out[k] = (float)(bytes[(k - begin) / 4 * kPanel * 4 + column * 4 + k % 4] - 128);
+    }
+  } else if (w.format == WeightFormat::int8) {
+    for (int32_t k = 0; k < w.depth; ++k)
+      out[k] = (float)(panel[(int64_t)(k / 4) * kPanel * 4 + column * 4 + k % 4] - 128);
+  } else {
+    const int32_t zero = w.offset == WeightOffset::none ? 8 : 0;
+    for (int32_t k = 0; k < w.depth; ++k) {
+      const uint8_t both = panel[(int64_t)(k / 8) * kPanel * 4 + column * 4 + k % 4];
+      out[k] = (float)((both >> (k % 8 / 4 * 4) & 15) - zero);
+    }
+  }
 }
 
 static void embedding(const PackedWeight& w, int32_t row, float* out) {
-  const uint8_t* panel = w.panels + (row / kPanel) * w.panel_bytes;
+  const uint8_t* panel = panel_at(w, row / kPanel);
   const int32_t column = row % kPanel;
   switch (w.format) {
     case WeightFormat::f32:
@@ -295,6 +349,7 @@ static void embedding(const PackedWeight& w, int32_t row, float* out) {
       break;
     case WeightFormat::int8:
     case WeightFormat::int4:
+      read_values(w, panel, column, out);
       for (int32_t begin = 0, g = 0; begin < w.depth; begin += w.group_size, ++g) {
         const int32_t end = begin + w.group_size < w.depth ? begin + w.group_size : w.depth, at = g * kPanel + column;
         const float scale = scale_to_f32(w.scale_format, ((const uint16_t*)(panel + w.scales_offset))[at]);
@@ -302,7 +357,7 @@ static void embedding(const PackedWeight& w, int32_t row, float* out) {
         if (w.offset != WeightOffset::none)
           offset = scale_to_f32(w.scale_format, ((const uint16_t*)(panel + w.offsets_offset))[at]);
         if (w.offset == WeightOffset::zero_point) offset = scale * offset;
-        for (int32_t k = begin; k < end; ++k) out[k] = (float)value_at(w, panel, k, column) * scale + offset;
+        for (int32_t k = begin; k < end; ++k) out[k] = out[k] * scale + offset;
       }
       break;
   }

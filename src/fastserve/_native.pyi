@@ -32,6 +32,7 @@ class Weight:
         activation_group_size: int = 0,
         scale_format: str = "bf16",
         offset: str = "none",
+        storage: str = "dense",
     ) -> None: ...
     @staticmethod
     def from_panels(
@@ -44,6 +45,7 @@ class Weight:
         activation_group_size: int = 0,
         scale_format: str = "bf16",
         offset: str = "none",
+        storage: str = "dense",
     ) -> Weight: ...
     @property
     def panels(self) -> NDArray[np.uint8]: ...

@@ -254,8 +254,15 @@ void test_linear(const Kernels& k, ThreadPool& pool, const WeightScheme& scheme,
                             static_cast<int64_t>(weights.size() * sizeof(float)), width, depth};
   std::vector<std::vector<double>> kept;
   for (int c = 0; c < width; ++c) kept.push_back(keep(scheme, weights.data() + c * depth, depth));
-  test_packed(k, Weight({stored}, scheme, k, pool), kept,
-              at(k, "weights", {int(scheme.format), int(scheme.offset), scheme.group_size, depth, width}));
+  const bool can_be_bitmask = is_integer(scheme.format) && scheme.offset == WeightOffset::none;
+  for (WeightStorage storage : {WeightStorage::dense, WeightStorage::bitmask}) {
+    if (storage == WeightStorage::bitmask && !can_be_bitmask) continue;
+    WeightScheme stored_so = scheme;
+    stored_so.storage = storage;
+    test_packed(
+        k, Weight({stored}, stored_so, k, pool), kept,
+        at(k, "weights", {int(scheme.format), int(storage), int(scheme.offset), scheme.group_size, depth, width}));
+  }
 }
 
 // Random elements of a stored format at an odd address, without infinities or NaN, and what they stand for.

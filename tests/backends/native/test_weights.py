@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 
@@ -51,11 +53,7 @@ def pack(runtime: _native.Runtime, stored: StoredTensor, scheme: WeightScheme) -
     return _native.Weight(
         runtime,
         [(stored.format.value, stored.data, *stored.shape)],  # type: ignore[list-item]
-        scheme.format,
-        group_size=scheme.group_size,
-        activation_group_size=scheme.activation_group_size,
-        scale_format=scheme.scale_format,
-        offset=scheme.offset,
+        **asdict(scheme),
     )
 
 
@@ -97,7 +95,7 @@ def read_back(stored: StoredTensor, scheme: WeightScheme, isa: str) -> Float32Ar
     out = _native.Matrix(0, depth, depth, _native.Rows.TOKENS)
     weight = pack(runtime, stored, scheme)
     plan.embedding(_native.IdSource.token_ids, weight, out)
-    assert weight.num_bytes == scheme.num_bytes(rows, depth)
+    assert scheme.storage != "dense" or weight.num_bytes == scheme.num_bytes(rows, depth)
     return run_plan(plan, out, rows)
 
 
@@ -256,6 +254,74 @@ def test_a_product_does_not_depend_on_the_other_rows(scheme: WeightScheme, isa: 
         np.testing.assert_array_equal(multiply(x[:rows], stored, scheme, isa), whole[:rows])
 
 
+CAN_BE_BITMASKS = [
+    scheme
+    for scheme in (*SCHEMES.values(), *STORED_SCHEMES.values())
+    if scheme.is_integer and scheme.offset == "none"
+]
+
+
+def random_with_zeros(scheme: WeightScheme, shape: tuple[int, int], share_of_zeros: float) -> StoredTensor:
+    rng = np.random.default_rng(8)
+    values = np.where(rng.random(shape) < share_of_zeros, 0, rng.normal(size=shape)).astype(np.float32)
+    if scheme.scale_format == "bf16":
+        return store_f32({"weight": values})["weight"]
+    stored_format = next(f for f, s in STORED_SCHEMES.items() if s == scheme)
+    stored = random_stored(stored_format, shape)
+    blocks = stored.data.reshape(-1, stored_format.block_bytes).copy()
+    numbers = np.asarray(blocks[:, 2:], np.uint8)
+    numbers[rng.random(numbers.shape) < share_of_zeros] = 0x88 if scheme.format == "int4" else 0
+    blocks[:, 2:] = numbers
+    return StoredTensor("weight", stored_format, shape, blocks.reshape(-1))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("share_of_zeros", [0.0, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize(("width", "depth"), [(1, 32), (63, 96), (130, 608)])
+@pytest.mark.parametrize("scheme", CAN_BE_BITMASKS, ids=str)
+def test_bitmask_weights_give_the_bits_of_dense_ones(
+    scheme: WeightScheme, width: int, depth: int, share_of_zeros: float, isa: str
+) -> None:
+    """One row, a register tile of every height, several, and more than a block of rows."""
+    stored = random_with_zeros(scheme, (width, depth), share_of_zeros)
+    bitmask = replace(scheme, storage="bitmask")
+    np.testing.assert_array_equal(read_back(stored, bitmask, isa), read_back(stored, scheme, isa))
+    x = np.random.default_rng(3).normal(size=(101, depth)).astype(np.float32)
+    dense = multiply(x, stored, scheme, isa)
+    for rows in (1, 2, 3, 4, 5, 6, 7, 101):
+        np.testing.assert_array_equal(multiply(x[:rows], stored, bitmask, isa), dense[:rows])
+
+
+def test_half_of_the_weights_take_their_share_of_memory_and_a_bit_for_each() -> None:
+    for scheme, bits in ((SCHEMES["int8"], 5), (SCHEMES["int4"], 3.25)):
+        stored = random_with_zeros(scheme, (256, 1024), 0.5)
+        packed = pack(make_runtime(), stored, replace(scheme, storage="bitmask"))
+        assert packed.num_bytes == pytest.approx(256 * 1024 * bits / 8, rel=0.04)
+
+
+@pytest.mark.skipif("avx512vbmi2" not in ISAS, reason="the CPU does not expand bytes")
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_storage_is_chosen_by_the_share_of_zeros(weights: WeightFormat) -> None:
+    scheme = replace(SCHEMES[weights], storage="chosen")
+    dense_bytes = scheme.num_bytes(128, 512)
+    few, many = (
+        pack(make_runtime(1, "avx512vbmi2"), random_with_zeros(scheme, (128, 512), share), scheme)
+        for share in (0.1, 0.6)
+    )
+    assert few.num_bytes == dense_bytes
+    assert many.num_bytes < 0.8 * dense_bytes
+
+
+@pytest.mark.parametrize("share_of_zeros", [0.1, 0.8])
+def test_chosen_panels_are_recognized_when_they_are_mapped(share_of_zeros: float) -> None:
+    scheme = replace(SCHEMES["int8"], storage="chosen")
+    packed = pack(make_runtime(), random_with_zeros(scheme, (130, 512), share_of_zeros), scheme)
+    mapped = _native.Weight.from_panels(packed.panels, 130, 512, **asdict(scheme))
+    assert mapped.num_bytes == packed.num_bytes
+    with pytest.raises(ValueError, match="their shape needs"):
+        _native.Weight.from_panels(packed.panels[:-64], 130, 512, **asdict(scheme))
+
+
 def merged_graph() -> Graph:
     b = GraphBuilder()
     x = b.embedding("token_ids", "x", size=9, width=64)
@@ -303,6 +369,12 @@ def test_unknown_options_are_refused_by_name(option: str, value: object) -> None
         ({"format": "int8", "group_size": 32, "activation_group_size": 64}, "of activations 64"),
         ({"format": "int4", "group_size": 64}, "of activations 0"),
         ({"format": "int4"}, "need groups"),
+        ({"format": "f16", "storage": "bitmask"}, "bitmask weights are integers"),
+        (
+            {"format": "int4", "group_size": 64, "activation_group_size": 64, "offset": "zero_point"}
+            | {"storage": "bitmask"},
+            "without offsets",
+        ),
         ({"format": "int8", "offset": "zero_point"}, "no offsets"),
         ({"format": "int4", "activation_group_size": 64, "offset": "minimum"}, "minimums are those"),
         ({"format": "int4", "activation_group_size": 64, "scale_format": "f16"}, "of 32 columns"),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.config import WeightFormat
-from fastserve.graph.node import Embedding, Graph, Linear, Parameter
+from fastserve.graph.node import Attention, Embedding, Graph, Linear, Parameter
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,9 @@ class WeightScheme:
         activation_group_size: columns of a row of activations that share a scale; 0: all of them.
         scale_format: of scales and offsets; f16 are those of the file's blocks of 32, kept without rounding.
         offset: `zero_point` is a whole number times the scale, `minimum` any number.
+        storage: `bitmask` keeps only integers other than zero, behind masks that say where they are;
+            `chosen` is that where the share of zeros makes it faster for few rows, and dense elsewhere. The
+            numbers are the same either way, and so are all results, bit for bit (docs/kernels-sparse.md).
     """
 
     format: Literal["f32", "f16", "bf16", "int8", "int4"]
@@ -39,13 +42,14 @@ class WeightScheme:
     activation_group_size: int = 0
     scale_format: Literal["bf16", "f16"] = "bf16"
     offset: Literal["none", "zero_point", "minimum"] = "none"
+    storage: Literal["dense", "bitmask", "chosen"] = "dense"
 
     @property
     def is_integer(self) -> bool:
         return self.format in ("int8", "int4")
 
     def num_bytes(self, rows: int, depth: int) -> int:
-        """Memory of a matrix [rows, depth], padding included."""
+        """Memory of a dense matrix [rows, depth], padding included; a chosen bitmask takes less."""
         padded_rows = _round_up(rows, PANEL)
         if not self.is_integer:
             return padded_rows * depth * _ELEMENT_BITS[self.format] // 8
@@ -110,15 +114,21 @@ def choose_schemes(
     """The scheme of every matrix of the graph: that of the name, but
 
     - with int4, embeddings and the head (the linear that makes the logits) are int8: 4 bits hurt them most;
+    - in decoders, storage of integers that linears alone read is chosen by their zeros;
     - with "stored", each as the file has it. Stacked matrices that the file has in different formats become
       float32, which is logged.
     """
     matrices = {p for node in graph.nodes for p in node.parameters() if len(p.shape) == 2}
     if weights == "stored":
-        return {parameter: _stored_scheme(parameter, tensors) for parameter in matrices}
-    scheme = SCHEMES[weights]
-    kept_finer = _embeddings_and_head(graph) if scheme.format == "int4" else set()
-    return {parameter: INT8 if parameter in kept_finer else scheme for parameter in matrices}
+        schemes = {parameter: _stored_scheme(parameter, tensors) for parameter in matrices}
+    else:
+        scheme = SCHEMES[weights]
+        kept_finer = _embeddings_and_head(graph) if scheme.format == "int4" else set()
+        schemes = {parameter: INT8 if parameter in kept_finer else scheme for parameter in matrices}
+    for parameter in _read_by_few_rows(graph):
+        if schemes[parameter].is_integer:
+            schemes[parameter] = replace(schemes[parameter], storage="chosen")
+    return schemes
 
 
 def _stored_scheme(parameter: Parameter, tensors: Mapping[str, StoredTensor]) -> WeightScheme:
@@ -140,6 +150,17 @@ def _embeddings_and_head(graph: Graph) -> set[Parameter]:
         for node in graph.nodes
         if isinstance(node, Embedding) or (isinstance(node, Linear) and node.out == logits)
     }
+
+
+def _read_by_few_rows(graph: Graph) -> set[Parameter]:
+    """Matrices that a decoder's steps multiply with a row for each sequence.
+
+    Those that embeddings read too are left out: a single row of a bitmask is slow to find.
+    """
+    if not any(isinstance(node, Attention) and node.causal for node in graph.nodes):
+        return set()
+    embeddings = {node.weight for node in graph.nodes if isinstance(node, Embedding)}
+    return {node.weight for node in graph.nodes if isinstance(node, Linear)} - embeddings
 
 
 def _round_up(n: int, multiple: int) -> int:

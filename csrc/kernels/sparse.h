@@ -1,0 +1,175 @@
+// Expanding the values of bitmask weights (kernel.h: WeightStorage) to the bytes of dense ones, 64 at a time.
+
+// The byte that stands for a weight of zero.
+constexpr uint8_t kZeroByte = 128;
+// What is added to a nibble of a weight without an offset.
+constexpr uint8_t kNibbleToByte = kZeroByte - 8;
+
+// The shares of zeros from which a bitmask is faster for a row alone (docs/kernels-sparse.md).
+constexpr float kNever = 2.0f;
+#if defined(FASTSERVE_ISA_AVX512VBMI2)
+constexpr float kLeastZerosInt8 = 0.3f, kLeastZerosInt4 = 0.4f;
+#elif defined(FASTSERVE_ISA_AVX2) && !defined(FASTSERVE_ISA_AVXVNNI)
+constexpr float kLeastZerosInt8 = 0.75f, kLeastZerosInt4 = kNever;
+#else
+constexpr float kLeastZerosInt8 = kNever, kLeastZerosInt4 = kNever;
+#endif
+
+static inline int count_ones(uint64_t mask) {
+#if defined(__GNUC__)
+  return __builtin_popcountll(mask);
+#else
+  mask -= mask >> 1 & 0x5555555555555555;
+  mask = (mask & 0x3333333333333333) + (mask >> 2 & 0x3333333333333333);
+  return (int)(((mask + (mask >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56);
+#endif
+}
+
+#if defined(FASTSERVE_ISA_AVX512VBMI2)
+
+constexpr bool kExpandsInRegisters = true;
+
+static inline __m512i expand(uint64_t mask, __m512i values) {
+  return _mm512_mask_expand_epi8(_mm512_set1_epi8((char)kZeroByte), mask, values);
+}
+
+// Halves of bytes, as bytes of weights.
+static inline __m512i low_halves(__m512i both) {
+  return _mm512_add_epi8(_mm512_and_si512(both, _mm512_set1_epi8(15)), _mm512_set1_epi8((char)kNibbleToByte));
+}
+static inline __m512i high_halves(__m512i both) { return low_halves(_mm512_srli_epi16(both, 4)); }
+
+// 64 bytes: where a bit of the mask is set, the next of the values, else the zero byte. Reads 64 values.
+static inline void expand_bytes(uint64_t mask, const uint8_t* values, uint8_t* out) {
+  _mm512_store_si512(out, expand(mask, _mm512_loadu_si512(values)));
+}
+
+// As above, of values in the low and the high halves of bytes.
+static inline void expand_nibbles(uint64_t low_mask, uint64_t high_mask, const uint8_t* values, uint8_t* low_out,
+                                  uint8_t* high_out) {
+  const __m512i both = _mm512_loadu_si512(values);
+  _mm512_store_si512(low_out, expand(low_mask, low_halves(both)));
+  _mm512_store_si512(high_out, expand(high_mask, high_halves(both)));
+}
+
+#else
+
+constexpr bool kExpandsInRegisters = false;
+
+// For eight bits of a mask, which of the next values goes to each of eight bytes; kNowhere: none.
+constexpr uint8_t kNowhere = 0x80;
+struct ExpandTable {
+  uint8_t places[256][8];
+};
+static constexpr ExpandTable make_expand_table() {
+  ExpandTable table{};
+  for (int bits = 0; bits < 256; ++bits)
+    for (int i = 0, next = 0; i < 8; ++i) table.places[bits][i] = bits >> i & 1 ? (uint8_t)next++ : kNowhere;
+  return table;
+}
+static constexpr ExpandTable kExpandTable = make_expand_table();
+
+// Shuffles give zero where a place is kNowhere, so that values pass through them less the zero byte.
+static inline void expand_8(int bits, const uint8_t* values, uint8_t* out) {
+  const uint8_t* places = kExpandTable.places[bits];
+#if defined(FASTSERVE_ISA_AVX2) || defined(FASTSERVE_ISA_AVX512VNNI)
+  const __m128i zero_byte = _mm_set1_epi8((char)kZeroByte);
+  const __m128i less = _mm_xor_si128(_mm_loadl_epi64((const __m128i*)values), zero_byte);
+  const __m128i spread = _mm_shuffle_epi8(less, _mm_loadl_epi64((const __m128i*)places));
+  _mm_storel_epi64((__m128i*)out, _mm_xor_si128(spread, zero_byte));
+#elif defined(FASTSERVE_ISA_NEONDOT)
+  const uint8x8_t zero_byte = vdup_n_u8(kZeroByte);
+  vst1_u8(out, veor_u8(vtbl1_u8(veor_u8(vld1_u8(values), zero_byte), vld1_u8(places)), zero_byte));
+#else
+  for (int i = 0; i < 8; ++i) out[i] = places[i] == kNowhere ? kZeroByte : values[places[i]];
+#endif
+}
+
+static inline void expand_bytes(uint64_t mask, const uint8_t* values, uint8_t* out) {
+  for (int i = 0; i < 64; i += 8) {
+    const int bits = (int)(mask >> i & 255);
+    expand_8(bits, values, out + i);
+    values += count_ones((uint64_t)bits);
+  }
+}
+
+static inline void expand_nibbles(uint64_t low_mask, uint64_t high_mask, const uint8_t* values, uint8_t* low_out,
+                                  uint8_t* high_out) {
+  uint8_t low[64 + 8] = {}, high[64 + 8] = {};  // expand_8 reads eight from the last value on
+  for (int i = 0; i < 64; ++i) {
+    low[i] = (uint8_t)((values[i] & 15) + kNibbleToByte);
+    high[i] = (uint8_t)((values[i] >> 4) + kNibbleToByte);
+  }
+  expand_bytes(low_mask, low, low_out);
+  expand_bytes(high_mask, high, high_out);
+}
+
+#endif
+
+// Bytes that the values of a pair of int4 columns take.
+static inline int paired_bytes(uint64_t low_mask, uint64_t high_mask) {
+  const int low = count_ones(low_mask), high = count_ones(high_mask);
+  return low > high ? low : high;
+}
+
+// Columns [begin, end) of a panel as bytes; `values` are those of column `begin`. Returns the values of column `end`.
+static inline const uint8_t* expand_columns(const PackedWeight& w, const uint8_t* panel, int32_t begin, int32_t end,
+                                            const uint8_t* values, uint8_t* out) {
+  const uint64_t* masks = (const uint64_t*)panel;
+  if (w.format == WeightFormat::int8) {
+    for (int32_t k = begin; k < end; ++k, out += kPanel) {
+      expand_bytes(masks[k], values, out);
+      values += count_ones(masks[k]);
+    }
+  } else {
+    for (int32_t first = begin; first < end; first += 8, out += 8 * kPanel)
+      for (int32_t i = 0; i < 4; ++i) {
+        const uint64_t low = masks[first + i], high = masks[first + i + 4];
+        expand_nibbles(low, high, values, out + i * kPanel, out + (i + 4) * kPanel);
+        values += paired_bytes(low, high);
+      }
+  }
+  return values;
+}
+
+// Four columns of a panel at a time, from the memory in which they lie as bytes.
+struct StoredWeights {
+  const uint8_t* bytes;
+  template <int V>
+  void next(int32_t, Weights4 (&w)[V]) {
+    for (int v = 0; v < V; ++v) w[v] = load_weights4(bytes + v * kLanes * 4);
+    bytes += kPanel * 4;
+  }
+};
+
+#if defined(FASTSERVE_ISA_AVX512VBMI2)
+
+// How many bytes ahead values are asked for (kUnpackAhead: why).
+constexpr uintptr_t kExpandAhead = 2048;
+
+// Four columns of a panel at a time, expanded in registers: as fast as it gets, but paid for by every tile of rows.
+template <WeightFormat format>
+struct ExpandedWeights {
+  const uint64_t* masks;
+  const uint8_t* values;
+  __m512i pairs[4];
+  void next(int32_t k, Weights4 (&w)[4]) {
+    prefetch_line((uintptr_t)(masks + k) + kExpandAhead / 4);
+    for (int v = 0; v < 4; ++v) {
+      if (format == WeightFormat::int8 || k % 8 < 4) prefetch_line((uintptr_t)values + kExpandAhead);
+      const uint64_t mask = masks[k + v];
+      if constexpr (format == WeightFormat::int8) {
+        w[v] = expand(mask, _mm512_loadu_si512(values));
+        values += count_ones(mask);
+      } else if (k % 8 < 4) {
+        pairs[v] = _mm512_loadu_si512(values);
+        w[v] = expand(mask, low_halves(pairs[v]));
+        values += paired_bytes(mask, masks[k + v + 4]);
+      } else {
+        w[v] = expand(mask, high_halves(pairs[v]));
+      }
+    }
+  }
+};
+
+#endif
