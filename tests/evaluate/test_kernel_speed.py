@@ -51,8 +51,8 @@ def test_a_kernel_beyond_the_limit_fails_the_run(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_other_ops_are_measured_for_a_prompt_and_for_one_row() -> None:
-    speeds = measure_ops("smollm2-135m", ENDLESS, context_length=64, num_rows=8, repeats=1)
-    assert {speed.rows for speed in speeds if speed.op == "attention"} == {1, 8}
+    speeds = measure_ops("smollm2-135m", ENDLESS, context_length=64, num_rows=40, repeats=1)
+    assert {speed.rows for speed in speeds if speed.op == "attention"} == {1, 40}
     assert {"attention", "store_kv"} <= {speed.op for speed in speeds}
     assert not {"linear", "sample"} & {speed.op for speed in speeds}
 
