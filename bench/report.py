@@ -57,7 +57,7 @@ def describe_conditions(arguments: argparse.Namespace) -> dict[str, Any]:
             "threads": runtime.num_threads,
             "isa": runtime.isa,
             "memory_bytes": total_memory_bytes(),
-            "system": platform.platform(),
+            "system": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(),
             # Of one minute: above what the benchmark itself runs, the machine was not ours alone.
             "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
