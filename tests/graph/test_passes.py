@@ -172,3 +172,17 @@ def test_drop_dead_nodes_drops_chains_that_no_output_depends_on() -> None:
     b.activation(b.linear(x, "dead", width=9), "relu")
     graph = drop_dead_nodes(b.finish(out=b.linear(x, "live", width=3)))
     assert [p.names for node in graph.nodes for p in node.parameters()] == [("embed",), ("live",)]
+
+
+def test_optimize_merges_gathers_and_fuses_a_llama() -> None:
+    """Products of one input become one; the last layer's rest and the head see output rows alone."""
+    graph = tiny_graph(LLAMA_CONFIG)
+    optimized = optimize(graph)
+    num_layers = LLAMA_CONFIG["num_hidden_layers"]
+    assert count_ops(graph)["linear"] == 7 * num_layers + 1
+    assert count_ops(optimized)["linear"] == 4 * num_layers + 1
+    assert count_ops(optimized)["add"] == 0
+    output_rows = [
+        node for node in optimized.nodes if isinstance(node, Linear) and node.out.rows is Rows.OUTPUTS
+    ]
+    assert len(output_rows) == 4  # of the last layer: attention's output, gate and up, down; then the head

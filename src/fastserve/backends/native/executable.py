@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
@@ -18,14 +18,12 @@ from fastserve.backends.native.quantize_rows import quantize_rows
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.backends.native.weights import Weights
 from fastserve.checkpoint.tensor import StoredTensor
-from fastserve.config import WeightFormat
+from fastserve.config import KvDtype, WeightFormat
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.graph.memory import plan_memory
 from fastserve.graph.node import Attention, Graph, Rope, Rows
 from fastserve.option import check_choice, check_integer
 from fastserve.types import Batch, Limits, StepResult
-
-KvFormat = Literal["f32", "f16", "bf16", "int8"]
 
 _MAX_THREADS_PER_CORE = 4
 _MIN_THREAD_LIMIT = 64
@@ -37,7 +35,7 @@ def compile_native(
     *,
     weights: WeightFormat = "int8",
     limits: Limits,
-    kv_dtype: KvFormat = "f16",
+    kv_dtype: KvDtype = "f16",
     threads: int | None = None,
     isa: str | None = None,
     cache: PackedCache | None = None,
@@ -57,7 +55,7 @@ def compile_native(
         UnsupportedError: a shape that the kernels do not have.
     """
     check_choice("weights", weights, get_args(WeightFormat))
-    check_choice("kv_dtype", kv_dtype, get_args(KvFormat))
+    check_choice("kv_dtype", kv_dtype, get_args(KvDtype))
     runtime = make_runtime(threads, isa)
     packed = Weights(runtime, tensors, choose_schemes(graph, weights, tensors), cache)
     bounds = BatchBounds.from_graph(graph, limits, _native.BLOCK_SIZE)
@@ -218,7 +216,7 @@ def runnable_isas() -> list[str]:
 
 
 def _make_kv_pool(
-    attentions: Sequence[Attention], limits: Limits, kv_dtype: KvFormat
+    attentions: Sequence[Attention], limits: Limits, kv_dtype: KvDtype
 ) -> _native.KvPool | None:
     if not attentions:
         return None

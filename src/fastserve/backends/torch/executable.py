@@ -11,7 +11,8 @@ import torch
 from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.torch.ops import OPS
 from fastserve.backends.torch.sample import sample
-from fastserve.backends.torch.step import KvDtype, KvLayer, Step
+from fastserve.backends.torch.step import KvLayer, Step
+from fastserve.config import KvDtype
 from fastserve.errors import OptionError
 from fastserve.graph.node import Attention, Graph, Parameter
 from fastserve.option import check_choice

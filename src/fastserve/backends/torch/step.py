@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
+from fastserve.config import KvDtype
 from fastserve.graph.node import IdSource, Parameter, Value
 from fastserve.types import Batch
-
-KvDtype = Literal["f32", "f16", "bf16", "int8"]
 
 _SMALLEST_QUANTIZED = 1e-30  # what is smaller becomes zeros: the inverse of its scale would overflow
 
