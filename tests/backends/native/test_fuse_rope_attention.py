@@ -9,8 +9,8 @@ import pytest
 
 from fastserve import _native
 from fastserve.backends.native import executable as native
-from fastserve.backends.native.executable import KvFormat
 from fastserve.backends.native.fuse_rope_attention import RopeAttention, fuse_rope_attention
+from fastserve.config import KvDtype
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph, RopeTable
 from fastserve.types import Float32Array, Limits
@@ -37,7 +37,7 @@ def rope_attention_graph(
     return b.finish(**outputs, **({"k": k} if key_is_output else {}))
 
 
-def run(graph: Graph, *, kv_dtype: KvFormat, isa: str, chunk: int) -> Float32Array:
+def run(graph: Graph, *, kv_dtype: KvDtype, isa: str, chunk: int) -> Float32Array:
     parameters = store_f32(random_parameters(graph))
     executable = native.compile_native(
         graph, parameters, weights="int8", limits=LIMITS, kv_dtype=kv_dtype, threads=2, isa=isa
@@ -46,10 +46,10 @@ def run(graph: Graph, *, kv_dtype: KvFormat, isa: str, chunk: int) -> Float32Arr
 
 
 @pytest.mark.parametrize("isa", _native.runnable_isas())
-@pytest.mark.parametrize("kv_dtype", get_args(KvFormat))
+@pytest.mark.parametrize("kv_dtype", get_args(KvDtype))
 @pytest.mark.parametrize(("head_dim", "rotary_dim"), [(8, 8), (34, 10), (64, 64)])
 def test_attention_that_turns_q_and_k_and_quantizes_its_result_has_the_same_bits(
-    head_dim: int, rotary_dim: int, kv_dtype: KvFormat, isa: str, monkeypatch: pytest.MonkeyPatch
+    head_dim: int, rotary_dim: int, kv_dtype: KvDtype, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = rope_attention_graph(head_dim=head_dim, rotary_dim=rotary_dim)
     fused = [run(graph, kv_dtype=kv_dtype, isa=isa, chunk=chunk) for chunk in (64, 1)]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from fastserve import _native
-from fastserve.backends.native.executable import KvFormat, compile_native
+from fastserve.backends.native.executable import compile_native
 from fastserve.backends.torch.executable import compile_torch
+from fastserve.config import KvDtype
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph, RopeTable, Value
 from fastserve.graph.passes import fuse_add_norm
@@ -19,7 +20,7 @@ from native_graphs import VOCAB, columns, misaligned, random_parameters
 from parity import Run, make_batch, run_embeddings, run_logits, step_together, store_f32
 
 ISAS = _native.runnable_isas()
-KV_DTYPES = get_args(KvFormat)
+KV_DTYPES = get_args(KvDtype)
 WIDTHS = (1, 15, 16, 17, 64, 257)
 LIMITS = Limits(max_tokens=64, max_outputs=64, max_sequences=4, num_blocks=128, max_context=1024)
 
@@ -117,7 +118,7 @@ def attention_graph(*, head_dim: int, num_heads: int, num_kv_heads: int, causal:
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (9, 3), (7, 1)])
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 64, 80, 256])
 def test_causal_attention_equals_torch_over_blocks_and_splits(
-    head_dim: int, num_heads: int, num_kv_heads: int, kv_dtype: KvFormat, isa: str
+    head_dim: int, num_heads: int, num_kv_heads: int, kv_dtype: KvDtype, isa: str
 ) -> None:
     graph = attention_graph(head_dim=head_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=True)
     parameters = random_parameters(graph)
@@ -135,7 +136,7 @@ def test_causal_attention_equals_torch_over_blocks_and_splits(
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize(("head_dim", "num_heads", "num_kv_heads"), [(64, 9, 3), (24, 70, 1)])
 def test_long_attention_has_the_same_bits_however_it_is_cut(
-    head_dim: int, num_heads: int, num_kv_heads: int, kv_dtype: KvFormat, isa: str
+    head_dim: int, num_heads: int, num_kv_heads: int, kv_dtype: KvDtype, isa: str
 ) -> None:
     """Prompts in any chunks, then tokens one by one; splits in one task, or each in its own and merged."""
     graph = attention_graph(head_dim=head_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=True)
@@ -169,7 +170,7 @@ def test_long_attention_has_the_same_bits_however_it_is_cut(
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_sequences_of_all_lengths_attend_together_as_alone(kv_dtype: KvFormat, isa: str) -> None:
+def test_sequences_of_all_lengths_attend_together_as_alone(kv_dtype: KvDtype, isa: str) -> None:
     graph = attention_graph(head_dim=16, num_heads=6, num_kv_heads=2, causal=True)
     limits = Limits(max_tokens=700, max_outputs=700, max_sequences=4, num_blocks=160, max_context=1280)
     executable = compile_native(
@@ -205,7 +206,7 @@ def test_bidirectional_attention_and_pooling_equal_torch(head_dim: int, isa: str
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-def test_attention_never_reads_what_another_sequence_left_in_a_block(kv_dtype: KvFormat, isa: str) -> None:
+def test_attention_never_reads_what_another_sequence_left_in_a_block(kv_dtype: KvDtype, isa: str) -> None:
     graph = attention_graph(head_dim=8, num_heads=2, num_kv_heads=1, causal=True)
     parameters = random_parameters(graph)
     parameters["v"][VOCAB - 1] = np.nan
