@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fastserve.errors import OptionError
-from fastserve.option import INT64_MAX, check_choice, check_integer
+from fastserve.option import INT64_MAX, check_choice, check_integer, check_number
 
 # How matrices are kept in memory; `fastserve.backends.native.weight_scheme` says what each name stands for.
 WeightFormat = Literal[
@@ -28,6 +28,8 @@ WeightFormat = Literal[
 WeightsChoice = Literal["auto", WeightFormat]
 KvDtype = Literal["f32", "f16", "bf16", "int8"]
 Backend = Literal["native", "torch"]
+PrefixCache = Literal["lru", "lfu", "off"]
+PrefixScope = Literal["tenant", "all"]
 
 DEFAULT_CONTEXT_LENGTH = 8192  # keeps the KV memory of a long-context model within a small machine
 
@@ -35,7 +37,37 @@ _UNIT_BYTES = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
+class ScheduleOptions:
+    """How sequences share steps and memory.
+
+    Attributes:
+        policy: who goes first: `NAME` or `NAME:KNOB=VALUE,...`, see `fastserve.engine.policy`.
+        prefill_chunk_tokens: most tokens of one prompt in one step; None is as many as the step takes.
+        target_gap_seconds: how long a step may take while sequences decode, which is the time between two
+            tokens of a stream; None adapts to the decodes and to the prompts that wait (see
+            `fastserve.engine.pace`).
+        prefix_cache: which prefix of earlier requests is given up first when memory is needed, the least
+            recently or the least frequently used; `off` keeps none.
+        share_prefixes: with whom: requests of the same tenant, or all.
+    """
+
+    policy: str = "fcfs"
+    prefill_chunk_tokens: int | None = None
+    target_gap_seconds: float | None = None
+    prefix_cache: PrefixCache = "lru"
+    share_prefixes: PrefixScope = "tenant"
+
+    def __post_init__(self) -> None:
+        check_choice("prefix_cache", self.prefix_cache, get_args(PrefixCache))
+        check_choice("share_prefixes", self.share_prefixes, get_args(PrefixScope))
+        if self.prefill_chunk_tokens is not None:
+            check_integer("prefill_chunk_tokens", self.prefill_chunk_tokens, low=1)
+        if self.target_gap_seconds is not None:
+            check_number("target_gap_seconds", self.target_gap_seconds, 0.001, 60.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions(ScheduleOptions):
     """How a model is loaded and run.
 
     Attributes:
@@ -53,7 +85,8 @@ class EngineOptions:
         max_batch_tokens: most tokens of one step.
         max_sequences: most sequences that run at once.
         kv_memory: bytes for keys and values, or a text such as "512MiB"; None derives it from what is free.
-        prefill_chunk_tokens: most tokens of one prompt in one step; None is as many as the step takes.
+
+    The others are those of ScheduleOptions.
 
     >>> EngineOptions(weights="int8", kv_memory="1GiB").kv_memory_bytes
     1073741824
@@ -70,15 +103,15 @@ class EngineOptions:
     max_batch_tokens: int = 512
     max_sequences: int = 64
     kv_memory: int | str | None = None
-    prefill_chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        ScheduleOptions.__post_init__(self)
         check_choice("weights", self.weights, get_args(WeightsChoice))
         check_choice("kv_dtype", self.kv_dtype, get_args(KvDtype))
         check_choice("backend", self.backend, get_args(Backend))
         check_integer("max_batch_tokens", self.max_batch_tokens, low=1)
         check_integer("max_sequences", self.max_sequences, low=1)
-        for name in ("threads", "context_length", "prefill_chunk_tokens"):
+        for name in ("threads", "context_length"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), low=1)
         if self.kv_memory is not None:

@@ -10,6 +10,7 @@ FastServeError
 ├── MemoryLimitError       more memory is needed than there is
 ├── ContextLengthError     a prompt (with its completion) does not fit the model's context
 ├── TemplateError          a chat template is missing or failed on these messages
+├── StepError              a request could not go on: its step failed, or the model is broken
 └── MeasurementError       a measurement contradicts itself, or what was to be measured failed
 """
 
@@ -65,6 +66,10 @@ class ContextLengthError(FastServeError, ValueError):
 
 class TemplateError(FastServeError):
     """A chat template is missing, or failed on these messages."""
+
+
+class StepError(FastServeError):
+    """A request could not go on: a step that it took part in failed, or the model computed no numbers."""
 
 
 class MeasurementError(FastServeError):

@@ -15,6 +15,7 @@ from fastserve.option import check_integer, check_kind, check_number
 Int32Array = NDArray[np.int32]
 UInt64Array = NDArray[np.uint64]
 Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 MAX_TOP_LOGPROBS = 20
@@ -25,10 +26,10 @@ class SamplingParams:
     """How the tokens of one request are chosen.
 
     `max_tokens=None` generates until the context is full. `temperature=0` is greedy. `top_k=0`, `top_p=1` and
-    `min_p=0` switch their filters off. `seed=None` draws a fresh one per request. The penalties follow the
-    OpenAI API (presence, frequency: subtracted from the logits of tokens of the completion) and CTRL
-    (repetition, arXiv 1909.05858: divides positive and multiplies negative logits of tokens of the prompt and
-    the completion).
+    `min_p=0` switch their filters off. `seed=None` draws a fresh one per request. `n` completions are made of
+    one prompt, completion i as if it were alone with the seed `seed + i`. The penalties follow the OpenAI API
+    (presence, frequency: subtracted from the logits of tokens of the completion) and CTRL (repetition, arXiv
+    1909.05858: divides positive and multiplies negative logits of tokens of the prompt and the completion).
 
     >>> SamplingParams(max_tokens=16, temperature=0.7, top_p=0.9, seed=1).temperature
     0.7
@@ -51,8 +52,10 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    n: int = 1
 
     def __post_init__(self) -> None:
+        check_integer("n", self.n, low=1)
         if self.max_tokens is not None:
             check_integer("max_tokens", self.max_tokens, low=1)
         check_number("temperature", self.temperature, 0.0, 100.0)
@@ -170,6 +173,10 @@ class Executable(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of a KV block over those of another."""
+        ...
 
     def run(self, batch: Batch) -> StepResult:
         """Run one step. The batch is only read; blocks named in it are written at the positions of its rows.

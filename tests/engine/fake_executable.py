@@ -12,6 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
+from fastserve.config import ScheduleOptions
 from fastserve.engine.engine import Engine
 from fastserve.types import MAX_TOP_LOGPROBS, Batch, Limits, SamplingParams, StepResult
 
@@ -64,13 +65,17 @@ class FakeExecutable:
         assert len(batch.output_rows) <= limits.max_outputs
         ends = [end - 1 for _, end in _ranges(batch)]
         assert set(batch.output_rows.tolist()) <= set(ends)
-        used: list[int] = []
+        written: list[int] = []
+        read: set[int] = set()
         for s, (start, end) in enumerate(_ranges(batch)):
             length = int(batch.context_lengths[s])
             assert length <= limits.max_context
             assert batch.positions[start:end].tolist() == list(range(length - (end - start), length))
-            used += batch.block_tables[s][: -(-length // self.block_size)].tolist()
-        assert len(set(used)) == len(used), "two sequences write into one block"
+            first, last = (length - (end - start)) // self.block_size, (length - 1) // self.block_size
+            written += batch.block_tables[s][first : last + 1].tolist()
+            read |= set(batch.block_tables[s][:first].tolist())
+        assert len(set(written)) == len(written), "two sequences write into one block"
+        assert not read & set(written), "a sequence writes into a block that another reads"
 
 
 class LetterDecoder:
@@ -105,6 +110,8 @@ def make_engine(
     context_length: int = 128,
     eos_token_ids: tuple[int, ...] = (),
     prefill_chunk_tokens: int | None = None,
+    policy: str = "fcfs",
+    options: ScheduleOptions | None = None,
     block_size: int = 4,
     clock: Callable[[], float] = time.perf_counter,
     **limits: int,
@@ -115,7 +122,7 @@ def make_engine(
         eos_token_ids=eos_token_ids,
         make_decoder=LetterDecoder,
         context_length=context_length,
-        prefill_chunk_tokens=prefill_chunk_tokens,
+        options=options or ScheduleOptions(policy=policy, prefill_chunk_tokens=prefill_chunk_tokens),
         clock=clock,
     )
 

@@ -40,7 +40,7 @@ def run(engine: Engine, sequence_ids: Iterable[int] = ()) -> dict[int, Completio
         for chunk in engine.step():
             engine.check_invariants()
             if chunk.completion is not None:
-                completions[chunk.sequence_id] = chunk.completion
+                completions[chunk.request_id] = chunk.completion
     assert engine.pool.num_free == engine.pool.num_blocks
     return completions
 
@@ -87,15 +87,16 @@ def test_running_decodes_go_on_while_a_long_prompt_is_read() -> None:
     engine.step()
     engine.add(list(range(60)), SamplingParams(max_tokens=2))
     for _ in range(8):
-        assert [chunk.sequence_id for chunk in engine.step()] == [short]
+        assert [chunk.request_id for chunk in engine.step()] == [short]
 
 
-def test_waiting_sequences_start_in_the_order_of_their_arrival_as_blocks_come_free() -> None:
-    engine = make_engine(num_blocks=32)
+def test_a_sequence_that_does_not_fit_waits_and_nobody_behind_it_goes_first() -> None:
+    engine = make_engine(num_blocks=32, max_sequences=8, max_tokens=128)
     first = engine.add([1] * 60, SamplingParams(max_tokens=20))
-    second = engine.add([2] * 60, SamplingParams(max_tokens=20))
-    third = engine.add([3], SamplingParams(max_tokens=30))  # would fit beside the first
-    assert list(run(engine)) == [first, second, third]
+    second = engine.add([2] * 80, SamplingParams(max_tokens=40))
+    third = engine.add([3], SamplingParams(max_tokens=8))  # would fit beside the first
+    assert list(run(engine)) == [first, third, second]
+    assert engine.scheduler.num_preemptions == 0
 
 
 def test_every_running_sequence_has_a_turn_in_every_step_however_few_rows_there_are() -> None:
@@ -143,9 +144,9 @@ def test_the_chunks_texts_join_to_the_completions_text(stop: tuple[str, ...]) ->
     texts: dict[int, str] = {}
     while engine.has_work:
         for chunk in engine.step():
-            texts[chunk.sequence_id] = texts.get(chunk.sequence_id, "") + chunk.text
+            texts[chunk.request_id] = texts.get(chunk.request_id, "") + chunk.text
             if chunk.completion is not None:
-                assert texts.pop(chunk.sequence_id) == chunk.completion.text
+                assert texts.pop(chunk.request_id) == chunk.completion.text
     assert not texts
 
 
@@ -201,7 +202,7 @@ def test_logprobs_come_with_each_token_and_only_where_asked_for() -> None:
 
 
 def test_times_are_measured_from_arrival_and_from_the_first_token() -> None:
-    seconds = iter([10.0, 10.5, 11.0, 11.5, 12.0])
+    seconds = iter([10.0, 10.1, 10.5, 10.6, 11.0, 11.1, 11.5, 11.6, 12.0])
     engine = make_engine(clock=lambda: next(seconds))
     completion = complete(engine, SamplingParams(max_tokens=4))
     assert completion.time_to_first_token_seconds == 0.5
@@ -241,7 +242,7 @@ def test_in_any_stream_of_requests_and_aborts_blocks_balance_and_tokens_are_thos
                 added[engine.add([index] * prompt_length, SamplingParams(max_tokens=length))] = index
         if aborts.get(step) in added.values():
             engine.abort(next(i for i, index in added.items() if index == aborts[step]))
-        done |= {c.sequence_id: c.completion for c in engine.step() if c.completion is not None}
+        done |= {c.request_id: c.completion for c in engine.step() if c.completion is not None}
         engine.check_invariants()
         if step > 60 and not engine.has_work:
             break
@@ -258,7 +259,7 @@ def test_a_sequence_of_which_no_token_can_be_chosen_ends_alone() -> None:
     params = SamplingParams(max_tokens=9)
     broken, healthy = engine.add([1, 2, 3], params), engine.add(PROMPT, params)
     engine.step()
-    block = engine._sequences[broken].block_table[0]
+    block = engine._transcripts[broken].sequence.block_table[0]
     engine._executable = BrokenFor(engine._executable, block)  # type: ignore[assignment]
     completions = run(engine)
     assert completions[broken].finish_reason == "error"

@@ -17,6 +17,7 @@ from fastserve.errors import (
     ContextLengthError,
     MemoryLimitError,
     OptionError,
+    StepError,
     TemplateError,
     UnsupportedError,
 )
@@ -143,8 +144,9 @@ def test_after_a_failed_step_the_model_goes_on(llm: LLM, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(type(llm.model.executable), "run", lambda self, batch: fail(batch))
-        with pytest.raises(RuntimeError, match="kernel"):
-            llm.generate([PROMPT, "The dog"], SamplingParams(max_tokens=4))
+        for completion in llm.generate([PROMPT, "The dog"], SamplingParams(max_tokens=4)):
+            with pytest.raises(StepError, match="after 0 tokens its step failed: RuntimeError: kernel"):
+                completion.checked()
     assert_nothing_is_held(llm)
     assert llm.generate(PROMPT, SamplingParams(max_tokens=4))[0].completion_tokens == 4
 

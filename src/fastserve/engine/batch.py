@@ -10,27 +10,27 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastserve.engine.schedule import Turn
 from fastserve.engine.sequence import Sequence
+from fastserve.engine.turn import Turn
 from fastserve.types import Batch, Int32Array, SamplingBatch
 
 T = TypeVar("T", bound=np.generic)
 
 
 def build_batch(turns: Seq[Turn]) -> Batch:
-    """The batch of these turns. A turn has an output row where it computes the last token of its sequence."""
+    """The batch of these turns. A turn's outputs all read the row of its last token."""
     starts = [0, *accumulate(turn.num_tokens for turn in turns)]
     ranges = [(t.sequence.num_computed_tokens, t.sequence.num_computed_tokens + t.num_tokens) for t in turns]
     token_ids = (t.sequence.token_ids[a:b] for t, (a, b) in zip(turns, ranges, strict=True))
-    outputs = [i for i, t in enumerate(turns) if t.num_tokens == t.sequence.num_uncomputed_tokens]
+    outputs = [(starts[i + 1] - 1, sequence) for i, t in enumerate(turns) for sequence in t.outputs]
     return Batch(
         token_ids=_int32(chain.from_iterable(token_ids)),
         positions=_int32(position for a, b in ranges for position in range(a, b)),
         sequence_starts=_int32(starts),
         context_lengths=_int32(b for _, b in ranges),
         block_tables=pad_block_tables([turn.sequence.block_table for turn in turns]),
-        output_rows=_int32(starts[i + 1] - 1 for i in outputs),
-        sampling=build_sampling_batch([turns[i].sequence for i in outputs]),
+        output_rows=_int32(row for row, _ in outputs),
+        sampling=build_sampling_batch([sequence for _, sequence in outputs]),
     )
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from fastserve.errors import CheckpointError
+from fastserve.errors import StepError
 
 FinishReason = Literal["stop", "length", "error"]
 """Why a completion ended.
 
 `stop`: by an end-of-sequence token, one of `stop_token_ids` or a stop string.
 `length`: it has `max_tokens`, or the context is full.
-`error`: the model computed logits of which no token can be chosen (NaN, or all -inf): it is broken.
+`error`: it could not go on; the completion's `error` says why.
 """
+
+
+NO_TOKEN = "the model computed logits that are not numbers"
+"""The error of a completion whose next token cannot be chosen: all logits are NaN or -inf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None  # one a token, where asked for
     time_to_first_token_seconds: float  # from the request's arrival, waiting included
     decode_tokens_per_second: float | None  # after the first token; None for a single token
+    index: int = 0  # among the completions of its request
+    error: str | None = None  # why it could not go on
 
     @property
     def completion_tokens(self) -> int:
@@ -49,22 +55,25 @@ class Completion:
         """The completion itself.
 
         Raises:
-            CheckpointError: it ended by an error of the model.
+            StepError: it ended by an error.
         """
-        if self.finish_reason == "error":
-            raise CheckpointError(
-                f"after {self.completion_tokens} tokens the model computed logits that are not numbers",
-                hint="take the model from its source again; where weights or KV are 16-bit, try f32",
+        if self.error is not None:
+            raise StepError(
+                f"after {self.completion_tokens} tokens {self.error}",
+                hint="take the model from its source again; where weights or KV are 16-bit, try f32"
+                if self.error == NO_TOKEN
+                else None,
             )
         return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """One token of a sequence and the text that became certain with it (empty while text is held back)."""
+    """One token of a completion and the text that became certain with it (empty while text is held back)."""
 
-    sequence_id: int
-    token_id: int | None  # None where the sequence ends by an error
+    request_id: int
+    token_id: int | None  # None where the completion ends by an error
     text: str
     logprobs: TokenLogprobs | None
     completion: Completion | None  # of the last chunk: the whole
+    index: int = 0  # among the completions of its request

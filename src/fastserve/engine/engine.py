@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from itertools import count
 
+from fastserve.config import ScheduleOptions
 from fastserve.engine.batch import build_batch
-from fastserve.engine.block import BlockPool
-from fastserve.engine.completion import Chunk, TokenLogprobs
-from fastserve.engine.schedule import Scheduler, Turn
-from fastserve.engine.sequence import Sequence, Status
+from fastserve.engine.completion import NO_TOKEN, Chunk, TokenLogprobs
+from fastserve.engine.cost import StepCost
+from fastserve.engine.mover import Mover
+from fastserve.engine.schedule import make_scheduler
+from fastserve.engine.sequence import Sequence
 from fastserve.engine.text import CompletionText, TokenDecoder
-from fastserve.errors import ContextLengthError, OptionError
+from fastserve.engine.transcript import Transcript
+from fastserve.engine.turn import Turn
+from fastserve.errors import ContextLengthError, MemoryLimitError, OptionError
 from fastserve.types import Executable, SamplingParams, StepResult
+
+_LONGEST_WAIT_SECONDS = 0.05  # for a move to finish, where nobody can run
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
     """Runs many sequences on one executable, batched continuously.
 
-    A sequence's tokens do not depend on what else is in the batch, nor on how its prompt is cut into chunks.
+    A sequence's tokens do not depend on what else is in the batch, on how its prompt is cut into chunks, nor
+    on whether it was preempted, moved to the slow tier, dropped and computed again, or found parts of its
+    prompt in the cache of prefixes.
 
     Args:
         eos_token_ids: tokens that end a completion, unless its parameters ignore them.
         make_decoder: a fresh decoder for each sequence's text.
         context_length: tokens that a prompt and its completion may have together.
-        prefill_chunk_tokens: most tokens of one prompt in one step; None is all that the step has room for.
+        options: how sequences share steps and memory.
+        mover: copies blocks to and from the slow tier; None: there is none. It is the engine's from here on.
+        cost: of a step, as long as none has run.
         clock: seconds, monotonic.
     """
 
@@ -38,114 +51,216 @@ class Engine:
         eos_token_ids: Seq[int],
         make_decoder: Callable[[], TokenDecoder],
         context_length: int,
-        prefill_chunk_tokens: int | None = None,
+        options: ScheduleOptions | None = None,
+        mover: Mover | None = None,
+        cost: StepCost | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         limits = executable.limits
-        assert context_length <= min(limits.max_context, limits.num_blocks * executable.block_size)
-        self.pool = BlockPool(num_blocks=limits.num_blocks, block_size=executable.block_size)
-        self._executable = executable
-        self._scheduler = Scheduler(
-            self.pool, limits, prefill_chunk_tokens=prefill_chunk_tokens or limits.max_tokens
+        options = options or ScheduleOptions()
+        assert context_length <= limits.max_context
+        self.scheduler = make_scheduler(
+            limits, block_size=executable.block_size, options=options, mover=mover, initial_cost=cost
         )
+        self.pool = self.scheduler.residency.pool
+        self._executable = executable
+        self._mover = mover
         self._eos_token_ids = frozenset(eos_token_ids)
         self._make_decoder = make_decoder
         self._context_length = context_length
+        self._shares_with_all = options.share_prefixes == "all"
         self._clock = clock
         self._ids = count()
-        self._sequences: dict[int, Sequence] = {}
+        self._transcripts: dict[int, Transcript] = {}  # by sequence_id
+        self._requests: dict[int, list[Transcript]] = {}  # by request_id: of its unfinished completions
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self.scheduler.has_work
 
-    def add(self, prompt_ids: Seq[int], params: SamplingParams) -> int:
-        """Queue a prompt and return its sequence_id.
+    def add(
+        self,
+        prompt_ids: Seq[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        arrival_seconds: float | None = None,
+    ) -> int:
+        """Queue a request and return its request_id.
+
+        Args:
+            priority: the lower goes first, where the policy looks at it.
+            tenant: whose request it is: prefixes are shared with nobody else's, unless the options say so.
+            arrival_seconds: when it came, by the engine's clock; None is now.
 
         Raises:
-            OptionError: the prompt is empty, or names a token that is not in the vocabulary.
+            OptionError: the prompt is empty, or names a token that is not in the vocabulary; more completions
+                are asked for than a step has output rows.
             ContextLengthError: the prompt, with `max_tokens`, does not fit the context.
+            MemoryLimitError: it does not fit the KV memory, even alone.
         """
         max_tokens = fit_max_tokens(len(prompt_ids), params.max_tokens, self._context_length)
         self._check_token_ids("prompt", prompt_ids)
         self._check_token_ids("logit_bias", tuple(params.logit_bias))
-        sequence = Sequence(
-            sequence_id=next(self._ids),
-            token_ids=list(prompt_ids),
-            num_prompt_tokens=len(prompt_ids),
-            max_tokens=max_tokens,
-            params=params,
-            seed=secrets.randbits(64) if params.seed is None else params.seed,
-            text=CompletionText(self._make_decoder(), params.stop, prompt_ids=prompt_ids),
-            arrival_seconds=self._clock(),
-        )
-        self._sequences[sequence.sequence_id] = sequence
-        self._scheduler.add(sequence)
-        return sequence.sequence_id
+        if params.n > self._executable.limits.max_outputs:
+            raise OptionError(
+                f"n is {params.n}; a step has {self._executable.limits.max_outputs} output rows",
+                hint="ask for fewer completions, or load the model with a larger max_sequences",
+            )
+        max_tokens = self._fit_memory(len(prompt_ids), params.max_tokens, max_tokens)
+        now = self._clock() if arrival_seconds is None else arrival_seconds
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        request_id = next(self._ids)
+        sequences = [
+            Sequence(
+                sequence_id=request_id if index == 0 else next(self._ids),
+                token_ids=list(prompt_ids),
+                num_prompt_tokens=len(prompt_ids),
+                max_tokens=max_tokens,
+                params=params,
+                seed=(seed + index) % 2**64,
+                arrival_seconds=now,
+                tenant=tenant,
+                priority=priority,
+                scope=b"" if self._shares_with_all else tenant.encode(),
+            )
+            for index in range(params.n)
+        ]
+        sequences[0].forks = sequences[1:]
+        self._requests[request_id] = [
+            Transcript(
+                request_id=request_id,
+                index=index,
+                sequence=sequence,
+                text=CompletionText(self._make_decoder(), params.stop, prompt_ids=prompt_ids),
+            )
+            for index, sequence in enumerate(sequences)
+        ]
+        self._transcripts |= {t.sequence.sequence_id: t for t in self._requests[request_id]}
+        self.scheduler.add(sequences[0], now)
+        return request_id
 
     def step(self) -> list[Chunk]:
-        """Run one step and return a chunk for every token that it chose. Without work, nothing happens."""
-        turns = self._scheduler.schedule()
+        """Run one step and return a chunk for every token that it chose, and for every completion that
+        failed."""
+        started = self._clock()
+        turns = self.scheduler.schedule(started)
         if not turns:
+            self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
             return []
-        result = self._executable.run(build_batch(turns))
-        grown, failed = commit(turns, result)
-        return [self._emit(sequence) for sequence in grown] + [self._fail(sequence) for sequence in failed]
+        try:
+            result = self._run(turns)
+        except Exception as error:
+            return self._fail_step(turns, error)
+        now = self._clock()
+        self.scheduler.commit(turns, seconds=now - started, now=now)
+        return [self._emit(sequence, result, row, now) for row, sequence in enumerate(_outputs(turns))]
 
-    def abort(self, sequence_id: int) -> None:
-        """Drop a sequence at any moment and free what it holds. Nothing happens where it has finished."""
-        sequence = self._sequences.pop(sequence_id, None)
-        if sequence is not None:
-            self._scheduler.finish(sequence)
+    def abort(self, request_id: int) -> None:
+        """Drop a request at any moment and free what it holds. Nothing happens where it has finished."""
+        for transcript in list(self._requests.get(request_id, ())):
+            self._finish(transcript)
+
+    def hold(self, request_id: int, *, is_held: bool = True) -> None:
+        """Give a request no turns until it is let go again (`is_held=False`): its reader is behind."""
+        for transcript in self._requests.get(request_id, ()):
+            transcript.sequence.is_held = is_held
+
+    def set_policy(self, spec: str) -> None:
+        """Go on by another scheduling policy.
+
+        Raises:
+            OptionError: as `fastserve.engine.policy.make_policy`.
+        """
+        self.scheduler.set_policy(spec, self._clock())
+
+    def close(self) -> None:
+        """Give up the slow tier. No step may follow."""
+        if self._mover is not None:
+            self._mover.close()
 
     def check_invariants(self) -> None:
-        """Assert that every block is free or owned by exactly one running sequence."""
-        self.pool.check_invariants()
-        owned = [block for sequence in self._sequences.values() for block in sequence.block_table]
-        assert len(set(owned)) == len(owned)
-        assert len(owned) + self.pool.num_free == self.pool.num_blocks
-        for sequence in self._sequences.values():
-            assert bool(sequence.block_table) == (sequence.status is Status.RUNNING)
+        """Assert that every block is free or owned as the sequences say."""
+        self.scheduler.check_invariants()
+        waiting = [fork for s in self.scheduler.sequences for fork in s.forks]
+        live = {s.sequence_id for s in (*self.scheduler.sequences, *waiting)}
+        assert live == self._transcripts.keys()
+        assert sum(map(len, self._requests.values())) == len(live)
 
-    def _emit(self, sequence: Sequence) -> Chunk:
-        """The chunk of a sequence's newest token; finishes the sequence where that was its last."""
-        now = self._clock()
-        if sequence.first_token_seconds is None:
-            sequence.first_token_seconds = now
-        token_id = sequence.token_ids[-1]
+    def _run(self, turns: Seq[Turn]) -> StepResult:
+        for turn in turns:
+            if turn.copy is not None:
+                self._executable.copy_block(*turn.copy)
+        return self._executable.run(build_batch(turns))
+
+    def _emit(self, sequence: Sequence, result: StepResult, row: int, now: float) -> Chunk:
+        """The chunk of a sequence's new token, which is the result's row; finishes the sequence with its
+        last."""
+        transcript = self._transcripts[sequence.sequence_id]
+        assert result.token_ids is not None
+        assert result.is_valid is not None
+        if not result.is_valid[row]:
+            return self._fail(transcript, NO_TOKEN, now)
+        token_id = int(result.token_ids[row])
+        sequence.token_ids.append(token_id)
+        if transcript.first_token_seconds is None:
+            transcript.first_token_seconds = now
+        if sequence.params.logprobs is not None:
+            transcript.logprobs.append(read_logprobs(result, row, num_top=sequence.params.logprobs))
         is_stop_token = self._is_stop_token(token_id, sequence.params)
-        text = "" if is_stop_token else sequence.text.push(token_id)
+        text = "" if is_stop_token else transcript.text.push(token_id)
         is_full = sequence.num_completion_tokens == sequence.max_tokens
         completion = None
-        if is_stop_token or sequence.text.has_stopped or is_full:
-            text += sequence.text.finish()
-            is_stop = is_stop_token or sequence.text.has_stopped
-            completion = sequence.complete(text, "stop" if is_stop else "length", now)
-            self.abort(sequence.sequence_id)
-        sequence.texts.append(text)
-        return Chunk(
-            sequence_id=sequence.sequence_id,
-            token_id=token_id,
-            text=text,
-            logprobs=sequence.logprobs[-1] if sequence.logprobs else None,
-            completion=completion,
-        )
+        if is_stop_token or transcript.text.has_stopped or is_full:
+            is_stop = is_stop_token or transcript.text.has_stopped
+            text += transcript.text.finish()
+            completion = transcript.complete(text, "stop" if is_stop else "length", now)
+            self._finish(transcript)
+        return transcript.chunk(text, token_id=token_id, completion=completion)
 
-    def _fail(self, sequence: Sequence) -> Chunk:
-        """The last chunk of a sequence whose next token cannot be chosen."""
+    def _fail(self, transcript: Transcript, error: str, now: float) -> Chunk:
+        """The last chunk of a completion that cannot go on."""
+        text = transcript.text.finish()
+        completion = transcript.complete(text, "error", now, error=error)
+        self._finish(transcript)
+        return transcript.chunk(text, token_id=None, completion=completion)
+
+    def _fail_step(self, turns: Seq[Turn], error: Exception) -> list[Chunk]:
+        """The step that these turns make failed: their sequences end, all others go on."""
+        logger.exception("a step of %d sequences failed", len(turns))
         now = self._clock()
-        if sequence.first_token_seconds is None:
-            sequence.first_token_seconds = now
-        text = sequence.text.finish()
-        completion = sequence.complete(text, "error", now)
-        self.abort(sequence.sequence_id)
-        return Chunk(
-            sequence_id=sequence.sequence_id, token_id=None, text=text, logprobs=None, completion=completion
-        )
+        reason = f"its step failed: {type(error).__name__}: {error}"
+        failed = [s for turn in turns for s in (turn.sequence, *turn.sequence.forks)]
+        return [self._fail(self._transcripts[s.sequence_id], reason, now) for s in failed]
+
+    def _finish(self, transcript: Transcript) -> None:
+        sequence = transcript.sequence
+        self.scheduler.finish(sequence)
+        del self._transcripts[sequence.sequence_id]
+        unfinished = self._requests[transcript.request_id]
+        unfinished.remove(transcript)
+        if not unfinished:
+            del self._requests[transcript.request_id]
 
     def _is_stop_token(self, token_id: int, params: SamplingParams) -> bool:
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         return is_eos or token_id in params.stop_token_ids
+
+    def _fit_memory(self, num_prompt_tokens: int, wanted: int | None, max_tokens: int) -> int:
+        """`max_tokens`, or, where the request names none, what the KV memory holds beside the prompt.
+
+        The last token of a completion is never computed, so it needs no place.
+        """
+        held = self.pool.num_blocks * self.pool.block_size
+        room = held + 1 - num_prompt_tokens
+        if room < (wanted or 1):
+            raise MemoryLimitError(
+                f"the request needs keys and values of {num_prompt_tokens + (wanted or 1) - 1} tokens; "
+                f"the KV memory holds {held}",
+                hint="shorten the prompt or max_tokens, or load the model with a larger kv_memory",
+            )
+        return min(max_tokens, room)
 
     def _check_token_ids(self, name: str, token_ids: Seq[int]) -> None:
         size = self._executable.vocab_size
@@ -157,25 +272,9 @@ class Engine:
                 )
 
 
-def commit(turns: Seq[Turn], result: StepResult) -> tuple[list[Sequence], list[Sequence]]:
-    """Write a step's result into its sequences; returns those that grew by a token, in row order, and those
-    for which no token could be chosen."""
-    for turn in turns:
-        turn.sequence.num_computed_tokens += turn.num_tokens
-    grown: list[Sequence] = []
-    failed: list[Sequence] = []
-    assert result.token_ids is not None, "every batch of the engine asks for sampling"
-    assert result.is_valid is not None
-    computed = (turn.sequence for turn in turns if turn.sequence.num_uncomputed_tokens == 0)
-    for row, sequence in enumerate(computed):
-        if not result.is_valid[row]:
-            failed.append(sequence)
-            continue
-        sequence.token_ids.append(int(result.token_ids[row]))
-        if sequence.params.logprobs is not None:
-            sequence.logprobs.append(read_logprobs(result, row, num_top=sequence.params.logprobs))
-        grown.append(sequence)
-    return grown, failed
+def _outputs(turns: Seq[Turn]) -> list[Sequence]:
+    """The sequences of a step's output rows, in their order."""
+    return [sequence for turn in turns for sequence in turn.outputs]
 
 
 def read_logprobs(result: StepResult, row: int, *, num_top: int) -> TokenLogprobs:

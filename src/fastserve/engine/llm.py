@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from fastserve.checkpoint.chat_template import render_chat
-from fastserve.config import Backend, EngineOptions, KvDtype, WeightsChoice
+from fastserve.config import Backend, EngineOptions, KvDtype, PrefixCache, PrefixScope, WeightsChoice
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.embed import Embedder
 from fastserve.engine.engine import Engine
@@ -64,7 +64,11 @@ class LLM:
         max_batch_tokens: int = 512,
         max_sequences: int = 64,
         kv_memory: int | str | None = None,
+        policy: str = "fcfs",
         prefill_chunk_tokens: int | None = None,
+        target_gap_seconds: float | None = None,
+        prefix_cache: PrefixCache = "lru",
+        share_prefixes: PrefixScope = "tenant",
         offline: bool = False,
         name: str | None = None,
         task: Task | None = None,
@@ -78,13 +82,17 @@ class LLM:
             max_batch_tokens=max_batch_tokens,
             max_sequences=max_sequences,
             kv_memory=kv_memory,
+            policy=policy,
             prefill_chunk_tokens=prefill_chunk_tokens,
+            target_gap_seconds=target_gap_seconds,
+            prefix_cache=prefix_cache,
+            share_prefixes=share_prefixes,
         )
         self.name = name or str(model)
         path = resolve(model, offline=offline)
         self._model: LoadedModel | None = load_model(path, options, name=self.name, task=task)
         self._engine = _make_engine(self._model, options) if self._model.is_decoder else None
-        self._inboxes: dict[int, deque[Chunk]] = {}  # of the sequences that somebody is reading
+        self._inboxes: dict[int, deque[Chunk]] = {}  # by request_id: of those that somebody is reading
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +105,8 @@ class LLM:
     def close(self) -> None:
         """Free the model. Whatever is still streaming ends with an error; closing again does nothing."""
         self._inboxes.clear()
+        if self._engine is not None:
+            self._engine.close()
         self._engine = None
         self._model = None
 
@@ -116,7 +126,8 @@ class LLM:
         prompts: Prompt | Seq[Prompt],
         params: SamplingParams | Seq[SamplingParams] | None = None,
     ) -> list[Completion]:
-        """Complete prompts, all in one continuous batch. A single prompt gives a list of one.
+        """Complete prompts, all in one continuous batch. A single prompt gives a list of one, or of the `n`
+        that its parameters ask for; several prompts give theirs one after the other.
 
         Args:
             params: for all prompts, or one for each; None is greedy until the model stops or the context is
@@ -129,26 +140,31 @@ class LLM:
         """
         prompt_list = _to_prompts(prompts)
         params_list = _to_params(params, len(prompt_list))
-        sequence_ids: list[int] = []
+        request_ids: list[int] = []
         try:
             for prompt, prompt_params in zip(prompt_list, params_list, strict=True):
-                sequence_ids.append(self._add(prompt, prompt_params))
-            return [self._read_completion(sequence_id) for sequence_id in sequence_ids]
+                request_ids.append(self._add(prompt, prompt_params))
+            completions = []
+            for request_id, prompt_params in zip(request_ids, params_list, strict=True):
+                completions += self._read_completions(request_id, prompt_params.n)
+            return completions
         finally:
-            for sequence_id in sequence_ids:
-                self._drop(sequence_id)
+            for request_id in request_ids:
+                self._drop(request_id)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Chunk, None, None]:
-        """Complete a prompt token by token; the last chunk carries the whole completion.
+        """Complete a prompt token by token; the last chunk carries the whole completion. With `n`
+        completions, the chunks of all come mixed, each with its `index`.
 
         The request begins with the first `next()`. Closing the iterator, or dropping it, aborts the request
         and frees its memory. Raises as `generate`.
         """
-        sequence_id = self._add(prompt, params or SamplingParams())
+        params = params or SamplingParams()
+        request_id = self._add(prompt, params)
         try:
-            yield from self._read(sequence_id)
+            yield from self._read(request_id, params.n)
         finally:
-            self._drop(sequence_id)
+            self._drop(request_id)
 
     def chat(self, messages: Seq[Message], params: SamplingParams | None = None) -> Completion:
         """Answer a conversation, by the model's chat template.
@@ -223,40 +239,40 @@ class LLM:
         check_task("generate", self.model.config, self.name)
         assert self._engine is not None
         prompt_ids = self._encode(prompt) if isinstance(prompt, str) else prompt
-        sequence_id = self._engine.add(prompt_ids, params)
-        self._inboxes[sequence_id] = deque()
-        return sequence_id
+        request_id = self._engine.add(prompt_ids, params)
+        self._inboxes[request_id] = deque()
+        return request_id
 
-    def _read(self, sequence_id: int) -> Iterator[Chunk]:
-        """The chunks of one sequence, running steps for all of them as they are needed."""
-        while True:
-            while not self._inbox(sequence_id):
+    def _read(self, request_id: int, num_completions: int) -> Iterator[Chunk]:
+        """The chunks of one request, running steps for all of them as they are needed."""
+        while num_completions:
+            while not self._inbox(request_id):
                 self._step()
-            chunk = self._inbox(sequence_id).popleft()
+            chunk = self._inbox(request_id).popleft()
             yield chunk
-            if chunk.completion is not None:
-                return
+            num_completions -= chunk.completion is not None
 
-    def _read_completion(self, sequence_id: int) -> Completion:
-        (completion,) = (c.completion for c in self._read(sequence_id) if c.completion is not None)
-        return completion
+    def _read_completions(self, request_id: int, num_completions: int) -> list[Completion]:
+        chunks = self._read(request_id, num_completions)
+        completions = [chunk.completion for chunk in chunks if chunk.completion is not None]
+        return sorted(completions, key=lambda completion: completion.index)
 
-    def _inbox(self, sequence_id: int) -> deque[Chunk]:
-        if sequence_id not in self._inboxes:
+    def _inbox(self, request_id: int) -> deque[Chunk]:
+        if request_id not in self._inboxes:
             raise OptionError(
                 f"the model {self.name!r} was closed", hint="read a stream before closing its LLM"
             )
-        return self._inboxes[sequence_id]
+        return self._inboxes[request_id]
 
     def _step(self) -> None:
         assert self._engine is not None
         for chunk in self._engine.step():
-            self._inboxes[chunk.sequence_id].append(chunk)
+            self._inboxes[chunk.request_id].append(chunk)
 
-    def _drop(self, sequence_id: int) -> None:
+    def _drop(self, request_id: int) -> None:
         if self._engine is not None:
-            self._engine.abort(sequence_id)
-        self._inboxes.pop(sequence_id, None)
+            self._engine.abort(request_id)
+        self._inboxes.pop(request_id, None)
 
 
 def _make_engine(model: LoadedModel, options: EngineOptions) -> Engine:
@@ -265,7 +281,7 @@ def _make_engine(model: LoadedModel, options: EngineOptions) -> Engine:
         eos_token_ids=model.checkpoint.eos_token_ids,
         make_decoder=model.tokenizer.stream_decoder,
         context_length=model.context_length,
-        prefill_chunk_tokens=options.prefill_chunk_tokens,
+        options=options,
     )
 
 

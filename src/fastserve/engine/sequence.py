@@ -1,39 +1,61 @@
-"""One request inside the engine: its tokens, how many of them are computed, and the blocks that hold them."""
+"""One completion in the making, as the scheduler sees it: its tokens, how many are computed, where they
+lie."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
-from fastserve.engine.completion import Completion, FinishReason, TokenLogprobs
-from fastserve.engine.text import CompletionText
+from fastserve.engine.block import PrefixKey, prefix_key
 from fastserve.types import SamplingParams
 
 
-class Status(Enum):
-    WAITING = "waiting"  # has no blocks
-    RUNNING = "running"  # owns the blocks of its whole length
-    FINISHED = "finished"  # completed or aborted; has no blocks
+class Residence(Enum):
+    """Where the keys and values of a sequence are."""
+
+    NOWHERE = "nowhere"  # nothing is computed, or it was dropped and is computed again
+    FAST = "fast"  # in the pool: it can run
+    LEAVING = "leaving"  # being copied to the slow tier; its blocks are still its own
+    SLOW = "slow"  # in the slow tier
+    ARRIVING = "arriving"  # being copied back; its blocks are its own, and not yet filled
+    FINISHED = "finished"  # completed, failed or aborted: it has nothing
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """Invariant: num_computed_tokens <= len(token_ids) <= num_prompt_tokens + max_tokens."""
+    """Invariant: num_computed_tokens <= len(token_ids) <= num_prompt_tokens + max_tokens.
+
+    `rank` and `standing` belong to the scheduling policy: the lower rank goes first, the standing is what the
+    policy remembers.
+    """
 
     sequence_id: int
     token_ids: list[int]  # the prompt, then the completion so far
     num_prompt_tokens: int
     max_tokens: int  # of the completion
-    params: SamplingParams
-    seed: int
-    text: CompletionText
     arrival_seconds: float
-    status: Status = Status.WAITING
+    params: SamplingParams = field(default_factory=SamplingParams)
+    seed: int = 0
+    tenant: str = ""
+    priority: int = 0  # the lower goes first
+    scope: PrefixKey = b""  # who shares its prefixes: everybody of the same scope
+    forks: list[Sequence] = field(default_factory=list)  # wait for this one's prompt, to go on from it
+
+    residence: Residence = Residence.NOWHERE
     num_computed_tokens: int = 0  # how many have their keys and values in the blocks
     block_table: list[int] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    first_token_seconds: float | None = None
+    slow_blocks: list[int] = field(default_factory=list)  # of the slow tier
+    prefix_keys: list[PrefixKey] = field(default_factory=list)  # of its full blocks so far
+    num_registered: int = 0  # how many of them the pool knows by this sequence
+    is_held: bool = False  # its reader is behind: no turn until it has caught up
+
+    rank: Any = 0
+    standing: Any = None
+    attained_seconds: float = 0.0  # of the steps in which it had a turn
+    resident_seconds: float = 0.0  # the same, since it came into the fast pool
+    num_evictions: int = 0  # how often it lost its blocks, moved or dropped
+    num_preemptions: int = 0  # how often it was passed over after a turn, before it was finished
 
     @property
     def max_length(self) -> int:
@@ -51,21 +73,13 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         """Whether one row is all it needs for its next token."""
-        return self.num_uncomputed_tokens == 1
+        return len(self.token_ids) - self.num_computed_tokens == 1
 
-    def complete(self, last_text: str, finish_reason: FinishReason, now: float) -> Completion:
-        """The whole of it, once its last token and text are known."""
-        assert self.first_token_seconds is not None
-        decode_seconds = now - self.first_token_seconds
-        return Completion(
-            text="".join((*self.texts, last_text)),
-            token_ids=tuple(self.token_ids[self.num_prompt_tokens :]),
-            finish_reason=finish_reason,
-            prompt_tokens=self.num_prompt_tokens,
-            seed=self.seed,
-            logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
-            time_to_first_token_seconds=self.first_token_seconds - self.arrival_seconds,
-            decode_tokens_per_second=(
-                (self.num_completion_tokens - 1) / decode_seconds if decode_seconds > 0 else None
-            ),
-        )
+    def keys(self, num_blocks: int, block_size: int) -> list[PrefixKey]:
+        """The prefix keys of its first blocks, which are full."""
+        assert num_blocks * block_size <= len(self.token_ids)
+        while len(self.prefix_keys) < num_blocks:
+            start = len(self.prefix_keys) * block_size
+            parent = self.prefix_keys[-1] if self.prefix_keys else self.scope
+            self.prefix_keys.append(prefix_key(parent, self.token_ids[start : start + block_size]))
+        return self.prefix_keys[:num_blocks]

@@ -1,0 +1,147 @@
+"""What a step costs, as a linear model of its work: stated beforehand, or fitted to the steps that ran."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastserve.types import Float64Array
+
+_FORGETTING = 0.998  # an observation counts half after some 350 steps
+_REFIT_STEPS = 16
+_OUTLIER = 4.0  # times what was expected; beyond, the machine was somewhere else
+_PRIOR_STEPS = 2.0  # how many observations the initial coefficients count for
+# Typical sizes of the features, so that the normal equations are well conditioned.
+_SCALE = np.array([1.0, 64.0, 16.0, 16384.0])
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What the rows of one step add up to.
+
+    Attributes:
+        prefill_tokens: rows of prompts.
+        decode_tokens: rows that are their sequence's only one and give its next token.
+        attended_tokens: over all rows, how many keys each reads.
+    """
+
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    attended_tokens: int = 0
+
+    @classmethod
+    def of_prefill(cls, num_tokens: int, first_position: int = 0) -> StepWork:
+        """Rows of one prompt from a position on; row i reads the keys up to its own.
+
+        >>> StepWork.of_prefill(3, first_position=10).attended_tokens
+        36
+        """
+        return cls(num_tokens, 0, num_tokens * first_position + num_tokens * (num_tokens + 1) // 2)
+
+    @classmethod
+    def of_decode(cls, context_length: int) -> StepWork:
+        """One row, of a sequence of so many tokens with it."""
+        return cls(0, 1, context_length)
+
+    def __add__(self, other: StepWork) -> StepWork:
+        return StepWork(
+            self.prefill_tokens + other.prefill_tokens,
+            self.decode_tokens + other.decode_tokens,
+            self.attended_tokens + other.attended_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """seconds = fixed + prefill * prefill_tokens + decode * decode_tokens + attended * attended_tokens.
+
+    >>> StepCost(fixed_seconds=0.01, prefill_seconds=0.001).seconds(StepWork(prefill_tokens=5))
+    0.015
+    """
+
+    fixed_seconds: float = 0.005
+    prefill_seconds: float = 0.0005  # a token
+    decode_seconds: float = 0.0005  # a token
+    attended_seconds: float = 0.0  # a key that a row reads
+
+    def seconds(self, work: StepWork) -> float:
+        return (
+            self.fixed_seconds
+            + self.prefill_seconds * work.prefill_tokens
+            + self.decode_seconds * work.decode_tokens
+            + self.attended_seconds * work.attended_tokens
+        )
+
+    def prefill_seconds_of(self, num_tokens: int, first_position: int = 0) -> float:
+        """Of a prompt's rows beside other work; what a step costs anyway is left out."""
+        attended = num_tokens * first_position + num_tokens * (num_tokens + 1) // 2
+        return self.prefill_seconds * num_tokens + self.attended_seconds * attended
+
+
+class OnlineStepCost:
+    """A StepCost fitted to the steps that ran: least squares that forget, no coefficient below zero.
+
+    >>> cost = OnlineStepCost(StepCost())
+    >>> for n in range(1, 200):
+    ...     cost.observe(StepWork(decode_tokens=n % 9), 0.02 + 0.003 * (n % 9))
+    >>> round(cost.model.fixed_seconds, 3), round(cost.model.decode_seconds, 4)
+    (0.02, 0.003)
+    """
+
+    def __init__(self, initial: StepCost) -> None:
+        self.model = initial
+        weights = np.array(
+            [
+                initial.fixed_seconds,
+                initial.prefill_seconds,
+                initial.decode_seconds,
+                initial.attended_seconds,
+            ]
+        )
+        self._gram: Float64Array = np.eye(4) * _PRIOR_STEPS
+        self._moment: Float64Array = self._gram @ (weights * _SCALE)
+        self._num_observed = 0
+
+    def observe(self, work: StepWork, seconds: float) -> None:
+        """Learn from a step that ran."""
+        if self._num_observed > _REFIT_STEPS:
+            seconds = min(seconds, _OUTLIER * self.model.seconds(work))
+        x = np.array([1.0, work.prefill_tokens, work.decode_tokens, work.attended_tokens]) / _SCALE
+        self._gram *= _FORGETTING
+        self._moment *= _FORGETTING
+        self._gram += np.outer(x, x)
+        self._moment += x * seconds
+        self._num_observed += 1
+        if self._num_observed % _REFIT_STEPS == 0 or self._num_observed < _REFIT_STEPS:
+            self._refit()
+
+    def seconds(self, work: StepWork) -> float:
+        return self.model.seconds(work)
+
+    def prefill_seconds_of(self, num_tokens: int, first_position: int = 0) -> float:
+        return self.model.prefill_seconds_of(num_tokens, first_position)
+
+    def _refit(self) -> None:
+        solution = _solve_non_negative(self._gram, self._moment) / _SCALE
+        fixed, prefill, decode, attended = solution.tolist()
+        self.model = StepCost(
+            fixed_seconds=fixed,
+            prefill_seconds=prefill,
+            decode_seconds=decode,
+            attended_seconds=attended,
+        )
+
+
+def _solve_non_negative(gram: Float64Array, moment: Float64Array) -> Float64Array:
+    """Least squares by the normal equations, where features whose weight would be negative are left out."""
+    kept = np.arange(len(moment))
+    ridge = 1e-6 * np.eye(len(moment))
+    while len(kept):
+        weights = np.linalg.solve((gram + ridge)[np.ix_(kept, kept)], moment[kept])
+        if (weights >= 0).all():
+            solution = np.zeros(len(moment))
+            solution[kept] = weights
+            return solution
+        kept = kept[weights >= 0]
+    return np.zeros(len(moment))

@@ -1,0 +1,57 @@
+"""What one completion has come to: its text as its tokens arrive, their log-probabilities, its times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastserve.engine.completion import Chunk, Completion, FinishReason, TokenLogprobs
+from fastserve.engine.sequence import Sequence
+from fastserve.engine.text import CompletionText
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Transcript:
+    """Of one sequence. Its chunks' texts joined are the completion's text."""
+
+    request_id: int
+    index: int  # among the completions of its request
+    sequence: Sequence
+    text: CompletionText
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    first_token_seconds: float | None = None
+
+    def chunk(self, text: str, *, token_id: int | None, completion: Completion | None) -> Chunk:
+        """The chunk of the newest token, or, without a token, the last one."""
+        self.texts.append(text)
+        has_logprobs = token_id is not None and self.logprobs
+        return Chunk(
+            request_id=self.request_id,
+            token_id=token_id,
+            text=text,
+            logprobs=self.logprobs[-1] if has_logprobs else None,
+            completion=completion,
+            index=self.index,
+        )
+
+    def complete(
+        self, last_text: str, finish_reason: FinishReason, now: float, *, error: str | None = None
+    ) -> Completion:
+        """The whole of it, once its last token and text are known."""
+        sequence = self.sequence
+        first_token_seconds = now if self.first_token_seconds is None else self.first_token_seconds
+        decode_seconds = now - first_token_seconds
+        return Completion(
+            text="".join((*self.texts, last_text)),
+            token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens :]),
+            finish_reason=finish_reason,
+            prompt_tokens=sequence.num_prompt_tokens,
+            seed=sequence.seed,
+            logprobs=None if sequence.params.logprobs is None else tuple(self.logprobs),
+            time_to_first_token_seconds=first_token_seconds - sequence.arrival_seconds,
+            decode_tokens_per_second=(
+                (sequence.num_completion_tokens - 1) / decode_seconds if decode_seconds > 0 else None
+            ),
+            index=self.index,
+            error=error,
+        )

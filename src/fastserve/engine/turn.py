@@ -1,0 +1,229 @@
+"""One step's turns: who runs, with how many tokens, and who has memory for it.
+
+Turns go down the ranks: decodes get their row, prompts get chunks as far as the pace allows, whoever has no
+blocks is let in while there are some. Memory is taken from the other end: where a sequence that runs needs
+another block, or for a better one that waits, if the guard allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from fastserve.engine.cost import StepWork
+from fastserve.engine.guard import Guard
+from fastserve.engine.pace import Pace
+from fastserve.engine.policy.policy import Policy
+from fastserve.engine.residency import Residency
+from fastserve.engine.sequence import Residence, Sequence
+from fastserve.types import Limits
+
+_NUM_AHEAD = 8  # ranks beyond those with a turn whose sequences are brought back from the slow tier in time
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A sequence's share of one step: its next `num_tokens` uncomputed tokens."""
+
+    sequence: Sequence
+    num_tokens: int
+    outputs: Seq[Sequence]  # whose next token the step gives: with its last token, it and its forks
+    copy: tuple[int, int] | None = None  # blocks (source, target) to copy before the step
+
+    @property
+    def work(self) -> StepWork:
+        start = self.sequence.num_computed_tokens
+        if self.num_tokens == 1 and self.outputs:
+            return StepWork.of_decode(start + 1)
+        return StepWork.of_prefill(self.num_tokens, start)
+
+
+class Round:
+    """The making of one step's turns. Used once."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        *,
+        policy: Policy,
+        guard: Guard,
+        pace: Pace,
+        limits: Limits,
+        prefill_chunk_tokens: int,
+        now: float,
+    ) -> None:
+        self._residency = residency
+        self._pool = residency.pool
+        self._policy = policy
+        self._guard = guard
+        self._pace = pace
+        self._now = now
+        # One token and one output row each: every sequence with a turn can decode.
+        self._max_turns = min(limits.max_sequences, limits.max_outputs, limits.max_tokens)
+        self._outputs_left = limits.max_outputs
+        self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._prefill_tokens_left = 0
+        self._turns: list[Turn] = []
+        self._has_turn: set[int] = set()  # sequence_ids
+        self._order: Seq[Sequence] = ()
+        self._departures: list[Sequence] | None = None  # residents, the first to give up memory last
+
+    def make_turns(self, order: Seq[Sequence]) -> list[Turn]:
+        """The turns of sequences in the order of their ranks."""
+        self._order = order
+        self._prefill_tokens_left = self._prefill_budget()
+        is_blocked = False  # somebody waits for memory: nobody behind takes it first
+        num_seen = 0
+        for sequence in order:
+            if len(self._turns) == self._max_turns:
+                break
+            num_seen += 1
+            if sequence.is_held:
+                continue
+            is_new = self._may_enter(sequence) and not is_blocked
+            if is_new:
+                is_blocked = not self._admit(sequence)
+            if sequence.residence is Residence.FAST:
+                self._give_turn(sequence, is_new=is_new)
+        if not is_blocked:
+            self._bring_back(order[num_seen : num_seen + _NUM_AHEAD])
+        self._send_away()
+        return self._turns
+
+    def _prefill_budget(self) -> int:
+        """Prompt tokens of this step, beside the sequences that will decode in it."""
+        num_decodes = attended = backlog = 0
+        for sequence in self._order:
+            uncomputed = sequence.num_uncomputed_tokens
+            if uncomputed > 1:
+                backlog += uncomputed
+            elif sequence.residence is Residence.FAST and num_decodes < self._max_turns:
+                num_decodes += 1
+                attended += sequence.num_computed_tokens
+        return self._pace.prefill_tokens(StepWork(0, num_decodes, attended), backlog)
+
+    def _give_turn(self, sequence: Sequence, *, is_new: bool) -> None:
+        """A turn of a resident, if there are rows and memory for it. Those that decode have their rows
+        already."""
+        num_tokens = sequence.num_uncomputed_tokens
+        takes_prefill_tokens = is_new or num_tokens > 1
+        if takes_prefill_tokens:
+            num_tokens = min(num_tokens, self._prefill_chunk_tokens, self._prefill_tokens_left)
+        outputs: Seq[Sequence] = ()
+        if num_tokens == sequence.num_uncomputed_tokens:
+            outputs = (sequence, *sequence.forks)
+        if num_tokens == 0 or len(outputs) > self._outputs_left:
+            return
+        if not self._make_room_to_grow(sequence, num_tokens):
+            return
+        if takes_prefill_tokens:
+            self._prefill_tokens_left -= num_tokens
+        self._outputs_left -= len(outputs)
+        copy = self._residency.grow(sequence, num_tokens)
+        self._turns.append(Turn(sequence, num_tokens, outputs, copy))
+        self._has_turn.add(sequence.sequence_id)
+
+    def _make_room_to_grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Whether the pool has the blocks that its next tokens need: those who come last give up theirs."""
+        needed = self._residency.blocks_to_grow(sequence, num_tokens)
+        while needed > self._pool.num_free:
+            if needed <= self._pool.num_free + self._residency.num_leaving:
+                return False  # soon
+            victim = self._next_departure(after=sequence)
+            self._residency.evict(victim or sequence)
+            if victim is None:
+                return False
+        return True
+
+    def _may_enter(self, sequence: Sequence) -> bool:
+        if sequence.residence is Residence.NOWHERE:
+            return self._prefill_tokens_left > 0
+        return sequence.residence is Residence.SLOW
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Let a sequence into the fast pool, in place of others where it is worth that. Whether it is in, or
+        on the way."""
+        needed = self._residency.blocks_to_enter(sequence) + self._reserve
+        if needed > self._pool.num_free:
+            if needed <= self._pool.num_free + self._residency.num_leaving:
+                return False  # soon
+            self._displace(sequence, needed)
+        if needed > self._pool.num_free:
+            return False
+        self._residency.enter(sequence)
+        return True
+
+    @property
+    def _reserve(self) -> int:
+        """Free blocks that are left to the sequences that run, so that the next steps evict nobody."""
+        return len(self._turns) // 2
+
+    def _displace(self, better: Sequence, needed: int) -> None:
+        """Evict sequences that a better one outranks, if they have what it needs."""
+        free = self._pool.num_free + self._residency.num_leaving
+        victims: list[tuple[Sequence, float]] = []
+        for victim in reversed(self._residents()):
+            if free >= needed:
+                break
+            if victim.sequence_id in self._has_turn:
+                continue
+            seconds = self._residency.eviction_seconds(victim)
+            if not victim.is_held and not self._may_displace(better, victim, seconds):
+                continue
+            victims.append((victim, seconds))
+            free += len(victim.block_table)
+        if free < needed:
+            return
+        for victim, seconds in victims:
+            self._guard.spend(seconds)
+            self._residents().remove(victim)
+            self._residency.evict(victim)
+
+    def _may_displace(self, better: Sequence, victim: Sequence, eviction_seconds: float) -> bool:
+        if not self._policy.outranks(better, victim):
+            return False
+        return not self._policy.is_guarded or self._guard.allows(victim, eviction_seconds, self._now)
+
+    def _bring_back(self, order: Iterable[Sequence]) -> None:
+        """Let sequences of the slow tier, whose turn is near, arrive before it comes."""
+        for sequence in order:
+            if sequence.residence is Residence.SLOW and not sequence.is_held:
+                if self._residency.blocks_to_enter(sequence) + 2 * self._reserve > self._pool.num_free:
+                    return
+                self._residency.enter(sequence)
+
+    def _send_away(self) -> None:
+        """Free some blocks before they are needed: of residents without a turn, whose next one is
+        farthest."""
+        if not self._residency.can_move:
+            return
+        wanted = self._reserve + 1
+        while self._pool.num_free + self._residency.num_leaving < wanted:
+            victim = self._next_departure()
+            if victim is None:
+                return
+            seconds = self._residency.eviction_seconds(victim)
+            if self._policy.is_guarded and not self._guard.allows(victim, seconds, self._now):
+                continue
+            self._guard.spend(seconds)
+            self._residency.evict(victim)
+
+    def _next_departure(self, after: Sequence | None = None) -> Sequence | None:
+        """The resident without a turn whose next turn is farthest; with `after`, only who ranks behind it or
+        is held."""
+        residents = self._residents()
+        while residents:
+            victim = residents.pop()
+            is_resident = victim.residence is Residence.FAST
+            if not is_resident or victim.sequence_id in self._has_turn or victim is after:
+                continue
+            if after is None or victim.is_held or victim.rank > after.rank:
+                return victim
+        return None
+
+    def _residents(self) -> list[Sequence]:
+        if self._departures is None:
+            residents = [s for s in self._order if s.residence is Residence.FAST]
+            self._departures = self._policy.departures(residents, self._now)[::-1]
+        return self._departures
