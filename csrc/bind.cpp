@@ -32,6 +32,7 @@ using Table = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ids = Vector<int32_t>;
 using Floats = Vector<float>;
 using Bytes = Vector<uint8_t>;
+using MutableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // The thread pool and the kernels that everything of one executable shares.
 struct Runtime {
@@ -217,6 +218,12 @@ nb::tuple sample_rows(nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::
   return to_arrays(results);
 }
 
+void check_size(const char* what, std::size_t size, int64_t expected) {
+  if (static_cast<int64_t>(size) != expected)
+    throw std::invalid_argument(std::string(what) + " has " + std::to_string(size) + " bytes; a block has " +
+                                std::to_string(expected));
+}
+
 // A float table that several calls of a plan share.
 struct FloatTable {
   std::shared_ptr<const std::vector<float>> values;
@@ -258,7 +265,25 @@ void bind_plan(nb::module_& m) {
             new (self) KvPool(num_layers, num_blocks, num_kv_heads, head_dim, parse_kv_format(format));
           },
           "num_layers"_a, "num_blocks"_a, "num_kv_heads"_a, "head_dim"_a, "format"_a)
-      .def_prop_ro("num_bytes", &KvPool::num_bytes);
+      .def_prop_ro("num_bytes", &KvPool::num_bytes)
+      .def_prop_ro("block_bytes", &KvPool::block_bytes)
+      .def(
+          "read_block",
+          [](const KvPool& pool, int32_t block, const MutableBytes& out) {
+            check_size("out", out.size(), pool.block_bytes());
+            nb::gil_scoped_release release;
+            pool.read_block(block, out.data());
+          },
+          "block"_a, "out"_a.noconvert())  // what is written into a converted copy would be lost
+      .def(
+          "write_block",
+          [](KvPool& pool, int32_t block, const Bytes& data) {
+            check_size("data", data.size(), pool.block_bytes());
+            nb::gil_scoped_release release;
+            pool.write_block(block, data.data());
+          },
+          "block"_a, "data"_a)
+      .def("copy_block", &KvPool::copy_block, nb::call_guard<nb::gil_scoped_release>(), "source"_a, "target"_a);
   nb::class_<Plan>(m, "Plan")
       .def(
           "__init__",

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <chrono>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -94,6 +95,28 @@ KvPool::KvPool(int32_t num_layers, int32_t num_blocks, int32_t num_kv_heads, int
   layer_bytes_ = layout_.block_bytes * num_blocks;
   memory_ = allocate<uint8_t>(static_cast<std::size_t>(num_bytes()));
 }
+
+void KvPool::read_block(int32_t block, uint8_t* out) const {
+  check_block("block", block);
+  const auto bytes = static_cast<std::size_t>(layout_.block_bytes);
+  for (int32_t i = 0; i < num_parts(); ++i) std::memcpy(out + i * layout_.block_bytes, part(i, block), bytes);
+}
+
+void KvPool::write_block(int32_t block, const uint8_t* data) {
+  check_block("block", block);
+  const auto bytes = static_cast<std::size_t>(layout_.block_bytes);
+  for (int32_t i = 0; i < num_parts(); ++i) std::memcpy(part(i, block), data + i * layout_.block_bytes, bytes);
+}
+
+void KvPool::copy_block(int32_t source, int32_t target) {
+  check_block("source", source);
+  check_block("target", target);
+  if (source == target) return;
+  const auto bytes = static_cast<std::size_t>(layout_.block_bytes);
+  for (int32_t i = 0; i < num_parts(); ++i) std::memcpy(part(i, target), part(i, source), bytes);
+}
+
+void KvPool::check_block(const char* what, int32_t block) const { check_range(what, block, 0, num_blocks_ - 1); }
 
 Plan::Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels, ThreadPool& pool)
     : limits_(limits),

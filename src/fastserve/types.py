@@ -13,6 +13,7 @@ from fastserve.errors import OptionError
 from fastserve.option import check_integer, check_kind, check_number
 
 Int32Array = NDArray[np.int32]
+UInt8Array = NDArray[np.uint8]
 UInt64Array = NDArray[np.uint64]
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -161,7 +162,11 @@ class Limits:
 
 
 class Executable(Protocol):
-    """A compiled graph with its weights and its KV pool. One thread at a time calls it."""
+    """A compiled graph with its weights and its KV pool.
+
+    One thread at a time calls `run`. Another may call `read_block`, `write_block` and `copy_block` meanwhile, for
+    blocks that the running batch does not name.
+    """
 
     @property
     def limits(self) -> Limits: ...
@@ -174,8 +179,14 @@ class Executable(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    def copy_block(self, source: int, target: int) -> None:
-        """Copy the keys and values of a KV block over those of another."""
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block over all layers, as it is stored."""
+        ...
+
+    @property
+    def is_pool_on_host(self) -> bool:
+        """Whether the KV pool lies in this machine's memory, so that what is slower than it is a disk."""
         ...
 
     def run(self, batch: Batch) -> StepResult:
@@ -183,6 +194,30 @@ class Executable(Protocol):
 
         Raises:
             OptionError: the batch exceeds `limits` or is inconsistent.
+        """
+        ...
+
+    def read_block(self, block: int, out: UInt8Array) -> None:
+        """Copy a block's keys and values of all layers out, bit by bit, in an order of the backend's own.
+
+        Args:
+            out: [block_bytes], contiguous and writable.
+
+        Raises:
+            ValueError: there is no such block, or `out` has another size.
+        """
+        ...
+
+    def write_block(self, block: int, data: UInt8Array) -> None:
+        """Put back what `read_block` copied out, into this or another block: whoever attends to it reads the
+        same keys and values. Arguments and errors as of `read_block`."""
+        ...
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Make `target` hold what `source` does.
+
+        Raises:
+            ValueError: there is no such block.
         """
         ...
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastserve.config import ScheduleOptions
 from fastserve.engine.engine import Engine
-from fastserve.types import MAX_TOP_LOGPROBS, Batch, Limits, SamplingParams, StepResult
+from fastserve.types import MAX_TOP_LOGPROBS, Batch, Limits, SamplingParams, StepResult, UInt8Array
 
 VOCAB_SIZE = 97
 
@@ -26,6 +26,23 @@ class FakeExecutable:
         self.vocab_size = VOCAB_SIZE
         self.batches: list[Batch] = []
         self._slots = np.full((limits.num_blocks, block_size), -1)
+
+    @property
+    def block_bytes(self) -> int:
+        return self._slots[0].nbytes
+
+    @property
+    def is_pool_on_host(self) -> bool:
+        return True
+
+    def read_block(self, block: int, out: UInt8Array) -> None:
+        out[:] = self._slots[block].view(np.uint8)
+
+    def write_block(self, block: int, data: UInt8Array) -> None:
+        self._slots[block] = data.view(self._slots.dtype)
+
+    def copy_block(self, source: int, target: int) -> None:
+        self._slots[target] = self._slots[source]
 
     def run(self, batch: Batch) -> StepResult:
         self._check(batch)

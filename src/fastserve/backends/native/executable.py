@@ -23,7 +23,7 @@ from fastserve.errors import OptionError, UnsupportedError
 from fastserve.graph.memory import plan_memory
 from fastserve.graph.node import Attention, Graph, Rope, Rows
 from fastserve.option import check_choice, check_integer
-from fastserve.types import Batch, Limits, StepResult
+from fastserve.types import Batch, Limits, StepResult, UInt8Array
 
 _MAX_THREADS_PER_CORE = 4
 _MIN_THREAD_LIMIT = 64
@@ -91,7 +91,7 @@ def compile_native(
     packed.keep()
     outputs = {name: lowering.matrix(value) for name, value in graph.outputs.items()}
     rows_of = {name: value.rows for name, value in graph.outputs.items()}
-    return NativeExecutable(runtime, plan, bounds, outputs, rows_of)
+    return NativeExecutable(runtime, plan, kv_pool, bounds, outputs, rows_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +116,14 @@ class NativeExecutable:
         self,
         runtime: _native.Runtime,
         plan: _native.Plan,
+        kv_pool: _native.KvPool,
         bounds: BatchBounds,
         outputs: Mapping[str, _native.Matrix],
         rows_of: Mapping[str, Rows],
     ) -> None:
         self._runtime = runtime
         self._plan = plan
+        self._kv_pool = kv_pool
         self._bounds = bounds
         self._outputs = outputs
         self._rows_of = rows_of
@@ -137,6 +139,14 @@ class NativeExecutable:
     @property
     def vocab_size(self) -> int:
         return self._bounds.vocab_size
+
+    @property
+    def block_bytes(self) -> int:
+        return self._kv_pool.block_bytes
+
+    @property
+    def is_pool_on_host(self) -> bool:
+        return True
 
     @property
     def isa(self) -> str:
@@ -185,6 +195,15 @@ class NativeExecutable:
             top_logprobs=top_logprobs,
         )
 
+    def read_block(self, block: int, out: UInt8Array) -> None:
+        self._kv_pool.read_block(block, out)
+
+    def write_block(self, block: int, data: UInt8Array) -> None:
+        self._kv_pool.write_block(block, data)
+
+    def copy_block(self, source: int, target: int) -> None:
+        self._kv_pool.copy_block(source, target)
+
 
 def make_runtime(threads: int | None = None, isa: str | None = None) -> _native.Runtime:
     """The thread pool and kernels to run with; options as for `compile_native`."""
@@ -215,11 +234,9 @@ def runnable_isas() -> list[str]:
     return _native.runnable_isas()
 
 
-def _make_kv_pool(
-    attentions: Sequence[Attention], limits: Limits, kv_dtype: KvDtype
-) -> _native.KvPool | None:
+def _make_kv_pool(attentions: Sequence[Attention], limits: Limits, kv_dtype: KvDtype) -> _native.KvPool:
     if not attentions:
-        return None
+        return _native.KvPool(0, limits.num_blocks, num_kv_heads=1, head_dim=1, format=kv_dtype)
     shapes = {(node.num_heads, node.num_kv_heads, node.head_dim) for node in attentions}
     if len(shapes) > 1:
         raise UnsupportedError(f"layers with different heads {sorted(shapes)} are not supported")

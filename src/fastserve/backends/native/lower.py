@@ -50,7 +50,7 @@ class Lowering:
     plan: _native.Plan
     memory: MemoryPlan
     weights: Weights
-    kv_pool: _native.KvPool | None
+    kv_pool: _native.KvPool
     rope_tables: Mapping[RopeTable, tuple[_native.FloatTable, _native.FloatTable]]
 
     def quantized(self, value: Value, width: int, group_size: int) -> _native.Matrix:
@@ -110,7 +110,6 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
             cosines, sines = to.rope_tables[node.table]
             plan.rope(at(node.x), cosines, sines, node.table.dim, node.head_dim, at(node.out))
         case RopeAttention():
-            assert to.kv_pool is not None
             cosines, sines = to.rope_tables[node.table]
             q, k, v, dim = at(node.q), at(node.k), at(node.v), node.table.dim
             pool, layer = to.kv_pool, kv_layer(node)
@@ -118,7 +117,6 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
                 q, k, v, cosines, sines, dim, pool, layer, node.scale, node.causal, at(node.out)
             )
         case Attention():
-            assert to.kv_pool is not None
             q, k, v = at(node.q), at(node.k), at(node.v)
             layer = kv_layer(node)
             plan.attention(q, k, v, to.kv_pool, layer, node.scale, node.causal, at(node.out))

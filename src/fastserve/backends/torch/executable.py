@@ -16,7 +16,7 @@ from fastserve.config import KvDtype
 from fastserve.errors import OptionError
 from fastserve.graph.node import Attention, Graph, Parameter
 from fastserve.option import check_choice
-from fastserve.types import Batch, Float32Array, Limits, StepResult
+from fastserve.types import Batch, Float32Array, Limits, StepResult, UInt8Array
 
 
 def compile_torch(
@@ -87,6 +87,14 @@ class TorchExecutable:
     def vocab_size(self) -> int:
         return self._bounds.vocab_size
 
+    @property
+    def block_bytes(self) -> int:
+        return sum(2 * layer.keys[: self.block_size].nbytes for layer in self._kv.values())
+
+    @property
+    def is_pool_on_host(self) -> bool:
+        return self._device.type == "cpu"
+
     @torch.no_grad()
     def run(self, batch: Batch) -> StepResult:
         self._bounds.check(batch)
@@ -107,6 +115,31 @@ class TorchExecutable:
             top_token_ids=sampled.top_token_ids,
             top_logprobs=sampled.top_logprobs,
         )
+
+    def read_block(self, block: int, out: UInt8Array) -> None:
+        self._check_size("out", out)
+        np.copyto(out, torch.cat(self._parts(block)).cpu().numpy())
+
+    def write_block(self, block: int, data: UInt8Array) -> None:
+        self._check_size("data", data)
+        parts = self._parts(block)
+        stored = torch.tensor(data, device=self._device).split([len(part) for part in parts])
+        for part, bytes_of_part in zip(parts, stored, strict=True):
+            part.copy_(bytes_of_part)
+
+    def copy_block(self, source: int, target: int) -> None:
+        for part, copy in zip(self._parts(source), self._parts(target), strict=True):
+            copy.copy_(part)
+
+    def _parts(self, block: int) -> list[torch.Tensor]:
+        """The bytes of a block: keys, values, keys, ... layer by layer. Views."""
+        if not 0 <= block < self.limits.num_blocks:
+            raise ValueError(f"block is {block}; the limits are 0 and {self.limits.num_blocks - 1}")
+        return [part for layer in self._kv.values() for part in layer.block(block, self.block_size)]
+
+    def _check_size(self, name: str, array: UInt8Array) -> None:
+        if array.shape != (self.block_bytes,):
+            raise ValueError(f"{name} has {array.size} bytes; a block has {self.block_bytes}")
 
 
 def _to_tensor(parameter: Parameter, parameters: Mapping[str, Float32Array], device: str) -> torch.Tensor:

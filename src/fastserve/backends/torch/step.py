@@ -40,6 +40,11 @@ class KvLayer:
         self.keys[slots] = self._round(keys).to(self.keys.dtype)
         self.values[slots] = self._round(values).to(self.values.dtype)
 
+    def block(self, index: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The bytes of a block's keys, and those of its values: flat views."""
+        slots = slice(index * block_size, (index + 1) * block_size)
+        return self.keys[slots].view(torch.uint8).view(-1), self.values[slots].view(torch.uint8).view(-1)
+
     def _round(self, x: torch.Tensor) -> torch.Tensor:
         """What is read back of x; int8 has a scale for each token and head."""
         if self.dtype != "int8":
