@@ -71,6 +71,11 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
+    def is_resident(self) -> bool:
+        """Whether it can run."""
+        return self.residence is Residence.FAST
+
+    @property
     def is_decoding(self) -> bool:
         """Whether one row is all it needs for its next token."""
         return len(self.token_ids) - self.num_computed_tokens == 1

@@ -19,6 +19,7 @@ from fastserve.engine.residency import Residency
 from fastserve.engine.sequence import Residence, Sequence
 from fastserve.types import Limits
 
+_NUM_CONSIDERED = 32  # residents, the farthest from their turn, that may be displaced in one step
 _NUM_AHEAD = 8  # ranks beyond those with a turn whose sequences are brought back from the slow tier in time
 
 
@@ -66,6 +67,7 @@ class Round:
         self._prefill_tokens_left = 0
         self._turns: list[Turn] = []
         self._has_turn: set[int] = set()  # sequence_ids
+        self._is_blocked = False  # somebody waits for memory: nobody behind is let in to take it
         self._order: Seq[Sequence] = ()
         self._departures: list[Sequence] | None = None  # residents, the first to give up memory last
 
@@ -73,7 +75,6 @@ class Round:
         """The turns of sequences in the order of their ranks."""
         self._order = order
         self._prefill_tokens_left = self._prefill_budget()
-        is_blocked = False  # somebody waits for memory: nobody behind takes it first
         num_seen = 0
         for sequence in order:
             if len(self._turns) == self._max_turns:
@@ -81,12 +82,13 @@ class Round:
             num_seen += 1
             if sequence.is_held:
                 continue
-            is_new = self._may_enter(sequence) and not is_blocked
-            if is_new:
-                is_blocked = not self._admit(sequence)
             if sequence.residence is Residence.FAST:
-                self._give_turn(sequence, is_new=is_new)
-        if not is_blocked:
+                self._give_turn(sequence, is_new=False)
+            elif not self._is_blocked and self._may_enter(sequence):
+                self._is_blocked = not self._admit(sequence)
+                if sequence.is_resident:
+                    self._give_turn(sequence, is_new=True)
+        if not self._is_blocked:
             self._bring_back(order[num_seen : num_seen + _NUM_AHEAD])
         self._send_away()
         return self._turns
@@ -95,7 +97,7 @@ class Round:
         """Prompt tokens of this step, beside the sequences that will decode in it."""
         num_decodes = attended = backlog = 0
         for sequence in self._order:
-            uncomputed = sequence.num_uncomputed_tokens
+            uncomputed = len(sequence.token_ids) - sequence.num_computed_tokens
             if uncomputed > 1:
                 backlog += uncomputed
             elif sequence.residence is Residence.FAST and num_decodes < self._max_turns:
@@ -116,6 +118,7 @@ class Round:
         if num_tokens == 0 or len(outputs) > self._outputs_left:
             return
         if not self._make_room_to_grow(sequence, num_tokens):
+            self._is_blocked = True
             return
         if takes_prefill_tokens:
             self._prefill_tokens_left -= num_tokens
@@ -149,6 +152,9 @@ class Round:
             if needed <= self._pool.num_free + self._residency.num_leaving:
                 return False  # soon
             self._displace(sequence, needed)
+            needed = (
+                self._residency.blocks_to_enter(sequence) + self._reserve
+            )  # what it shared may be nobody's now
         if needed > self._pool.num_free:
             return False
         self._residency.enter(sequence)
@@ -163,13 +169,16 @@ class Round:
         """Evict sequences that a better one outranks, if they have what it needs."""
         free = self._pool.num_free + self._residency.num_leaving
         victims: list[tuple[Sequence, float]] = []
-        for victim in reversed(self._residents()):
+        for victim in self._residents()[: -1 - _NUM_CONSIDERED : -1]:
             if free >= needed:
                 break
             if victim.sequence_id in self._has_turn:
                 continue
+            if not victim.is_held and not self._policy.outranks(better, victim):
+                continue
             seconds = self._residency.eviction_seconds(victim)
-            if not victim.is_held and not self._may_displace(better, victim, seconds):
+            is_guarded = self._policy.is_guarded and not victim.is_held
+            if is_guarded and not self._guard.allows(victim, seconds, self._now):
                 continue
             victims.append((victim, seconds))
             free += len(victim.block_table)
@@ -179,11 +188,6 @@ class Round:
             self._guard.spend(seconds)
             self._residents().remove(victim)
             self._residency.evict(victim)
-
-    def _may_displace(self, better: Sequence, victim: Sequence, eviction_seconds: float) -> bool:
-        if not self._policy.outranks(better, victim):
-            return False
-        return not self._policy.is_guarded or self._guard.allows(victim, eviction_seconds, self._now)
 
     def _bring_back(self, order: Iterable[Sequence]) -> None:
         """Let sequences of the slow tier, whose turn is near, arrive before it comes."""

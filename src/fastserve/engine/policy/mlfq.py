@@ -3,6 +3,7 @@ section 4)."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -60,6 +61,9 @@ class Mlfq(RankedPolicy):
         self._margin = margin
         self.is_guarded = is_guarded
         self._num_at_level = [0] * _NUM_LEVELS
+        self._quanta: list[float] = []
+        self._level_of_step = 0
+        self._reckon()
         if not is_guarded:
             self.name = "mlfq-published"
 
@@ -77,10 +81,11 @@ class Mlfq(RankedPolicy):
         standing: Standing = sequence.standing
         standing.waiting_since = now
         standing.attained_seconds += seconds
-        if standing.attained_seconds >= self._quantum(standing.level):
-            self._move(sequence, max(standing.level + 1, self._level_for(self._least_step())), now)
+        if standing.attained_seconds >= self._quanta[standing.level]:
+            self._move(sequence, max(standing.level + 1, self._level_of_step), now)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
+        self._reckon()
         limit = now - self._starvation_seconds
         for sequence in sequences:
             if sequence.standing.waiting_since < limit:
@@ -111,17 +116,15 @@ class Mlfq(RankedPolicy):
         sequence.rank = (level, now, sequence.sequence_id)
 
     def _level_for(self, seconds: float) -> int:
-        level = 0
-        while level < _NUM_LEVELS - 1 and self._quantum(level) < seconds:
-            level += 1
-        return level
+        """The first level whose quantum covers so much service."""
+        return min(bisect_left(self._quanta, seconds), _NUM_LEVELS - 1)
 
-    def _quantum(self, level: int) -> float:
-        first = self._quantum_seconds or self._least_step()
-        return float(first * self._growth**level)
-
-    def _least_step(self) -> float:
-        return self._cost.seconds(StepWork(decode_tokens=1))
+    def _reckon(self) -> None:
+        """Quanta by what a step costs now."""
+        least_step = self._cost.seconds(StepWork(decode_tokens=1))
+        first = self._quantum_seconds or least_step
+        self._quanta = [first * self._growth**level for level in range(_NUM_LEVELS)]
+        self._level_of_step = self._level_for(least_step)
 
     def _seconds_until_executed(self) -> list[float]:
         """By level: until all that are above will have sunk to it, B at a time (the published estimate)."""
@@ -130,5 +133,5 @@ class Mlfq(RankedPolicy):
         for level, num in enumerate(self._num_at_level):
             seconds.append(work / self._max_sequences)
             above += num
-            work += above * self._quantum(level)
+            work += above * self._quanta[level]
         return seconds

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Protocol
 
 from fastserve.engine.sequence import Sequence
 
@@ -69,6 +70,4 @@ class RankedPolicy:
         return sorted(residents, key=rank, reverse=True)
 
 
-def rank(sequence: Sequence) -> Any:
-    """What sequences are sorted by."""
-    return sequence.rank
+rank = attrgetter("rank")  # what sequences are sorted by
