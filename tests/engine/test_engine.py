@@ -106,6 +106,14 @@ def test_every_running_sequence_has_a_turn_in_every_step_however_few_rows_there_
     assert run(engine).keys() == ids
 
 
+def test_a_sequence_that_would_get_no_row_holds_no_blocks() -> None:
+    engine = make_engine(max_tokens=3, max_outputs=8)
+    for i in range(7):
+        engine.add([i], SamplingParams(max_tokens=5))
+    engine.step()
+    assert engine.pool.num_blocks - engine.pool.num_free == 3 * engine.pool.blocks_for(6)
+
+
 def test_an_end_token_stops_with_its_id_kept_and_its_text_left_out() -> None:
     params = SamplingParams(max_tokens=20)
     tokens = plain_loop(PROMPT, params, 20)
