@@ -33,6 +33,8 @@ def test_what_is_no_size_is_refused_by_name(text: str) -> None:
         ("weights", "int3"),
         ("kv_dtype", "f8"),
         ("backend", "cuda"),
+        ("device", 0),
+        ("device", "cuda"),  # which the native backend has not
         ("threads", 0),
         ("context_length", -5),
         ("max_batch_tokens", 0),

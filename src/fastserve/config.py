@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fastserve.errors import OptionError
-from fastserve.option import INT64_MAX, check_choice, check_integer, check_number
+from fastserve.option import INT64_MAX, check_choice, check_integer, check_kind, check_number
 
 # How matrices are kept in memory; `fastserve.backends.native.weight_scheme` says what each name stands for.
 WeightFormat = Literal[
@@ -82,6 +82,7 @@ class EngineOptions(ScheduleOptions):
         context_length: tokens that a prompt and its completion may have together; None takes the model's own,
             up to DEFAULT_CONTEXT_LENGTH.
         backend: `native` runs on the CPU without torch; `torch` is the reference.
+        device: where the torch backend computes: `cpu`, `cuda`, `cuda:1`, `mps`, ...; None is `cpu`.
         max_batch_tokens: most tokens of one step.
         max_sequences: most sequences that run at once.
         kv_memory: bytes for keys and values, or a text such as "512MiB"; None derives it from what is free.
@@ -100,6 +101,7 @@ class EngineOptions(ScheduleOptions):
     threads: int | None = None
     context_length: int | None = None
     backend: Backend = "native"
+    device: str | None = None
     max_batch_tokens: int = 512
     max_sequences: int = 64
     kv_memory: int | str | None = None
@@ -116,6 +118,13 @@ class EngineOptions(ScheduleOptions):
                 check_integer(name, getattr(self, name), low=1)
         if self.kv_memory is not None:
             check_integer("kv_memory", self.kv_memory_bytes, low=1, high=INT64_MAX)
+        if self.device is not None:
+            check_kind("device", self.device, str, "the name of a device of PyTorch, such as cuda")
+            if self.backend == "native":
+                raise OptionError(
+                    f"device={self.device!r} does not work with backend='native', which computes on the CPU",
+                    hint="leave device out, or use backend='torch'",
+                )
         if self.backend == "torch":
             _refuse_with_torch("threads", self.threads, (None,))
             _refuse_with_torch("weights", self.weights, ("auto", "f32"))

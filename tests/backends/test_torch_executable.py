@@ -106,6 +106,28 @@ def test_unknown_options_are_refused() -> None:
         compile_tiny(kv_dtype="f8")
     with pytest.raises(OptionError, match="block_size=0"):
         compile_tiny(block_size=0)
+    with pytest.raises(OptionError, match="device='abacus' does not work"):
+        compile_tiny(device="abacus")
+
+
+def test_weights_keys_and_values_are_on_the_device_that_was_named() -> None:
+    executable = compile_tiny(device="meta")  # the one device beside the CPU that every torch has
+    tensors = [
+        *executable._weights.values(),
+        *(t for layer in executable._kv.values() for t in (layer.keys, layer.values)),
+    ]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_a_device_with_too_little_memory_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+
+    def run_out(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", run_out)
+    with pytest.raises(MemoryError, match="out of memory"):
+        compile_tiny()
 
 
 def test_a_batch_beyond_the_limits_is_refused() -> None:

@@ -41,13 +41,23 @@ def test_a_sound_installation_has_no_problem(capsys: pytest.CaptureFixture[str])
 
 
 def test_people_get_a_line_for_every_check_and_the_count_of_problems(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(diagnosis, "find_spec", lambda name: None)  # a warning: there is no pip
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = [line.split()[1] for line in lines if line.startswith(("ok", "warning", "problem "))]
     assert found == [check.name for check in diagnosis.diagnose()]
-    assert lines[-1].startswith("problems: 0, warnings: ")
+    assert lines[-1] == "problems: 0, warnings: 1"
+
+
+def test_people_whose_installation_is_sound_read_that_all_is_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = diagnosis.Check(name="store", finding="there")
+    monkeypatch.setattr(diagnosis, "diagnose", lambda: [check])
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out == "ok       store  there\n\nall is well\n"
 
 
 def test_an_unknown_instruction_set_is_a_problem_and_no_crash(

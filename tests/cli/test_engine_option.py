@@ -18,7 +18,7 @@ SAMPLING = SamplingParams(
 ENGINE = EngineOptions(
     weights="f32", kv_dtype="f32", threads=2, context_length=64, kv_memory="1MiB", backend="native"
 )
-ENGINE_NAMES = ("weights", "kv_dtype", "threads", "context_length", "kv_memory", "backend")
+ENGINE_NAMES = ("weights", "kv_dtype", "threads", "context_length", "kv_memory", "backend", "device")
 
 
 def run(arguments: list[str], *, defaults: SamplingParams | None = None) -> dict[str, Any]:
@@ -49,6 +49,17 @@ def test_every_argument_reaches_the_field_of_its_name() -> None:
     engine = "--weights f32 --kv-dtype f32 --threads 2 --context-length 64 --kv-memory 1MiB --backend native"
     got = run([*sampling.split(), *engine.split(), "--other"])
     assert got == {"params": SAMPLING, "options": ENGINE, "other": True}
+
+
+def test_the_device_reaches_its_field_with_the_backend_that_has_one() -> None:
+    got = run(["--backend", "torch", "--device", "cuda:1"])
+    assert got["options"] == EngineOptions(backend="torch", device="cuda:1")
+
+
+def test_a_number_that_is_none_is_refused_by_the_flag() -> None:
+    for arguments in (["--threads", "two"], ["--temperature", "warm"], ["--weights", "int3"]):
+        with pytest.raises(click.BadParameter):
+            run(arguments)
 
 
 @pytest.mark.parametrize("command", [chat, generate, embed], ids=["chat", "generate", "embed"])

@@ -15,6 +15,7 @@ import pytest
 from fastserve import __version__
 from fastserve.cli.main import COMMANDS, main
 from fastserve.errors import DownloadError
+from fastserve.hub.location import is_offline
 
 FASTSERVE = [sys.executable, "-m", "fastserve.cli.main"]
 
@@ -72,6 +73,10 @@ def test_only_the_module_of_the_command_asked_for_is_imported() -> None:
         (["downlod"], "error: no command is named 'downlod'; did you mean download?"),
         (["zzz"], f"error: no command is named 'zzz'; choose one of {', '.join(COMMANDS)}"),
         (["--versoin"], "error: no option is named --versoin; did you mean --version?"),
+        (
+            ["generate", "x", "y", "--max-token", "3"],
+            "error: no option is named --max-token; did you mean --max-tokens?",
+        ),
         (["download", "x", "--ofline"], "error: no option is named --ofline; did you mean --offline?"),
         (["download"], "error: missing argument 'NAME'; see `fastserve download --help`"),
         (["models", "lits"], "error: no command is named 'lits'; did you mean list?"),
@@ -152,6 +157,37 @@ def test_memory_that_runs_out_is_no_defect(
     install_command(monkeypatch, raising(MemoryError()))
     assert main(["probe"]) == 2
     assert capsys.readouterr().err.startswith("error: memory ran out; free memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "m.gguf"), "error: m.gguf: Permission denied; see that "),
+        (OSError(28, "No space left on device"), "error: standard output: No space left on device; see "),
+    ],
+)
+def test_what_the_system_refuses_is_no_defect(
+    error: OSError, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_command(monkeypatch, raising(error))
+    monkeypatch.delenv("FASTSERVE_DEBUG", raising=False)
+    assert main(["probe"]) == 2
+    assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_offline_before_the_command_holds_for_it_and_no_longer(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    install_command(monkeypatch, lambda: seen.append(is_offline()))
+    monkeypatch.delenv("FASTSERVE_OFFLINE", raising=False)
+    if before is not None:
+        monkeypatch.setenv("FASTSERVE_OFFLINE", before)
+    assert main(["--offline", "probe"]) == 0
+    assert main(["probe"]) == 0
+    assert seen == [True, False]
+    assert os.environ.get("FASTSERVE_OFFLINE") == before
 
 
 def test_ctrl_c_exits_quietly_with_130(

@@ -106,6 +106,17 @@ def test_every_running_sequence_has_a_turn_in_every_step_however_few_rows_there_
     assert run(engine).keys() == ids
 
 
+def test_completions_of_one_prompt_that_outnumber_the_tokens_of_a_step_take_turns() -> None:
+    engine = make_engine(max_tokens=3, max_outputs=8)
+    engine.add([1], SamplingParams(max_tokens=5, n=7))
+    num_chunks = []
+    while engine.has_work:
+        num_chunks.append(len(engine.step()))
+    assert num_chunks[0] == 7  # of the prompt's one row
+    assert max(num_chunks[1:]) == 3  # a row each: the executable of these tests refuses more
+    assert sum(num_chunks) == 35
+
+
 def test_an_end_token_stops_with_its_id_kept_and_its_text_left_out() -> None:
     params = SamplingParams(max_tokens=20)
     tokens = plain_loop(PROMPT, params, 20)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -239,6 +240,31 @@ def test_a_chat_model_answers_and_streams_the_same_answer(model_dir: Callable[[s
     assert "Paris" in answer.text
     assert answer.finish_reason == "stop"
     assert streamed == answer.text
+
+
+def test_a_chat_template_reads_the_tools_and_variables_that_it_is_given(
+    stories: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(stories, model)
+    template = "{% for t in tools or () %}{{ t.name }} {% endfor %}{{ mood }}{{ messages[0].content }}"
+    (model / "chat_template.jinja").write_text(template)
+    messages, params = [{"role": "user", "content": "Hi"}], SamplingParams(max_tokens=3)
+    given = {"tools": [{"name": "look"}], "variables": {"mood": "sad "}}
+    with LLM(model, weights="f32") as llm:
+        expected = llm.generate([llm.model.tokenizer.encode("look sad Hi", add_special_tokens=False)], params)
+        assert llm.chat(messages, params, **given).token_ids == expected[0].token_ids
+        assert llm.chat(messages, params, **given).prompt_tokens == expected[0].prompt_tokens
+        streamed = [chunk.token_id for chunk in llm.stream_chat(messages, params, **given)]
+        assert streamed == list(expected[0].token_ids)
+        assert len(llm.chat_prompt(messages)) < expected[0].prompt_tokens
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(stories: Path, device: str) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(OptionError, match=f"device='{device}' does not work"):
+        LLM(stories, backend="torch", device=device)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import pytest
 
 from fastserve.errors import DownloadError
-from fastserve.hub.archive import MAX_MEMBERS, extract, join_parts, open_archive
+from fastserve.hub.archive import MAX_EXPANSION, MAX_MEMBERS, extract, join_parts, open_archive
 from hub.wheel_index import zip_bytes
 
 
@@ -56,6 +56,32 @@ def test_a_member_that_comes_twice_is_refused(tmp_path: Path) -> None:
 def test_an_archive_that_would_grow_absurdly_is_refused(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "a.zip", ("model.gguf", bytes(10_000_000)))
     with pytest.raises(DownloadError, match="would grow to 10000000"):
+        open_archive(path)
+
+
+@pytest.mark.parametrize(("missing_bytes", "is_refused"), [(0, False), (1, True)])
+def test_an_archive_may_grow_to_the_limit_and_no_further(
+    tmp_path: Path, missing_bytes: int, is_refused: bool
+) -> None:
+    archive_bytes = 20_000
+    path = write_zip(tmp_path / "a.zip", ("model.gguf", bytes(MAX_EXPANSION * archive_bytes)))
+    with ZipFile(path, "a") as archive:  # padded by a comment to just the size that allows it
+        archive.comment = b"x" * (archive_bytes - path.stat().st_size - missing_bytes)
+    assert path.stat().st_size == archive_bytes - missing_bytes
+    if is_refused:
+        with pytest.raises(DownloadError, match=f"would grow to {MAX_EXPANSION * archive_bytes}"):
+            open_archive(path)
+    else:
+        open_archive(path).close()
+
+
+def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "a.zip", ("config.json", b"{}"), ("model.gguf", b"weights"))
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")  # the last member's, in the central directory
+    data[entry + 8] |= 0x1  # its flags, of which this bit says that it is encrypted
+    path.write_bytes(data)
+    with pytest.raises(DownloadError, match=r"'model\.gguf' is encrypted"):
         open_archive(path)
 
 

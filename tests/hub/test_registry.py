@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 
@@ -75,6 +76,20 @@ def test_a_model_that_is_not_here_cannot_be_shown_or_removed(act: object, model_
 )
 def test_names_that_begin_with_hold_or_resemble_what_was_typed_are_near(name: str, near: list[str]) -> None:
     assert near_names(name, ["new-qwen", "my-qwen", "qwen3-4b", "old-qwen", "llama"]) == near
+
+
+def test_a_store_that_cannot_be_written_says_so_when_a_model_is_to_be_removed(
+    model_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = download(str(model_folder)).name
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(store / "locks"))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(DownloadError, match=r"cannot write .*locks: Read-only file system"):
+        remove_model(name)
+    assert show_model(name).name == name
 
 
 def test_a_model_that_another_process_downloads_cannot_be_removed(model_folder: Path, store: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_known_name_is_downloaded_and_given_as_its_folder(
 ) -> None:
     catalogue_of("tiny", index.add_model("tiny-model==1.0"))
     assert resolve("Tiny") == store / "models" / "tiny" / "files"
-    assert resolve("tiny", offline=True, download_missing=False) == store / "models" / "tiny" / "files"
+    assert resolve("tiny", offline=True) == store / "models" / "tiny" / "files"
 
 
 def test_a_model_that_is_one_gguf_file_is_given_as_that_file(index: WheelIndex, store: Path) -> None:
@@ -64,12 +64,6 @@ def test_a_model_that_is_one_gguf_file_is_given_as_that_file(index: WheelIndex, 
 def test_a_registered_model_is_found_by_the_name_it_was_given(index: WheelIndex) -> None:
     index.add_model("tiny-model==1.0")
     assert resolve("pypi:tiny-model==1.0") == resolve("tiny-model==1.0", offline=True)
-
-
-def test_a_missing_model_is_not_downloaded_when_that_is_not_wanted() -> None:
-    with pytest.raises(ModelNotFoundError, match="is not downloaded") as caught:
-        resolve("all-MiniLM-L6-v2", download_missing=False)
-    assert caught.value.hint == "run `fastserve download all-MiniLM-L6-v2`"
 
 
 def test_a_path_without_a_model_is_refused(tmp_path: Path) -> None:

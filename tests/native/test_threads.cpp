@@ -67,6 +67,38 @@ void run_tiny_jobs(int num_threads, int num_runs) {
   }
 }
 
+// One tile for each thread, none of which ends before all have begun: threads that stay asleep are missed.
+class MeetingJob : public Job {
+ public:
+  explicit MeetingJob(int num_threads) : num_threads_(num_threads) {}
+  int num_stages() const override { return 1; }
+  int num_tiles(int) const override { return num_threads_; }
+  void run_tile(int, int, int) override {
+    num_begun_.fetch_add(1);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (num_begun_.load() < num_threads_) {
+      if (std::chrono::steady_clock::now() > deadline) return is_missed_.store(true);
+      std::this_thread::yield();
+    }
+  }
+  bool is_missed() const { return is_missed_.load(); }
+
+ private:
+  int num_threads_;
+  std::atomic<int> num_begun_{0};
+  std::atomic<bool> is_missed_{false};
+};
+
+void wake_sleepers(int num_threads) {
+  ThreadPool pool(num_threads);
+  for (int i = 0; i < 5; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));  // far longer than they spin
+    MeetingJob job(num_threads);
+    pool.run(job);
+    if (job.is_missed()) return fail(std::to_string(num_threads) + " threads: one slept through a run");
+  }
+}
+
 }  // namespace
 }  // namespace fastserve::test
 
@@ -74,6 +106,7 @@ int main() {
   using namespace fastserve::test;
   for (int num_threads : {1, 2, 3, 16}) run_tiny_jobs(num_threads, 3000);
   for (int i = 0; i < 100; ++i) run_tiny_jobs(8, i % 3);  // pools that end while their threads begin
+  for (int num_threads : {2, 4}) wake_sleepers(num_threads);
   expect(ChainJob::has_helped.load(), "the pools' own threads ran nothing");
   return finish("threads");
 }

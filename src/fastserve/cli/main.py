@@ -1,6 +1,7 @@
 """The `fastserve` command: finds the command's module, runs it, and turns every failure into one line.
 
-Exit codes: 0 done, 1 a defect of ours or a closed pipe, 2 a user's mistake or a failed download, 130 Ctrl-C.
+Exit codes: 0 done, 1 a defect of ours or a closed pipe, 2 a user's mistake, a failed download or what the
+system refuses, 130 Ctrl-C.
 A command is a module holding a click command of the same name; its heavy imports stay inside its functions.
 Only the module of the command asked for is imported, or all of them for `--help` and shell completion.
 """
@@ -16,6 +17,7 @@ import click
 
 from fastserve._version import __version__
 from fastserve.cli.command_group import LazyCommandGroup
+from fastserve.cli.option import network_forbidden, offline_option
 from fastserve.cli.report import print_error
 from fastserve.errors import FastServeError, MemoryLimitError, OptionError
 
@@ -48,8 +50,11 @@ Completion in bash (or zsh, fish):
     epilog=_EPILOG,
 )
 @click.version_option(__version__, message="%(prog)s %(version)s", help="Print the version.")
-def fastserve() -> None:
+@offline_option
+def fastserve(offline: bool) -> None:
     """Run language models on your own machine: chat, complete prompts, embed texts."""
+    if offline:
+        click.get_current_context().with_resource(network_forbidden())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        _print_system_error(error, as_json=as_json)
+        return 2
     except Exception as error:
         _print_defect(error, as_json=as_json)
         return 1
@@ -106,8 +114,8 @@ def _explain_usage(error: click.UsageError) -> tuple[str, str]:
     """Message and hint of a usage error, in our style: no capital, no full stop, near options as the hint."""
     hint = f"see `{error.ctx.command_path if error.ctx else 'fastserve'} --help`"
     if isinstance(error, click.NoSuchOption):
-        if error.possibilities:
-            hint = f"did you mean {' or '.join(sorted(error.possibilities))}?"
+        if near := _near_options(error):
+            hint = f"did you mean {' or '.join(near)}?"
         return f"no option is named {error.option_name}", hint
     is_missing = isinstance(error, click.MissingParameter)
     if isinstance(error, click.BadParameter) and not is_missing and error.param is not None:
@@ -115,6 +123,21 @@ def _explain_usage(error: click.UsageError) -> tuple[str, str]:
         return f"{name}: {error.message.rstrip('.')}", hint
     message = error.format_message()
     return message[:1].lower() + message[1:].rstrip("."), hint
+
+
+def _near_options(error: click.NoSuchOption) -> list[str]:
+    """Of the options that click finds alike, those that go on from what was typed, or else all."""
+    near = sorted(error.possibilities or ())
+    return [name for name in near if name.startswith(error.option_name)] or near
+
+
+def _print_system_error(error: OSError, *, as_json: bool) -> None:
+    """What the system refuses is no defect: a file that may not be read, output that cannot be written."""
+    if os.environ.get("FASTSERVE_DEBUG"):
+        traceback.print_exc()
+    what = "standard output" if error.filename is None else str(error.filename)
+    hint = "see that it is there and not full, and that you may use it; FASTSERVE_DEBUG=1 shows the traceback"
+    print_error(type(error).__name__, f"{what}: {error.strerror or error}", hint, as_json=as_json)
 
 
 def _print_defect(error: Exception, *, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from fastserve.engine.engine import Engine
 from fastserve.engine.load import LoadedModel, Task, check_task, load_model
 from fastserve.errors import ContextLengthError, OptionError
 from fastserve.hub.resolve import resolve
-from fastserve.types import Float32Array, SamplingParams
+from fastserve.types import Float32Array, JsonObject, SamplingParams
 
 Prompt = str | Seq[int]
 """A text, or token ids, which are used as they are."""
@@ -61,6 +61,7 @@ class LLM:
         threads: int | None = None,
         context_length: int | None = None,
         backend: Backend = "native",
+        device: str | None = None,
         max_batch_tokens: int = 512,
         max_sequences: int = 64,
         kv_memory: int | str | None = None,
@@ -79,6 +80,7 @@ class LLM:
             threads=threads,
             context_length=context_length,
             backend=backend,
+            device=device,
             max_batch_tokens=max_batch_tokens,
             max_sequences=max_sequences,
             kv_memory=kv_memory,
@@ -166,28 +168,52 @@ class LLM:
         finally:
             self._drop(request_id)
 
-    def chat(self, messages: Seq[Message], params: SamplingParams | None = None) -> Completion:
+    def chat(
+        self,
+        messages: Seq[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Seq[JsonObject] | None = None,
+        variables: JsonObject | None = None,
+    ) -> Completion:
         """Answer a conversation, by the model's chat template.
 
         >>> llm.chat([{"role": "user", "content": "Hello!"}]).text  # doctest: +SKIP
+
+        Args:
+            tools: JSON schemas of functions that the model may call, for templates that know of tools.
+            variables: what else the template reads, by name, such as `{"enable_thinking": False}`.
 
         Raises:
             TemplateError: the model has no chat template, or it failed on these messages.
             ContextLengthError, UnsupportedError: as in `generate`.
         """
-        return self.generate([self.chat_prompt(messages)], params)[0]
+        return self.generate([self.chat_prompt(messages, tools=tools, variables=variables)], params)[0]
 
     def stream_chat(
-        self, messages: Seq[Message], params: SamplingParams | None = None
+        self,
+        messages: Seq[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Seq[JsonObject] | None = None,
+        variables: JsonObject | None = None,
     ) -> Generator[Chunk, None, None]:
         """Answer a conversation token by token. See `chat` and `stream`."""
-        yield from self.stream(self.chat_prompt(messages), params)
+        yield from self.stream(self.chat_prompt(messages, tools=tools, variables=variables), params)
 
-    def chat_prompt(self, messages: Seq[Message]) -> list[int]:
-        """The token ids of a conversation that is to be answered. Raises as `chat`."""
+    def chat_prompt(
+        self,
+        messages: Seq[Message],
+        *,
+        tools: Seq[JsonObject] | None = None,
+        variables: JsonObject | None = None,
+    ) -> list[int]:
+        """The token ids of a conversation that is to be answered. Takes and raises what `chat` does."""
         tokenizer = self.model.tokenizer
         template = self.model.checkpoint.chat_template
-        text = render_chat(template, messages, special_tokens=tokenizer.special_tokens)
+        text = render_chat(
+            template, messages, special_tokens=tokenizer.special_tokens, tools=tools, variables=variables
+        )
         return self._encode(text, add_special_tokens=False)  # the template writes them
 
     def embed(self, texts: str | Seq[str], *, truncate: bool = False) -> Float32Array:

@@ -68,7 +68,8 @@ def load_model(
     is_decoder = isinstance(config, DecoderConfig)
     weights = choose_weights(options, is_decoder=is_decoder)
     context_length = choose_context_length(options, _model_context(checkpoint, config))
-    available_bytes = available_memory_bytes()
+    # What another device has is for torch to say, which refuses what does not fit.
+    available_bytes = available_memory_bytes() if options.device in (None, "cpu") else None
     limits, footprint = plan_capacity(
         graph,
         options,
@@ -82,7 +83,7 @@ def load_model(
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
         executable = _compile(graph, checkpoint, options, weights=weights, limits=limits)
     except MemoryError as error:  # others took it meanwhile, or the system grants less than it says
-        raise footprint.to_error(available_memory_bytes()) from error
+        raise footprint.to_error(available_bytes and available_memory_bytes()) from error
     assert executable.block_size == BLOCK_SIZE
     return LoadedModel(
         checkpoint=checkpoint,
@@ -166,4 +167,5 @@ def _compile_torch(
         limits=limits,
         kv_dtype=options.kv_dtype,
         block_size=BLOCK_SIZE,
+        device=options.device or "cpu",
     )

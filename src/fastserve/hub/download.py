@@ -43,8 +43,9 @@ def download(name_or_source: str, *, offline: bool = False, progress: Progress |
     if record := _find_intact(origin, registry):
         return record
     if offline and not all(source.is_local for source in origin.sources):
+        damaged = registry.find(origin.name) is not None
         raise OfflineError(
-            f"{origin.name} is not here and would have to be downloaded",
+            f"{origin.name} is {'damaged' if damaged else 'not here'} and would have to be downloaded",
             hint=f"run `fastserve download {name_or_source}` where there is a network, without --offline",
         )
     with disk_failures_reported(registry.home), registry.staging(origin.name) as staging:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fastserve.errors import DownloadError, ModelNotFoundError
 from fastserve.hub.catalogue import load_catalogue
-from fastserve.hub.disk import flush_to_disk
+from fastserve.hub.disk import disk_failures_reported, flush_to_disk
 from fastserve.hub.location import store_home
 from fastserve.hub.progress import folder_bytes
 from fastserve.hub.record import ModelRecord
@@ -89,12 +89,12 @@ class Registry:
 
         Raises:
             ModelNotFoundError: there is neither.
-            DownloadError: another process is downloading it.
+            DownloadError: another process is downloading it, or the store cannot be written.
         """
         folder, staging = self._model_folder(name), self._staging_folder(name)
         if not os.path.isdir(folder) and not os.path.isdir(staging):
             raise not_found(name, self)
-        with self._lock(name, wait=False):
+        with disk_failures_reported(self.home), self._lock(name, wait=False):
             freed_bytes = folder_bytes(folder) + folder_bytes(staging)
             staging.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(staging / "removed", ignore_errors=True)
@@ -169,7 +169,7 @@ def remove_model(name: str) -> int:
 
     Raises:
         ModelNotFoundError: neither a model nor an interrupted download has that name.
-        DownloadError: another process is downloading it.
+        DownloadError: another process is downloading it, or the store cannot be written.
     """
     return Registry.of_user().remove(name)
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +95,39 @@ def test_a_step_releases_the_interpreter_lock() -> None:
 def test_a_forced_instruction_set_is_the_one_that_runs(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTSERVE_ISA", isa)
     assert compile_with(1).isa == isa
+
+
+def test_an_instruction_set_that_the_cpu_lacks_is_refused_by_name() -> None:
+    with pytest.raises(OptionError, match="unknown instruction set 'abacus'") as unknown:
+        make_runtime(isa="abacus")
+    compiled = unknown.value.message.partition("compiled in: ")[2].split(", ")
+    assert set(_native.runnable_isas()) <= set(compiled)
+    lacking = set(compiled) - set(_native.runnable_isas())
+    if not lacking:
+        pytest.skip("this CPU has every instruction set that is compiled in")
+    for isa in lacking:
+        with pytest.raises(OptionError, match=f"this CPU lacks the instruction set '{isa}'"):
+            make_runtime(isa=isa)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs the time that threads ran")
+def test_workers_that_sleep_are_woken_for_the_next_step() -> None:
+    before = seconds_by_thread().keys()
+    executable = compile_with(2)
+    (worker,) = seconds_by_thread().keys() - before
+    for _ in range(3):
+        time.sleep(0.2)  # far longer than a worker spins
+        asleep = seconds_by_thread()[worker]
+        deadline = time.monotonic() + 20
+        while seconds_by_thread()[worker] == asleep:  # others may have the cores when it is woken
+            assert time.monotonic() < deadline
+            run_logits(executable, IDS)
+
+
+def seconds_by_thread() -> dict[str, float]:
+    """How long each thread of this process has been on a core."""
+    folders = Path("/proc/self/task").iterdir()
+    return {folder.name: int((folder / "schedstat").read_text().split()[0]) / 1e9 for folder in folders}
 
 
 def test_more_threads_than_help_anyone_are_refused_with_the_limit() -> None:

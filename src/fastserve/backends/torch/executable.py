@@ -41,21 +41,27 @@ def compile_torch(
     2
 
     Raises:
-        OptionError: an unknown `kv_dtype`, or a `block_size` below 1.
+        OptionError: an unknown `kv_dtype`, a `block_size` below 1, or a `device` that this torch does not
+            have.
+        MemoryError: the device has too little memory.
     """
     check_choice("kv_dtype", kv_dtype, get_args(KvDtype))
     if block_size < 1:
         raise OptionError(f"block_size={block_size} is below 1")
-    weights = {
-        parameter: _to_tensor(parameter, parameters, device)
-        for parameter in {p for node in graph.nodes for p in node.parameters()}
-    }
+    _check_device(device)
     slots = limits.num_blocks * block_size
-    kv = {
-        node.layer_index: KvLayer.zeros((slots, node.num_kv_heads, node.head_dim), kv_dtype, device)
-        for node in graph.nodes
-        if isinstance(node, Attention)
-    }
+    try:
+        weights = {
+            parameter: _to_tensor(parameter, parameters, device)
+            for parameter in {p for node in graph.nodes for p in node.parameters()}
+        }
+        kv = {
+            node.layer_index: KvLayer.zeros((slots, node.num_kv_heads, node.head_dim), kv_dtype, device)
+            for node in graph.nodes
+            if isinstance(node, Attention)
+        }
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
     return TorchExecutable(graph, weights, kv, BatchBounds.from_graph(graph, limits, block_size))
 
 
@@ -140,6 +146,17 @@ class TorchExecutable:
     def _check_size(self, name: str, array: UInt8Array) -> None:
         if array.shape != (self.block_bytes,):
             raise ValueError(f"{name} has {array.size} bytes; a block has {self.block_bytes}")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # unknown, not built in, or not in this machine
+        reason = str(error).partition("\n")[0]
+        raise OptionError(
+            f"device={device!r} does not work: {reason}",
+            hint="choose cpu, or a device that this PyTorch and this machine have",
+        ) from error
 
 
 def _to_tensor(parameter: Parameter, parameters: Mapping[str, Float32Array], device: str) -> torch.Tensor:
