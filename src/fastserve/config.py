@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from fastserve.errors import OptionError
-from fastserve.option import INT64_MAX, check_choice, check_integer, check_number
+from fastserve.option import INT64_MAX, check_choice, check_integer, check_kind, check_number
 
 # How matrices are kept in memory; `fastserve.backends.native.weight_scheme` says what each name stands for.
 WeightFormat = Literal[
@@ -85,6 +86,10 @@ class EngineOptions(ScheduleOptions):
         max_batch_tokens: most tokens of one step.
         max_sequences: most sequences that run at once.
         kv_memory: bytes for keys and values, or a text such as "512MiB"; None derives it from what is free.
+        kv_spill: bytes of slower memory that keys and values of sequences that wait can go to, or a text such
+            as "1GiB": a file where the model runs on the CPU, else host memory. None and 0 are off.
+        spill_dir: folder for that file; None is the system's folder of temporary files, or /var/tmp where
+            that one lies in memory.
 
     The others are those of ScheduleOptions.
 
@@ -103,6 +108,8 @@ class EngineOptions(ScheduleOptions):
     max_batch_tokens: int = 512
     max_sequences: int = 64
     kv_memory: int | str | None = None
+    kv_spill: int | str | None = None
+    spill_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         ScheduleOptions.__post_init__(self)
@@ -116,6 +123,14 @@ class EngineOptions(ScheduleOptions):
                 check_integer(name, getattr(self, name), low=1)
         if self.kv_memory is not None:
             check_integer("kv_memory", self.kv_memory_bytes, low=1, high=INT64_MAX)
+        check_integer("kv_spill", self.kv_spill_bytes, low=0, high=INT64_MAX)
+        if self.spill_dir is not None:
+            check_kind("spill_dir", self.spill_dir, (str, Path), "a folder")
+            if not self.kv_spill_bytes:
+                raise OptionError(
+                    f"spill_dir={str(self.spill_dir)!r} has no use without kv_spill",
+                    hint="say with kv_spill how much may be kept there",
+                )
         if self.backend == "torch":
             _refuse_with_torch("threads", self.threads, (None,))
             _refuse_with_torch("weights", self.weights, ("auto", "f32"))
@@ -123,6 +138,12 @@ class EngineOptions(ScheduleOptions):
     @property
     def kv_memory_bytes(self) -> int | None:
         return parse_bytes("kv_memory", self.kv_memory) if isinstance(self.kv_memory, str) else self.kv_memory
+
+    @property
+    def kv_spill_bytes(self) -> int:
+        if self.kv_spill is None:
+            return 0
+        return parse_bytes("kv_spill", self.kv_spill) if isinstance(self.kv_spill, str) else self.kv_spill
 
 
 def parse_bytes(name: str, text: str) -> int:

@@ -164,8 +164,8 @@ class Limits:
 class Executable(Protocol):
     """A compiled graph with its weights and its KV pool.
 
-    One thread at a time calls `run`. Another may call `read_block`, `write_block` and `copy_block` meanwhile, for
-    blocks that the running batch does not name.
+    One thread at a time calls `run`. Another may call `read_block`, `write_block` and `copy_block` meanwhile,
+    for blocks that the running batch does not name.
     """
 
     @property

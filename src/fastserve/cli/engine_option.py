@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -56,6 +57,17 @@ _ENGINE_OPTIONS: Mapping[str, Decorator] = {
     "kv_memory": click.option(
         "--kv-memory",
         help="Memory to keep past tokens in, such as 512MiB; by default a part of what is free.",
+    ),
+    "kv_spill": click.option(
+        "--kv-spill",
+        help="Slower memory, a temporary file on a disk, for past tokens of waiting requests, such as 1GiB; "
+        "by default none.",
+    ),
+    "spill_dir": click.option(
+        "--spill-dir",
+        type=click.Path(path_type=Path),
+        help="Folder of that file; by default the system's for temporary files, or /var/tmp where that one "
+        "lies in memory.",
     ),
     "backend": click.option(
         "--backend",
