@@ -187,8 +187,9 @@ def test_kv_memory_that_does_not_hold_a_block_is_refused_and_the_hint_is_right(s
     with pytest.raises(MemoryLimitError, match="kv_memory holds 0 blocks of 32 tokens") as raised:
         LLM(stories, kv_memory=1)
     needed = int(str(raised.value.hint).split("kv_memory=")[1].split()[0])
-    model = load.load_model(stories, EngineOptions(kv_memory=needed))
-    assert model.footprint.kv_bytes == model.executable.block_bytes == needed
+    with LLM(stories, kv_memory=needed) as llm:
+        assert llm.model.footprint.kv_bytes == llm.model.executable.block_bytes == needed
+        assert llm.generate(PROMPT, SamplingParams(max_tokens=4))[0].completion_tokens == 4
 
 
 def test_a_closed_model_refuses_work_and_its_streams_end_with_an_error(stories: Path) -> None:

@@ -19,7 +19,7 @@ from fastserve.engine.tier import HostTier, SlowTier, SpillFile
 from fastserve.errors import MemoryLimitError, OptionError
 from fastserve.types import Executable, Float32Array, Limits, UInt8Array
 
-NUM_BLOCKS, NUM_SLOTS = 12, 9
+NUM_BLOCKS, NUM_SLOW_BLOCKS = 12, 9
 TIMEOUT_SECONDS = 30.0
 
 MakeMover = Callable[..., ThreadMover]
@@ -29,30 +29,30 @@ class FaultyTier:
     """Host memory whose transfers, from when it is told, fail or wait."""
 
     def __init__(self, block_bytes: int) -> None:
-        self.num_slots = NUM_SLOTS
+        self.num_blocks = NUM_SLOW_BLOCKS
         self.num_closed = 0
         self.error: Exception | None = None
-        self.error_slots = range(NUM_SLOTS)
+        self.error_blocks = range(NUM_SLOW_BLOCKS)
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.is_reached = threading.Event()
-        self._tier = HostTier(num_slots=NUM_SLOTS, block_bytes=block_bytes)
+        self._tier = HostTier(num_blocks=NUM_SLOW_BLOCKS, block_bytes=block_bytes)
 
-    def write(self, slot: int, data: UInt8Array) -> None:
-        self._meet(slot)
-        self._tier.write(slot, data)
+    def write(self, block: int, data: UInt8Array) -> None:
+        self._meet(block)
+        self._tier.write(block, data)
 
-    def read(self, slot: int, out: UInt8Array) -> None:
-        self._meet(slot)
-        self._tier.read(slot, out)
+    def read(self, block: int, out: UInt8Array) -> None:
+        self._meet(block)
+        self._tier.read(block, out)
 
     def close(self) -> None:
         self.num_closed += 1
 
-    def _meet(self, slot: int) -> None:
+    def _meet(self, block: int) -> None:
         self.is_reached.set()
         assert self.may_go_on.wait(TIMEOUT_SECONDS)
-        if self.error is not None and slot in self.error_slots:
+        if self.error is not None and block in self.error_blocks:
             raise self.error
 
 
@@ -120,7 +120,7 @@ def test_blocks_go_out_and_come_back_to_other_places(mover: ThreadMover, executa
 
 
 def test_moves_finish_in_the_order_in_which_they_were_submitted(mover: ThreadMover) -> None:
-    finish(mover, *(Move(i, "out", ((i % NUM_BLOCKS, i % NUM_SLOTS),)) for i in range(200)))
+    finish(mover, *(Move(i, "out", ((i % NUM_BLOCKS, i % NUM_SLOW_BLOCKS),)) for i in range(200)))
 
 
 def test_a_move_of_no_blocks_finishes_too(mover: ThreadMover) -> None:
@@ -158,7 +158,7 @@ def test_an_error_of_the_disk_fails_its_move_and_no_other(
     mover: ThreadMover, executable: FakeExecutable, tier: FaultyTier, number: int, direction: str
 ) -> None:
     finish(mover, Move(1, "out", ((4, 4), (5, 5))))
-    tier.error, tier.error_slots = OSError(number, os.strerror(number)), range(2, 3)
+    tier.error, tier.error_blocks = OSError(number, os.strerror(number)), range(2, 3)
     failed, after = finish(
         mover, Move(1, direction, ((0, 1), (1, 2), (2, 3))), Move(2, "in", ((6, 4), (7, 5)))
     )
@@ -271,20 +271,20 @@ def test_thousands_of_random_moves_lose_no_byte(tmp_path: Path, closes_early: bo
     """Blocks wander between pool and file; each keeps its content; free places are clobbered."""
     executable = FakeExecutable(Limits(num_blocks=NUM_BLOCKS))
     mover = ThreadMover(
-        executable, SpillFile(num_slots=NUM_SLOTS, block_bytes=executable.block_bytes, folder=tmp_path)
+        executable, SpillFile(num_blocks=NUM_SLOW_BLOCKS, block_bytes=executable.block_bytes, folder=tmp_path)
     )
     rng = np.random.default_rng(11)
     # Contents by number; a place that is part of a move is in neither table.
     in_pool = {block: block for block in range(NUM_BLOCKS // 2)}
     in_file: dict[int, int] = {}
-    free_blocks, free_slots = set(range(len(in_pool), NUM_BLOCKS)), set(range(NUM_SLOTS))
+    free_blocks, free_slow_blocks = set(range(len(in_pool), NUM_BLOCKS)), set(range(NUM_SLOW_BLOCKS))
     moving: dict[int, tuple[Move, list[int]]] = {}
     for block, number in in_pool.items():
         executable.write_block(block, content(executable, number))
 
     def submit(move_id: int) -> None:
         is_out = bool(rng.integers(2))
-        sources, targets = (in_pool, free_slots) if is_out else (in_file, free_blocks)
+        sources, targets = (in_pool, free_slow_blocks) if is_out else (in_file, free_blocks)
         count = min(int(rng.integers(1, 4)), len(sources), len(targets))
         places = [int(place) for place in rng.permutation(sorted(sources))[:count]]
         numbers = [sources.pop(place) for place in places]
@@ -299,14 +299,14 @@ def test_thousands_of_random_moves_lose_no_byte(tmp_path: Path, closes_early: bo
         for result in results:
             assert result.error is None
             move, numbers = moving.pop(result.move.sequence_id)
-            for (block, slot), number in zip(move.pairs, numbers, strict=True):
+            for (block, slow_block), number in zip(move.pairs, numbers, strict=True):
                 if move.direction == "out":
-                    in_file[slot] = number
+                    in_file[slow_block] = number
                     free_blocks.add(block)
                     executable.write_block(block, content(executable, 99))
                 else:
                     in_pool[block] = number
-                    free_slots.add(slot)
+                    free_slow_blocks.add(slow_block)
                     assert read(executable, block).tobytes() == content(executable, number).tobytes()
 
     num_moves = 3000
@@ -353,12 +353,12 @@ def test_steps_compute_the_same_bits_while_other_blocks_move(tmp_path: Path) -> 
 
     expected = decode(lambda: None)
     mover = ThreadMover(
-        executable, SpillFile(num_slots=32, block_bytes=executable.block_bytes, folder=tmp_path)
+        executable, SpillFile(num_blocks=32, block_bytes=executable.block_bytes, folder=tmp_path)
     )
     for block in others:
         executable.write_block(block, content(executable, block))
-    out = Move(1, "out", tuple((block, slot) for slot, block in enumerate(others)))
-    back = Move(1, "in", tuple((block, slot) for slot, block in enumerate(reversed(others))))
+    out = Move(1, "out", tuple((block, slow_block) for slow_block, block in enumerate(others)))
+    back = Move(1, "in", tuple((block, slow_block) for slow_block, block in enumerate(reversed(others))))
     results: list[MoveResult] = []
     mover.submit(out)
 
@@ -384,7 +384,7 @@ def test_kv_spill_is_exact_to_the_block(executable: FakeExecutable, tmp_path: Pa
         kv_spill = 5 * executable.block_bytes + extra
         mover = make_mover(executable, EngineOptions(kv_spill=kv_spill, spill_dir=tmp_path))
         assert mover is not None
-        assert mover.num_slots == 5
+        assert mover.num_slow_blocks == 5
         assert isinstance(mover._tier, SpillFile)
         assert os.fstat(mover._tier._file.fileno()).st_size == 5 * executable.block_bytes
         mover.close()

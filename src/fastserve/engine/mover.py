@@ -34,8 +34,8 @@ Direction = Literal["out", "in"]
 class Move:
     """Blocks of one sequence that go `out` to the slow tier or come `in` from it.
 
-    Until its result is there, nobody else may use the slow blocks, write to blocks that go out, or name blocks that
-    come in.
+    Until its result is there, nobody else may use the slow blocks, write to blocks that go out, or name
+    blocks that come in.
     """
 
     sequence_id: int

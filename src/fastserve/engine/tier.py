@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 class SlowTier(Protocol):
-    """Slow blocks 0 to num_blocks - 1, each of which holds what a KV block does. One thread at a time uses it."""
+    """Slow blocks 0 to num_blocks - 1, each of which holds what a KV block does. One thread at a time uses
+    it."""
 
     @property
     def num_blocks(self) -> int: ...
