@@ -42,6 +42,10 @@ def test_what_is_no_size_is_refused_by_name(text: str) -> None:
         ("prefill_chunk_tokens", True),
         ("kv_memory", 0),
         ("kv_memory", "0 MiB"),
+        ("kv_spill", -1),
+        ("kv_spill", 0.5),
+        ("kv_spill", "much"),
+        ("spill_dir", 3),
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name_and_value(name: str, value: object) -> None:
@@ -53,3 +57,15 @@ def test_an_option_out_of_range_is_refused_by_name_and_value(name: str, value: o
 def test_what_the_torch_backend_would_ignore_is_refused(name: str, value: object) -> None:
     with pytest.raises(OptionError, match=f"{name}={value!r} does not work with backend='torch'"):
         EngineOptions(backend="torch", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kv_spill", "num_bytes"), [(None, 0), (0, 0), ("0", 0), (4096, 4096), ("1GiB", 2**30), ("1.5 kB", 1500)]
+)
+def test_kv_spill_is_a_size_or_off(kv_spill: int | str | None, num_bytes: int) -> None:
+    assert EngineOptions(kv_spill=kv_spill).kv_spill_bytes == num_bytes
+
+
+def test_a_folder_for_what_is_not_spilled_is_refused() -> None:
+    with pytest.raises(OptionError, match="spill_dir='/data' has no use without kv_spill"):
+        EngineOptions(spill_dir="/data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from fastserve.errors import OptionError
@@ -86,6 +87,10 @@ class EngineOptions(ScheduleOptions):
         max_batch_tokens: most tokens of one step.
         max_sequences: most sequences that run at once.
         kv_memory: bytes for keys and values, or a text such as "512MiB"; None derives it from what is free.
+        kv_spill: bytes of slower memory that keys and values of sequences that wait can go to, or a text such
+            as "1GiB": a file where the model runs on the CPU, else host memory. None and 0 are off.
+        spill_dir: folder for that file; None is the system's folder of temporary files, or /var/tmp where
+            that one lies in memory.
 
     The others are those of ScheduleOptions.
 
@@ -105,6 +110,8 @@ class EngineOptions(ScheduleOptions):
     max_batch_tokens: int = 512
     max_sequences: int = 64
     kv_memory: int | str | None = None
+    kv_spill: int | str | None = None
+    spill_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         ScheduleOptions.__post_init__(self)
@@ -125,6 +132,14 @@ class EngineOptions(ScheduleOptions):
                     f"device={self.device!r} does not work with backend='native', which computes on the CPU",
                     hint="leave device out, or use backend='torch'",
                 )
+        check_integer("kv_spill", self.kv_spill_bytes, low=0, high=INT64_MAX)
+        if self.spill_dir is not None:
+            check_kind("spill_dir", self.spill_dir, (str, Path), "a folder")
+            if not self.kv_spill_bytes:
+                raise OptionError(
+                    f"spill_dir={str(self.spill_dir)!r} has no use without kv_spill",
+                    hint="say with kv_spill how much may be kept there",
+                )
         if self.backend == "torch":
             _refuse_with_torch("threads", self.threads, (None,))
             _refuse_with_torch("weights", self.weights, ("auto", "f32"))
@@ -132,6 +147,12 @@ class EngineOptions(ScheduleOptions):
     @property
     def kv_memory_bytes(self) -> int | None:
         return parse_bytes("kv_memory", self.kv_memory) if isinstance(self.kv_memory, str) else self.kv_memory
+
+    @property
+    def kv_spill_bytes(self) -> int:
+        if self.kv_spill is None:
+            return 0
+        return parse_bytes("kv_spill", self.kv_spill) if isinstance(self.kv_spill, str) else self.kv_spill
 
 
 def parse_bytes(name: str, text: str) -> int:

@@ -67,7 +67,7 @@ def clobber(executable: Executable, blocks: Sequence[int]) -> None:
         executable.write_block(block, rng.integers(0, 256, executable.block_bytes, np.uint8))
 
 
-def test_logits_are_the_same_bits_after_blocks_were_moved_out_and_in_elsewhere(
+def test_logits_are_the_same_bits_after_blocks_went_out_and_came_in_elsewhere(
     executable: Executable,
 ) -> None:
     expected = run_plainly(executable)

@@ -16,9 +16,28 @@ SAMPLING = SamplingParams(
     max_tokens=9, temperature=0.5, top_k=3, top_p=0.8, min_p=0.1, seed=4, stop=("a", "b")
 )
 ENGINE = EngineOptions(
-    weights="f32", kv_dtype="f32", threads=2, context_length=64, kv_memory="1MiB", backend="native"
+    weights="f32",
+    kv_dtype="f32",
+    threads=2,
+    context_length=64,
+    kv_memory="1MiB",
+    kv_spill="2MiB",
+    spill_dir="spilled",
+    policy="mlfq",
+    backend="native",
 )
-ENGINE_NAMES = ("weights", "kv_dtype", "threads", "context_length", "kv_memory", "backend", "device")
+ENGINE_NAMES = (
+    "weights",
+    "kv_dtype",
+    "threads",
+    "context_length",
+    "kv_memory",
+    "kv_spill",
+    "spill_dir",
+    "policy",
+    "backend",
+    "device",
+)
 
 
 def run(arguments: list[str], *, defaults: SamplingParams | None = None) -> dict[str, Any]:
@@ -46,8 +65,9 @@ def test_a_command_may_have_defaults_of_its_own() -> None:
 
 def test_every_argument_reaches_the_field_of_its_name() -> None:
     sampling = "--max-tokens 9 --temperature 0.5 --top-k 3 --top-p 0.8 --min-p 0.1 --seed 4 --stop a --stop b"
-    engine = "--weights f32 --kv-dtype f32 --threads 2 --context-length 64 --kv-memory 1MiB --backend native"
-    got = run([*sampling.split(), *engine.split(), "--other"])
+    engine = "--weights f32 --kv-dtype f32 --threads 2 --context-length 64 --backend native"
+    memory = "--kv-memory 1MiB --kv-spill 2MiB --spill-dir spilled --policy mlfq"
+    got = run([*sampling.split(), *engine.split(), *memory.split(), "--other"])
     assert got == {"params": SAMPLING, "options": ENGINE, "other": True}
 
 

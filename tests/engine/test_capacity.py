@@ -78,8 +78,23 @@ def test_the_pool_holds_at_least_one_context_however_little_memory_there_is() ->
 def test_kv_memory_is_taken_as_it_is_but_for_a_part_of_a_block() -> None:
     limits, footprint = plan(kv_memory=7 * BLOCK_BYTES + 1)
     assert (limits.num_blocks, footprint.kv_bytes) == (7, 7 * BLOCK_BYTES)
-    with pytest.raises(MemoryLimitError, match="kv_memory holds 96 tokens; the context is 100 tokens"):
-        plan(kv_memory=4 * BLOCK_BYTES - 1)
+
+
+def test_kv_memory_may_hold_less_than_a_context_but_not_less_than_a_block() -> None:
+    limits, _ = plan(kv_memory=BLOCK_BYTES)
+    assert (limits.num_blocks, limits.max_context) == (1, 100)
+    with pytest.raises(
+        MemoryLimitError, match="kv_memory holds 0 blocks of 32 tokens; the least is 1"
+    ) as raised:
+        plan(kv_memory=BLOCK_BYTES - 1)
+    assert raised.value.hint == f"choose kv_memory={BLOCK_BYTES} or more"
+
+
+def test_kv_memory_of_an_encoder_holds_a_whole_text_as_a_step_of_it_does() -> None:
+    limits, _ = plan(causal=False, kv_memory=4 * BLOCK_BYTES)
+    assert limits.num_blocks == 4
+    with pytest.raises(MemoryLimitError, match="kv_memory holds 3 blocks of 32 tokens; the least is 4"):
+        plan(causal=False, kv_memory=4 * BLOCK_BYTES - 1)
 
 
 def test_a_step_of_an_encoder_takes_a_whole_text_and_its_pool_one_step() -> None:

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from fastserve.config import EngineOptions
+from fastserve.config import EngineOptions, KvDtype
 from fastserve.engine import load
 from fastserve.engine.llm import LLM
 from fastserve.engine.load import Task
@@ -172,12 +173,24 @@ def test_too_little_memory_is_told_before_weights_are_read(
         LLM(stories)
 
 
-def test_kv_memory_that_does_not_hold_one_context_is_refused_and_the_hint_is_right(stories: Path) -> None:
-    with pytest.raises(MemoryLimitError, match="holds 256 tokens; the context is 512") as raised:
-        LLM(stories, kv_memory=256 * 5 * 2 * 4 * 16 * 2)  # heads of 8 are padded to 16
+@pytest.mark.parametrize("kv_dtype", get_args(KvDtype))
+def test_kv_memory_is_exact_to_the_block(stories: Path, backend: str, kv_dtype: KvDtype) -> None:
+    for kv_memory in (2_000_003, 2**22):
+        options = EngineOptions(kv_memory=kv_memory, kv_dtype=kv_dtype, backend=backend)
+        model = load.load_model(stories, options)
+        executable = model.executable
+        pool_bytes = executable.limits.num_blocks * executable.block_bytes
+        assert kv_memory - executable.block_bytes < pool_bytes <= kv_memory
+        assert model.footprint.kv_bytes == pool_bytes
+
+
+def test_kv_memory_that_does_not_hold_a_block_is_refused_and_the_hint_is_right(stories: Path) -> None:
+    with pytest.raises(MemoryLimitError, match="kv_memory holds 0 blocks of 32 tokens") as raised:
+        LLM(stories, kv_memory=1)
     needed = int(str(raised.value.hint).split("kv_memory=")[1].split()[0])
     with LLM(stories, kv_memory=needed) as llm:
-        assert llm.model.footprint.kv_bytes == needed
+        assert llm.model.footprint.kv_bytes == llm.model.executable.block_bytes == needed
+        assert llm.generate(PROMPT, SamplingParams(max_tokens=4))[0].completion_tokens == 4
 
 
 def test_a_closed_model_refuses_work_and_its_streams_end_with_an_error(stories: Path) -> None:

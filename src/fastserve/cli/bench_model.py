@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @model_argument
-@engine_options("weights", "threads")
+@engine_options("weights", "threads", "kv_memory", "kv_spill", "spill_dir")
 @click.option(
     "--compare", metavar="PEER,...", help="llama.cpp, openvino, transformers, vllm: run in turns with us."
 )
@@ -61,6 +61,9 @@ def model(
         SpeedOptions(
             weights=options.weights,
             threads=options.threads,
+            kv_memory=options.kv_memory,
+            kv_spill=options.kv_spill,
+            spill_dir=options.spill_dir,
             pairs=pairs,
             only=only.split(",") if only else (),
             peers=find_peers(compare.split(",") if compare else (), peer_pythons),

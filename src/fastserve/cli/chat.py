@@ -28,7 +28,17 @@ _PROBE = ({"role": "user", "content": "Hello!"},)
 @click.command()
 @model_argument
 @sampling_options(SamplingParams(temperature=0.7, top_p=0.9))
-@engine_options("weights", "kv_dtype", "threads", "context_length", "kv_memory", "backend", "device")
+@engine_options(
+    "weights",
+    "kv_dtype",
+    "threads",
+    "context_length",
+    "kv_memory",
+    "kv_spill",
+    "spill_dir",
+    "backend",
+    "device",
+)
 @json_option
 @offline_option
 def chat(model: str, params: SamplingParams, options: EngineOptions, json: bool, offline: bool) -> None:

@@ -36,6 +36,12 @@ _ENGINE_HELP: Mapping[str, str] = {
     "context_length": "Most tokens of prompt and completion together; by default what the model was made "
     "for, up to 8192.",
     "kv_memory": "Memory to keep past tokens in, such as 512MiB; by default a part of what is free.",
+    "kv_spill": "Slower memory, a temporary file on a disk, for past tokens of waiting requests, such as "
+    "1GiB; by default none.",
+    "spill_dir": "Folder of that file; by default the system's for temporary files, or /var/tmp where that "
+    "one lies in memory.",
+    "policy": "Who goes first when not all can run: fcfs, priority, sjf, mlfq or mlfq-published, each with "
+    "its knobs, such as mlfq:starvation_seconds=5.",
     "backend": "What computes: native, or PyTorch where it is installed, slow and for comparison.",
     "device": "Where PyTorch computes, such as cuda or mps; by default the CPU. Only with --backend torch.",
 }

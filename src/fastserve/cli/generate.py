@@ -35,7 +35,18 @@ STDIN = "-"
     "--chat", is_flag=True, help="Answer each prompt as a user's message (needs a model tuned for chat)."
 )
 @sampling_options(SamplingParams())
-@engine_options("weights", "kv_dtype", "threads", "context_length", "kv_memory", "backend", "device")
+@engine_options(
+    "weights",
+    "kv_dtype",
+    "threads",
+    "context_length",
+    "kv_memory",
+    "kv_spill",
+    "spill_dir",
+    "policy",
+    "backend",
+    "device",
+)
 @profile_option
 @json_option
 @offline_option

@@ -41,11 +41,13 @@ def plan_capacity(
 ) -> tuple[Limits, Footprint]:
     """The capacities to compile for, and the memory that they take.
 
-    The KV pool holds `kv_memory`. Without it, it holds what `max_sequences` could fill, within half of the
-    memory that the rest leaves and MAX_DERIVED_KV_BYTES, but at least one whole context.
+    The KV pool has as many whole blocks as `kv_memory` holds. Without it, it holds what `max_sequences` could
+    fill, within half of the memory that the rest leaves and MAX_DERIVED_KV_BYTES, but at least one whole
+    context.
 
     Raises:
-        MemoryLimitError: `kv_memory` does not hold one context.
+        MemoryLimitError: `kv_memory` does not hold a block, or not the whole text that a step of an encoder
+            takes.
     """
     is_causal = all(node.causal for node in graph.nodes if isinstance(node, Attention))
     limits = Limits(
@@ -63,10 +65,10 @@ def plan_capacity(
         activation_bytes=activation_bytes(graph, limits),
         kv_bytes=0,
     )
-    per_block = block_bytes(graph, options.kv_dtype)
+    per_block = block_bytes(graph, options.kv_dtype, options.backend)
     if options.kv_memory_bytes is not None:
         num_blocks = options.kv_memory_bytes // per_block
-        _check_kv_memory(num_blocks, limits, per_block)
+        _check_kv_memory(num_blocks, 1 if is_causal else limits.num_blocks, per_block)
     else:
         spare_bytes = MAX_DERIVED_KV_BYTES
         if available_bytes is not None:
@@ -75,9 +77,9 @@ def plan_capacity(
     return replace(limits, num_blocks=num_blocks), replace(footprint, kv_bytes=num_blocks * per_block)
 
 
-def _check_kv_memory(num_blocks: int, limits: Limits, per_block: int) -> None:
-    if num_blocks < limits.num_blocks:
+def _check_kv_memory(num_blocks: int, least_blocks: int, per_block: int) -> None:
+    if num_blocks < least_blocks:
         raise MemoryLimitError(
-            f"kv_memory holds {num_blocks * BLOCK_SIZE} tokens; the context is {limits.max_context} tokens",
-            hint=f"choose kv_memory={limits.num_blocks * per_block} or more, or a smaller context_length",
+            f"kv_memory holds {num_blocks} blocks of {BLOCK_SIZE} tokens; the least is {least_blocks}",
+            hint=f"choose kv_memory={least_blocks * per_block} or more",
         )

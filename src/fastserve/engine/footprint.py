@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastserve.backends.native.weight_scheme import WeightScheme
-from fastserve.config import KvDtype
+from fastserve.config import Backend, KvDtype
 from fastserve.errors import MemoryLimitError
 from fastserve.graph.memory import FLOAT_BYTES, plan_memory
 from fastserve.graph.node import Attention, Graph, Parameter, Rows
@@ -66,11 +66,17 @@ def weights_bytes(graph: Graph, schemes: Mapping[Parameter, WeightScheme]) -> in
     return sum(_parameter_bytes(parameter, schemes) for parameter in parameters)
 
 
-def block_bytes(graph: Graph, kv_dtype: KvDtype) -> int:
-    """Bytes of one KV block over all layers, as csrc/kernels/kernel.h lays it out (KvLayout).
+def block_bytes(graph: Graph, kv_dtype: KvDtype, backend: Backend = "native") -> int:
+    """Bytes of one KV block over all layers: `Executable.block_bytes`, before there is one.
 
-    Bidirectional attention reads nothing of earlier steps, so all of its layers share the first one's.
+    Of the native backend as csrc/kernels/kernel.h lays it out (KvLayout). Bidirectional attention reads
+    nothing of earlier steps, so all of its layers share the first one's. The torch backend keeps every layer,
+    without padding, and of int8 the floats that it comes to (`backends/torch/step.py`).
     """
+    if backend == "torch":
+        element_bytes = FLOAT_BYTES if kv_dtype == "int8" else _KV_BYTES[kv_dtype]
+        attentions = [node for node in graph.nodes if isinstance(node, Attention)]
+        return sum(2 * n.num_kv_heads * BLOCK_SIZE * n.head_dim * element_bytes for n in attentions)
     layers = {
         node.layer_index if node.causal else 0: node for node in graph.nodes if isinstance(node, Attention)
     }

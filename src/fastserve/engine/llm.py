@@ -15,6 +15,8 @@ from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.embed import Embedder
 from fastserve.engine.engine import Engine
 from fastserve.engine.load import LoadedModel, Task, check_task, load_model
+from fastserve.engine.mover import make_mover
+from fastserve.engine.policy import parse_policy
 from fastserve.errors import ContextLengthError, OptionError
 from fastserve.hub.resolve import resolve
 from fastserve.types import Float32Array, JsonObject, SamplingParams
@@ -65,6 +67,8 @@ class LLM:
         max_batch_tokens: int = 512,
         max_sequences: int = 64,
         kv_memory: int | str | None = None,
+        kv_spill: int | str | None = None,
+        spill_dir: str | Path | None = None,
         policy: str = "fcfs",
         prefill_chunk_tokens: int | None = None,
         target_gap_seconds: float | None = None,
@@ -84,16 +88,19 @@ class LLM:
             max_batch_tokens=max_batch_tokens,
             max_sequences=max_sequences,
             kv_memory=kv_memory,
+            kv_spill=kv_spill,
+            spill_dir=spill_dir,
             policy=policy,
             prefill_chunk_tokens=prefill_chunk_tokens,
             target_gap_seconds=target_gap_seconds,
             prefix_cache=prefix_cache,
             share_prefixes=share_prefixes,
         )
+        parse_policy(policy)  # before anything is loaded
         self.name = name or str(model)
         path = resolve(model, offline=offline)
         self._model: LoadedModel | None = load_model(path, options, name=self.name, task=task)
-        self._engine = _make_engine(self._model, options) if self._model.is_decoder else None
+        self._engine = make_engine(self._model, options) if self._model.is_decoder else None
         self._inboxes: dict[int, deque[Chunk]] = {}  # by request_id: of those that somebody is reading
 
     def __enter__(self) -> Self:
@@ -301,13 +308,15 @@ class LLM:
         self._inboxes.pop(request_id, None)
 
 
-def _make_engine(model: LoadedModel, options: EngineOptions) -> Engine:
+def make_engine(model: LoadedModel, options: EngineOptions) -> Engine:
+    """The engine of a decoder, with its slow tier. Raises as `make_mover` and `make_policy`."""
     return Engine(
         model.executable,
         eos_token_ids=model.checkpoint.eos_token_ids,
         make_decoder=model.tokenizer.stream_decoder,
         context_length=model.context_length,
         options=options,
+        mover=make_mover(model.executable, options),
     )
 
 

@@ -41,7 +41,8 @@ _NUM_STARTS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedOptions:
-    """How to measure. `threads` and `weights` are those of the engine; `peers` are interpreters by name.
+    """How to measure. `weights`, `threads` and those of memory, which peers do not get, are options of the
+    engine; `peers` are interpreters by name.
 
     Raises:
         OptionError: from `choose_measures`, where `only` names no measure of the model.
@@ -49,6 +50,9 @@ class SpeedOptions:
 
     weights: str = "auto"
     threads: int | None = None
+    kv_memory: int | str | None = None
+    kv_spill: int | str | None = None
+    spill_dir: str | Path | None = None
     pairs: int = 7
     only: Sequence[str] = ()
     peers: Mapping[str, Path] = field(default_factory=dict)
@@ -274,11 +278,14 @@ def _make_jobs(
     checkpoint: Checkpoint, config: ModelConfig, options: SpeedOptions, folder: Path
 ) -> dict[str, tuple[EngineKind, Path, dict[str, Any]]]:
     """The engines to measure, ours first: by name, what runs them and what they are to open."""
-    EngineOptions(weights=options.weights, threads=options.threads)  # type: ignore[arg-type]  # checked there
+    memory = {"kv_memory": options.kv_memory, "kv_spill": options.kv_spill, "spill_dir": options.spill_dir}
+    EngineOptions(weights=options.weights, threads=options.threads, **memory)  # type: ignore[arg-type]  # checked there
     job = {
         "model": str(checkpoint.path),
         "weights": options.weights,
         "threads": options.threads,
+        **memory,
+        "spill_dir": None if options.spill_dir is None else str(options.spill_dir),
         "context_length": min(MAX_CONTEXT, config.max_context),
         "max_sequences": 64,
     }

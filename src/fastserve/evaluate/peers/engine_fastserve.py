@@ -8,11 +8,21 @@ from fastserve._version import __version__
 from fastserve.engine.llm import LLM
 from fastserve.types import SamplingParams
 
+OPTIONS = (
+    "weights",
+    "threads",
+    "context_length",
+    "max_sequences",
+    "kv_memory",
+    "kv_spill",
+    "spill_dir",
+)
+
 
 class Engine:
     def __init__(self, job: dict[str, Any]) -> None:
         self.version = __version__
-        options = {name: job[name] for name in ("weights", "threads", "context_length", "max_sequences")}
+        options = {name: job[name] for name in OPTIONS}
         self._llm = LLM(job["model"], offline=True, **options)
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
