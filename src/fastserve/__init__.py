@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 from fastserve._version import __version__
 
 if TYPE_CHECKING:
+    from fastserve.engine.async_llm import AsyncLLM
     from fastserve.engine.llm import LLM
     from fastserve.types import SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "SamplingParams", "__version__"]
 
-_EXPORTS = {"LLM": "fastserve.engine.llm", "SamplingParams": "fastserve.types"}
+_EXPORTS = {
+    "AsyncLLM": "fastserve.engine.async_llm",
+    "LLM": "fastserve.engine.llm",
+    "SamplingParams": "fastserve.types",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -17,7 +17,8 @@ from fastserve.types import SamplingParams
 
 if TYPE_CHECKING:
     from fastserve.engine.completion import Completion
-    from fastserve.engine.llm import LLM, Prompt
+    from fastserve.engine.llm import LLM
+    from fastserve.engine.prompt import Prompt
 
 STDIN = "-"
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
 from itertools import count
 
 from fastserve.config import ScheduleOptions
@@ -14,8 +16,9 @@ from fastserve.engine.batch import build_batch
 from fastserve.engine.completion import NO_TOKEN, Chunk, TokenLogprobs
 from fastserve.engine.cost import StepCost
 from fastserve.engine.mover import Mover
+from fastserve.engine.residency import ResidencyCounters
 from fastserve.engine.schedule import make_scheduler
-from fastserve.engine.sequence import Sequence
+from fastserve.engine.sequence import Residence, Sequence
 from fastserve.engine.text import CompletionText, TokenDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
@@ -25,6 +28,23 @@ from fastserve.types import Executable, SamplingParams, StepResult
 _LONGEST_WAIT_SECONDS = 0.05  # for a move to finish, where nobody can run
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """What an engine is doing, and what it has done since its start."""
+
+    policy: str
+    num_waiting: int  # sequences without keys and values in memory
+    num_resident: int
+    num_slow: int  # in the slow tier, or on the way
+    num_blocks: int
+    num_free_blocks: int  # that nobody owns; cached ones among them
+    num_cached_blocks: int
+    num_slow_blocks_used: int
+    num_preemptions: int
+    residency: ResidencyCounters
+    cost: StepCost  # as fitted to the steps so far
 
 
 class Engine:
@@ -71,12 +91,18 @@ class Engine:
         self._shares_with_all = options.share_prefixes == "all"
         self._clock = clock
         self._ids = count()
+        self._is_waiting = False
         self._transcripts: dict[int, Transcript] = {}  # by sequence_id
         self._requests: dict[int, list[Transcript]] = {}  # by request_id: of its unfinished completions
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the last step had no turns, as everybody is held or on the way."""
+        return self._is_waiting
 
     def add(
         self,
@@ -146,6 +172,7 @@ class Engine:
         failed."""
         started = self._clock()
         turns = self.scheduler.schedule(started)
+        self._is_waiting = not turns
         if not turns:
             self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
             return []
@@ -174,6 +201,29 @@ class Engine:
             OptionError: as `fastserve.engine.policy.make_policy`.
         """
         self.scheduler.set_policy(spec, self._clock())
+
+    def is_running(self, request_id: int) -> bool:
+        """Whether it has completions that are not finished."""
+        return request_id in self._requests
+
+    def status(self) -> EngineStatus:
+        """A snapshot between two steps."""
+        scheduler, residency = self.scheduler, self.scheduler.residency
+        residences = Counter(sequence.residence for sequence in scheduler.sequences)
+        num_waiting, num_resident = residences[Residence.NOWHERE], residences[Residence.FAST]
+        return EngineStatus(
+            policy=scheduler.policy.name,
+            num_waiting=num_waiting,
+            num_resident=num_resident,
+            num_slow=len(scheduler.sequences) - num_waiting - num_resident,
+            num_blocks=self.pool.num_blocks,
+            num_free_blocks=self.pool.num_free,
+            num_cached_blocks=self.pool.num_cached,
+            num_slow_blocks_used=residency.num_slow_blocks_used,
+            num_preemptions=scheduler.num_preemptions,
+            residency=replace(residency.counters),
+            cost=scheduler.cost.model,
+        )
 
     def close(self) -> None:
         """Give up the slow tier. No step may follow."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self, cast
 
-from fastserve.checkpoint.chat_template import render_chat
 from fastserve.config import Backend, EngineOptions, KvDtype, PrefixCache, PrefixScope, WeightsChoice
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.embed import Embedder
@@ -17,15 +16,10 @@ from fastserve.engine.engine import Engine
 from fastserve.engine.load import LoadedModel, Task, check_task, load_model
 from fastserve.engine.mover import make_mover
 from fastserve.engine.policy import parse_policy
+from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
 from fastserve.errors import ContextLengthError, OptionError
 from fastserve.hub.resolve import resolve
 from fastserve.types import Float32Array, JsonObject, SamplingParams
-
-Prompt = str | Seq[int]
-"""A text, or token ids, which are used as they are."""
-
-Message = Mapping[str, Any]
-"""A turn of a conversation: `role` and `content`, and whatever else the model's chat template reads."""
 
 
 class LLM:
@@ -216,12 +210,7 @@ class LLM:
         variables: JsonObject | None = None,
     ) -> list[int]:
         """The token ids of a conversation that is to be answered. Takes and raises what `chat` does."""
-        tokenizer = self.model.tokenizer
-        template = self.model.checkpoint.chat_template
-        text = render_chat(
-            template, messages, special_tokens=tokenizer.special_tokens, tools=tools, variables=variables
-        )
-        return self._encode(text, add_special_tokens=False)  # the template writes them
+        return list(encode_chat(self.model, messages, tools=tools, variables=variables))
 
     def embed(self, texts: str | Seq[str], *, truncate: bool = False) -> Float32Array:
         """Embed texts with an encoder.
@@ -243,23 +232,10 @@ class LLM:
             raise OptionError("there are no texts to embed", hint="give at least one")
         return Embedder(model.executable).embed([self._encode_whole(text, truncate) for text in text_list])
 
-    def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The token ids of a prompt. One that is certain not to fit is refused unencoded: encoding takes
-        seconds for a million tokens.
-        """
-        model, limit = self.model, self.model.context_length
-        if len(text) >= limit and (least := model.tokenizer.min_tokens(text)) >= limit:
-            raise ContextLengthError(
-                f"the prompt has {len(text)} characters, which are at least {least} tokens; "
-                f"the context is {limit} tokens",
-                hint="shorten the prompt, or load the model with a larger context_length if it allows one",
-            )
-        return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-
     def _encode_whole(self, text: str, truncate: bool) -> list[int]:
         """The token ids of a text to embed, special tokens included, within the model's limit."""
         tokenizer, limit = self.model.tokenizer, self.model.context_length
-        if not truncate and (least := tokenizer.min_tokens(text)) > limit:  # see `_encode`
+        if not truncate and (least := tokenizer.min_tokens(text)) > limit:  # see encode_prompt
             raise _too_long_to_embed(f"at least {least}", limit)
         token_ids = tokenizer.encode(text)
         if len(token_ids) <= limit:
@@ -271,8 +247,7 @@ class LLM:
     def _add(self, prompt: Prompt, params: SamplingParams) -> int:
         check_task("generate", self.model.config, self.name)
         assert self._engine is not None
-        prompt_ids = self._encode(prompt) if isinstance(prompt, str) else prompt
-        request_id = self._engine.add(prompt_ids, params)
+        request_id = self._engine.add(encode_prompt(self.model, prompt), params)
         self._inboxes[request_id] = deque()
         return request_id
 

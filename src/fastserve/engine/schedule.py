@@ -40,7 +40,7 @@ class Scheduler:
         self.residency = residency
         self._limits = limits
         self._policy = policy
-        self._cost = cost
+        self.cost = cost
         self._pace = pace
         self._guard = Guard()
         self._prefill_chunk_tokens = prefill_chunk_tokens or limits.max_tokens
@@ -67,7 +67,7 @@ class Scheduler:
 
     def set_policy(self, spec: str, now: float) -> None:
         """Go on by another policy, from what every sequence has come to. Raises as make_policy."""
-        policy = make_policy(spec, cost=self._cost, max_sequences=self._limits.max_sequences)
+        policy = make_policy(spec, cost=self.cost, max_sequences=self._limits.max_sequences)
         for sequence in self._live:
             self._policy.leave(sequence)
             policy.enter(sequence, now)
@@ -93,7 +93,7 @@ class Scheduler:
     def commit(self, turns: Seq[Turn], *, seconds: float, now: float) -> None:
         """A step has run these turns: their tokens are computed. Their outputs get their tokens after
         this."""
-        self._cost.observe(sum((turn.work for turn in turns), StepWork()), seconds)
+        self.cost.observe(sum((turn.work for turn in turns), StepWork()), seconds)
         for turn in turns:
             sequence = turn.sequence
             sequence.num_computed_tokens += turn.num_tokens

@@ -1,0 +1,285 @@
+"""`AsyncLLM`: a model for many callers of one event loop, run by a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import Sequence as Seq
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fastserve.config import EngineOptions
+from fastserve.engine.completion import Chunk, Completion
+from fastserve.engine.engine import EngineStatus
+from fastserve.engine.llm import make_engine
+from fastserve.engine.load import LoadedModel, check_task, load_model
+from fastserve.engine.policy import parse_policy
+from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
+from fastserve.engine.worker import Abort, Add, Answer, AskStatus, EngineEvent, EngineWorker, Hold, SetPolicy
+from fastserve.errors import OptionError
+from fastserve.hub.resolve import resolve
+from fastserve.types import SamplingParams
+
+_MOST_UNREAD = 256  # chunks of a request: with so many its reader is behind, and it has no turns ...
+_FEW_UNREAD = 64  # ... until these are left
+
+
+class Stream:
+    """The chunks of one request as they come. Iterate over it; close it to abort the request at any
+    moment."""
+
+    def __init__(self, llm: AsyncLLM, ticket: int, num_completions: int) -> None:
+        self._llm = llm
+        self._ticket = ticket
+        self._num_unfinished = num_completions
+        self._unread: deque[Chunk] = deque()
+        self._has_news = asyncio.Event()
+        self._is_held = False
+        self._error: OptionError | None = None
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while not self._unread:
+            if self._error is not None:
+                raise self._error
+            if not self._num_unfinished:
+                raise StopAsyncIteration
+            self._has_news.clear()
+            await self._has_news.wait()
+        chunk = self._unread.popleft()
+        if self._is_held and len(self._unread) <= _FEW_UNREAD:
+            self._hold(is_held=False)
+        return chunk
+
+    def close(self) -> None:
+        """Abort the request, if it has not ended. Closing again does nothing."""
+        self._num_unfinished = 0
+        self._unread.clear()
+        self._has_news.set()
+        self._llm._forget(self._ticket)
+
+    def _push(self, chunk: Chunk) -> bool:
+        """A chunk has come; whether it was the last."""
+        self._unread.append(chunk)
+        self._has_news.set()
+        self._num_unfinished -= chunk.completion is not None
+        if self._num_unfinished and not self._is_held and len(self._unread) >= _MOST_UNREAD:
+            self._hold(is_held=True)
+        return self._num_unfinished == 0
+
+    def _break(self, error: OptionError) -> None:
+        self._error = error
+        self._has_news.set()
+
+    def _hold(self, *, is_held: bool) -> None:
+        self._is_held = is_held
+        self._llm._worker.send(Hold(self._ticket, is_held))
+
+
+class AsyncLLM:
+    """A model loaded into this process, for the coroutines of one event loop.
+
+    One thread runs the steps; what it gives back comes to the loop once a step. A stream whose reader is
+    behind by 256 chunks gets no turns until it has caught up.
+
+    >>> async def main() -> None:
+    ...     async with AsyncLLM("smollm2-135m-instruct") as llm:
+    ...         async for chunk in llm.stream("Gravity is", SamplingParams(max_tokens=16)):
+    ...             print(chunk.text, end="")
+
+    Args:
+        model: a short name, a source, a folder or a .gguf file.
+        offline: open no network connection.
+        name: what messages call the model; by default what `model` says.
+
+    Raises:
+        As `fastserve.LLM`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        options: EngineOptions | None = None,
+        *,
+        offline: bool = False,
+        name: str | None = None,
+    ) -> None:
+        options = options or EngineOptions()
+        parse_policy(options.policy)  # before anything is loaded
+        self.name = name or str(model)
+        self.model: LoadedModel = load_model(
+            resolve(model, offline=offline), options, name=self.name, task="generate"
+        )
+        self._tickets = count()
+        self._streams: dict[int, Stream] = {}
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
+        self._worker = EngineWorker(make_engine(self.model, options), self._deliver)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> Stream:
+        """Queue a request; its chunks come from the stream. The caller closes it.
+
+        Args:
+            priority: the lower goes first, where the policy looks at it.
+            tenant: whose request it is.
+
+        Raises:
+            OptionError, ContextLengthError, MemoryLimitError: it is refused; see `Engine.add`.
+        """
+        arrival_seconds = time.perf_counter()
+        self._check_open()
+        check_task("generate", self.model.config, self.name)
+        params = params or SamplingParams()
+        prompt_ids = await asyncio.to_thread(encode_prompt, self.model, prompt)
+        ticket = next(self._tickets)
+        stream = self._streams[ticket] = Stream(self, ticket, params.n)
+        command = Add(
+            ticket=ticket,
+            prompt_ids=prompt_ids,
+            params=params,
+            priority=priority,
+            tenant=tenant,
+            arrival_seconds=arrival_seconds,
+        )
+        try:
+            await self._ask(command)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> AsyncGenerator[Chunk, None]:
+        """Complete a prompt token by token. Closing the generator aborts the request. See `submit`."""
+        stream = await self.submit(prompt, params, priority=priority, tenant=tenant)
+        try:
+            async for chunk in stream:
+                yield chunk
+        finally:
+            stream.close()
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+    ) -> list[Completion]:
+        """The `n` completions of a prompt. Cancelling the call aborts the request. See `submit`."""
+        stream = await self.submit(prompt, params, priority=priority, tenant=tenant)
+        try:
+            completions = [chunk.completion async for chunk in stream if chunk.completion is not None]
+        finally:
+            stream.close()
+        return sorted(completions, key=lambda completion: completion.index)
+
+    def chat_prompt(self, messages: Seq[Message]) -> Seq[int]:
+        """The token ids of a conversation that is to be answered. Raises as `encode_chat`."""
+        return encode_chat(self.model, messages)
+
+    async def set_policy(self, spec: str) -> None:
+        """Go on by another scheduling policy.
+
+        Raises:
+            OptionError: an unknown policy or knob, or a value out of its range.
+        """
+        await self._ask(SetPolicy(next(self._tickets), spec))
+
+    async def status(self) -> EngineStatus:
+        """What the engine is doing, between two steps."""
+        answer = await self._ask(AskStatus(next(self._tickets)))
+        assert answer.status is not None
+        return answer.status
+
+    @property
+    def seconds_without_step(self) -> float:
+        """How long ago the engine last made progress, or had nothing to do."""
+        return self._worker.seconds_without_step
+
+    async def close(self) -> None:
+        """Stop the thread and free the model. What is still streaming ends with an error; closing again does
+        nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        await asyncio.to_thread(self._worker.stop)
+        for stream in list(self._streams.values()):
+            stream._break(self._closed_error())
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(self._closed_error())
+        self._streams.clear()
+        self._answers.clear()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise self._closed_error()
+
+    def _closed_error(self) -> OptionError:
+        return OptionError(f"the model {self.name!r} is closed", hint="make a new AsyncLLM")
+
+    async def _ask(self, command: Add | SetPolicy | AskStatus) -> Answer:
+        """Send a command that is answered. Raises what it is refused with."""
+        self._check_open()
+        self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._answers[command.ticket] = future
+        self._worker.send(command)
+        try:
+            answer = await future
+        finally:
+            self._answers.pop(command.ticket, None)
+        if answer.error is not None:
+            raise answer.error
+        return answer
+
+    def _deliver(self, events: list[EngineEvent]) -> None:
+        """In the worker's thread: one hand-off for all that a step has brought."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._dispatch, events)
+
+    def _dispatch(self, events: list[EngineEvent]) -> None:
+        for event in events:
+            if isinstance(event, Answer):
+                future = self._answers.get(event.ticket)
+                if future is not None and not future.done():
+                    future.set_result(event)
+            else:
+                stream = self._streams.get(event.ticket)
+                if stream is not None and stream._push(event.chunk):
+                    del self._streams[event.ticket]
+
+    def _forget(self, ticket: int) -> None:
+        """A stream was closed: abort what has not ended."""
+        if self._streams.pop(ticket, None) is not None and not self._is_closed:
+            self._worker.send(Abort(ticket))

@@ -1,0 +1,200 @@
+"""The one thread that owns an engine. Others give it commands and get events, a list of them for each
+step."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+
+from fastserve.engine.completion import Chunk
+from fastserve.engine.engine import Engine, EngineStatus
+from fastserve.errors import FastServeError
+from fastserve.types import SamplingParams
+
+_IDLE_SECONDS = 0.02  # between looks for commands while all requests are held
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Add:
+    """A new request. `ticket` is the caller's name for it."""
+
+    ticket: int
+    prompt_ids: Seq[int]
+    params: SamplingParams
+    priority: int
+    tenant: str
+    arrival_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Give a request no turns, or turns again."""
+
+    ticket: int
+    is_held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetPolicy:
+    ticket: int
+    spec: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskStatus:
+    ticket: int
+
+
+Command = Add | Abort | Hold | SetPolicy | AskStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of an Add that was accepted, a SetPolicy, or an AskStatus, which has a value; an error, if it was
+    refused."""
+
+    ticket: int
+    error: FastServeError | None = None
+    status: EngineStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A chunk of a request's completions."""
+
+    ticket: int
+    chunk: Chunk
+
+
+EngineEvent = Answer | Progress
+
+
+class EngineWorker:
+    """Runs an engine's steps in a thread of its own, as long as there is work.
+
+    Args:
+        engine: the thread's own from here on.
+        deliver: called in that thread, at most once a step, with all that has happened in it.
+    """
+
+    def __init__(self, engine: Engine, deliver: Callable[[list[EngineEvent]], None]) -> None:
+        self._engine = engine
+        self._deliver = deliver
+        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._tickets: dict[int, int] = {}  # by request_id
+        self._request_ids: dict[int, int] = {}  # by ticket
+        self._events: list[EngineEvent] = []
+        self._is_stopping = Event()
+        self.last_step_seconds = time.monotonic()  # when the last step ended, or there was nothing to do
+        self._thread = Thread(target=self._run, name="fastserve-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def seconds_without_step(self) -> float:
+        """How long ago the engine last made progress, or had nothing to do."""
+        return time.monotonic() - self.last_step_seconds
+
+    def send(self, command: Command) -> None:
+        """Give a command; never waits. Callers may be many threads."""
+        self._commands.put(command)
+
+    def stop(self) -> None:
+        """End after the step that runs, and wait for that. Unfinished requests get no more events."""
+        self._is_stopping.set()
+        self._commands.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping.is_set():
+                self._obey()
+                if self._engine.has_work:
+                    self._forward(self._engine.step())
+                self.last_step_seconds = time.monotonic()
+                if self._events:
+                    events, self._events = self._events, []
+                    self._deliver(events)
+        finally:
+            self._engine.close()
+
+    def _obey(self) -> None:
+        """All commands that have come. Without work, or while nobody may run, it waits for the next one."""
+        command: Command | None
+        try:
+            if self._events:
+                command = self._commands.get_nowait()
+            elif not self._engine.has_work:
+                command = self._commands.get()
+            elif self._engine.is_waiting:
+                command = self._commands.get(timeout=_IDLE_SECONDS)
+            else:
+                command = self._commands.get_nowait()
+            while command is not None:
+                self._do(command)
+                command = self._commands.get_nowait()
+        except Empty:
+            return
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case Add():
+                self._add(command)
+            case Abort(ticket):
+                request_id = self._request_ids.pop(ticket, None)
+                if request_id is not None:
+                    del self._tickets[request_id]
+                    self._engine.abort(request_id)
+            case Hold(ticket, is_held):
+                if ticket in self._request_ids:
+                    self._engine.hold(self._request_ids[ticket], is_held=is_held)
+            case SetPolicy(ticket, spec):
+                self._events.append(Answer(ticket, error=_refusal(lambda: self._engine.set_policy(spec))))
+            case AskStatus(ticket):
+                self._events.append(Answer(ticket, status=self._engine.status()))
+
+    def _add(self, command: Add) -> None:
+        def add() -> None:
+            request_id = self._engine.add(
+                command.prompt_ids,
+                command.params,
+                priority=command.priority,
+                tenant=command.tenant,
+                arrival_seconds=command.arrival_seconds,
+            )
+            self._tickets[request_id] = command.ticket
+            self._request_ids[command.ticket] = request_id
+
+        self._events.append(Answer(command.ticket, error=_refusal(add)))
+
+    def _forward(self, chunks: Seq[Chunk]) -> None:
+        """The chunks of a step, to those who asked."""
+        wanted = [chunk for chunk in chunks if chunk.request_id in self._tickets]
+        self._events += (Progress(self._tickets[chunk.request_id], chunk) for chunk in wanted)
+        for request_id in {chunk.request_id for chunk in wanted if chunk.completion is not None}:
+            if not self._engine.is_running(request_id):
+                del self._request_ids[self._tickets.pop(request_id)]
+
+
+def _refusal(act: Callable[[], None]) -> FastServeError | None:
+    """The error of what a caller asked for in vain."""
+    try:
+        act()
+    except FastServeError as error:
+        return error
+    return None
