@@ -11,6 +11,7 @@ SUBCOMMANDS = {
     "kernels": "fastserve.cli.bench_kernels",
     "model": "fastserve.cli.bench_model",
     "make-model": "fastserve.cli.bench_make_model",
+    "schedule": "fastserve.cli.bench_schedule",
 }
 
 
