@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,9 +49,10 @@ def plot_runs(runs: Seq[Run], folder: Path, *, title: str) -> list[Path]:
     policies = list(dict.fromkeys(run.policy for run in runs))
     loads = list(dict.fromkeys(run.load for run in runs))
     files = []
-    style = {"svg.hashsalt": "fastserve", "svg.fonttype": "none", "font.family": "sans-serif"}
-    style |= {f"{part}.color": _GREY for part in ("text", "xtick", "ytick", "grid")}
-    with rc_context({**style, "axes.edgecolor": _GREY, "axes.labelcolor": _GREY}):
+    style: dict[Any, Any] = {"svg.hashsalt": "fastserve", "svg.fonttype": "none"}
+    style |= dict.fromkeys(("text.color", "xtick.color", "ytick.color", "grid.color"), _GREY)
+    style |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor"), _GREY)
+    with rc_context(style):
         for name, (figure_name, label) in PLOTS.items():
             figure = Figure(figsize=(6.4, 4.0), layout="constrained")
             axes = figure.subplots()
@@ -59,8 +61,8 @@ def plot_runs(runs: Seq[Run], folder: Path, *, title: str) -> list[Path]:
                     np.mean([r.figures[figure_name] for r in runs if (r.policy, r.load) == (policy, load)])
                     for load in loads
                 ]
-                look = {"color": _COLOURS[index % len(_COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
-                axes.plot(loads, means, label=policy, **look)
+                colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+                axes.plot(loads, means, label=policy, color=colour, marker=marker)
             if name != "goodput":
                 axes.set_yscale("log")
             axes.set(xlabel="load (1.0 is the measured capacity)", ylabel=label, title=title)
