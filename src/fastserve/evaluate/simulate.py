@@ -233,8 +233,9 @@ def simulate(
 
     Raises:
         OptionError: an unknown policy or knob, or a value out of its range.
-        MeasurementError: sequences are stuck.
+        MeasurementError: sequences are stuck, or take longer than all would one after the other.
     """
+    end_of_patience = arrivals[-1].arrival_seconds + 2 * sum(map(machine.isolated_seconds, arrivals)) + 60.0
     simulation = Simulation(machine, options, arrivals, checks=checks)
     num_arrived = 0
     while True:
@@ -242,6 +243,12 @@ def simulate(
         while num_arrived < len(arrivals) and arrivals[num_arrived].arrival_seconds <= now:
             simulation.add(num_arrived, now=arrivals[num_arrived].arrival_seconds)
             num_arrived += 1
+        if now > end_of_patience:
+            raise MeasurementError(
+                f"policy {options.policy!r} has not finished {len(simulation.sequences)} of {len(arrivals)} "
+                f"requests after {now:.0f} simulated seconds, twice what they take one by one",
+                hint="it evicts more than it computes: lower the load, or choose another policy",
+            )
         if simulation.sequences and simulation.step():
             continue
         is_last = num_arrived == len(arrivals)
