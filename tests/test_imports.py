@@ -55,6 +55,7 @@ OWNERS: dict[str, set[str]] = {
     "ray": {"deploy", "tune"},
     "torch": {"backends.torch", "tune", "compress", "evaluate", "explain"},
     "transformers": {"backends.torch", "tune", "compress", "evaluate", "explain"},
+    "matplotlib": {"evaluate", "explain"},
     "huggingface_hub": {"hub"},
     "tokenizers": {"checkpoint"},
     "jinja2": {"checkpoint"},

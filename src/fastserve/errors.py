@@ -11,6 +11,7 @@ FastServeError
 ├── ContextLengthError     a prompt (with its completion) does not fit the model's context
 ├── TemplateError          a chat template is missing or failed on these messages
 ├── StepError              a request could not go on: its step failed, or the model is broken
+├── TraceError             a trace of requests is missing, broken or of no known format
 └── MeasurementError       a measurement contradicts itself, or what was to be measured failed
 """
 
@@ -70,6 +71,10 @@ class TemplateError(FastServeError):
 
 class StepError(FastServeError):
     """A request could not go on: a step that it took part in failed, or the model computed no numbers."""
+
+
+class TraceError(FastServeError):
+    """A trace of requests is missing, broken or of no known format."""
 
 
 class MeasurementError(FastServeError):

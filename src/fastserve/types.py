@@ -13,6 +13,7 @@ from fastserve.errors import OptionError
 from fastserve.option import check_integer, check_kind, check_number
 
 Int32Array = NDArray[np.int32]
+Int64Array = NDArray[np.int64]
 UInt8Array = NDArray[np.uint8]
 UInt64Array = NDArray[np.uint64]
 Float32Array = NDArray[np.float32]

@@ -11,6 +11,8 @@ SUBCOMMANDS = {
     "kernels": "fastserve.cli.bench_kernels",
     "model": "fastserve.cli.bench_model",
     "make-model": "fastserve.cli.bench_make_model",
+    "fit-cost": "fastserve.cli.bench_fit_cost",
+    "schedule": "fastserve.cli.bench_schedule",
 }
 
 

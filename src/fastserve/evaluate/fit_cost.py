@@ -1,0 +1,257 @@
+"""What steps of a model cost on this machine: real ones timed whole, and coefficients that explain them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fastserve.config import EngineOptions, ScheduleOptions
+from fastserve.engine.engine import Engine
+from fastserve.engine.load import LoadedModel
+from fastserve.errors import MeasurementError
+from fastserve.evaluate.arrival import Arrival
+from fastserve.evaluate.mix import short_chat
+from fastserve.evaluate.simulated_machine import SimulatedCost, SimulatedMachine
+from fastserve.evaluate.workload import make_prompts
+from fastserve.types import Batch, Executable, Float64Array, Limits, SamplingParams, StepResult
+
+# Sequences that decode at once, and the length of their prompts.
+_DECODES = (
+    (1, 16),
+    (1, 512),
+    (1, 2048),
+    (2, 256),
+    (4, 512),
+    (8, 32),
+    (8, 256),
+    (16, 192),
+    (32, 96),
+    (64, 48),
+)
+_DECODE_STEPS = 12
+_PROMPTS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048)
+_MIX_REQUESTS = 80
+_MIX_MOST_TOKENS = 64  # of a completion: more prompts beside decodes in the same time
+_MIX_SEQUENCES = (4, 12, 32, 64)
+_OUTLIER_DEVIATIONS = 6.0  # beyond, something else had the machine
+_SWAP_BLOCKS = 64
+_SWAP_ROUNDS = 5
+_SLOW_SHARE = 4  # blocks of the slow tier a block of the fast one
+_KV_TOKENS = 131_072  # of the machine that is simulated, whatever was free when it was measured
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How well the coefficients explain the steps."""
+
+    num_steps: int
+    num_outliers: int
+    median_error: float  # of |predicted / measured - 1|
+    p90_error: float
+    total_error: float  # of the sum of all steps: predicted / measured - 1
+    block_bytes: int
+    swap_bytes_per_second: float
+
+
+class StepRecorder:
+    """An executable that notes what its last batch was made of, in the order of _COEFFICIENTS."""
+
+    def __init__(self, executable: Executable) -> None:
+        self._executable = executable
+        self.features: tuple[int, ...] = ()
+
+    @property
+    def limits(self) -> Limits:
+        return self._executable.limits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._executable, name)
+
+    def run(self, batch: Batch) -> StepResult:
+        self.features = features_of(batch)
+        return self._executable.run(batch)
+
+
+_COEFFICIENTS = (
+    "fixed_seconds",
+    "prefill_seconds",
+    "decode_seconds",
+    "prefill_attended_seconds",
+    "decode_attended_seconds",
+)
+
+
+def features_of(batch: Batch) -> tuple[int, ...]:
+    """What a step's seconds are linear in; a sequence's only row counts as a decode."""
+    rows = np.diff(batch.sequence_starts).astype(np.int64)
+    ends = batch.context_lengths.astype(np.int64)
+    is_decode = (rows == 1) & (ends > 1)
+    attended = rows * (ends - rows) + rows * (rows + 1) // 2
+    return (
+        1,
+        int(rows[~is_decode].sum()),
+        int(is_decode.sum()),
+        int(attended[~is_decode].sum()),
+        int(attended[is_decode].sum()),
+    )
+
+
+def fit_machine(model: LoadedModel, options: EngineOptions, *, name: str) -> tuple[SimulatedMachine, Fit]:
+    """Run steps of many kinds through the engine, its scheduling and text included, and fit their cost.
+
+    Raises:
+        MeasurementError: the steps do not make sense.
+    """
+    executable = model.executable
+    features, seconds = measure_steps(model)
+    cost, kept = fit_cost(features, seconds)
+    swap_seconds = measure_swap(executable)
+    predicted = _predict(cost, features[kept])
+    errors = np.abs(predicted / seconds[kept] - 1)
+    machine = SimulatedMachine(
+        name=name,
+        source=f"fastserve bench fit-cost: {len(seconds)} steps of {name}, weights {model.weights}, "
+        f"KV {options.kv_dtype}",
+        cost=cost,
+        max_tokens=executable.limits.max_tokens,
+        max_sequences=min(executable.limits.max_sequences, executable.limits.max_outputs),
+        block_size=executable.block_size,
+        num_blocks=_KV_TOKENS // executable.block_size,
+        num_slow_blocks=_SLOW_SHARE * _KV_TOKENS // executable.block_size,
+        swap_seconds_per_block=swap_seconds,
+    )
+    return machine, Fit(
+        num_steps=len(seconds),
+        num_outliers=int((~kept).sum()),
+        median_error=float(np.median(errors)),
+        p90_error=float(np.percentile(errors, 90)),
+        total_error=float(predicted.sum() / seconds[kept].sum() - 1),
+        block_bytes=executable.block_bytes,
+        swap_bytes_per_second=executable.block_bytes / swap_seconds,
+    )
+
+
+def measure_steps(model: LoadedModel) -> tuple[Float64Array, Float64Array]:
+    """Features [steps, 5] and seconds [steps] of real steps: decodes alone, prompts alone, and both."""
+    recorder = StepRecorder(model.executable)
+    engine = Engine(
+        recorder,
+        eos_token_ids=(),
+        make_decoder=model.tokenizer.stream_decoder,
+        context_length=model.context_length,
+        options=ScheduleOptions(prefix_cache="off"),
+    )
+    steps: list[tuple[tuple[int, ...], float]] = []
+    for requests in _scenarios(model):
+        pending = list(requests.arrivals)
+        num_live = 0
+        while pending or engine.has_work:
+            while pending and num_live < requests.most_at_once:
+                arrival = pending.pop()
+                prompt = make_prompts(1, arrival.prompt_tokens, model.executable.vocab_size)[0]
+                engine.add(prompt, SamplingParams(max_tokens=arrival.completion_tokens, ignore_eos=True))
+                num_live += 1
+            started = time.perf_counter()
+            chunks = engine.step()
+            steps.append((recorder.features, time.perf_counter() - started))
+            num_live -= sum(chunk.completion is not None for chunk in chunks)
+    return np.array([features for features, _ in steps], np.float64), np.array([s for _, s in steps])
+
+
+@dataclass(frozen=True, slots=True)
+class _Scenario:
+    arrivals: tuple[Arrival, ...]
+    most_at_once: int
+
+
+def _scenarios(model: LoadedModel) -> Iterator[_Scenario]:
+    """The first is a warm-up, and measured like the others: outliers are left out."""
+    limits = model.executable.limits
+    most = min(limits.max_sequences, limits.max_outputs)
+    room = min(limits.num_blocks * model.executable.block_size, model.context_length)
+    for num_sequences, prompt_tokens in _DECODES:
+        needed = num_sequences * (prompt_tokens + _DECODE_STEPS)
+        if num_sequences <= most and needed <= limits.num_blocks * model.executable.block_size:
+            yield _Scenario((_request(prompt_tokens, _DECODE_STEPS),) * num_sequences, num_sequences)
+    yield _Scenario(tuple(_request(n, 1) for n in _PROMPTS if n < room), 1)
+    requests = short_chat().arrivals(_MIX_REQUESTS, 0)
+    for num_sequences in _MIX_SEQUENCES:
+        part = requests[:: len(_MIX_SEQUENCES)]
+        yield _Scenario(
+            tuple(_request(r.prompt_tokens, min(r.completion_tokens, _MIX_MOST_TOKENS)) for r in part),
+            min(num_sequences, most),
+        )
+
+
+def _request(prompt_tokens: int, completion_tokens: int) -> Arrival:
+    return Arrival(arrival_seconds=0.0, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
+def fit_cost(features: Float64Array, seconds: Float64Array) -> tuple[SimulatedCost, np.ndarray]:
+    """Least squares of the relative errors with no coefficient below zero, twice: the second time without
+    outliers. Returns the cost and which steps were kept, [steps].
+
+    Raises:
+        MeasurementError: too few steps.
+    """
+    if len(seconds) < 4 * features.shape[1]:
+        raise MeasurementError(
+            f"{len(seconds)} steps are too few to fit", hint="the model's limits are too small"
+        )
+    kept = np.ones(len(seconds), np.bool_)
+    for _ in range(2):
+        weights = _solve(features[kept], seconds[kept])
+        errors = features @ weights / seconds - 1
+        spread = np.median(np.abs(errors[kept] - np.median(errors[kept])))
+        kept = np.abs(errors - np.median(errors)) <= _OUTLIER_DEVIATIONS * max(spread, 0.01)
+    weights = _solve(features[kept], seconds[kept])
+    return SimulatedCost(**dict(zip(_COEFFICIENTS, weights.tolist(), strict=True))), kept
+
+
+def _solve(features: Float64Array, seconds: Float64Array) -> Float64Array:
+    scaled = features / seconds[:, None]
+    used = np.arange(features.shape[1])
+    while True:
+        solution, *_ = np.linalg.lstsq(scaled[:, used], np.ones(len(seconds)), rcond=None)
+        if (solution >= 0).all():
+            weights = np.zeros(features.shape[1])
+            weights[used] = solution
+            return weights
+        used = used[solution >= 0]
+
+
+def _predict(cost: SimulatedCost, features: Float64Array) -> Float64Array:
+    coefficients = asdict(cost)
+    predicted: Float64Array = features @ np.array([coefficients[name] for name in _COEFFICIENTS])
+    return predicted
+
+
+def measure_swap(executable: Executable) -> float:
+    """Seconds to copy a KV block to a file or back, whichever is slower: the median of a few rounds."""
+    block = np.zeros(executable.block_bytes, np.uint8)
+    num_blocks = min(_SWAP_BLOCKS, executable.limits.num_blocks)
+    rounds = []
+    with tempfile.TemporaryFile() as file:
+        for _ in range(_SWAP_ROUNDS):
+            times = [time.perf_counter()]
+            for index in range(num_blocks):
+                executable.read_block(index, block)
+                os.pwrite(file.fileno(), block.data, index * len(block))
+            times.append(time.perf_counter())
+            for index in range(num_blocks):
+                os.preadv(file.fileno(), [block.data], index * len(block))
+                executable.write_block(index, block)
+            times.append(time.perf_counter())
+            rounds.append(max(np.diff(times)) / num_blocks)
+    return float(np.median(rounds))
+
+
+def to_json(machine: SimulatedMachine, fit: Fit) -> dict[str, Any]:
+    """What `load_machine` reads, with how well it fits."""
+    return {**machine.to_json(), "fit": asdict(fit)}
