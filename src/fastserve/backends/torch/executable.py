@@ -129,7 +129,9 @@ class TorchExecutable:
     def write_block(self, block: int, data: UInt8Array) -> None:
         self._check_size("data", data)
         parts = self._parts(block)
-        stored = torch.tensor(data, device=self._device).split([len(part) for part in parts])
+        stored = torch.split_with_sizes(
+            torch.tensor(data, device=self._device), [len(part) for part in parts]
+        )
         for part, bytes_of_part in zip(parts, stored, strict=True):
             part.copy_(bytes_of_part)
 
