@@ -128,10 +128,12 @@ class TorchExecutable:
 
     def write_block(self, block: int, data: UInt8Array) -> None:
         self._check_size("data", data)
-        stored, start = torch.tensor(data, device=self._device), 0
-        for part in self._parts(block):
-            part.copy_(stored[start : start + len(part)])
-            start += len(part)
+        parts = self._parts(block)
+        stored = torch.split_with_sizes(
+            torch.tensor(data, device=self._device), [len(part) for part in parts]
+        )
+        for part, bytes_of_part in zip(parts, stored, strict=True):
+            part.copy_(bytes_of_part)
 
     def copy_block(self, source: int, target: int) -> None:
         for part, copy in zip(self._parts(source), self._parts(target), strict=True):

@@ -81,7 +81,9 @@ class Mlfq(RankedPolicy):
         standing: Standing = sequence.standing
         standing.waiting_since = now
         standing.attained_seconds += seconds
-        if standing.attained_seconds >= self._quanta[standing.level]:
+        # The quantum covers the prompt's cost by itself; beside others it takes longer, and is not cut.
+        is_prompt_computed = sequence.num_computed_tokens >= sequence.num_prompt_tokens
+        if is_prompt_computed and standing.attained_seconds >= self._quanta[standing.level]:
             self._move(sequence, max(standing.level + 1, self._level_of_step), now)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
