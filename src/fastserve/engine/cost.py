@@ -11,7 +11,7 @@ from fastserve.types import Float64Array
 _FORGETTING = 0.998  # an observation counts half after some 350 steps
 _REFIT_STEPS = 16
 _OUTLIER = 4.0  # times what was expected; beyond, the machine was somewhere else
-_PRIOR_STEPS = 2.0  # how many observations the initial coefficients count for
+_PRIOR_STEPS = 0.1  # how many observations the initial coefficients count for
 # Typical sizes of the features, so that the normal equations are well conditioned.
 _SCALE = np.array([1.0, 64.0, 16.0, 16384.0])
 

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
+
+TRUE = StepCost(fixed_seconds=0.012, prefill_seconds=0.0004, decode_seconds=0.0011, attended_seconds=2e-7)
+
+
+def random_work(rng: random.Random) -> StepWork:
+    work = sum((StepWork.of_decode(rng.randint(1, 3000)) for _ in range(rng.randint(0, 40))), StepWork())
+    if rng.random() < 0.5:
+        work += StepWork.of_prefill(rng.randint(1, 400), rng.randint(0, 2000))
+    return work
+
+
+def test_a_prompts_rows_read_the_keys_before_them_and_their_own() -> None:
+    whole = StepWork.of_prefill(100)
+    parts = StepWork.of_prefill(60) + StepWork.of_prefill(40, first_position=60)
+    assert whole == parts == StepWork(100, 0, sum(range(1, 101)))
+
+
+def test_the_fit_comes_to_the_coefficients_that_made_the_steps() -> None:
+    rng = random.Random(1)
+    cost = OnlineStepCost(StepCost())
+    for _ in range(400):
+        work = random_work(rng)
+        cost.observe(work, TRUE.seconds(work) * rng.uniform(0.9, 1.1))
+    for _ in range(50):
+        work = random_work(rng)
+        assert cost.seconds(work) == pytest.approx(TRUE.seconds(work), rel=0.1)
+
+
+def test_the_fit_follows_a_machine_that_has_become_slower() -> None:
+    rng = random.Random(2)
+    cost = OnlineStepCost(TRUE)
+    for _ in range(3000):
+        work = random_work(rng)
+        cost.observe(work, 2 * TRUE.seconds(work))
+    work = StepWork.of_decode(100)
+    assert cost.seconds(work) == pytest.approx(2 * TRUE.seconds(work), rel=0.1)
+
+
+def test_a_step_that_was_disturbed_for_long_counts_for_little() -> None:
+    rng = random.Random(3)
+    cost = OnlineStepCost(TRUE)
+    for index in range(600):
+        work = random_work(rng)
+        cost.observe(work, 30.0 if index % 100 == 99 else TRUE.seconds(work))
+    work = StepWork.of_decode(100)
+    assert cost.seconds(work) < 1.5 * TRUE.seconds(work)
+
+
+def test_no_coefficient_is_ever_negative() -> None:
+    rng = random.Random(4)
+    cost = OnlineStepCost(StepCost())
+    for _ in range(200):
+        cost.observe(random_work(rng), rng.uniform(0.0, 0.1))
+        model = cost.model
+        assert (
+            min(model.fixed_seconds, model.prefill_seconds, model.decode_seconds, model.attended_seconds) >= 0
+        )
