@@ -177,10 +177,11 @@ def _scenarios(model: LoadedModel) -> Iterator[_Scenario]:
     """The first is a warm-up, and measured like the others: outliers are left out."""
     limits = model.executable.limits
     most = min(limits.max_sequences, limits.max_outputs)
-    room = min(limits.num_blocks * model.executable.block_size, model.context_length)
+    kv_tokens = limits.num_blocks * model.executable.block_size
+    room = min(kv_tokens, model.context_length)
     for num_sequences, prompt_tokens in _DECODES:
-        needed = num_sequences * (prompt_tokens + _DECODE_STEPS)
-        if num_sequences <= most and needed <= limits.num_blocks * model.executable.block_size:
+        length = prompt_tokens + _DECODE_STEPS
+        if num_sequences <= most and length <= room and num_sequences * length <= kv_tokens:
             yield _Scenario((_request(prompt_tokens, _DECODE_STEPS),) * num_sequences, num_sequences)
     yield _Scenario(tuple(_request(n, 1) for n in _PROMPTS if n < room), 1)
     requests = short_chat().arrivals(_MIX_REQUESTS, 0)
