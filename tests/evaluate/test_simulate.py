@@ -26,6 +26,7 @@ MACHINE = SimulatedMachine(
     num_blocks=160,
     num_slow_blocks=640,
     swap_seconds_per_block=2e-4,
+    is_swap_duplex=False,
 )
 
 
@@ -104,7 +105,7 @@ def test_a_run_is_the_same_again() -> None:
 def test_moves_take_the_time_that_they_take() -> None:
     """Published multi-level feedback swaps under pressure: the slower the tier, the later the end."""
     slow = SimulatedMachine(**{**_fields(MACHINE), "swap_seconds_per_block": 2e-3})
-    arrivals = crowd(120, load=3.0)
+    arrivals = crowd(150)
     fast_outcome = run(*arrivals, policy="mlfq-published")
     slow_outcome = run(*arrivals, policy="mlfq-published", machine=slow)
     assert fast_outcome.swapped_blocks_out > 100

@@ -68,6 +68,16 @@ def test_less_memory_keeps_the_proportion_of_the_tiers() -> None:
         machine.with_kv_tokens(3)
 
 
+def test_one_channel_serves_both_directions_in_turn() -> None:
+    clock = SimulatedClock()
+    mover = SimulatedMover(clock, num_slow_blocks=8, seconds_per_block=1.0, is_duplex=False)
+    mover.submit(Move(1, "out", ((0, 0),)))
+    mover.submit(Move(2, "in", ((1, 1),)))
+    clock.seconds = 1.0
+    assert [result.move.sequence_id for result in mover.poll()] == [1]
+    assert mover.next_seconds == 2.0
+
+
 def test_moves_wait_for_those_before_in_their_direction_alone() -> None:
     clock = SimulatedClock()
     mover = SimulatedMover(clock, num_slow_blocks=8, seconds_per_block=1.0)

@@ -83,6 +83,7 @@ class Simulation:
                 self.clock,
                 num_slow_blocks=machine.num_slow_blocks,
                 seconds_per_block=machine.swap_seconds_per_block,
+                is_duplex=machine.is_swap_duplex,
             )
             if machine.num_slow_blocks
             else None

@@ -13,7 +13,7 @@ from fastserve.engine.cost import StepCost
 from fastserve.engine.turn import Turn
 from fastserve.errors import OptionError
 from fastserve.evaluate.arrival import Arrival
-from fastserve.option import check_integer, check_number
+from fastserve.option import check_integer, check_kind, check_number
 from fastserve.types import Limits
 
 MACHINE_NAMES = ("cpu", "a100")
@@ -100,7 +100,8 @@ class SimulatedMachine:
         block_size: tokens of a KV block.
         num_blocks: of the fast pool.
         num_slow_blocks: of the slow tier; 0 is none.
-        swap_seconds_per_block: in either direction; both go on at once.
+        swap_seconds_per_block: in either direction.
+        is_swap_duplex: whether both directions go on at once.
     """
 
     name: str
@@ -112,6 +113,7 @@ class SimulatedMachine:
     num_blocks: int
     num_slow_blocks: int
     swap_seconds_per_block: float
+    is_swap_duplex: bool
 
     @property
     def kv_tokens(self) -> int:
@@ -195,6 +197,7 @@ def parse_machine(document: object) -> SimulatedMachine:
         check_integer(name, values[name], low=1)
     check_integer("num_slow_blocks", values["num_slow_blocks"], low=0)
     check_number("swap_seconds_per_block", values["swap_seconds_per_block"], 0.0, 1000.0)
+    check_kind("is_swap_duplex", values["is_swap_duplex"], bool, "true or false")
     cost = SimulatedCost(**fields_of_cost)
     if cost.fixed_seconds + min(cost.prefill_seconds, cost.decode_seconds) <= 0:
         raise OptionError("a step of the machine takes no time", hint="give fixed_seconds above 0")

@@ -1,4 +1,4 @@
-"""Moves of KV blocks under a fake clock: one at a time in each direction, both directions at once."""
+"""Moves of KV blocks under a fake clock, one at a time, or one at a time in each direction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ class SimulatedClock:
 
 
 class SimulatedMover:
-    """A Mover whose moves are done when the clock says so.
+    """A Mover whose moves are done when the clock says so, first in, first out.
+
+    Args:
+        is_duplex: moves out and moves in do not wait for each other.
 
     >>> clock = SimulatedClock()
     >>> mover = SimulatedMover(clock, num_slow_blocks=8, seconds_per_block=0.5)
@@ -27,12 +30,15 @@ class SimulatedMover:
     [0]
     """
 
-    def __init__(self, clock: SimulatedClock, *, num_slow_blocks: int, seconds_per_block: float) -> None:
+    def __init__(
+        self, clock: SimulatedClock, *, num_slow_blocks: int, seconds_per_block: float, is_duplex: bool = True
+    ) -> None:
         self._clock = clock
         self._num_slow_blocks = num_slow_blocks
         self._seconds_per_block = seconds_per_block
-        # By direction, first in, first out: moves with the times when they are done and how long each takes.
-        self._channels: dict[str, deque[tuple[float, float, Move]]] = {"out": deque(), "in": deque()}
+        # Moves with the times when they are done and how long each takes.
+        out: deque[tuple[float, float, Move]] = deque()
+        self._channels = {"out": out, "in": deque() if is_duplex else out}
 
     @property
     def num_slow_blocks(self) -> int:
