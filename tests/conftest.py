@@ -22,8 +22,8 @@ if _EXTENSION := os.environ.get("FASTSERVE_TEST_EXTENSION"):
     sys.modules["fastserve._native"] = importlib.util.module_from_spec(_SPEC)
     _SPEC.loader.exec_module(sys.modules["fastserve._native"])
 
-# With FASTSERVE_TEST_CASES=pairs, a parametrized test runs for every pair of its parameters' values, not for every
-# combination: see pairwise.py.
+# With FASTSERVE_TEST_CASES=pairs, a parametrized test runs for every pair of its parameters' values, not for
+# every combination: see pairwise.py.
 _RUNS_PAIRS = os.environ.get("FASTSERVE_TEST_CASES") == "pairs"
 
 _CHECKOUT = Path(__file__).resolve().parent.parent

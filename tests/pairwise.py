@@ -1,8 +1,9 @@
 """Fewer tests with the same reach, for builds on which all of them take hours (`make test-sanitize`).
 
-Of a parametrized test, those cases are kept that hold every pair of values of its parameters: each instruction set
-with each format, each format with each size, each size with each instruction set. Most defects need two values to
-meet, hardly any three (Kuhn, Wallace, Gallo: "Software Fault Interactions", IEEE TSE 30, 2004).
+Of a parametrized test, those cases are kept that hold every pair of values of its parameters: each
+instruction set with each format, each format with each size, each size with each instruction set. Most
+defects need two values to meet, hardly any three (Kuhn, Wallace, Gallo: "Software Fault Interactions", IEEE
+TSE 30, 2004).
 """
 
 from __future__ import annotations
