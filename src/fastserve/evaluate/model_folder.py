@@ -63,3 +63,12 @@ def to_bf16(values: Float32Array) -> NDArray[np.uint16]:
     """
     bits = np.ascontiguousarray(values).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(halves: NDArray[np.uint16]) -> Float32Array:
+    """The numbers whose upper halves these are.
+
+    >>> from_bf16(np.asarray([0x3F80], np.uint16)).tolist()
+    [1.0]
+    """
+    return (halves.astype(np.uint32) << 16).view(np.float32)

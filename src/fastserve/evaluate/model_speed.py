@@ -8,9 +8,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastserve.backends.native.executable import CallProfile
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -20,13 +22,14 @@ from fastserve.evaluate.estimate import Estimate, estimate_ratio
 from fastserve.evaluate.machine import MachineLimits, check_share, measure_limits
 from fastserve.evaluate.peer_model import peer_job
 from fastserve.evaluate.profile import OpProfile, group_calls
-from fastserve.evaluate.worker import FASTSERVE, PEERS, EngineKind, Prompts, Worker
+from fastserve.evaluate.worker import FASTSERVE, PEERS, EngineKind, Prompts, Task, Worker
 from fastserve.evaluate.workload import (
     DECODER_MEASURES,
     ENCODER_MEASURES,
     Decode,
     Measure,
     Prefill,
+    Sentences,
     make_prompts,
 )
 from fastserve.models.config import DecoderConfig
@@ -37,6 +40,7 @@ KV_TOKENS = 2048  # in the start whose memory is measured
 _START_PROMPT_TOKENS = 16
 _START_SECONDS = 20.0  # slow starts are measured once, after the first that fills the caches
 _NUM_STARTS = 3
+_COMPARED_TEXTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +72,30 @@ class EngineSpeed:
     """What was measured of one engine. `rates` holds every run, in order, by measure."""
 
     version: str
+    weights: str
     rates: Mapping[str, Sequence[float]]
     start: Start
+    cosine: float | None = None  # of a peer's embeddings with ours, the mean over a batch
 
     def median(self, name: str) -> float:
         return statistics.median(self.rates[name])
+
+    def token_rates(self) -> dict[str, float]:
+        """Of measures in sentences, the tokens that they are; padding does not count."""
+        return {
+            name.replace("sentences", "tokens"): self.median(name) * statistics.mean(measure.lengths)
+            for name, measure in ENCODER_MEASURES.items()
+            if isinstance(measure, Sentences) and name in self.rates
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, one a measure."""
+        return {
+            **{name: self.median(name) for name in self.rates},
+            **self.token_rates(),
+            "start_to_first_token_seconds": self.start.first_token_seconds,
+            "peak_memory_bytes": self.start.peak_memory_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +107,7 @@ class ModelSpeed:
     limits: MachineLimits
     ours: EngineSpeed
     peers: Mapping[str, EngineSpeed]
+    left_out: Mapping[str, str]  # peers that were asked for, and why they did not run
     shares: Mapping[str, float]
     profile: Sequence[OpProfile]
 
@@ -97,15 +121,18 @@ class ModelSpeed:
             "model": self.model,
             "weights": self.options.weights,
             "threads": self.limits.threads,
-            **_flatten(self.ours),
+            **self.ours.to_json(),
             **self.shares,
             "version": self.ours.version,
             "runs": self.ours.rates,
+            "left_out": self.left_out,
             "limits": self.limits.to_json(),
             "peers": {
                 name: {
-                    **_flatten(speed),
+                    **speed.to_json(),
                     "version": speed.version,
+                    "weights": speed.weights,
+                    "cosine": speed.cosine,
                     "runs": speed.rates,
                     "ratios": {measure: asdict(ratio) for measure, ratio in self.ratios(name).items()},
                 }
@@ -127,14 +154,17 @@ def measure_model(path: Path, options: SpeedOptions) -> ModelSpeed:
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint.config)
     measures = choose_measures(config, options.only)
+    peers, left_out = choose_peers(options.peers, _task(config))
+    options = replace(options, peers=peers)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         jobs = _make_jobs(checkpoint, config, options, folder)
         starts = {name: measure_start(*jobs[name], config) for name in jobs}
-        workers, versions = {}, {}
+        workers, opened = {}, {}
         for name, (kind, python, job) in jobs.items():
             workers[name] = stack.enter_context(Worker(kind, python))
-            versions[name] = workers[name].open(job)
+            opened[name] = workers[name].open(job)
+        cosines = {} if isinstance(config, DecoderConfig) else _compare_embeddings(workers, config)
         cost = _Cost(workers[FASTSERVE.name], config)
         limits = measure_limits(options.threads, working_set_bytes=cost.working_set_bytes)
         rates: dict[str, dict[str, list[float]]] = {name: {} for name in workers}
@@ -150,7 +180,14 @@ def measure_model(path: Path, options: SpeedOptions) -> ModelSpeed:
             )
         profile = cost.profile(measures) if options.is_profiled else []
     speeds = {
-        name: EngineSpeed(version=versions[name], rates=rates[name], start=starts[name]) for name in rates
+        name: EngineSpeed(
+            version=opened[name].version,
+            weights=opened[name].weights,
+            rates=rates[name],
+            start=starts[name],
+            cosine=cosines.get(name),
+        )
+        for name in rates
     }
     ours = speeds.pop(FASTSERVE.name)
     return ModelSpeed(
@@ -159,6 +196,7 @@ def measure_model(path: Path, options: SpeedOptions) -> ModelSpeed:
         limits=limits,
         ours=ours,
         peers=speeds,
+        left_out=left_out,
         shares=cost.shares(ours, limits),
         profile=profile,
     )
@@ -179,6 +217,36 @@ def choose_measures(config: ModelConfig, only: Sequence[str]) -> dict[str, Measu
         for name, measure in known.items()
         if measure.context_tokens <= config.max_context and (not only or name.startswith(tuple(only)))
     }
+
+
+def choose_peers(peers: Mapping[str, Path], task: Task) -> tuple[dict[str, Path], dict[str, str]]:
+    """The peers that do the model's task, and why the others are left out.
+
+    Raises:
+        OptionError: there are peers, and none does.
+    """
+    able = {name: python for name, python in peers.items() if task in PEERS[name].tasks}
+    left_out = {name: f"is not compared on models that {task}" for name in peers if name not in able}
+    if left_out and not able:
+        choices = ", ".join(name for name, kind in PEERS.items() if task in kind.tasks)
+        raise OptionError(
+            f"{' and '.join(left_out)} cannot be compared on models that {task}",
+            hint=f"choose among {choices}",
+        )
+    return able, left_out
+
+
+def _task(config: ModelConfig) -> Task:
+    return "generate" if isinstance(config, DecoderConfig) else "embed"
+
+
+def _compare_embeddings(workers: Mapping[str, Worker], config: ModelConfig) -> dict[str, float]:
+    """Of every peer, the mean cosine of its embeddings with ours: near 1 where it runs the same model."""
+    texts = make_prompts(_COMPARED_TEXTS, _START_PROMPT_TOKENS, config.vocab_size)
+    embeddings = {name: worker.embeddings(texts) for name, worker in workers.items()}
+    units = {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in embeddings.items()}
+    ours = units.pop(FASTSERVE.name)
+    return {name: float((theirs * ours).sum(axis=1).mean()) for name, theirs in units.items()}
 
 
 def measure_start(kind: EngineKind, python: Path, job: Mapping[str, Any], config: ModelConfig) -> Start:
@@ -277,6 +345,7 @@ def _make_jobs(
     EngineOptions(weights=options.weights, threads=options.threads)  # type: ignore[arg-type]  # checked there
     job = {
         "model": str(checkpoint.path),
+        "task": _task(config),
         "weights": options.weights,
         "threads": options.threads,
         "context_length": min(MAX_CONTEXT, config.max_context),
@@ -286,11 +355,3 @@ def _make_jobs(
     for name, python in options.peers.items():
         jobs[name] = (PEERS[name], python, peer_job(PEERS[name], python, checkpoint, job, folder))
     return jobs
-
-
-def _flatten(speed: EngineSpeed) -> dict[str, float]:
-    return {
-        **{name: speed.median(name) for name in speed.rates},
-        "start_to_first_token_seconds": speed.start.first_token_seconds,
-        "peak_memory_bytes": speed.start.peak_memory_bytes,
-    }

@@ -15,7 +15,7 @@ from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.errors import UnsupportedError
-from fastserve.evaluate.model_folder import write_model_folder
+from fastserve.evaluate.model_folder import from_bf16, to_bf16, write_model_folder
 from fastserve.models.config import DecoderConfig
 from fastserve.models.family import read_config
 from fastserve.types import Float32Array, JsonObject
@@ -50,7 +50,7 @@ def write_w8a8(checkpoint: Checkpoint, tokenizer: str, folder: Path) -> None:
     shapes |= {_scale_name(name): (shapes[name][0], 1) for name in integers}
 
     def blocks(name: str) -> Iterator[Float32Array]:
-        if name in shapes and name not in checkpoint.tensors:
+        if name not in checkpoint.tensors:
             yield quantize_channels(checkpoint.tensors[name.removesuffix("_scale")])[1]
         elif name in integers:
             yield quantize_channels(checkpoint.tensors[name])[0]
@@ -67,10 +67,11 @@ def write_w8a8(checkpoint: Checkpoint, tokenizer: str, folder: Path) -> None:
 
 
 def quantize_channels(tensor: StoredTensor) -> tuple[Float32Array, Float32Array]:
-    """Whole numbers from -127 to 127 [outputs, inputs], and the scale of each row [outputs, 1]."""
+    """Whole numbers from -127 to 127 [outputs, inputs], and the bfloat16 scale of each row [outputs, 1]."""
     values = to_f32(tensor)
-    scales = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
-    return np.rint(values / np.where(scales > 0, scales, np.float32(1))), scales
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    scales = from_bf16(to_bf16(largest / np.float32(127)))
+    return np.clip(np.rint(values / np.where(scales > 0, scales, np.float32(1))), -127, 127), scales
 
 
 def _scale_name(name: str) -> str:

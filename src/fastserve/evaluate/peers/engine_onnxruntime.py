@@ -1,8 +1,8 @@
 """ONNX Runtime for encoders: the graph of its own fused operators, quantized by its own tool.
 
 The operators are those that `onnxruntime.transformers.optimizer` makes of an exported BERT
-(github.com/microsoft/onnxruntime, docs/ContribOperators.md), the quantization is dynamic, with a scale for each
-output channel. Texts of one batch are padded to the longest, as the attention operator wants them.
+(github.com/microsoft/onnxruntime, docs/ContribOperators.md), the quantization is dynamic, with a scale for
+each output channel. Texts of one batch are padded to the longest, as the attention operator wants them.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ def build_encoder(config: dict[str, Any], weights: dict[str, Array], normalizes:
         return weights[prefix + (name if prefix + name in weights else old)]
 
     def add(op: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
-        nodes.append(
-            helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes)
-        )
+        nodes.append(helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes))
         return outputs[0]
 
     def norm(name: str) -> list[str]:
