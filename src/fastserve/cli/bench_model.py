@@ -69,6 +69,7 @@ def model(
             peers=find_peers(compare.split(",") if compare else (), peer_pythons),
             is_profiled=profile,
         ),
+        name=Path(model).name,  # of a folder
     )
     if json:
         print_json(speed.to_json())

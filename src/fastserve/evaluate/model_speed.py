@@ -17,6 +17,7 @@ import numpy as np
 from fastserve.backends.native.executable import CallProfile
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.config import EngineOptions
+from fastserve.engine.load import model_context
 from fastserve.errors import OptionError
 from fastserve.evaluate.estimate import Estimate, estimate_ratio
 from fastserve.evaluate.machine import MachineLimits, check_share, measure_limits
@@ -142,9 +143,9 @@ class ModelSpeed:
         }
 
 
-def measure_model(path: Path, options: SpeedOptions) -> ModelSpeed:
+def measure_model(path: Path, options: SpeedOptions, *, name: str | None = None) -> ModelSpeed:
     """Measure a model in fresh processes: starts one after the other, then all engines side by side, each
-    figure in turns of one run an engine.
+    figure in turns of one run an engine. `name` is what the result calls the model.
 
     Raises:
         OptionError: an option is out of range, or names what there is not.
@@ -153,6 +154,7 @@ def measure_model(path: Path, options: SpeedOptions) -> ModelSpeed:
     """
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint.config)
+    config = replace(config, max_context=model_context(checkpoint, config))
     measures = choose_measures(config, options.only)
     peers, left_out = choose_peers(options.peers, _task(config))
     options = replace(options, peers=peers)
@@ -191,7 +193,7 @@ def measure_model(path: Path, options: SpeedOptions) -> ModelSpeed:
     }
     ours = speeds.pop(FASTSERVE.name)
     return ModelSpeed(
-        model=path.name,
+        model=name or path.name,
         options=options,
         limits=limits,
         ours=ours,
