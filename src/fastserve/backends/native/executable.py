@@ -197,7 +197,7 @@ def make_runtime(threads: int | None = None, isa: str | None = None) -> _native.
         hint = f"runnable here: {', '.join(runnable_isas())}"
         raise OptionError(str(error), hint=hint) from error
     except RuntimeError as error:
-        wanted = threads or _native.available_cores()
+        wanted = threads or _native.count_cores().num_threads
         raise OptionError(
             f"threads={wanted} could not be started: {error}",
             hint="choose fewer threads, or raise the limits of processes and memory (ulimit -u, ulimit -v)",
@@ -207,7 +207,7 @@ def make_runtime(threads: int | None = None, isa: str | None = None) -> _native.
 def max_threads() -> int:
     """Most threads of one executable. More than the cores only wait for each other; some are let through for
     machines whose cores we miscount."""
-    return max(_MIN_THREAD_LIMIT, _MAX_THREADS_PER_CORE * _native.available_cores())
+    return max(_MIN_THREAD_LIMIT, _MAX_THREADS_PER_CORE * _native.count_cores().num_cpus)
 
 
 def runnable_isas() -> list[str]:
