@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Literal
@@ -75,20 +75,15 @@ def _check_version(name: str) -> Check:
 
 
 def _check_processor(name: str) -> Check:
-    from fastserve.backends.native.executable import make_runtime
+    from fastserve.backends.native.cores import count_cores
     from fastserve.engine.processor import processor_name
 
-    model, online = processor_name(), os.cpu_count() or 1
-    threads = make_runtime(isa="portable").num_threads  # its count does not depend on the kernels
-    cores = (
-        f"{online} cores online"
-        if threads == online
-        else f"{online} cores online, {threads} for this process"
-    )
+    model, online, cores = processor_name(), os.cpu_count() or 1, count_cores()
+    masked = "" if cores.cpus == online else f"{online} CPUs online, for this process "
     return Check(
         name=name,
-        finding=f"{model}; {cores}: {threads} threads",
-        facts={"model": model, "cores_online": online, "threads": threads},
+        finding=f"{model}; {masked}{cores}: {cores.threads} threads",
+        facts={"model": model, "cores_online": online, **asdict(cores)},
     )
 
 

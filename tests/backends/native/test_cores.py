@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastserve import _native
+from fastserve.backends.native.cores import Cores
 
 
 @pytest.fixture
@@ -78,3 +79,12 @@ def test_quotas_of_the_first_version_of_cgroups_count(machine: Path) -> None:
 def test_a_system_that_tells_nothing_has_as_many_cores_as_the_mask(tmp_path: Path) -> None:
     cores = count(tmp_path, [0, 1, 2])
     assert (cores.num_cores, cores.num_nodes, cores.num_threads) == (3, 1, 3)
+
+
+def test_siblings_nodes_and_a_quota_are_told_where_there_are_any() -> None:
+    plain = Cores(cpus=2, physical_cores=2, numa_nodes=1, quota=None, threads=2)
+    assert str(plain) == "2 cores"
+    large = Cores(cpus=8, physical_cores=4, numa_nodes=2, quota=1.5, threads=1)
+    assert "4 cores, 8 hardware threads (SMT siblings" in str(large)
+    assert "2 NUMA nodes" in str(large)
+    assert str(large).endswith("a quota of 1.5 CPUs")

@@ -45,7 +45,7 @@ def compile_native(
     `tensors` holds every tensor that the graph names, in the graph's shapes (see
     `fastserve.models.parameters.check_parameters`), in any stored format; matrices are packed as `weights`
     (see `fastserve.backends.native.weight_scheme`).
-    `threads` is by default the number of cores that this process may use. `isa` forces an instruction set
+    `threads` is by default one for each core that this process may use. `isa` forces an instruction set
     (default: the environment's FASTSERVE_ISA, else the best that the CPU has). `cache` keeps packed matrices
     from one start to the next.
 
