@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Python modules are used where they are; only what is built from these needs installing again.
 BUILT_FROM := CMakeLists.txt src/fastserve/_version.py $(shell find csrc -type f)
 
-.PHONY: chat test test-slow test-native test-sanitize test-neon bench check format clean clean-all
+.PHONY: chat test test-slow test-native test-sanitize test-neon bench bench-peers check format clean clean-all
 .DELETE_ON_ERROR:
 
 chat: $(VENV)/built
@@ -64,6 +64,11 @@ bench: $(VENV)/dev
 ifdef PEER_PYTHON
 	$(BIN)/python bench/decode_against_llama_cpp.py --peer-python $(PEER_PYTHON)
 endif
+
+# Everything that has a target, beside the peers in the environments PEERS/*; then the tables of the documents.
+bench-peers: $(VENV)/dev
+	$(BIN)/python bench/peers.py --peers "$(PEERS)" $(if $(CASES),--only $(CASES)) $(if $(MODELS),--models "$(MODELS)")
+	$(BIN)/python bench/performance_table.py
 
 check: $(VENV)/dev
 	$(BIN)/ruff check

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from fastserve.evaluate.model_speed import (
     Start,
     choose_measures,
     choose_peers,
+    measure_model,
 )
-from fastserve.evaluate.random_model import SHAPES
+from fastserve.evaluate.random_model import SHAPES, write_random_model
 from fastserve.evaluate.workload import ENCODER_MEASURES, Sentences
 from fastserve.models.family import read_config
 
@@ -115,3 +117,18 @@ def test_peers_that_all_do_something_else_are_refused_with_those_that_do_it() ->
         choose_peers({"onnxruntime": Path("python")}, "generate")
     assert "onnxruntime" in caught.value.message
     assert "llama.cpp" in str(caught.value.hint)
+
+
+def test_a_peer_that_does_not_start_is_left_out_with_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shape = {"hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 40, "num_hidden_layers": 1}
+    write_random_model({**SHAPES["minilm"], **shape, "vocab_size": 300}, tmp_path / "m")
+    options = SpeedOptions(
+        weights="int8", threads=1, pairs=1, only=["equal"], peers={"onnxruntime": Path(sys.executable)}
+    )
+    speed = measure_model(tmp_path / "m", options)
+    assert speed.peers == {}
+    assert "failed: onnxruntime ended" in speed.left_out["onnxruntime"]
+    assert "onnxruntime is left out" in caplog.text
+    assert speed.to_json()["equal_32_tokens_per_second"] > 0

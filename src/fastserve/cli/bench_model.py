@@ -91,7 +91,7 @@ def _print_speed(speed: ModelSpeed) -> None:
         cosine = "" if peer.cosine is None else f", embeddings {peer.cosine:.3f} alike ours"
         print(f"{name} {peer.version}: weights {peer.weights}{cosine}")
     for name, reason in speed.left_out.items():
-        print(f"{name} {reason}: left out")
+        print(f"{name} is left out: it {reason}")
     ratios = {name: speed.ratios(name) for name in speed.peers}
     rows = []
     for measure in speed.ours.rates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from fastserve.backends.native.executable import CallProfile
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.config import EngineOptions
 from fastserve.engine.load import model_context
-from fastserve.errors import OptionError
+from fastserve.errors import MeasurementError, OptionError
 from fastserve.evaluate.estimate import Estimate, estimate_ratio
 from fastserve.evaluate.machine import MachineLimits, check_share, measure_limits
 from fastserve.evaluate.peer_model import peer_job
@@ -35,6 +36,8 @@ from fastserve.evaluate.workload import (
 )
 from fastserve.models.config import DecoderConfig
 from fastserve.models.family import ModelConfig, read_config
+
+logger = logging.getLogger(__name__)
 
 MAX_CONTEXT = 2048 + 64
 KV_TOKENS = 2048  # in the start whose memory is measured
@@ -149,7 +152,8 @@ def measure_model(path: Path, options: SpeedOptions, *, name: str | None = None)
 
     Raises:
         OptionError: an option is out of range, or names what there is not.
-        MeasurementError: an engine failed, or a share of the machine's limits came out above 1.
+        MeasurementError: our engine failed, a peer failed that had started well, or a share of the machine's
+            limits came out above 1. A peer that does not start is left out, with a warning.
         CheckpointError, UnsupportedError: the model cannot be read.
     """
     checkpoint = open_checkpoint(path)
@@ -160,8 +164,17 @@ def measure_model(path: Path, options: SpeedOptions, *, name: str | None = None)
     options = replace(options, peers=peers)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        jobs = _make_jobs(checkpoint, config, options, folder)
-        starts = {name: measure_start(*jobs[name], config) for name in jobs}
+        jobs, starts = {}, {}
+        for name in (FASTSERVE.name, *peers):
+            try:
+                jobs[name] = _make_job(name, checkpoint, config, options, folder)
+                starts[name] = measure_start(*jobs[name], config)
+            except MeasurementError as error:
+                if name == FASTSERVE.name:
+                    raise
+                jobs.pop(name, None)
+                left_out[name] = f"failed: {error.message}"
+                logger.warning("%s is left out: it %s", name, left_out[name])
         workers, opened = {}, {}
         for name, (kind, python, job) in jobs.items():
             workers[name] = stack.enter_context(Worker(kind, python))
@@ -340,10 +353,10 @@ class _Cost:
         return [CallProfile(**call) for call in self._worker.cost(prompts, max_tokens)]
 
 
-def _make_jobs(
-    checkpoint: Checkpoint, config: ModelConfig, options: SpeedOptions, folder: Path
-) -> dict[str, tuple[EngineKind, Path, dict[str, Any]]]:
-    """The engines to measure, ours first: by name, what runs them and what they are to open."""
+def _make_job(
+    name: str, checkpoint: Checkpoint, config: ModelConfig, options: SpeedOptions, folder: Path
+) -> tuple[EngineKind, Path, dict[str, Any]]:
+    """An engine to measure: what runs it and what it is to open."""
     EngineOptions(weights=options.weights, threads=options.threads)  # type: ignore[arg-type]  # checked there
     job = {
         "model": str(checkpoint.path),
@@ -353,7 +366,7 @@ def _make_jobs(
         "context_length": min(MAX_CONTEXT, config.max_context),
         "max_sequences": 64,
     }
-    jobs = {FASTSERVE.name: (FASTSERVE, Path(sys.executable), job)}
-    for name, python in options.peers.items():
-        jobs[name] = (PEERS[name], python, peer_job(PEERS[name], python, checkpoint, job, folder))
-    return jobs
+    if name == FASTSERVE.name:
+        return FASTSERVE, Path(sys.executable), job
+    python = options.peers[name]
+    return PEERS[name], python, peer_job(PEERS[name], python, checkpoint, job, folder)
