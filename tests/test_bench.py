@@ -19,6 +19,7 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 SCRIPTS = [
     "busy_neighbour.py",
     "decode_against_llama_cpp.py",
+    "huge_pages.py",
     "install_size.py",
     "peers.py",
     "quality.py",
