@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Python modules are used where they are; only what is built from these needs installing again.
 BUILT_FROM := CMakeLists.txt src/fastserve/_version.py $(shell find csrc -type f)
 
-.PHONY: chat test test-slow test-native test-sanitize test-neon bench check format clean clean-all
+.PHONY: chat test test-slow test-native test-sanitize test-neon bench bench-peers check format clean clean-all
 .DELETE_ON_ERROR:
 
 chat: $(VENV)/built
@@ -34,7 +34,8 @@ test-native: $(VENV)/tools
 	$(BIN)/cmake --build build/native
 	$(BIN)/ctest --test-dir build/native --output-on-failure
 
-# The tests of the native backend then run on the extension that is built here. Python itself leaks by design.
+# The tests of the native backend then run on the extension that is built here, for every pair of their parameters
+# (tests/pairwise.py): all combinations take hours. Python itself leaks by design.
 test-sanitize: $(VENV)/dev
 	$(NATIVE_TESTS) -S . -B build/sanitize-thread $(WITHOUT_PYTHON) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFASTSERVE_SANITIZE=thread
 	$(BIN)/cmake --build build/sanitize-thread
@@ -44,7 +45,7 @@ test-sanitize: $(VENV)/dev
 	$(BIN)/cmake --build build/sanitize
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  FASTSERVE_TEST_EXTENSION=$$(ls build/sanitize/_native*.so) $(BIN)/python -m pytest tests/backends/native
+	  FASTSERVE_TEST_CASES=pairs FASTSERVE_TEST_EXTENSION=$$(ls build/sanitize/_native*.so) $(BIN)/python -m pytest tests/backends/native
 
 test-neon: $(VENV)/tools
 	@if ! command -v $(AARCH64)-g++ >/dev/null || ! command -v qemu-aarch64 >/dev/null; then \
@@ -63,6 +64,11 @@ bench: $(VENV)/dev
 ifdef PEER_PYTHON
 	$(BIN)/python bench/decode_against_llama_cpp.py --peer-python $(PEER_PYTHON)
 endif
+
+# Everything that has a target, beside the peers in the environments PEERS/*; then the tables of the documents.
+bench-peers: $(VENV)/dev
+	$(BIN)/python bench/peers.py --peers "$(PEERS)" $(if $(CASES),--only $(CASES)) $(if $(MODELS),--models "$(MODELS)")
+	$(BIN)/python bench/performance_table.py
 
 check: $(VENV)/dev
 	$(BIN)/ruff check

@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cores.h"
 #include "dispatch.h"
 #include "machine_limits.h"
 #include "plan.h"
@@ -37,7 +38,7 @@ using MutableBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device:
 // The thread pool and the kernels that everything of one executable shares.
 struct Runtime {
   Runtime(int num_threads, const std::string& isa)
-      : kernels(choose_kernels(isa)), pool(num_threads > 0 ? num_threads : ThreadPool::available_cores()) {}
+      : kernels(choose_kernels(isa)), pool(num_threads > 0 ? num_threads : count_cores().num_threads()) {}
   const Kernels& kernels;
   ThreadPool pool;
 };
@@ -428,7 +429,13 @@ NB_MODULE(_native, m) {
       },
       "runtime"_a, "seconds"_a, "Operations per second on float32.");
   m.def("runnable_isas", &runnable_isas);
-  m.def("available_cores", &ThreadPool::available_cores);
+  nb::class_<Cores>(m, "Cores")
+      .def_ro("num_cpus", &Cores::num_cpus)
+      .def_ro("num_cores", &Cores::num_cores)
+      .def_ro("num_nodes", &Cores::num_nodes)
+      .def_ro("quota", &Cores::quota)
+      .def_prop_ro("num_threads", &Cores::num_threads);
+  m.def("count_cores", &count_cores, "root"_a = "", "cpus"_a = std::vector<int>());
   m.attr("READ_KINDS") = nb::make_tuple("plain", "interleaved", "prefetched", "prefetched_interleaved", "non_temporal");
   m.attr("BLOCK_SIZE") = kBlock;
   m.attr("PACKED_LAYOUT") = packed_layout();

@@ -30,6 +30,12 @@ struct FreeAligned {
 template <class T>
 using AlignedArray = std::unique_ptr<T[], FreeAligned>;
 
+// Says how the system is to back memory that nobody touched yet: by huge pages where it has them, and, where several
+// NUMA nodes have memory, by all of them in turn. A hint.
+void place_pages(void* begin, std::size_t bytes);
+
+constexpr std::size_t kMinPlacedBytes = std::size_t{1} << 22;  // two huge pages: less lies in a heap with others
+
 // `count` zeroed elements. calloc hands out fresh pages untouched, so memory that is never used costs nothing.
 // Throws std::bad_alloc.
 template <class T>
@@ -43,6 +49,7 @@ AlignedArray<T> allocate(std::size_t count) {
 #else
   void* raw = std::calloc(bytes + kAlignment + sizeof(void*), 1);
   if (!raw) throw std::bad_alloc();
+  if (bytes >= kMinPlacedBytes) place_pages(raw, bytes);
   auto address = reinterpret_cast<std::uintptr_t>(raw) + sizeof(void*) + kAlignment - 1;
   void* aligned = reinterpret_cast<void*>(address / kAlignment * kAlignment);
   reinterpret_cast<void**>(aligned)[-1] = raw;

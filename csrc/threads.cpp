@@ -1,13 +1,6 @@
 #include "threads.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <fstream>
-#include <string>
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -33,31 +26,7 @@ inline void pause() {
 uint64_t tagged(uint32_t run, uint32_t count) { return static_cast<uint64_t>(run) << 32 | count; }
 uint32_t run_of(uint64_t counter) { return static_cast<uint32_t>(counter >> 32); }
 
-#if defined(__linux__)
-// CPUs' worth of time that the cgroup grants, or 0 where it sets no limit (v2: cpu.max, v1: cfs quota).
-double cgroup_quota() {
-  std::string quota;
-  double period = 0;
-  if (std::ifstream v2("/sys/fs/cgroup/cpu.max"); v2 >> quota >> period && quota != "max" && period > 0)
-    return std::stod(quota) / period;
-  double quota_us = 0;
-  std::ifstream v1_quota("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), v1_period("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
-  if (v1_quota >> quota_us && v1_period >> period && quota_us > 0 && period > 0) return quota_us / period;
-  return 0;
-}
-#endif
-
 }  // namespace
-
-int ThreadPool::available_cores() {
-  int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-#if defined(__linux__)
-  cpu_set_t mask;
-  if (sched_getaffinity(0, sizeof mask, &mask) == 0) cores = std::max(1, CPU_COUNT(&mask));
-  if (double quota = cgroup_quota(); quota > 0) cores = std::min(cores, std::max(1, static_cast<int>(quota)));
-#endif
-  return cores;
-}
 
 ThreadPool::ThreadPool(int num_threads) : stages_(new Stage[kMaxStages]) {
   try {

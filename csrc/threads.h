@@ -37,9 +37,6 @@ class ThreadPool {
   // Returns when all stages are done. Jobs of several threads run one after the other.
   void run(Job& job);
 
-  // Cores that this process may use: affinity mask and cgroup quota taken into account.
-  static int available_cores();
-
  private:
   // Counters carry the number of the run they belong to in their upper half, so that a thread that wakes up late
   // cannot claim a tile of another run.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,32 @@ if _EXTENSION := os.environ.get("FASTSERVE_TEST_EXTENSION"):
     sys.modules["fastserve._native"] = importlib.util.module_from_spec(_SPEC)
     _SPEC.loader.exec_module(sys.modules["fastserve._native"])
 
+# With FASTSERVE_TEST_CASES=pairs, a parametrized test runs for every pair of its parameters' values, not for
+# every combination: see pairwise.py.
+_RUNS_PAIRS = os.environ.get("FASTSERVE_TEST_CASES") == "pairs"
+
 _CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not _RUNS_PAIRS:
+        return
+    from pairwise import covering_cases
+
+    tests: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    kept: set[pytest.Item] = set()
+    for cases in tests.values():
+        values = [
+            {name: repr(value) for name, value in item.callspec.params.items()}
+            if hasattr(item, "callspec")
+            else {}
+            for item in cases
+        ]
+        kept.update(cases[index] for index in covering_cases(values))
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,16 @@ import pytest
 pytest.importorskip("fastserve._native")
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
-SCRIPTS = ["decode_against_llama_cpp.py", "install_size.py", "quality.py", "start.py"]
+SCRIPTS = [
+    "busy_neighbour.py",
+    "decode_against_llama_cpp.py",
+    "huge_pages.py",
+    "install_size.py",
+    "peers.py",
+    "quality.py",
+    "sparsity.py",
+    "start.py",
+]
 
 
 @pytest.fixture

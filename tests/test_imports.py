@@ -46,7 +46,17 @@ STRANGERS = [("backends.native", "backends.torch")]
 
 # Scripts that run in the interpreters of other engines, and what they import there.
 PEER_SCRIPTS = "evaluate.peers"
-PEERS = {"llama_cpp", "openvino_genai", "openvino", "optimum", "transformers", "torch", "vllm"}
+PEERS = {
+    "llama_cpp",
+    "openvino_genai",
+    "openvino",
+    "optimum",
+    "transformers",
+    "torch",
+    "vllm",
+    "onnx",
+    "onnxruntime",
+}
 
 # Who may import a heavy dependency, be it within a function.
 OWNERS: dict[str, set[str]] = {

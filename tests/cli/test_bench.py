@@ -17,6 +17,7 @@ def test_limits_are_a_document_for_machines(capsys: pytest.CaptureFixture[str]) 
     for key in ("read_bytes_per_second", "int8_operations_per_second", "f32_operations_per_second"):
         assert document[key] > 0
     assert document["threads"] == 1
+    assert 1 <= document["cores"]["physical_cores"] <= document["cores"]["cpus"]
     assert document["working_set_bytes"] in {read["working_set_bytes"] for read in document["reads"]}
 
 

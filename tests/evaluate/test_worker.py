@@ -15,7 +15,7 @@ KIND = EngineKind(name="fake", module="engine_fake", needs="json", form="any")
 ENGINE = """
 import os, sys, time
 class Engine:
-    version = "7"
+    version, weights = "7", "int7"
     def __init__(self, job):
         print("noise on standard output")
         if job.get("dies"):
@@ -39,7 +39,7 @@ def fake_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_is_timed_whatever_the_engine_prints() -> None:
     with Worker(KIND, Path(sys.executable)) as worker:
-        assert worker.open({}) == "7"
+        assert worker.open({}) == ("7", "int7")
         assert 0.05 <= worker.generate([[1, 2], [3]], 4) < 5
 
 

@@ -30,7 +30,7 @@ FORMATS = tuple(name for name in get_args(WeightFormat) if name != "stored")
     default=(1, 8, 32, 128, 512),
     help="Of activations.",
 )
-@click.option("--threads", type=int, help="By default the cores that this process may use.")
+@click.option("--threads", type=int, help="By default one for each core that this process may use.")
 @json_option
 def kernels(
     like: Sequence[str], formats: Sequence[WeightFormat], rows: Sequence[int], threads: int | None, json: bool

@@ -11,7 +11,7 @@ from fastserve.cli.report import format_bytes, print_json, print_table
 
 
 @click.command()
-@click.option("--threads", type=int, help="By default the cores that this process may use.")
+@click.option("--threads", type=int, help="By default one for each core that this process may use.")
 @click.option("--seconds", type=float, default=0.5, help="How long to measure each limit.")
 @json_option
 def limits(threads: int | None, seconds: float, json: bool) -> None:
@@ -19,14 +19,16 @@ def limits(threads: int | None, seconds: float, json: bool) -> None:
 
     Each is the best of what was tried, several ways of reading among them: a limit is what is possible.
     """
+    from fastserve.backends.native.cores import count_cores
     from fastserve.evaluate.machine import measure_limits, measure_read_rates
 
+    cores = count_cores()
     machine = measure_limits(threads, seconds=seconds)
     rates = measure_read_rates(threads, seconds=seconds)
     if json:
-        print_json({**machine.to_json(), "reads": [asdict(rate) for rate in rates]})
+        print_json({**machine.to_json(), "cores": asdict(cores), "reads": [asdict(rate) for rate in rates]})
         return
-    print(f"{machine.isa}, {machine.threads} threads")
+    print(f"{machine.isa}, {machine.threads} threads of {cores}")
     working_set = format_bytes(machine.working_set_bytes)
     print(f"read    {machine.read_bytes_per_second / 1e9:.1f} GB/s of {working_set} ({machine.read_kernel})")
     print(f"int8    {machine.int8_operations_per_second / 1e12:.2f} TOP/s")

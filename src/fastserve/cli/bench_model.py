@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @model_argument
 @engine_options("weights", "threads", "kv_memory", "kv_spill", "spill_dir")
 @click.option(
-    "--compare", metavar="PEER,...", help="llama.cpp, openvino, transformers, vllm: run in turns with us."
+    "--compare",
+    metavar="PEER,...",
+    help="llama.cpp, openvino, transformers, vllm, onnxruntime: run in turns with us.",
 )
 @click.option(
     "--peer-python",
@@ -50,7 +52,8 @@ def model(
     """Measure a model in fresh processes: prompts, decoding, many requests, start and memory.
 
     Peers run interleaved with FastServe, on the same prompts, bits and threads; a ratio is the median of
-    those within pairs, with the lower bound of its 95 % bootstrap interval.
+    those within pairs, with the bounds of its 95 % bootstrap interval. A share of a limit above 100 % is an
+    error: something was measured wrongly.
     """
     from fastserve.evaluate.model_speed import SpeedOptions, measure_model
     from fastserve.evaluate.worker import find_peers
@@ -69,6 +72,7 @@ def model(
             peers=find_peers(compare.split(",") if compare else (), peer_pythons),
             is_profiled=profile,
         ),
+        name=Path(model).name,  # of a folder
     )
     if json:
         print_json(speed.to_json())
@@ -86,13 +90,18 @@ def _print_speed(speed: ModelSpeed) -> None:
         f"limits: {limits.read_bytes_per_second / 1e9:.1f} GB/s of {working_set}, "
         f"{limits.int8_operations_per_second / 1e12:.2f} TOP/s int8"
     )
+    for name, peer in speed.peers.items():
+        cosine = "" if peer.cosine is None else f", embeddings {peer.cosine:.3f} alike ours"
+        print(f"{name} {peer.version}: weights {peer.weights}{cosine}")
+    for name, reason in speed.left_out.items():
+        print(f"{name} is left out: it {reason}")
     ratios = {name: speed.ratios(name) for name in speed.peers}
     rows = []
     for measure in speed.ours.rates:
         row = [measure.replace("_", " "), f"{speed.ours.median(measure):.4g}"]
         for name, peer in speed.peers.items():
             ratio = ratios[name][measure]
-            row += [f"{peer.median(measure):.4g}", f"{ratio.median:.2f} (>= {ratio.low:.2f})"]
+            row += [f"{peer.median(measure):.4g}", f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"]
         rows.append(row)
     engines = [speed.ours, *speed.peers.values()]
     rows.append(

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Literal
@@ -75,16 +75,16 @@ def _check_version(name: str) -> Check:
 
 
 def _check_processor(name: str) -> Check:
-    from fastserve.backends.native.executable import make_runtime
+    from fastserve.backends.native.cores import count_cores
     from fastserve.engine.processor import processor_name
 
-    model, online = processor_name(), os.cpu_count() or 1
-    threads = make_runtime(isa="portable").num_threads  # its count does not depend on the kernels
-    allowed = "" if threads == online else f", {threads} of which this process may use"
+    model, online, cores = processor_name(), os.cpu_count() or 1, count_cores()
+    masked = "" if cores.cpus == online else f"{online} CPUs online, for this process "
+    threads = _count(cores.threads, "thread")
     return Check(
         name=name,
-        finding=f"{model} with {_count(online, 'core')}{allowed}; models run on {_count(threads, 'thread')}",
-        facts={"model": model, "cores_online": online, "threads": threads},
+        finding=f"{model}; {masked}{cores}; models run on {threads}",
+        facts={"model": model, "cores_online": online, **asdict(cores)},
     )
 
 

@@ -67,7 +67,7 @@ def load_model(
     graph = optimize(graph)
     is_decoder = isinstance(config, DecoderConfig)
     weights = choose_weights(options, is_decoder=is_decoder)
-    context_length = choose_context_length(options, _model_context(checkpoint, config))
+    context_length = choose_context_length(options, model_context(checkpoint, config))
     # What another device has is for torch to say, which refuses what does not fit.
     available_bytes = available_memory_bytes() if options.device in (None, "cpu") else None
     limits, footprint = plan_capacity(
@@ -121,7 +121,7 @@ def choose_weights(options: EngineOptions, *, is_decoder: bool) -> WeightFormat:
     return "int8" if is_decoder and options.backend == "native" else "f32"
 
 
-def _model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
+def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
     """Encoders may be made for shorter texts than their position table holds."""
     made_for = checkpoint.sentence.max_tokens if checkpoint.sentence else None
     return min(config.max_context, made_for or config.max_context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +20,30 @@ Blocks = Callable[[str], Iterable[Float32Array]]
 
 
 def write_model_folder(
-    folder: Path, config: JsonObject, tokenizer: str, shapes: Shapes, blocks: Blocks
+    folder: Path,
+    config: JsonObject,
+    tokenizer: str,
+    shapes: Shapes,
+    blocks: Blocks,
+    integers: Collection[str] = (),
 ) -> None:
-    """Write config.json, tokenizer.json and model.safetensors in bfloat16."""
+    """Write config.json, tokenizer.json and model.safetensors (see `write_safetensors`)."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    write_safetensors(folder / WEIGHTS_FILE, shapes, blocks)
+    write_safetensors(folder / WEIGHTS_FILE, shapes, blocks, integers)
 
 
-def write_safetensors(path: Path, shapes: Shapes, blocks: Blocks) -> None:
-    """Write tensors as bfloat16. Format: github.com/huggingface/safetensors, README."""
+def write_safetensors(path: Path, shapes: Shapes, blocks: Blocks, integers: Collection[str] = ()) -> None:
+    """Write tensors as bfloat16, those named in `integers` as int8, whose values they then are. Format:
+    github.com/huggingface/safetensors, README."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape in shapes.items():
-        num_bytes = 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [position, position + num_bytes]}
-        position += num_bytes
+        dtype, element_bytes = ("I8", 1) if name in integers else ("BF16", 2)
+        end = position + element_bytes * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
+        position = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -44,7 +51,8 @@ def write_safetensors(path: Path, shapes: Shapes, blocks: Blocks) -> None:
         file.write(text)
         for name in shapes:
             for block in blocks(name):
-                file.write(to_bf16(block).tobytes())
+                values = block.astype(np.int8) if name in integers else to_bf16(block)
+                file.write(values.tobytes())
 
 
 def to_bf16(values: Float32Array) -> NDArray[np.uint16]:
@@ -55,3 +63,12 @@ def to_bf16(values: Float32Array) -> NDArray[np.uint16]:
     """
     bits = np.ascontiguousarray(values).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(halves: NDArray[np.uint16]) -> Float32Array:
+    """The numbers whose upper halves these are.
+
+    >>> from_bf16(np.asarray([0x3F80], np.uint16)).tolist()
+    [1.0]
+    """
+    return (halves.astype(np.uint32) << 16).view(np.float32)

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastserve.backends.native.executable import CallProfile
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.config import EngineOptions
-from fastserve.errors import OptionError
+from fastserve.engine.load import model_context
+from fastserve.errors import MeasurementError, OptionError
 from fastserve.evaluate.estimate import Estimate, estimate_ratio
 from fastserve.evaluate.machine import MachineLimits, check_share, measure_limits
 from fastserve.evaluate.peer_model import peer_job
 from fastserve.evaluate.profile import OpProfile, group_calls
-from fastserve.evaluate.worker import FASTSERVE, PEERS, EngineKind, Prompts, Worker
+from fastserve.evaluate.worker import FASTSERVE, PEERS, EngineKind, Prompts, Task, Worker
 from fastserve.evaluate.workload import (
     DECODER_MEASURES,
     ENCODER_MEASURES,
     Decode,
     Measure,
     Prefill,
+    Sentences,
     make_prompts,
 )
 from fastserve.models.config import DecoderConfig
 from fastserve.models.family import ModelConfig, read_config
+
+logger = logging.getLogger(__name__)
 
 MAX_CONTEXT = 2048 + 64
 KV_TOKENS = 2048  # in the start whose memory is measured
 _START_PROMPT_TOKENS = 16
 _START_SECONDS = 20.0  # slow starts are measured once, after the first that fills the caches
 _NUM_STARTS = 3
+_COMPARED_TEXTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +80,30 @@ class EngineSpeed:
     """What was measured of one engine. `rates` holds every run, in order, by measure."""
 
     version: str
+    weights: str
     rates: Mapping[str, Sequence[float]]
     start: Start
+    cosine: float | None = None  # of a peer's embeddings with ours, the mean over a batch
 
     def median(self, name: str) -> float:
         return statistics.median(self.rates[name])
+
+    def token_rates(self) -> dict[str, float]:
+        """Of measures in sentences, the tokens that they are; padding does not count."""
+        return {
+            name.replace("sentences", "tokens"): self.median(name) * statistics.mean(measure.lengths)
+            for name, measure in ENCODER_MEASURES.items()
+            if isinstance(measure, Sentences) and name in self.rates
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, one a measure."""
+        return {
+            **{name: self.median(name) for name in self.rates},
+            **self.token_rates(),
+            "start_to_first_token_seconds": self.start.first_token_seconds,
+            "peak_memory_bytes": self.start.peak_memory_bytes,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +115,7 @@ class ModelSpeed:
     limits: MachineLimits
     ours: EngineSpeed
     peers: Mapping[str, EngineSpeed]
+    left_out: Mapping[str, str]  # peers that were asked for, and why they did not run
     shares: Mapping[str, float]
     profile: Sequence[OpProfile]
 
@@ -101,15 +129,18 @@ class ModelSpeed:
             "model": self.model,
             "weights": self.options.weights,
             "threads": self.limits.threads,
-            **_flatten(self.ours),
+            **self.ours.to_json(),
             **self.shares,
             "version": self.ours.version,
             "runs": self.ours.rates,
+            "left_out": self.left_out,
             "limits": self.limits.to_json(),
             "peers": {
                 name: {
-                    **_flatten(speed),
+                    **speed.to_json(),
                     "version": speed.version,
+                    "weights": speed.weights,
+                    "cosine": speed.cosine,
                     "runs": speed.rates,
                     "ratios": {measure: asdict(ratio) for measure, ratio in self.ratios(name).items()},
                 }
@@ -119,26 +150,40 @@ class ModelSpeed:
         }
 
 
-def measure_model(path: Path, options: SpeedOptions) -> ModelSpeed:
+def measure_model(path: Path, options: SpeedOptions, *, name: str | None = None) -> ModelSpeed:
     """Measure a model in fresh processes: starts one after the other, then all engines side by side, each
-    figure in turns of one run an engine.
+    figure in turns of one run an engine. `name` is what the result calls the model.
 
     Raises:
         OptionError: an option is out of range, or names what there is not.
-        MeasurementError: an engine failed, or a share of the machine's limits came out above 1.
+        MeasurementError: our engine failed, a peer failed that had started well, or a share of the machine's
+            limits came out above 1. A peer that does not start is left out, with a warning.
         CheckpointError, UnsupportedError: the model cannot be read.
     """
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint.config)
+    config = replace(config, max_context=model_context(checkpoint, config))
     measures = choose_measures(config, options.only)
+    peers, left_out = choose_peers(options.peers, _task(config))
+    options = replace(options, peers=peers)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        jobs = _make_jobs(checkpoint, config, options, folder)
-        starts = {name: measure_start(*jobs[name], config) for name in jobs}
-        workers, versions = {}, {}
+        jobs, starts = {}, {}
+        for name in (FASTSERVE.name, *peers):
+            try:
+                jobs[name] = _make_job(name, checkpoint, config, options, folder)
+                starts[name] = measure_start(*jobs[name], config)
+            except MeasurementError as error:
+                if name == FASTSERVE.name:
+                    raise
+                jobs.pop(name, None)
+                left_out[name] = f"failed: {error.message}"
+                logger.warning("%s is left out: it %s", name, left_out[name])
+        workers, opened = {}, {}
         for name, (kind, python, job) in jobs.items():
             workers[name] = stack.enter_context(Worker(kind, python))
-            versions[name] = workers[name].open(job)
+            opened[name] = workers[name].open(job)
+        cosines = {} if isinstance(config, DecoderConfig) else _compare_embeddings(workers, config)
         cost = _Cost(workers[FASTSERVE.name], config)
         limits = measure_limits(options.threads, working_set_bytes=cost.working_set_bytes)
         rates: dict[str, dict[str, list[float]]] = {name: {} for name in workers}
@@ -154,15 +199,23 @@ def measure_model(path: Path, options: SpeedOptions) -> ModelSpeed:
             )
         profile = cost.profile(measures) if options.is_profiled else []
     speeds = {
-        name: EngineSpeed(version=versions[name], rates=rates[name], start=starts[name]) for name in rates
+        name: EngineSpeed(
+            version=opened[name].version,
+            weights=opened[name].weights,
+            rates=rates[name],
+            start=starts[name],
+            cosine=cosines.get(name),
+        )
+        for name in rates
     }
     ours = speeds.pop(FASTSERVE.name)
     return ModelSpeed(
-        model=path.name,
+        model=name or path.name,
         options=options,
         limits=limits,
         ours=ours,
         peers=speeds,
+        left_out=left_out,
         shares=cost.shares(ours, limits),
         profile=profile,
     )
@@ -183,6 +236,36 @@ def choose_measures(config: ModelConfig, only: Sequence[str]) -> dict[str, Measu
         for name, measure in known.items()
         if measure.context_tokens <= config.max_context and (not only or name.startswith(tuple(only)))
     }
+
+
+def choose_peers(peers: Mapping[str, Path], task: Task) -> tuple[dict[str, Path], dict[str, str]]:
+    """The peers that do the model's task, and why the others are left out.
+
+    Raises:
+        OptionError: there are peers, and none does.
+    """
+    able = {name: python for name, python in peers.items() if task in PEERS[name].tasks}
+    left_out = {name: f"is not compared on models that {task}" for name in peers if name not in able}
+    if left_out and not able:
+        choices = ", ".join(name for name, kind in PEERS.items() if task in kind.tasks)
+        raise OptionError(
+            f"{' and '.join(left_out)} cannot be compared on models that {task}",
+            hint=f"choose among {choices}",
+        )
+    return able, left_out
+
+
+def _task(config: ModelConfig) -> Task:
+    return "generate" if isinstance(config, DecoderConfig) else "embed"
+
+
+def _compare_embeddings(workers: Mapping[str, Worker], config: ModelConfig) -> dict[str, float]:
+    """Of every peer, the mean cosine of its embeddings with ours: near 1 where it runs the same model."""
+    texts = make_prompts(_COMPARED_TEXTS, _START_PROMPT_TOKENS, config.vocab_size)
+    embeddings = {name: worker.embeddings(texts) for name, worker in workers.items()}
+    units = {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in embeddings.items()}
+    ours = units.pop(FASTSERVE.name)
+    return {name: float((theirs * ours).sum(axis=1).mean()) for name, theirs in units.items()}
 
 
 def measure_start(kind: EngineKind, python: Path, job: Mapping[str, Any], config: ModelConfig) -> Start:
@@ -274,14 +357,15 @@ class _Cost:
         return [CallProfile(**call) for call in self._worker.cost(prompts, max_tokens)]
 
 
-def _make_jobs(
-    checkpoint: Checkpoint, config: ModelConfig, options: SpeedOptions, folder: Path
-) -> dict[str, tuple[EngineKind, Path, dict[str, Any]]]:
-    """The engines to measure, ours first: by name, what runs them and what they are to open."""
+def _make_job(
+    name: str, checkpoint: Checkpoint, config: ModelConfig, options: SpeedOptions, folder: Path
+) -> tuple[EngineKind, Path, dict[str, Any]]:
+    """An engine to measure: what runs it and what it is to open."""
     memory = {"kv_memory": options.kv_memory, "kv_spill": options.kv_spill, "spill_dir": options.spill_dir}
     EngineOptions(weights=options.weights, threads=options.threads, **memory)  # type: ignore[arg-type]  # checked there
     job = {
         "model": str(checkpoint.path),
+        "task": _task(config),
         "weights": options.weights,
         "threads": options.threads,
         **memory,
@@ -289,15 +373,7 @@ def _make_jobs(
         "context_length": min(MAX_CONTEXT, config.max_context),
         "max_sequences": 64,
     }
-    jobs = {FASTSERVE.name: (FASTSERVE, Path(sys.executable), job)}
-    for name, python in options.peers.items():
-        jobs[name] = (PEERS[name], python, peer_job(PEERS[name], python, checkpoint, job, folder))
-    return jobs
-
-
-def _flatten(speed: EngineSpeed) -> dict[str, float]:
-    return {
-        **{name: speed.median(name) for name in speed.rates},
-        "start_to_first_token_seconds": speed.start.first_token_seconds,
-        "peak_memory_bytes": speed.start.peak_memory_bytes,
-    }
+    if name == FASTSERVE.name:
+        return FASTSERVE, Path(sys.executable), job
+    python = options.peers[name]
+    return PEERS[name], python, peer_job(PEERS[name], python, checkpoint, job, folder)

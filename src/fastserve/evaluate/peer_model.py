@@ -11,6 +11,7 @@ from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
 from fastserve.evaluate.gguf_writer import write_gguf
 from fastserve.evaluate.model_folder import write_model_folder
+from fastserve.evaluate.w8a8_writer import write_w8a8
 from fastserve.evaluate.worker import EngineKind, Worker
 from fastserve.types import Float32Array
 
@@ -31,7 +32,10 @@ def peer_job(
     adapted = {**job, "threads": job["threads"] or make_runtime().num_threads}
     if kind.form == "gguf":
         adapted["model"] = str(_as_gguf(checkpoint, peer_folder))
-    elif kind.form == "folder":
+    elif kind.form == "w8a8" and job["weights"] in ("int8", "auto"):
+        adapted["model"] = str(peer_folder / "w8a8")
+        write_w8a8(checkpoint, _read_tokenizer(checkpoint), peer_folder / "w8a8")
+    elif kind.form in ("folder", "w8a8"):
         adapted["model"] = str(_as_folder(checkpoint, peer_folder))
     if not kind.prepares:
         return adapted
@@ -50,13 +54,18 @@ def _as_gguf(checkpoint: Checkpoint, folder: Path) -> Path:
 def _as_folder(checkpoint: Checkpoint, folder: Path) -> Path:
     if checkpoint.format == "safetensors":
         return checkpoint.path
-    assert checkpoint.metadata is not None
-    tokenizer = str(build_from_gguf(checkpoint.metadata)[0].to_str())
     shapes = {name: checkpoint.tensors[name].shape for name in checkpoint.tensors}
 
     def blocks(name: str) -> Iterator[Float32Array]:
         yield to_f32(checkpoint.tensors[name])
 
     config = {"architectures": ["LlamaForCausalLM"], **checkpoint.config}
-    write_model_folder(folder / "model", config, tokenizer, shapes, blocks)
+    write_model_folder(folder / "model", config, _read_tokenizer(checkpoint), shapes, blocks)
     return folder / "model"
+
+
+def _read_tokenizer(checkpoint: Checkpoint) -> str:
+    """The text of tokenizer.json."""
+    if checkpoint.metadata is None:
+        return (checkpoint.path / "tokenizer.json").read_text(encoding="utf-8")
+    return str(build_from_gguf(checkpoint.metadata)[0].to_str())

@@ -12,11 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
 
 from fastserve.errors import MeasurementError, OptionError
+from fastserve.types import Float32Array
 
 Prompts = Sequence[Sequence[int]]
+Task = Literal["generate", "embed"]
 
 _SCRIPT = Path(__file__).resolve().parent / "peers" / "worker.py"
 _SHOWN_ERROR_CHARACTERS = 600
@@ -25,16 +29,24 @@ _SHOWN_ERROR_CHARACTERS = 600
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineKind:
     """An engine that can be measured: the module of `peers` that runs it, what that imports, and the form of
-    model that it opens."""
+    model that it opens: `w8a8` is a folder with int8 weights in the compressed-tensors schema where int8 is
+    asked for, else a plain one."""
 
     name: str
     module: str
     needs: str
-    form: Literal["any", "folder", "gguf"]
+    form: Literal["any", "folder", "gguf", "w8a8"]
     prepares: bool = False
+    tasks: frozenset[Task] = frozenset({"generate"})
 
 
-FASTSERVE = EngineKind(name="fastserve", module="engine_fastserve", needs="fastserve", form="any")
+FASTSERVE = EngineKind(
+    name="fastserve",
+    module="engine_fastserve",
+    needs="fastserve",
+    form="any",
+    tasks=frozenset({"generate", "embed"}),
+)
 PEERS: Mapping[str, EngineKind] = {
     kind.name: kind
     for kind in (
@@ -44,8 +56,22 @@ PEERS: Mapping[str, EngineKind] = {
         EngineKind(
             name="openvino", module="engine_openvino", needs="openvino_genai", form="folder", prepares=True
         ),
-        EngineKind(name="transformers", module="engine_transformers", needs="transformers", form="folder"),
-        EngineKind(name="vllm", module="engine_vllm", needs="vllm", form="folder"),
+        EngineKind(
+            name="transformers",
+            module="engine_transformers",
+            needs="transformers",
+            form="folder",
+            tasks=frozenset({"generate", "embed"}),
+        ),
+        EngineKind(name="vllm", module="engine_vllm", needs="vllm", form="w8a8"),
+        EngineKind(
+            name="onnxruntime",
+            module="engine_onnxruntime",
+            needs="onnxruntime",
+            form="folder",
+            prepares=True,
+            tasks=frozenset({"embed"}),
+        ),
     )
 }
 
@@ -70,6 +96,13 @@ def find_peers(names: Sequence[str], interpreters: Sequence[Path]) -> dict[str, 
             )
         found[name] = python
     return found
+
+
+class Opened(NamedTuple):
+    """What an engine says of itself once it has a model."""
+
+    version: str
+    weights: str  # the bits that it really keeps, in its own words
 
 
 class Worker:
@@ -110,9 +143,9 @@ class Worker:
         """The job with what the engine changed of it; files that it made for that lie in `folder`."""
         return {**job, **self._request("prepare", job=job, folder=str(folder))["job"]}
 
-    def open(self, job: Mapping[str, Any]) -> str:
-        """Load the model; the engine's version."""
-        return str(self._request("open", job=job)["version"])
+    def open(self, job: Mapping[str, Any]) -> Opened:
+        """Load the model."""
+        return Opened(**self._request("open", job=job))
 
     def generate(self, prompts: Prompts, max_tokens: int) -> float:
         """Seconds that greedy completions of exactly so many tokens take, all prompts at once."""
@@ -127,6 +160,10 @@ class Worker:
     def embed(self, texts: Prompts) -> float:
         """Seconds that the embeddings of texts take."""
         return float(self._request("embed", texts=texts)["seconds"])
+
+    def embeddings(self, texts: Prompts) -> Float32Array:
+        """The embeddings themselves [texts, width]."""
+        return np.asarray(self._request("embed", texts=texts)["embeddings"], np.float32)
 
     def cost(self, prompts: Prompts, max_tokens: int) -> list[dict[str, Any]]:
         """Fields of every CallProfile of a run of our own engine; `max_tokens` 0 embeds."""

@@ -45,7 +45,7 @@ def compile_native(
     `tensors` holds every tensor that the graph names, in the graph's shapes (see
     `fastserve.models.parameters.check_parameters`), in any stored format; matrices are packed as `weights`
     (see `fastserve.backends.native.weight_scheme`).
-    `threads` is by default the number of cores that this process may use. `isa` forces an instruction set
+    `threads` is by default one for each core that this process may use. `isa` forces an instruction set
     (default: the environment's FASTSERVE_ISA, else the best that the CPU has). `cache` keeps packed matrices
     from one start to the next.
 
@@ -216,7 +216,7 @@ def make_runtime(threads: int | None = None, isa: str | None = None) -> _native.
         hint = f"runnable here: {', '.join(runnable_isas())}"
         raise OptionError(str(error), hint=hint) from error
     except RuntimeError as error:
-        wanted = threads or _native.available_cores()
+        wanted = threads or _native.count_cores().num_threads
         raise OptionError(
             f"threads={wanted} could not be started: {error}",
             hint="choose fewer threads, or raise the limits of processes and memory (ulimit -u, ulimit -v)",
@@ -226,7 +226,7 @@ def make_runtime(threads: int | None = None, isa: str | None = None) -> _native.
 def max_threads() -> int:
     """Most threads of one executable. More than the cores only wait for each other; some are let through for
     machines whose cores we miscount."""
-    return max(_MIN_THREAD_LIMIT, _MAX_THREADS_PER_CORE * _native.available_cores())
+    return max(_MIN_THREAD_LIMIT, _MAX_THREADS_PER_CORE * _native.count_cores().num_cpus)
 
 
 def runnable_isas() -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastserve._version import __version__
 from fastserve.engine.llm import LLM
-from fastserve.types import SamplingParams
+from fastserve.types import Float32Array, SamplingParams
 
 OPTIONS = (
     "weights",
@@ -24,15 +24,16 @@ class Engine:
         self.version = __version__
         options = {name: job[name] for name in OPTIONS}
         self._llm = LLM(job["model"], offline=True, **options)
+        self.weights = job["weights"]
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         completions = self._llm.generate(prompts, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
         return [list(completion.token_ids) for completion in completions]
 
-    def embed(self, texts: list[list[int]]) -> None:
+    def embed(self, texts: list[list[int]]) -> Float32Array:
         from fastserve.engine.embed import Embedder
 
-        Embedder(self._llm.model.executable).embed(texts)
+        return Embedder(self._llm.model.executable).embed(texts)
 
     def cost(self, prompts: list[list[int]], max_tokens: int) -> list[dict[str, Any]]:
         """What the calls of a run did, by op and shape; `max_tokens` 0 embeds."""

@@ -15,6 +15,7 @@ import llama_cpp
 _FILE_TYPES = {"int8": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "int4": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0}
 _FILE_TYPES |= {"f32": llama_cpp.LLAMA_FTYPE_ALL_F32, "bf16": llama_cpp.LLAMA_FTYPE_MOSTLY_BF16}
 _FILE_TYPES |= {"f16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16, "auto": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0}
+_NAMES = {"int8": "Q8_0", "auto": "Q8_0", "int4": "Q4_0, head and embedding Q8_0"}
 _SMALL_BATCH = 32  # its repacked kernels for several rows run from 4 rows on
 
 
@@ -27,6 +28,8 @@ def prepare(job: dict[str, Any], folder: str) -> dict[str, Any]:
         params = llama_cpp.llama_model_quantize_default_params()
         params.ftype = _FILE_TYPES[job["weights"].partition(":")[0]]
         params.allow_requantize = True
+        if job["weights"].startswith("int4"):  # as ours: head and embedding int8
+            params.output_tensor_type = params.token_embedding_type = llama_cpp.GGML_TYPE_Q8_0
         if llama_cpp.llama_model_quantize(job["model"].encode(), target.encode(), ctypes.byref(params)) != 0:
             sys.exit(f"llama.cpp cannot quantize {job['model']}")
     changed = {**job, "model": target}
@@ -40,6 +43,7 @@ class Engine:
 
     def __init__(self, job: dict[str, Any]) -> None:
         self.version = llama_cpp.__version__
+        self.weights = _NAMES.get(job["weights"].partition(":")[0], job["weights"])
         self._repacks_batches = job["repacks_batches"]
         self._job = job
         self._sessions: dict[bool, Session] = {}

@@ -16,6 +16,12 @@ _FORMATS = {
     "f16": "fp16",
     "f32": "fp32",
 }
+_NAMES = {
+    "int8": "int8 per channel, asymmetric",
+    "int4": "int4 groups of 64, symmetric; head and embedding int8",
+    "fp16": "f16",
+    "fp32": "f32",
+}
 
 
 def prepare(job: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -36,6 +42,7 @@ class Engine:
         import openvino_genai
 
         self.version = openvino_genai.__version__
+        self.weights = _NAMES[_FORMATS[job["weights"].partition(":")[0]]]
         self._openvino, self._genai = openvino, openvino_genai
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = False

@@ -13,8 +13,9 @@ class Engine:
         self.version = transformers.__version__
         torch.set_num_threads(job["threads"])
         self._torch = torch
+        self.weights = "f32" if job["weights"] == "f32" else "bf16"
         dtype = torch.float32 if job["weights"] == "f32" else torch.bfloat16
-        loader = transformers.AutoModelForCausalLM
+        loader = transformers.AutoModelForCausalLM if job["task"] == "generate" else transformers.AutoModel
         self._model: Any = loader.from_pretrained(job["model"], dtype=dtype, local_files_only=True)
         self._model.train(False)
 
@@ -31,3 +32,13 @@ class Engine:
             )
         tokens: list[list[int]] = out[:, ids.shape[1] :].tolist()
         return tokens
+
+    def embed(self, texts: list[list[int]]) -> Any:
+        """Means over the tokens of each text; texts are padded to the longest."""
+        length = max(map(len, texts))
+        ids = self._torch.tensor([text + [0] * (length - len(text)) for text in texts])
+        lengths = self._torch.tensor([len(text) for text in texts])
+        mask = self._torch.arange(length) < lengths[:, None]
+        with self._torch.inference_mode():
+            hidden = self._model(ids, attention_mask=mask.long()).last_hidden_state.float()
+        return (hidden * mask[:, :, None]).sum(1) / lengths[:, None]

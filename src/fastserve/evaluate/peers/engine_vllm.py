@@ -1,8 +1,10 @@
-"""vLLM's CPU build: bfloat16, or float32 where that is asked for; W8A8 where the model's folder has it."""
+"""vLLM's CPU build: bfloat16, float32 where that is asked for, W8A8 where the model's folder has it."""
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 
@@ -15,6 +17,9 @@ class Engine:
         import vllm
 
         self.version = vllm.__version__
+        self.weights = "f32" if job["weights"] == "f32" else "bf16"
+        if "quantization_config" in json.loads((Path(job["model"]) / "config.json").read_text()):
+            self.weights = "int8 per channel (W8A8); head and embedding bf16"
         self._vllm = vllm
         self._llm = vllm.LLM(
             model=job["model"],

@@ -1,9 +1,9 @@
 """The script of a measured process: `python worker.py MODULE` reads commands, answers each, as lines of JSON.
 
 {"command": "prepare", "job": {...}, "folder": PATH}          → {"job": changes to the job}
-{"command": "open", "job": {...}}                             → {"version": ...}
+{"command": "open", "job": {...}}                             → {"version": ..., "weights": ...}
 {"command": "generate", "prompts": [[id]], "max_tokens": n}   → {"seconds": s, "token_ids": [[id]]}
-{"command": "embed", "texts": [[id]]}                         → {"seconds": s}
+{"command": "embed", "texts": [[id]]}                         → {"seconds": s, "embeddings": [[x]]}
 {"command": "cost", "prompts": ..., "max_tokens": n}          → {"calls": ...}, of our own engine alone
 {"command": "memory"}                                         → {"peak_memory_bytes": n}
 """
@@ -29,7 +29,7 @@ def main() -> None:
         request = json.loads(line)
         if request["command"] == "open":
             engine = module.Engine(request["job"])
-            answer = {"version": engine.version}
+            answer = {"version": engine.version, "weights": engine.weights}
         elif request["command"] == "prepare":
             answer = {"job": module.prepare(request["job"], request["folder"])}
         else:
@@ -44,8 +44,9 @@ def run(engine: Any, request: dict[str, Any]) -> dict[str, Any]:
         return {"calls": engine.cost(request["prompts"], request["max_tokens"])}
     start = time.perf_counter()
     if request["command"] == "embed":
-        engine.embed(request["texts"])
-        return {"seconds": time.perf_counter() - start}
+        embeddings = engine.embed(request["texts"])
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "embeddings": [list(map(float, row)) for row in embeddings]}
     token_ids = engine.generate(request["prompts"], request["max_tokens"])
     return {"seconds": time.perf_counter() - start, "token_ids": token_ids}
 
