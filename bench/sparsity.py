@@ -1,129 +1,107 @@
-"""Where sparse weights pay: the speed of a bitmask against dense weights, by format, share of zeros and rows.
+"""Where sparse weights pay: the speed of each storage against dense weights, by format, zeros and rows.
 
-A step is a stack of matrices as in decoding, together larger than most caches; both kinds run in turns.
+A step is a stack of matrices as in decoding, together larger than most caches; all kinds run in turns. With
+--models, whole models instead: one without zeros and one of the same shape with them, as `fastserve bench
+make-model` writes.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from dataclasses import asdict, replace
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
-import numpy as np
-
-import fastserve._native as _native
 from fastserve.backends.native.executable import make_runtime
-from fastserve.backends.native.quantize_rows import row_bytes
-from fastserve.backends.native.weight_scheme import SCHEMES, WeightScheme
-from fastserve.types import Batch, Float32Array
+from fastserve.backends.native.storage_speed import Stack, measure_speeds
+from fastserve.backends.native.weight_scheme import SCHEMES
+from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.evaluate.estimate import estimate_ratio
+from fastserve.evaluate.worker import FASTSERVE, Worker
+from fastserve.evaluate.workload import DECODER_MEASURES
+from fastserve.models.family import read_config
 from report import make_parser, publish
 
-SHARES_OF_ZEROS = (0.0, 0.3, 0.4, 0.5, 0.7, 0.9, 0.95)
+SHARES_OF_ZEROS = (0.0, 0.3, 0.4, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 NUM_ROWS = (1, 8, 128)
+MEASURES = ("decode_1_tokens_per_second", "decode_8_tokens_per_second", "prefill_512_tokens_per_second")
 
 
 def main() -> None:
     parser = make_parser(__doc__)
+    parser.add_argument("--weights", nargs="+", default=["int8", "int4"], choices=sorted(SCHEMES))
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--depth", type=int, default=8192)
-    parser.add_argument("--matrices", type=int, default=4)
+    parser.add_argument("--megabytes", type=int, default=64, help="of a stack's dense matrices")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--models", type=Path, nargs=2, metavar=("DENSE", "SPARSE"), help="folders")
+    parser.add_argument("--measures", nargs="+", default=MEASURES, choices=sorted(DECODER_MEASURES))
     options = parser.parse_args()
+    if options.models:
+        compare_models(options)
+    else:
+        compare_linears(options)
+
+
+def compare_linears(options: argparse.Namespace) -> None:
     runtime = make_runtime(options.threads)
-    rng = np.random.default_rng(1)
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    stack = Stack(
+        width=options.width,
+        depth=options.depth,
+        dense_bytes=options.megabytes * 2**20,
+        pairs=options.pairs,
+    )
+    results: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     rows: list[tuple[str, object]] = []
-    for name in ("int8", "int4"):
+    for name in options.weights:
         for share in SHARES_OF_ZEROS:
-            weight = make_weight(rng, (options.width, options.depth), share)
-            dense = SCHEMES[name]  # type: ignore[index]
-            stacks = [
-                [pack(runtime, weight, scheme) for _ in range(options.matrices)]
-                for scheme in (dense, replace(dense, storage="bitmask"))
-            ]
-            ratios = {}
-            for num_rows in NUM_ROWS:
-                pair = [make_plan(runtime, weight.shape, dense, num_rows, stack) for stack in stacks]
-                ratios[str(num_rows)] = compare(*pair, num_rows, options.pairs)
-            results.setdefault(name, {})[str(share)] = ratios
-            rows.append((f"{name}, {share:.0%} zeros", "  ".join(f"{r}: {x:.2f}" for r, x in ratios.items())))
-    publish(options, {"bitmask_speed_by_format_zeros_rows": results}, rows)
+            speeds = measure_speeds(runtime, SCHEMES[name], share, NUM_ROWS, stack=stack)
+            results.setdefault(name, {})[str(share)] = {**speeds}
+            for storage, by_rows in speeds.items():
+                shown = "  ".join(f"{num_rows}: {speed:.2f}" for num_rows, speed in by_rows.items())
+                rows.append((f"{name}, {share:.0%} zeros, {storage}", shown))
+    publish(options, {"speed_by_format_zeros_storage_rows": results}, rows)
 
 
-def make_weight(rng: np.random.Generator, shape: tuple[int, int], share_of_zeros: float) -> Float32Array:
-    """Numbers from -1 to 1, none so small that rounding makes it another zero."""
-    values = rng.uniform(0.2, 1, shape) * rng.choice([-1, 1], shape)
-    return np.where(rng.random(shape) < share_of_zeros, 0, values).astype(np.float32)
-
-
-def pack(runtime: _native.Runtime, weight: Float32Array, scheme: WeightScheme) -> _native.Weight:
-    return _native.Weight(
-        runtime, [("f32", weight.view(np.uint8).reshape(-1), *weight.shape)], **asdict(scheme)
-    )
-
-
-def make_plan(
-    runtime: _native.Runtime,
-    shape: tuple[int, int],
-    scheme: WeightScheme,
-    num_rows: int,
-    stack: list[_native.Weight],
-) -> _native.Plan:
-    """Rows that are quantized once and multiplied with every matrix of a stack."""
-    width, depth = shape
-    group_size = scheme.activation_group_size
-    quantized_bytes = row_bytes(depth, group_size)
-    x_end = 4 * num_rows * depth
-    out_start = x_end + num_rows * quantized_bytes
-    plan = _native.Plan(
-        runtime,
-        out_start + 4 * num_rows * width,
-        max_tokens=num_rows,
-        max_outputs=num_rows,
-        max_sequences=1,
-        num_blocks=num_rows,
-        max_context=num_rows,
-        vocab_size=1,
-        num_token_types=0,
-        needs_whole_sequences=False,
-    )
-    tokens = _native.Rows.TOKENS
-    x = _native.Matrix(0, depth, depth, tokens)
-    quantized = _native.Matrix(x_end, quantized_bytes // 4, depth, tokens, group_size)
-    out = _native.Matrix(out_start, width, width, tokens)
-    embedded = np.linspace(-1, 1, depth, dtype=np.float32)
-    plan.embedding(
-        _native.IdSource.token_ids,
-        _native.Weight(runtime, [("f32", embedded.view(np.uint8), 1, depth)], "f32"),
-        x,
-    )
-    plan.quantize_rows(x, quantized)
-    for weight in stack:
-        plan.linear(quantized, weight, None, out)
-    return plan
-
-
-def compare(dense: _native.Plan, bitmask: _native.Plan, num_rows: int, num_pairs: int) -> float:
-    """The median, over runs that follow each other, of dense time to bitmask time."""
-    positions = np.arange(num_rows, dtype=np.int32)
-    batch = Batch(
-        token_ids=np.zeros(num_rows, np.int32),
-        positions=positions,
-        sequence_starts=np.asarray([0, num_rows], np.int32),
-        context_lengths=np.asarray([num_rows], np.int32),
-        block_tables=np.arange(-(-num_rows // _native.BLOCK_SIZE), dtype=np.int32)[None],
-        output_rows=positions,
-    )
-    ratios = []
-    for _ in range(num_pairs):
-        seconds = []
-        for plan in (dense, bitmask):
-            start = time.perf_counter()
-            plan.run(batch, None)
-            seconds.append(time.perf_counter() - start)
-        ratios.append(seconds[0] / seconds[1])
-    return statistics.median(ratios)
+def compare_models(options: argparse.Namespace) -> None:
+    """Both models in processes of their own, in turns; the ratio is the median of those within pairs."""
+    vocab_size = read_config(open_checkpoint(options.models[0]).config).vocab_size
+    results: dict[str, dict[str, object]] = {}
+    rows: list[tuple[str, object]] = []
+    for name in options.weights:
+        with (
+            Worker(FASTSERVE, Path(sys.executable)) as dense,
+            Worker(FASTSERVE, Path(sys.executable)) as sparse,
+        ):
+            workers = (dense, sparse)
+            for worker, folder in zip(workers, options.models, strict=True):
+                worker.open(
+                    {
+                        "model": str(folder),
+                        "weights": name,
+                        "threads": options.threads,
+                        "context_length": 1024,
+                        "max_sequences": 32,
+                    }
+                )
+            for key in options.measures:
+                measure = DECODER_MEASURES[key]
+                rates: list[list[float]] = [[], []]
+                for turn in range(options.pairs + 1):
+                    order = (0, 1) if turn % 2 else (1, 0)
+                    for index in order:
+                        rate = measure.run(workers[index], vocab_size)
+                        if turn:  # the first warms up
+                            rates[index].append(rate)
+                ratio = estimate_ratio(rates[1], rates[0])
+                results.setdefault(name, {})[key] = {
+                    "dense": rates[0],
+                    "sparse": rates[1],
+                    "ratio": asdict(ratio),
+                }
+                rows.append((f"{name}, {key.replace('_', ' ')}, sparse to dense", ratio))
+    publish(options, {"models": results}, rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@
 #include "machine_limits.h"
 #include "plan.h"
 #include "sample.h"
+#include "sparse_weight.h"
 #include "threads.h"
 #include "weight.h"
 
@@ -404,6 +405,28 @@ NB_MODULE(_native, m) {
                      return nb::ndarray<nb::numpy, const uint8_t>(weight.packed().panels,
                                                                   {static_cast<std::size_t>(weight.num_bytes())}, self);
                    })
+      .def(
+          "stored_as",
+          [](const Weight& dense, Runtime& runtime, const std::string& storage) {
+            nb::gil_scoped_release release;
+            return Weight(dense, parse_weight_storage(storage), runtime.pool);
+          },
+          "runtime"_a, "storage"_a)
+      .def(
+          "share_of_zeros",
+          [](const Weight& dense, Runtime& runtime) {
+            if (dense.packed().storage != WeightStorage::dense)
+              throw std::invalid_argument("only the zeros of dense weights are counted");
+            nb::gil_scoped_release release;
+            return share_of_zeros(dense.packed(), runtime.pool);
+          },
+          "runtime"_a)
+      .def("can_be_stored_as",
+           [](const Weight& weight, const std::string& storage) {
+             return can_be_stored(weight.packed(), parse_weight_storage(storage));
+           },
+           "storage"_a)
+      .def_prop_ro("storage", [](const Weight& weight) { return to_name(weight.packed().storage); })
       .def_prop_ro("num_bytes", &Weight::num_bytes);
   bind_plan(m);
   m.def("sample", &sample_rows, "logits"_a, "sampling"_a);

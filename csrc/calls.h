@@ -112,7 +112,9 @@ class LinearCall : public Call {
 
   const char* name() const override { return "linear"; }
   std::string shape() const override {
-    return std::to_string(weight_.packed().rows) + "x" + std::to_string(weight_.packed().depth);
+    const PackedWeight& w = weight_.packed();
+    const std::string size = std::to_string(w.rows) + "x" + std::to_string(w.depth);
+    return w.storage == WeightStorage::dense ? size : size + " " + to_name(w.storage);
   }
   Cost cost(const Step& step) const override {
     const PackedWeight& w = weight_.packed();

@@ -63,7 +63,7 @@ CpuFeatures detect() {
   const bool vnni = seven.ecx >> 11 & 1;
   found.avxvnni = found.avx2 && seven.eax >= 1 && (cpuid(7, 1).eax >> 4 & 1);
   found.avx512vnni = found.avx2 && (state & 0xe6) == 0xe6 && f && dq && bw && vl && vnni;
-  found.avx512vbmi2 = found.avx512vnni && (seven.ecx >> 6 & 1);
+  found.avx512vbmi2 = found.avx512vnni && (seven.ecx >> 1 & 1) && (seven.ecx >> 6 & 1);
   return found;
 }
 #endif

@@ -2,7 +2,7 @@
 
 #include <stdexcept>
 
-#include "bitmask.h"
+#include "sparse_weight.h"
 
 namespace fastserve {
 namespace {
@@ -94,8 +94,14 @@ void check(const WeightScheme& s) {
     throw std::invalid_argument("minimums are those of stored blocks, with float16 scales");
 }
 
-double least_zeros(const Kernels& kernels, WeightFormat format) {
-  return format == WeightFormat::int8 ? kernels.least_zeros_int8 : kernels.least_zeros_int4;
+constexpr Named<WeightStorage> kStorages[] = {
+    {"dense", WeightStorage::dense}, {"bitmask", WeightStorage::bitmask}, {"csr", WeightStorage::csr}};
+
+void check_storage(const PackedWeight& w, WeightStorage storage) {
+  if (!can_be_stored(w, storage))
+    throw std::invalid_argument(std::string(to_name(storage)) +
+                                " weights are integers without offsets that meet activations in groups of " +
+                                (storage == WeightStorage::csr ? "32 or 64" : "up to 256") + " columns");
 }
 
 }  // namespace
@@ -122,9 +128,13 @@ ScaleFormat parse_scale_format(const std::string& name) {
 }
 
 WeightStorage parse_weight_storage(const std::string& name) {
-  static const Named<WeightStorage> table[] = {
-      {"dense", WeightStorage::dense}, {"bitmask", WeightStorage::bitmask}, {"chosen", WeightStorage::chosen}};
-  return parse("storage", name, table);
+  return parse("storage", name, kStorages);
+}
+
+const char* to_name(WeightStorage storage) {
+  for (const auto& entry : kStorages)
+    if (entry.value == storage) return entry.name;
+  throw std::invalid_argument("unknown storage");
 }
 
 WeightOffset parse_weight_offset(const std::string& name) {
@@ -177,17 +187,19 @@ Weight::Weight(const std::vector<StoredMatrix>& sources, const WeightScheme& sch
   packed_.panels = panels_.get();
   PackJob job(sources, packed_, kernels, pool.num_threads());
   pool.run(job);
-
-  if (scheme.storage == WeightStorage::bitmask ||
-      (scheme.storage == WeightStorage::chosen && can_be_bitmask(packed_) &&
-       share_of_zeros(packed_, pool) >= least_zeros(kernels, packed_.format)))
-    become_bitmask(pool);
+  if (scheme.storage != WeightStorage::dense) store_sparse(PackedWeight(packed_), scheme.storage, pool);
 }
 
-void Weight::become_bitmask(ThreadPool& pool) {
-  const PackedWeight dense = packed_;
-  packed_ = describe_bitmask(dense);
-  Panels panels = make_bitmask(dense, packed_, pool);
+Weight::Weight(const Weight& dense, WeightStorage storage, ThreadPool& pool) {
+  if (dense.packed_.storage != WeightStorage::dense || storage == WeightStorage::dense)
+    throw std::invalid_argument("only dense weights are stored in another way");
+  check_storage(dense.packed_, storage);
+  store_sparse(dense.packed_, storage, pool);
+}
+
+void Weight::store_sparse(const PackedWeight& dense, WeightStorage storage, ThreadPool& pool) {
+  packed_ = describe_sparse(dense, storage);
+  Panels panels = make_sparse(dense, packed_, pool);
   panels_ = std::move(panels.data);
   packed_.panels = panels_.get();
   num_bytes_ = panels.num_bytes;
@@ -195,17 +207,16 @@ void Weight::become_bitmask(ThreadPool& pool) {
 
 Weight::Weight(const uint8_t* panels, int64_t num_bytes, int32_t rows, int32_t depth, const WeightScheme& scheme) {
   describe(rows, depth, scheme);
-  if (scheme.storage == WeightStorage::bitmask ||
-      (scheme.storage == WeightStorage::chosen && num_bytes != num_bytes_ && can_be_bitmask(packed_))) {
-    // A bitmask is chosen only where it is smaller than dense weights.
-    packed_ = describe_bitmask(packed_);
-    num_bytes_ = bitmask_bytes(packed_, panels, num_bytes);
+  if (reinterpret_cast<std::uintptr_t>(panels) % kAlignment != 0)
+    throw std::invalid_argument("packed weights are not aligned to " + std::to_string(kAlignment) + " bytes");
+  if (scheme.storage != WeightStorage::dense) {
+    packed_ = describe_sparse(packed_, scheme.storage);
+    num_bytes_ = sparse_bytes(packed_, panels, num_bytes);
+    if (num_bytes_ == 0) throw std::invalid_argument("packed weights are no whole " + std::string(to_name(scheme.storage)));
   }
   if (num_bytes != num_bytes_)
     throw std::invalid_argument("packed weights have " + std::to_string(num_bytes) + " bytes; their shape needs " +
                                 std::to_string(num_bytes_));
-  if (reinterpret_cast<std::uintptr_t>(panels) % kAlignment != 0)
-    throw std::invalid_argument("packed weights are not aligned to " + std::to_string(kAlignment) + " bytes");
   packed_.panels = const_cast<uint8_t*>(panels);  // nothing writes them once they are packed
 }
 
@@ -236,8 +247,7 @@ void Weight::describe(int64_t rows, int32_t depth, const WeightScheme& scheme) {
   w.panel_bytes = w.offsets_offset + (w.offset == WeightOffset::none ? 0 : group_bytes);
   const std::size_t num_panels = round_up(static_cast<std::size_t>(rows), kPanel) / kPanel;
   num_bytes_ = static_cast<int64_t>(num_panels) * w.panel_bytes;
-  if (scheme.storage == WeightStorage::bitmask && !can_be_bitmask(w))
-    throw std::invalid_argument("bitmask weights are integers without offsets, and need groups of activations");
+  check_storage(w, scheme.storage);
 }
 
 }  // namespace fastserve

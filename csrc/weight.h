@@ -27,13 +27,13 @@ StoredFormat parse_stored_format(const std::string& name);
 WeightFormat parse_weight_format(const std::string& name);
 ScaleFormat parse_scale_format(const std::string& name);
 WeightStorage parse_weight_storage(const std::string& name);
+const char* to_name(WeightStorage storage);
 WeightOffset parse_weight_offset(const std::string& name);
 KvFormat parse_kv_format(const std::string& name);
 ActivationKind parse_activation(const std::string& name);
 
 // How a matrix is packed; of integer formats, group sizes of 0 mean one scale for a whole row. float16 scales are those
 // of stored blocks of 32 columns (q8_0: int8; q4_0: int4; q4_1: int4 with minimums), which are kept as they are.
-// Storage that is to be chosen is a bitmask where the kernels read one faster, and dense elsewhere.
 struct WeightScheme {
   WeightFormat format;
   ScaleFormat scale_format;
@@ -57,11 +57,13 @@ class Weight {
   // Over `num_bytes` of panels, 64-byte aligned, that another weight [rows, depth] of this scheme was packed into and
   // that outlive this one.
   Weight(const uint8_t* panels, int64_t num_bytes, int32_t rows, int32_t depth, const WeightScheme& scheme);
+  // The values of a dense weight, stored in another way.
+  Weight(const Weight& dense, WeightStorage storage, ThreadPool& pool);
   const PackedWeight& packed() const { return packed_; }
   int64_t num_bytes() const { return num_bytes_; }
 
  private:
-  void become_bitmask(ThreadPool& pool);
+  void store_sparse(const PackedWeight& dense, WeightStorage storage, ThreadPool& pool);
   void describe(int64_t rows, int32_t depth, const WeightScheme& scheme);
 
   PackedWeight packed_{};

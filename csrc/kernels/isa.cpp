@@ -52,6 +52,8 @@ namespace FASTSERVE_ISA_NAMESPACE {
 
 #include "sparse.h"
 
+#include "csr.h"
+
 #include "linear.h"
 
 #include "convert.h"
@@ -62,8 +64,6 @@ namespace FASTSERVE_ISA_NAMESPACE {
 
 static const Kernels kTable = {
     FASTSERVE_ISA_NAME,
-    kLeastZerosInt8,
-    kLeastZerosInt4,
     embedding,
     linear,
     quantize_row,

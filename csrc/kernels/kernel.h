@@ -22,17 +22,21 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kRowBlock = 96;
 // Integer weights and the activations they meet are padded to a whole number of so many columns.
 constexpr int kDepthAlignment = 8;
-// Bytes that kernels may read beyond the values of a bitmask weight.
+// Bytes that kernels may read beyond the values of a sparse weight.
 constexpr int64_t kExpandSlack = 64;
 // Columns of a bitmask weight that kernels expand at a time, and so the most that share a scale of activations.
 constexpr int kMaxExpandedColumns = 256;
+// Most columns of a slice of a CSR weight: as many bytes of activations as one register holds to choose from.
+constexpr int kMaxCsrSlice = 64;
+// Parts of a panel that have masks of their own in a CSR weight.
+constexpr int kCsrVectors = 4;
 
 enum class WeightFormat : int32_t { f32, f16, bf16, int8, int4 };
 constexpr bool is_integer(WeightFormat format) { return format == WeightFormat::int8 || format == WeightFormat::int4; }
 
-// How the values of integer weights lie in memory: all of them, or behind a bitmask those that are not zero. Where the
-// kind is chosen at packing, it is by the share of zeros.
-enum class WeightStorage : int32_t { dense, bitmask, chosen };
+// How the values of integer weights lie in memory: all of them; those that are not zero, behind a bitmask; or these row
+// by row with their columns. Results have the same bits.
+enum class WeightStorage : int32_t { dense, bitmask, csr };
 enum class ScaleFormat : int32_t { bf16, f16 };
 // What is added to scale * value: nothing, scale * offset for a whole offset, or an offset.
 enum class WeightOffset : int32_t { none, zero_point, minimum };
@@ -41,6 +45,12 @@ enum class StoredFormat : int32_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
 // Ways to read memory, of which the fastest is the limit: one stream or four, with or without prefetching.
 enum class ReadKind : int32_t { plain, interleaved, prefetched, prefetched_interleaved, non_temporal };
 enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };
+
+// A slice of a panel of a CSR weight (see PackedWeight).
+struct CsrSlice {
+  uint32_t start;  // of its masks, bytes from the panel's
+  uint8_t num_steps[kCsrVectors];
+};
 
 // A matrix of weights [rows, depth], prepacked in panels of kPanel rows. A panel holds values, then 16-bit scales
 // [num_groups][kPanel], then as many 16-bit offsets where there are any. Values are
@@ -54,12 +64,20 @@ enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };
 // value + 128 too), 64 to a column of the panel's size: a panel holds [padded_depth] masks of 64 bits, of which bit i
 // says whether byte i of the 64 is a weight other than zero; then scales; then the values that the masks say are there:
 // of int8 column by column; of int4 as nibbles, those of column k in the low halves of bytes whose high ones are those
-// of column k + 4 (k % 8 < 4), as many bytes as the longer of the two needs. Panels differ in length: `panels` begins with
-// their starts and the last one's end, int64 [number of panels + 1] bytes from `panels`, and ends kExpandSlack bytes
-// after the last.
+// of column k + 4 (k % 8 < 4), as many bytes as the longer of the two needs.
+//
+// CSR weights (compressed sparse rows) are int8 or int4 without an offset, whose activations share a scale over 32 or 64
+// columns, which are a slice. A panel holds [num_activation_groups] CsrSlice; then scales; then slices, at multiples of
+// 8 bytes. A slice lists, row by row, the weights other than zero. Its rows take four entries a step: there are uint64
+// masks, for each kCsrVectors-th of the rows one a step, of which bit i says whether its row i / 4 has an entry i % 4 in
+// this step; then for every mask the entries that are there, first their columns within the slice, then their values:
+// a byte each, int4 too.
+//
+// Panels of sparse weights differ in length: `panels` begins with their starts and the last one's end, int64 [number of
+// panels + 1] bytes from `panels`, multiples of 64, and ends kExpandSlack bytes after the last.
 struct PackedWeight {
   WeightFormat format;
-  WeightStorage storage;          // dense or bitmask
+  WeightStorage storage;
   ScaleFormat scale_format;
   WeightOffset offset;
   int32_t rows;
@@ -69,7 +87,7 @@ struct PackedWeight {
   int32_t num_groups;             // of a row of weights
   int32_t activation_group_size;  // columns of a row of x that share a scale; divides group_size, or is it
   int32_t num_activation_groups;
-  int64_t panel_bytes;     // bitmask: of all but the values
+  int64_t panel_bytes;     // sparse: of all but the values
   int64_t scales_offset;   // bytes from a panel's start
   int64_t offsets_offset;  // bytes from a panel's start
   uint8_t* panels;         // 64-byte aligned
@@ -150,8 +168,6 @@ static constexpr int64_t attention_scratch_floats(int64_t padded_head_dim) {
 
 struct Kernels {
   const char* name;
-  // The share of zeros from which a bitmask is faster than dense weights, as measured (docs/kernels-sparse.md).
-  float least_zeros_int8, least_zeros_int4;
   // out[0 .. depth) = row `row` of the weight, dequantized.
   void (*embedding)(const PackedWeight&, int32_t row, float* out);
   // Rows [row_begin, row_end) x panels [panel_begin, panel_end) of out = x @ weight.T + bias.

@@ -93,7 +93,7 @@ static inline F32 load_scales(ScaleFormat format, const uint16_t* p) {
 }
 
 static inline const uint8_t* panel_at(const PackedWeight& w, int32_t panel) {
-  return w.panels + (w.storage == WeightStorage::bitmask ? ((const int64_t*)w.panels)[panel] : panel * w.panel_bytes);
+  return w.panels + (w.storage == WeightStorage::dense ? panel * w.panel_bytes : ((const int64_t*)w.panels)[panel]);
 }
 
 static inline bool has_row_scales(const PackedWeight& w) { return w.num_groups == 1; }
@@ -145,6 +145,9 @@ static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, in
   } else if (w.storage == WeightStorage::bitmask) {
     c.bytes = c.unpacked;
     c.next_values = expand_columns(w, panel, begin, end, c.next_values, c.unpacked);
+  } else if (w.storage == WeightStorage::csr) {
+    c.bytes = c.unpacked;
+    expand_csr(w, panel, begin, end, c.unpacked);
   } else if (w.format == WeightFormat::int8) {
     c.bytes = panel + (int64_t)begin * kPanel;
   } else {
@@ -210,8 +213,25 @@ static_assert(kTileVectors * kLanes == kPanel, "a tile takes the values of a col
 template <int R, Scaling scaling, WeightFormat format>
 static inline void linear_tile_bitmask(const LinearArgs& a, const uint8_t* panel, int32_t row, Chunk& c, float* sums) {
   ExpandedWeights<format> weights{(const uint64_t*)panel, c.next_values, {}};
-  linear_tile_int<R, kTileVectors, scaling>(a, c, row, 0, weights, sums);
+  if constexpr (R <= kTileRows) {
+    linear_tile_int<R, kTileVectors, scaling>(a, c, row, 0, weights, sums);
+  } else {
+    linear_tile_int<R, kTileVectors / 2, scaling>(a, c, row, 0, weights, sums);
+    ExpandedWeights<format, kTileVectors / 2> others{(const uint64_t*)panel, c.next_values, {}};
+    linear_tile_int<R, kTileVectors / 2, scaling>(a, c, row, kPanel / 2, others, sums);
+  }
   c.next_values = weights.values;
+}
+
+// R rows against a chunk of a sparse panel.
+template <int R, Scaling scaling>
+static inline void linear_tile_sparse(const LinearArgs& a, const uint8_t* panel, int32_t row, Chunk& c, float* sums) {
+  const PackedWeight& w = *a.weight;
+  if (w.storage == WeightStorage::csr)
+    linear_tile_csr<R, scaling == Scaling::group>(a, panel, c.begin, c.end, c.scales, row, sums);
+  else if (w.format == WeightFormat::int8)
+    linear_tile_bitmask<R, scaling, WeightFormat::int8>(a, panel, row, c, sums);
+  else linear_tile_bitmask<R, scaling, WeightFormat::int4>(a, panel, row, c, sums);
 }
 #endif
 
@@ -225,10 +245,11 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
   // Few rows wait for memory: short chunks let their products overlap with the loads of the next chunk. Many rows do
   // not: meanwhile the next panel comes, a piece with every register tile.
   const bool is_few = row_end - row_begin <= 2 * kTileRows;
-  const int32_t columns = group < kChunk && !is_few ? kChunk / group * group : group;
-  // One tile of rows takes the weights as they come; more of them share what is expanded once.
+  // One tile of rows takes a bitmask's weights as they come; more of them share what is expanded once.
   const bool is_expanded_later =
-      kExpandsInRegisters && w.storage == WeightStorage::bitmask && row_end - row_begin <= kTileRows;
+      (kExpandsInRegisters && w.storage == WeightStorage::bitmask && row_end - row_begin <= kSparseTileRows) ||
+      (kMultipliesCsr && w.storage == WeightStorage::csr);
+  const int32_t columns = group < kChunk && (!is_few || is_expanded_later) ? kChunk / group * group : group;
   alignas(64) float sums[kRowBlock][kPanel];
   memset(sums, 0, (size_t)(row_end - row_begin) * sizeof sums[0]);
   Chunk chunk;
@@ -237,17 +258,19 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
     const int32_t end = begin + columns < w.padded_depth ? begin + columns : w.padded_depth;
     const int64_t chunk_bytes = size * (end - begin) / w.padded_depth, chunk_start = size * begin / w.padded_depth;
     prepare_chunk(w, data, begin, end, is_expanded_later, chunk);
+#if defined(FASTSERVE_ISA_AVX512VBMI2)
+    if constexpr (scaling != Scaling::group_and_offset) {
+      if (is_expanded_later) {
+        each_row_tile<kSparseTileRows>(row_begin, row_end, [&]<int R>(int32_t row) {
+          linear_tile_sparse<R, scaling>(a, data, row, chunk, sums[row - row_begin]);
+        });
+        continue;
+      }
+    }
+#endif
     each_row_tile(row_begin, row_end, [&]<int R>(int32_t row) {
       const int64_t done = chunk_bytes * (row - row_begin) / (row_end - row_begin);
       if (!is_few) prefetch(data + chunk_start + done, size, chunk_bytes * R / (row_end - row_begin));
-#if defined(FASTSERVE_ISA_AVX512VBMI2)
-      if constexpr (scaling != Scaling::group_and_offset) {
-        if (is_expanded_later)
-          return w.format == WeightFormat::int8
-                     ? linear_tile_bitmask<R, scaling, WeightFormat::int8>(a, data, row, chunk, sums[row - row_begin])
-                     : linear_tile_bitmask<R, scaling, WeightFormat::int4>(a, data, row, chunk, sums[row - row_begin]);
-      }
-#endif
       for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
         StoredWeights weights{chunk.bytes + column * 4};
         linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, weights, sums[row - row_begin]);
@@ -311,12 +334,13 @@ static inline float scale_to_f32(ScaleFormat format, uint16_t x) {
 
 // The values of a row of integer weights, to be scaled.
 static inline void read_values(const PackedWeight& w, const uint8_t* panel, int32_t column, float* out) {
-  if (w.storage == WeightStorage::bitmask) {
+  if (w.storage != WeightStorage::dense) {
     alignas(64) uint8_t bytes[kChunk * kPanel];
     const uint8_t* values = panel + w.panel_bytes;
     for (int32_t begin = 0; begin < w.depth; begin += kChunk) {
       const int32_t end = begin + kChunk < w.padded_depth ? begin + kChunk : w.padded_depth;
-      values = expand_columns(w, panel, begin, end, values, bytes);
+      if (w.storage == WeightStorage::csr) expand_csr(w, panel, begin, end, bytes);
+      else values = expand_columns(w, panel, begin, end, values, bytes);
       for (int32_t k = begin; k < end && k < w.depth; ++k)
         out[k] = (float)(bytes[(k - begin) / 4 * kPanel * 4 + column * 4 + k % 4] - 128);
     }

@@ -5,16 +5,6 @@ constexpr uint8_t kZeroByte = 128;
 // What is added to a nibble of a weight without an offset.
 constexpr uint8_t kNibbleToByte = kZeroByte - 8;
 
-// The shares of zeros from which a bitmask is faster for a row alone (docs/kernels-sparse.md).
-constexpr float kNever = 2.0f;
-#if defined(FASTSERVE_ISA_AVX512VBMI2)
-constexpr float kLeastZerosInt8 = 0.3f, kLeastZerosInt4 = 0.4f;
-#elif defined(FASTSERVE_ISA_AVX2) && !defined(FASTSERVE_ISA_AVXVNNI)
-constexpr float kLeastZerosInt8 = 0.75f, kLeastZerosInt4 = kNever;
-#else
-constexpr float kLeastZerosInt8 = kNever, kLeastZerosInt4 = kNever;
-#endif
-
 static inline int count_ones(uint64_t mask) {
 #if defined(__GNUC__)
   return __builtin_popcountll(mask);
@@ -22,6 +12,15 @@ static inline int count_ones(uint64_t mask) {
   mask -= mask >> 1 & 0x5555555555555555;
   mask = (mask & 0x3333333333333333) + (mask >> 2 & 0x3333333333333333);
   return (int)(((mask + (mask >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56);
+#endif
+}
+
+// The place of the lowest bit that is set, of a mask that has one.
+static inline int first_one(uint64_t mask) {
+#if defined(__GNUC__)
+  return __builtin_ctzll(mask);
+#else
+  return count_ones((mask & (0 - mask)) - 1);
 #endif
 }
 
@@ -55,6 +54,7 @@ static inline void expand_nibbles(uint64_t low_mask, uint64_t high_mask, const u
 #else
 
 constexpr bool kExpandsInRegisters = false;
+constexpr int kSparseTileRows = 1;
 
 // For eight bits of a mask, which of the next values goes to each of eight bytes; kNowhere: none.
 constexpr uint8_t kNowhere = 0x80;
@@ -147,29 +147,39 @@ struct StoredWeights {
 // How many bytes ahead values are asked for (kUnpackAhead: why).
 constexpr uintptr_t kExpandAhead = 2048;
 
-// Four columns of a panel at a time, expanded in registers: as fast as it gets, but paid for by every tile of rows.
-template <WeightFormat format>
+// Four columns of a panel at a time, expanded in registers, or of V vectors of its channels from `first` on: the others
+// are passed over. As fast as it gets, but paid for by every tile of rows.
+template <WeightFormat format, int first = 0>
 struct ExpandedWeights {
   const uint64_t* masks;
   const uint8_t* values;
   __m512i pairs[4];
-  void next(int32_t k, Weights4 (&w)[4]) {
-    prefetch_line((uintptr_t)(masks + k) + kExpandAhead / 4);
+  template <int V>
+  void next(int32_t k, Weights4 (&w)[V]) {
+    const bool is_low = format == WeightFormat::int8 || k % 8 < 4;
+    if (first == 0) prefetch_line((uintptr_t)(masks + k) + kExpandAhead / 4);
     for (int v = 0; v < 4; ++v) {
-      if (format == WeightFormat::int8 || k % 8 < 4) prefetch_line((uintptr_t)values + kExpandAhead);
+      const bool is_wanted = v >= first && v < first + V;
       const uint64_t mask = masks[k + v];
+      if (first == 0 && is_low) prefetch_line((uintptr_t)values + kExpandAhead);
       if constexpr (format == WeightFormat::int8) {
-        w[v] = expand(mask, _mm512_loadu_si512(values));
+        if (is_wanted) w[v - first] = expand(mask, _mm512_loadu_si512(values));
         values += count_ones(mask);
-      } else if (k % 8 < 4) {
-        pairs[v] = _mm512_loadu_si512(values);
-        w[v] = expand(mask, low_halves(pairs[v]));
+      } else if (is_low) {
+        if (is_wanted) {
+          pairs[v] = _mm512_loadu_si512(values);
+          w[v - first] = expand(mask, low_halves(pairs[v]));
+        }
         values += paired_bytes(mask, masks[k + v + 4]);
-      } else {
-        w[v] = expand(mask, high_halves(pairs[v]));
+      } else if (is_wanted) {
+        w[v - first] = expand(mask, high_halves(pairs[v]));
       }
     }
   }
 };
+
+// Rows that share what is expanded: of a bitmask half of the channels at a time where they are more than kTileRows, of CSR
+// a fourth.
+constexpr int kSparseTileRows = 12;
 
 #endif

@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,11 @@ class Weight:
         offset: str = "none",
         storage: str = "dense",
     ) -> Weight: ...
+    def stored_as(self, runtime: Runtime, storage: str) -> Weight: ...
+    def share_of_zeros(self, runtime: Runtime) -> float: ...
+    def can_be_stored_as(self, storage: str) -> bool: ...
+    @property
+    def storage(self) -> Literal["dense", "bitmask", "csr"]: ...
     @property
     def panels(self) -> NDArray[np.uint8]: ...
     @property

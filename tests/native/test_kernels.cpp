@@ -167,6 +167,7 @@ void round_group(const WeightScheme& scheme, double* values, int count) {
   const float exact = is_int8        ? std::fmax(-low, high) / 127.0f
                       : is_symmetric ? (-low >= high ? low : high) / -8.0f
                                      : high / 15.0f - low / 15.0f;
+  if (exact == 0) return;  // nothing but zeros
   const float scale = bf16_value(round_to_bf16(exact));
   const float zero = is_int8 ? 128 : is_symmetric ? 8 : std::nearbyintf(-low / exact);
   for (int i = 0; i < count; ++i) {
@@ -196,9 +197,9 @@ std::vector<double> keep(const WeightScheme& scheme, const float* row, int depth
   return kept;
 }
 
-// x @ weight.T + bias for a packed weight whose rows stand for `kept`, and its rows read back.
-void test_packed(const Kernels& k, const Weight& packed, const std::vector<std::vector<double>>& kept,
-                 const std::string& name) {
+// x @ weight.T + bias for a packed weight whose rows stand for `kept`, and its rows read back. Returns the product.
+std::vector<float> test_packed(const Kernels& k, const Weight& packed, const std::vector<std::vector<double>>& kept,
+                               const std::string& name) {
   Random random(3);
   constexpr int kRows = 13;  // two register tiles and a rest on every instruction set
   const auto size = [](int n) { return static_cast<std::size_t>(n); };
@@ -243,25 +244,32 @@ void test_packed(const Kernels& k, const Weight& packed, const std::vector<std::
   for (int panel = num_panels - 1; panel >= 0; --panel)
     for (int r = 0; r < kRows; ++r) k.linear(args, r, r + 1, panel, panel + 1);
   expect(std::memcmp(out.data(), alone.data(), out.size() * sizeof(float)) == 0, name + ": a row alone differs");
+  return {out.data(), out.data() + out.size()};
 }
 
-// Weights rounded from float32.
-void test_linear(const Kernels& k, ThreadPool& pool, const WeightScheme& scheme, int depth, int width) {
+// Weights rounded from float32, of which so many in a hundred are zeros; however they are stored, the bits are the same.
+void test_linear(const Kernels& k, ThreadPool& pool, const WeightScheme& scheme, int depth, int width,
+                 int percent_zeros = 0) {
   Random random(6);
   OddArray<float> weights(static_cast<std::size_t>(width * depth));
   random.fill(weights);
+  for (std::size_t i = 0; i < weights.size(); ++i)
+    if (static_cast<int>(random.below(100)) < percent_zeros) weights[i] = 0;
   const StoredMatrix stored{StoredFormat::f32, reinterpret_cast<const uint8_t*>(weights.data()),
                             static_cast<int64_t>(weights.size() * sizeof(float)), width, depth};
   std::vector<std::vector<double>> kept;
   for (int c = 0; c < width; ++c) kept.push_back(keep(scheme, weights.data() + c * depth, depth));
-  const bool can_be_bitmask = is_integer(scheme.format) && scheme.offset == WeightOffset::none;
-  for (WeightStorage storage : {WeightStorage::dense, WeightStorage::bitmask}) {
-    if (storage == WeightStorage::bitmask && !can_be_bitmask) continue;
+  const bool can_be_sparse = is_integer(scheme.format) && scheme.offset == WeightOffset::none;
+  std::vector<float> dense;
+  for (WeightStorage storage : {WeightStorage::dense, WeightStorage::bitmask, WeightStorage::csr}) {
+    if (storage != WeightStorage::dense && !can_be_sparse) continue;
     WeightScheme stored_so = scheme;
     stored_so.storage = storage;
-    test_packed(
-        k, Weight({stored}, stored_so, k, pool), kept,
-        at(k, "weights", {int(scheme.format), int(storage), int(scheme.offset), scheme.group_size, depth, width}));
+    const std::string name = at(k, "weights", {int(scheme.format), int(storage), int(scheme.offset), scheme.group_size,
+                                               depth, width, percent_zeros});
+    const std::vector<float> product = test_packed(k, Weight({stored}, stored_so, k, pool), kept, name);
+    if (storage == WeightStorage::dense) dense = product;
+    expect(std::memcmp(product.data(), dense.data(), dense.size() * sizeof(float)) == 0, name + ": not as dense");
   }
 }
 
@@ -414,8 +422,10 @@ void test_all(const Kernels& k, ThreadPool& pool) {
         test_linear(k, pool, {format, kBf16, kNone, 0, 0}, depth, width);
       for (int group_size : {0, 32, 64, 128}) {
         const int activations = group_size == 32 ? 32 : 64;
-        test_linear(k, pool, {WeightFormat::int8, kBf16, kNone, group_size, activations}, depth, width);
-        test_linear(k, pool, {WeightFormat::int4, kBf16, kNone, group_size, activations}, depth, width);
+        for (int percent_zeros : {0, 60, 95, 100}) {
+          test_linear(k, pool, {WeightFormat::int8, kBf16, kNone, group_size, activations}, depth, width, percent_zeros);
+          test_linear(k, pool, {WeightFormat::int4, kBf16, kNone, group_size, activations}, depth, width, percent_zeros);
+        }
         test_linear(k, pool, {WeightFormat::int4, kBf16, kZero, group_size, activations}, depth, width);
       }
     }

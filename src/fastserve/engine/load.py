@@ -15,6 +15,7 @@ from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
 from fastserve.engine.capacity import choose_context_length, plan_capacity
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint
+from fastserve.engine.processor import processor_name
 from fastserve.errors import UnsupportedError
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
@@ -139,6 +140,7 @@ def _compile(
         return _compile_torch(graph, checkpoint, options, limits)
     from fastserve.backends.native.executable import compile_native
     from fastserve.backends.native.packed_cache import PackedCache
+    from fastserve.backends.native.storage_choice import StorageChoice
 
     return compile_native(
         graph,
@@ -148,6 +150,7 @@ def _compile(
         kv_dtype=options.kv_dtype,
         threads=options.threads,
         cache=PackedCache.of(checkpoint.files),
+        storage_choice=StorageChoice(processor_name()),
     )
 
 

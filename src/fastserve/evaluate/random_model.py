@@ -83,26 +83,33 @@ SHAPES: Mapping[str, JsonObject] = {
 }
 
 
-def make_model(shape: str, folder: Path) -> int:
+def make_model(shape: str, folder: Path, *, sparsity: float = 0.0) -> int:
     """Write a model of that shape, the same every time, and return its number of parameters.
+
+    `sparsity` is the share of zeros in every matrix, tied embeddings too: the weights of least magnitude, as
+    pruning by magnitude leaves them, far enough from what rounding would make zeros.
 
     The tokenizer is SmolLM2's where that model is in the local store and the vocabulary is its own, else one
     that gives every byte a token.
 
     Raises:
-        OptionError: there is no such shape, or the folder holds something.
+        OptionError: there is no such shape, the folder holds something, or sparsity is not from 0 to 1.
     """
     config = shape_config(shape)
+    if not 0 <= sparsity < 1:
+        raise OptionError(f"sparsity={sparsity} is no share below 1", hint="choose one such as 0.5")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OptionError(f"{folder} is not an empty folder", hint="name one that is not there yet")
-    return write_random_model(config, folder)
+    return write_random_model(config, folder, sparsity=sparsity)
 
 
-def write_random_model(config: JsonObject, folder: Path) -> int:
+def write_random_model(config: JsonObject, folder: Path, *, sparsity: float = 0.0) -> int:
     """Write a model of this config with random weights; returns its number of parameters."""
     shapes = expected_parameters(build_graph(read_config(config)))
     tokenizer = _find_tokenizer(config["vocab_size"])
-    write_model_folder(folder, config, tokenizer, shapes, lambda name: _random_blocks(name, shapes[name]))
+    write_model_folder(
+        folder, config, tokenizer, shapes, lambda name: _random_blocks(name, shapes[name], sparsity)
+    )
     return sum(map(math.prod, shapes.values()))
 
 
@@ -121,7 +128,7 @@ def shape_graph(shape: str) -> Graph:
     return build_graph(read_config(shape_config(shape)))
 
 
-def _random_blocks(name: str, shape: tuple[int, ...]) -> Iterator[Float32Array]:
+def _random_blocks(name: str, shape: tuple[int, ...], sparsity: float) -> Iterator[Float32Array]:
     """Values that keep their size from layer to layer: scales of norms near 1, matrices by their width."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     is_scale = len(shape) == 1 and name.endswith("weight")
@@ -129,6 +136,9 @@ def _random_blocks(name: str, shape: tuple[int, ...]) -> Iterator[Float32Array]:
     left = math.prod(shape)
     while left:
         values = rng.standard_normal(min(left, _BLOCK_ELEMENTS), dtype=np.float32) * deviation
+        if sparsity and len(shape) == 2:
+            magnitudes = np.abs(values)
+            values[magnitudes < np.quantile(magnitudes, sparsity)] = 0
         yield values + np.float32(1) if is_scale else values
         left -= len(values)
 

@@ -75,13 +75,25 @@ def test_stacked_matrices_of_different_stored_formats_become_float32_and_that_is
 
 @pytest.mark.parametrize(("causal", "storage"), [(True, "chosen"), (False, "dense")])
 def test_linears_of_decoders_alone_have_their_storage_chosen(causal: bool, storage: str) -> None:
+    """Tied embeddings are linears too; those that no linear reads stay dense."""
     b = GraphBuilder()
-    x = b.embedding("token_ids", "embed", size=40, width=64)
+    x = b.add(
+        b.embedding("token_ids", "embed", size=40, width=64),
+        b.embedding("positions", "positions", size=40, width=64),
+    )
     q, k, v = (b.linear(x, name, width=64) for name in "qkv")
     y = b.attention(q, k, v, layer_index=0, head_dim=32, scale=1.0, causal=causal)
     graph = optimize(b.finish(logits=b.linear(b.gather_rows(y), "embed", width=40)))
     schemes = by_name(choose_schemes(graph, "int8", {}))
-    assert {name: scheme.storage for name, scheme in schemes.items()} == {"embed": "dense", "q k v": storage}
+    assert {name: scheme.storage for name, scheme in schemes.items()} == {
+        "embed": storage,
+        "positions": "dense",
+        "q k v": storage,
+    }
+    assert {scheme.storage for scheme in choose_schemes(graph, "int4:asymmetric", {}).values()} <= {
+        "dense",
+        storage,
+    }
     assert {scheme.storage for scheme in choose_schemes(graph, "f16", {}).values()} == {"dense"}
 
 

@@ -6,11 +6,18 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fastserve import _native
 from fastserve.backends.native.executable import compile_native, make_runtime
 from fastserve.backends.native.quantize_rows import FLOAT_BYTES, row_bytes
-from fastserve.backends.native.weight_scheme import SCHEMES, STORED_SCHEMES, WeightScheme
+from fastserve.backends.native.weight_scheme import (
+    SCHEMES,
+    SPARSE_STORAGES,
+    STORED_SCHEMES,
+    Storage,
+    WeightScheme,
+)
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.config import WeightFormat
@@ -254,7 +261,7 @@ def test_a_product_does_not_depend_on_the_other_rows(scheme: WeightScheme, isa: 
         np.testing.assert_array_equal(multiply(x[:rows], stored, scheme, isa), whole[:rows])
 
 
-CAN_BE_BITMASKS = [
+CAN_BE_SPARSE = [
     scheme
     for scheme in (*SCHEMES.values(), *STORED_SCHEMES.values())
     if scheme.is_integer and scheme.offset == "none"
@@ -276,50 +283,106 @@ def random_with_zeros(scheme: WeightScheme, shape: tuple[int, int], share_of_zer
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("share_of_zeros", [0.0, 0.5, 0.97, 1.0])
-@pytest.mark.parametrize(("width", "depth"), [(1, 32), (63, 96), (130, 608)])
-@pytest.mark.parametrize("scheme", CAN_BE_BITMASKS, ids=str)
-def test_bitmask_weights_give_the_bits_of_dense_ones(
-    scheme: WeightScheme, width: int, depth: int, share_of_zeros: float, isa: str
+@pytest.mark.parametrize("storage", SPARSE_STORAGES)
+@pytest.mark.parametrize(
+    ("width", "depth", "share_of_zeros"), [(1, 32, 0.0), (63, 96, 0.5), (130, 608, 0.97), (17, 288, 1.0)]
+)
+@pytest.mark.parametrize("scheme", CAN_BE_SPARSE, ids=str)
+def test_sparse_weights_give_the_bits_of_dense_ones(
+    scheme: WeightScheme, width: int, depth: int, share_of_zeros: float, storage: Storage, isa: str
 ) -> None:
     """One row, a register tile of every height, several, and more than a block of rows."""
     stored = random_with_zeros(scheme, (width, depth), share_of_zeros)
-    bitmask = replace(scheme, storage="bitmask")
-    np.testing.assert_array_equal(read_back(stored, bitmask, isa), read_back(stored, scheme, isa))
+    sparse = replace(scheme, storage=storage)
+    np.testing.assert_array_equal(read_back(stored, sparse, isa), read_back(stored, scheme, isa))
     x = np.random.default_rng(3).normal(size=(101, depth)).astype(np.float32)
     dense = multiply(x, stored, scheme, isa)
-    for rows in (1, 2, 3, 4, 5, 6, 7, 101):
-        np.testing.assert_array_equal(multiply(x[:rows], stored, bitmask, isa), dense[:rows])
+    for rows in (*range(1, 14), 101):
+        np.testing.assert_array_equal(multiply(x[:rows], stored, sparse, isa), dense[:rows])
 
 
-def test_half_of_the_weights_take_their_share_of_memory_and_a_bit_for_each() -> None:
-    for scheme, bits in ((SCHEMES["int8"], 5), (SCHEMES["int4"], 3.25)):
-        stored = random_with_zeros(scheme, (256, 1024), 0.5)
-        packed = pack(make_runtime(), stored, replace(scheme, storage="bitmask"))
-        assert packed.num_bytes == pytest.approx(256 * 1024 * bits / 8, rel=0.04)
+@pytest.mark.parametrize("storage", SPARSE_STORAGES)
+@pytest.mark.parametrize("depth", [1, 15, 16, 17, 257])
+@pytest.mark.parametrize("weights", ["int8", "int8:g32", "int4", "int4:g128"])
+def test_sparse_weights_of_odd_depths_give_the_bits_of_dense_ones(
+    weights: WeightFormat, depth: int, storage: Storage
+) -> None:
+    scheme = SCHEMES[weights]
+    stored = random_with_zeros(scheme, (65, depth), 0.8)
+    x = np.random.default_rng(3).normal(size=(9, depth)).astype(np.float32)
+    expected = multiply(x, stored, scheme, ISAS[0])
+    np.testing.assert_array_equal(multiply(x, stored, replace(scheme, storage=storage), ISAS[0]), expected)
 
 
-@pytest.mark.skipif("avx512vbmi2" not in ISAS, reason="the CPU does not expand bytes")
+@pytest.mark.parametrize(
+    ("storage", "weights", "share_of_zeros", "bits"),
+    [
+        ("bitmask", "int8", 0.5, 5),
+        ("bitmask", "int4", 0.5, 3.16),
+        ("csr", "int8", 0.95, 0.95),
+        ("csr", "int4", 0.95, 1.14),
+    ],
+)
+def test_sparse_weights_take_the_memory_that_their_zeros_leave(
+    storage: Storage, weights: WeightFormat, share_of_zeros: float, bits: float
+) -> None:
+    """Values and where they are: a bit a weight, or a byte a value and masks. int4 rounds some more to zeros,
+    and has a scale for each group."""
+    scheme = SCHEMES[weights]
+    stored = random_with_zeros(scheme, (256, 1024), share_of_zeros)
+    packed = pack(make_runtime(), stored, replace(scheme, storage=storage))
+    assert packed.num_bytes == pytest.approx(256 * 1024 * bits / 8, rel=0.04)
+
+
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_storage_is_chosen_by_the_share_of_zeros(weights: WeightFormat) -> None:
-    scheme = replace(SCHEMES[weights], storage="chosen")
-    dense_bytes = scheme.num_bytes(128, 512)
-    few, many = (
-        pack(make_runtime(1, "avx512vbmi2"), random_with_zeros(scheme, (128, 512), share), scheme)
-        for share in (0.1, 0.6)
-    )
-    assert few.num_bytes == dense_bytes
-    assert many.num_bytes < 0.8 * dense_bytes
+@pytest.mark.parametrize("shape", [(64, 64), (130, 172), (1, 1)])
+def test_zeros_are_counted_without_padding(weights: WeightFormat, shape: tuple[int, int]) -> None:
+    scheme = SCHEMES[weights]
+    stored = random_with_zeros(scheme, shape, 0.7)
+    runtime = make_runtime()
+    packed = pack(runtime, stored, scheme)
+    expected = np.mean(round_weights(to_f32(stored), scheme) == 0)
+    assert packed.share_of_zeros(runtime) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("share_of_zeros", [0.1, 0.8])
-def test_chosen_panels_are_recognized_when_they_are_mapped(share_of_zeros: float) -> None:
-    scheme = replace(SCHEMES["int8"], storage="chosen")
-    packed = pack(make_runtime(), random_with_zeros(scheme, (130, 512), share_of_zeros), scheme)
+@pytest.mark.parametrize("storage", SPARSE_STORAGES)
+def test_sparse_panels_are_mapped_as_they_were_packed(storage: Storage) -> None:
+    scheme = replace(SCHEMES["int8"], storage=storage)
+    packed = pack(make_runtime(), random_with_zeros(scheme, (130, 512), 0.8), scheme)
     mapped = _native.Weight.from_panels(packed.panels, 130, 512, **asdict(scheme))
-    assert mapped.num_bytes == packed.num_bytes
-    with pytest.raises(ValueError, match="their shape needs"):
-        _native.Weight.from_panels(packed.panels[:-64], 130, 512, **asdict(scheme))
+    assert (mapped.num_bytes, mapped.storage) == (packed.num_bytes, storage)
+
+
+@pytest.mark.parametrize("storage", SPARSE_STORAGES)
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_panels_whose_masks_or_starts_were_damaged_are_refused(
+    weights: WeightFormat, storage: Storage
+) -> None:
+    """Where a damaged byte is let through, kernels stay within the panels all the same."""
+    scheme = replace(SCHEMES[weights], storage=storage)
+    packed = pack(make_runtime(), random_with_zeros(scheme, (130, 128), 0.9), scheme)
+    whole = aligned_copy(packed.panels)
+    starts = whole[: 4 * 8].view(np.int64)
+    first_panel = int(starts[0])
+    with pytest.raises(ValueError, match=r"no whole|their shape needs"):
+        _native.Weight.from_panels(aligned_copy(whole[:-64]), 130, 128, **asdict(scheme))
+    places = [0, 8, 16, first_panel, first_panel + 1, int(starts[1]), int(starts[2])]
+    for place in places:  # starts, then a mask (bitmask) or a slice's start (CSR)
+        for value in (0xFF, 0x7F):
+            damaged = aligned_copy(whole)
+            if damaged[place] == value:
+                continue
+            damaged[place : place + 8] = value
+            with pytest.raises(ValueError, match="no whole"):
+                _native.Weight.from_panels(damaged, 130, 128, **asdict(scheme))
+
+
+def aligned_copy(panels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    memory = np.empty(len(panels) + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + len(panels)]
+    copy[:] = panels
+    return copy
 
 
 def merged_graph() -> Graph:

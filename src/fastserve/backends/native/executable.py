@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from fastserve.backends.native.fuse_rope_attention import RopeAttention, fuse_ro
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
 from fastserve.backends.native.packed_cache import PackedCache
 from fastserve.backends.native.quantize_rows import quantize_rows
+from fastserve.backends.native.storage_choice import StorageChoice
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.backends.native.weights import Weights
 from fastserve.checkpoint.tensor import StoredTensor
@@ -24,6 +26,8 @@ from fastserve.graph.memory import plan_memory
 from fastserve.graph.node import Attention, Graph, Rope, Rows
 from fastserve.option import check_choice, check_integer
 from fastserve.types import Batch, Limits, StepResult, UInt8Array
+
+logger = logging.getLogger(__name__)
 
 _MAX_THREADS_PER_CORE = 4
 _MIN_THREAD_LIMIT = 64
@@ -39,6 +43,7 @@ def compile_native(
     threads: int | None = None,
     isa: str | None = None,
     cache: PackedCache | None = None,
+    storage_choice: StorageChoice | None = None,
 ) -> NativeExecutable:
     """Compile an optimized graph for this CPU.
 
@@ -47,7 +52,8 @@ def compile_native(
     (see `fastserve.backends.native.weight_scheme`).
     `threads` is by default one for each core that this process may use. `isa` forces an instruction set
     (default: the environment's FASTSERVE_ISA, else the best that the CPU has). `cache` keeps packed matrices
-    from one start to the next.
+    from one start to the next. `storage_choice` says how sparse matrices are stored where that is to be
+    chosen; without it they are dense.
 
     Raises:
         OptionError: an unknown format or instruction set, or one that this CPU lacks; `threads` below 1
@@ -57,7 +63,7 @@ def compile_native(
     check_choice("weights", weights, get_args(WeightFormat))
     check_choice("kv_dtype", kv_dtype, get_args(KvDtype))
     runtime = make_runtime(threads, isa)
-    packed = Weights(runtime, tensors, choose_schemes(graph, weights, tensors), cache)
+    packed = Weights(runtime, tensors, choose_schemes(graph, weights, tensors), cache, storage_choice)
     bounds = BatchBounds.from_graph(graph, limits, _native.BLOCK_SIZE)
     graph = quantize_rows(
         fuse_rope_attention(graph), lambda linear: packed.activation_group_size(linear.weight)
@@ -89,6 +95,10 @@ def compile_native(
     )
     lower(graph, lowering)
     packed.keep()
+    storages = packed.storages()
+    if storages.keys() - {"dense"}:
+        counts = ", ".join(f"{count} {storage}" for storage, count in sorted(storages.items()))
+        logger.info("matrices by storage: %s", counts)
     outputs = {name: lowering.matrix(value) for name, value in graph.outputs.items()}
     rows_of = {name: value.rows for name, value in graph.outputs.items()}
     return NativeExecutable(runtime, plan, kv_pool, bounds, outputs, rows_of)
@@ -99,7 +109,7 @@ class CallProfile:
     """What one call of the plan did over all runs: at the least so many bytes of memory and operations."""
 
     op: str
-    shape: str  # of a linear: outputs x inputs
+    shape: str  # of a linear: outputs x inputs, and how its weights are stored where they are not dense
     runs: int
     seconds: float
     bytes: int

@@ -4,8 +4,11 @@ An entry is one file, named by a digest of what it was made from and how:
 
     magic, 8 bytes | length of the header, 8 bytes LE | SHA-256 of the header | header, JSON | arrays
 
-The header holds the size of the whole file and, by name, where each array lies; arrays begin at multiples of
-a page. A file is written beside its place and renamed into it: one with the right header and size is whole.
+The header holds the size of the whole file and, by name, where each array lies and how it is stored; arrays
+begin at multiples of a page. Dense panels are the same for every instruction set; where some are sparse, the
+header names the one that they were chosen for, and another packs again. A file is written beside its place
+and renamed into it: one with the right header and size is whole. Masks of sparse arrays are compared with
+where panels begin when they are mapped, so that none that was damaged since can be read beyond its end.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fastserve._native as _native
-from fastserve.backends.native.weight_scheme import WeightScheme
+from fastserve.backends.native.weight_scheme import Storage, WeightScheme
 from fastserve.checkpoint.file import map_file
 from fastserve.errors import CheckpointError
 from fastserve.graph.node import Parameter
@@ -38,14 +41,23 @@ MIN_BYTES = 16 * 2**20  # less is packed again faster than it is worth a file
 MAX_BYTES = 64 * 2**30  # of all entries: the longest unused go first
 _SPARED_BYTES = 2**30  # of the disk, left free for others
 
-_MAGIC = b"FSPACK01"
+_MAGIC = b"FSPACK02"
 _PREFIX_BYTES = len(_MAGIC) + 8 + 32
 _PAGE_BYTES = 4096
 _ENDING = ".packed"
 _ABANDONED_SECONDS = 24 * 3600
 _SAMPLED_BYTES = 64 * 2**10
 
-Arrays = Mapping[str, NDArray[np.uint8]]
+
+@dataclass(frozen=True, slots=True)
+class PackedArray:
+    """The panels of one matrix, and how they are stored."""
+
+    panels: NDArray[np.uint8]
+    storage: Storage
+
+
+Arrays = Mapping[str, PackedArray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +75,9 @@ class PackedCache:
         """
         return cls(tuple(files)) if is_switched_on("FASTSERVE_PACKED_CACHE", default=True) else None
 
-    def load(self, schemes: Mapping[Parameter, WeightScheme]) -> Arrays:
-        """The arrays that `save` got for these schemes, mapped; none where there are none."""
+    def load(self, schemes: Mapping[Parameter, WeightScheme], isa: str) -> Arrays:
+        """The arrays that `save` got for these schemes and this instruction set, mapped; none where there are
+        none."""
         try:
             identity = self._identity(schemes)
             path = _entry_path(identity)
@@ -75,15 +88,21 @@ class PackedCache:
             if header is None or header["identity"] != identity:
                 logger.info("%s is no whole entry: weights are packed again", path)
                 return {}
+            if header["isa"] not in (None, isa):
+                logger.info("%s is for %s: weights are packed again for %s", path, header["isa"], isa)
+                return {}
             os.utime(path)  # what was used last goes last
         except (OSError, CheckpointError) as error:
             logger.info("packed weights cannot be read: %s", error)
             return {}
-        return {name: buffer[begin : begin + size] for name, (begin, size) in header["arrays"].items()}
+        return {
+            name: PackedArray(buffer[begin : begin + size], storage)
+            for name, (begin, size, storage) in header["arrays"].items()
+        }
 
-    def save(self, schemes: Mapping[Parameter, WeightScheme], arrays: Arrays) -> None:
+    def save(self, schemes: Mapping[Parameter, WeightScheme], arrays: Arrays, isa: str) -> None:
         """Keep these arrays for the next start, and remove what is stale or too much."""
-        num_bytes = sum(array.nbytes for array in arrays.values())
+        num_bytes = sum(array.panels.nbytes for array in arrays.values())
         if num_bytes < MIN_BYTES:
             return
         try:
@@ -95,7 +114,8 @@ class PackedCache:
             if free_bytes < num_bytes + _SPARED_BYTES:
                 logger.info("packed weights are not kept: %d bytes are free on %s", free_bytes, path.parent)
                 return
-            _write(path, identity, arrays)
+            is_dense = all(array.storage == "dense" for array in arrays.values())
+            _write(path, identity, arrays, None if is_dense else isa)
         except OSError as error:
             logger.info("packed weights are not kept: %s", error)
 
@@ -192,14 +212,14 @@ def _read_header(buffer: NDArray[np.uint8]) -> JsonObject | None:
     return header if header["file_bytes"] == buffer.nbytes else None
 
 
-def _write(path: Path, identity: JsonObject, arrays: Arrays) -> None:
+def _write(path: Path, identity: JsonObject, arrays: Arrays, isa: str | None) -> None:
     # The header says where arrays lie, which depends on its length: offsets are first counted from its end.
     def make_header(start: int) -> bytes:
         places, end = {}, start
         for name, array in arrays.items():
-            places[name] = [end, array.nbytes]
-            end = _round_up(end + array.nbytes, _PAGE_BYTES)
-        return _to_json({"identity": identity, "file_bytes": end, "arrays": places})
+            places[name] = [end, array.panels.nbytes, array.storage]
+            end = _round_up(end + array.panels.nbytes, _PAGE_BYTES)
+        return _to_json({"identity": identity, "isa": isa, "file_bytes": end, "arrays": places})
 
     start = _round_up(_PREFIX_BYTES + len(make_header(0)) + 20 * len(arrays) + 40, _PAGE_BYTES)
     header = make_header(start)
@@ -209,7 +229,7 @@ def _write(path: Path, identity: JsonObject, arrays: Arrays) -> None:
             file.write(_MAGIC + len(header).to_bytes(8, "little") + hashlib.sha256(header).digest() + header)
             file.seek(start)
             for array in arrays.values():
-                file.write(array.data)
+                file.write(array.panels.data)
                 file.seek(_round_up(file.tell(), _PAGE_BYTES))
             file.truncate(file.tell())
             file.flush()

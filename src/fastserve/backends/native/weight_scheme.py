@@ -16,6 +16,9 @@ logger = logging.getLogger(__name__)
 PANEL = 64  # rows that are packed together (csrc/kernels/kernel.h: kPanel)
 DEPTH_ALIGNMENT = 8  # columns that integer weights are padded to a multiple of (ditto)
 
+Storage = Literal["dense", "bitmask", "csr"]
+SPARSE_STORAGES: tuple[Storage, ...] = ("bitmask", "csr")
+
 _ELEMENT_BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
 
 
@@ -32,9 +35,10 @@ class WeightScheme:
         activation_group_size: columns of a row of activations that share a scale; 0: all of them.
         scale_format: of scales and offsets; f16 are those of the file's blocks of 32, kept without rounding.
         offset: `zero_point` is a whole number times the scale, `minimum` any number.
-        storage: `bitmask` keeps only integers other than zero, behind masks that say where they are;
-            `chosen` is that where the share of zeros makes it faster for few rows, and dense elsewhere. The
-            numbers are the same either way, and so are all results, bit for bit (docs/kernels-sparse.md).
+        storage: `bitmask` keeps only integers other than zero, behind masks that say where they are; `csr`
+            keeps them row by row with their columns; `chosen` is what `storage_choice` finds fastest for the
+            share of zeros. The numbers are the same whatever it is, and so are all results, bit for bit
+            (docs/kernels-sparse.md).
     """
 
     format: Literal["f32", "f16", "bf16", "int8", "int4"]
@@ -42,14 +46,14 @@ class WeightScheme:
     activation_group_size: int = 0
     scale_format: Literal["bf16", "f16"] = "bf16"
     offset: Literal["none", "zero_point", "minimum"] = "none"
-    storage: Literal["dense", "bitmask", "chosen"] = "dense"
+    storage: Storage | Literal["chosen"] = "dense"
 
     @property
     def is_integer(self) -> bool:
         return self.format in ("int8", "int4")
 
     def num_bytes(self, rows: int, depth: int) -> int:
-        """Memory of a dense matrix [rows, depth], padding included; a chosen bitmask takes less."""
+        """Memory of a dense matrix [rows, depth], padding included; what is sparse by choice takes less."""
         padded_rows = _round_up(rows, PANEL)
         if not self.is_integer:
             return padded_rows * depth * _ELEMENT_BITS[self.format] // 8
@@ -114,7 +118,7 @@ def choose_schemes(
     """The scheme of every matrix of the graph: that of the name, but
 
     - with int4, embeddings and the head (the linear that makes the logits) are int8: 4 bits hurt them most;
-    - in decoders, storage of integers that linears alone read is chosen by their zeros;
+    - in decoders, storage of integers that linears read is chosen by their zeros;
     - with "stored", each as the file has it. Stacked matrices that the file has in different formats become
       float32, which is logged.
     """
@@ -126,7 +130,7 @@ def choose_schemes(
         kept_finer = _embeddings_and_head(graph) if scheme.format == "int4" else set()
         schemes = {parameter: INT8 if parameter in kept_finer else scheme for parameter in matrices}
     for parameter in _read_by_few_rows(graph):
-        if schemes[parameter].is_integer:
+        if schemes[parameter].is_integer and schemes[parameter].offset == "none":
             schemes[parameter] = replace(schemes[parameter], storage="chosen")
     return schemes
 
@@ -153,14 +157,11 @@ def _embeddings_and_head(graph: Graph) -> set[Parameter]:
 
 
 def _read_by_few_rows(graph: Graph) -> set[Parameter]:
-    """Matrices that a decoder's steps multiply with a row for each sequence.
-
-    Those that embeddings read too are left out: a single row of a bitmask is slow to find.
-    """
+    """Matrices that a decoder's steps multiply with a row for each sequence; a tied embedding too, whose rows
+    are found in microseconds even where a panel must be expanded for each."""
     if not any(isinstance(node, Attention) and node.causal for node in graph.nodes):
         return set()
-    embeddings = {node.weight for node in graph.nodes if isinstance(node, Embedding)}
-    return {node.weight for node in graph.nodes if isinstance(node, Linear)} - embeddings
+    return {node.weight for node in graph.nodes if isinstance(node, Linear)}
 
 
 def _round_up(n: int, multiple: int) -> int:
