@@ -1,5 +1,18 @@
 // Elementary functions on vectors, a few units in the last place from exact.
 
+// Calls body(i, n) for every vector of a row: n lanes from column i, all of them but in the last call.
+template <class Body>
+static inline void each_vector(int32_t width, Body body) {
+  int32_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) body(i, kLanes);
+  if (i < width) body(i, width - i);
+}
+static inline F32 load_up_to(const float* p, int n) { return n == kLanes ? load(p) : load_first(p, n); }
+static inline void store_up_to(float* p, F32 a, int n) {
+  if (n == kLanes) store(p, a);
+  else store_first(p, a, n);
+}
+
 // Cephes expf: 2^n * p(r), r = x - n ln 2 in two pieces. Inputs below -110 give exactly zero.
 static inline F32 exp(F32 x) {
   x = min(max(x, set1(-110.0f)), set1(88.72f));

@@ -13,6 +13,7 @@
 #define FASTSERVE_ISA_NAMESPACE isa_avx512vbmi2
 #define FASTSERVE_ISA_TABLE avx512vbmi2_kernels
 #define FASTSERVE_ISA_NAME "avx512vbmi2"
+#define FASTSERVE_ISA_BASE avx512vnni_kernels
 #include <immintrin.h>
 #elif defined(FASTSERVE_ISA_AVX512VNNI)
 #define FASTSERVE_ISA_NAMESPACE isa_avx512vnni
@@ -24,6 +25,7 @@
 #define FASTSERVE_ISA_NAMESPACE isa_avxvnni
 #define FASTSERVE_ISA_TABLE avxvnni_kernels
 #define FASTSERVE_ISA_NAME "avxvnni"
+#define FASTSERVE_ISA_BASE avx2_kernels
 #include <immintrin.h>
 #elif defined(FASTSERVE_ISA_AVX2)
 #define FASTSERVE_ISA_NAMESPACE isa_avx2
@@ -48,19 +50,21 @@ namespace FASTSERVE_ISA_NAMESPACE {
 
 #include "elementary.h"
 
-#include "rowwise.h"
-
 #include "sparse.h"
 
 #include "csr.h"
 
 #include "linear.h"
 
+#include "peak.h"
+
+#if !defined(FASTSERVE_ISA_BASE)
+
+#include "rowwise.h"
+
 #include "convert.h"
 
 #include "attention.h"
-
-#include "peak.h"
 
 static const Kernels kTable = {
     FASTSERVE_ISA_NAME,
@@ -85,8 +89,29 @@ static const Kernels kTable = {
     multiply_adds,
 };
 
+static const Kernels* table() { return &kTable; }
+
+#else
+
+// The set's own instructions are of use to these alone; the rest would be the same code again.
+static const Kernels* table() {
+  static const Kernels derived = [] {
+    Kernels kernels = *FASTSERVE_ISA_BASE();
+    kernels.name = FASTSERVE_ISA_NAME;
+    kernels.embedding = embedding;
+    kernels.linear = linear;
+    kernels.read_memory = read_memory;
+    kernels.dot_products = dot_products;
+    kernels.multiply_adds = multiply_adds;
+    return kernels;
+  }();
+  return &derived;
+}
+
+#endif
+
 }  // namespace FASTSERVE_ISA_NAMESPACE
 
-const Kernels* FASTSERVE_ISA_TABLE() { return &FASTSERVE_ISA_NAMESPACE::kTable; }
+const Kernels* FASTSERVE_ISA_TABLE() { return FASTSERVE_ISA_NAMESPACE::table(); }
 
 }  // namespace fastserve

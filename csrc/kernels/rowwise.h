@@ -1,18 +1,5 @@
 // Kernels that work on one row: norms, rotary embedding, activations, quantization of activations.
 
-// Calls body(i, n) for every vector of a row: n lanes from column i, all of them but in the last call.
-template <class Body>
-static inline void each_vector(int32_t width, Body body) {
-  int32_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) body(i, kLanes);
-  if (i < width) body(i, width - i);
-}
-static inline F32 load_up_to(const float* p, int n) { return n == kLanes ? load(p) : load_first(p, n); }
-static inline void store_up_to(float* p, F32 a, int n) {
-  if (n == kLanes) store(p, a);
-  else store_first(p, a, n);
-}
-
 static void rms_norm(const float* x, const float* weight, float eps, int32_t width, float* out) {
   F32 squares = zero();
   each_vector(width, [&](int32_t i, int n) {
