@@ -104,7 +104,7 @@ def test_a_run_is_the_same_again() -> None:
 
 def test_moves_take_the_time_that_they_take() -> None:
     """Published multi-level feedback swaps under pressure: the slower the tier, the later the end."""
-    slow = SimulatedMachine(**{**_fields(MACHINE), "swap_seconds_per_block": 2e-3})
+    slow = SimulatedMachine(**{**_fields(MACHINE), "swap_seconds_per_block": 6e-4})
     arrivals = crowd(150)
     fast_outcome = run(*arrivals, policy="mlfq-published")
     slow_outcome = run(*arrivals, policy="mlfq-published", machine=slow)

@@ -35,13 +35,14 @@ _DECODES = (
     (64, 48),
 )
 _DECODE_STEPS = 12
-_PROMPTS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 2048)
+_PROMPTS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 1024)
+_PROMPT_ROUNDS = 4
 _MIX_REQUESTS = 80
 _MIX_MOST_TOKENS = 64  # of a completion: more prompts beside decodes in the same time
 _MIX_SEQUENCES = (4, 12, 32, 64)
 _OUTLIER_DEVIATIONS = 6.0  # beyond, something else had the machine
 _ROUNDS = 12
-_SLOW_WEIGHT = 0.1  # others' work on the machine only adds time
+_SLOW_WEIGHT = 0.03  # others' work on the machine only adds time
 _SWAP_BLOCKS = 64
 _SWAP_ROUNDS = 5
 _SLOW_SHARE = 4  # blocks of the slow tier a block of the fast one
@@ -183,7 +184,7 @@ def _scenarios(model: LoadedModel) -> Iterator[_Scenario]:
         length = prompt_tokens + _DECODE_STEPS
         if num_sequences <= most and length <= room and num_sequences * length <= kv_tokens:
             yield _Scenario((_request(prompt_tokens, _DECODE_STEPS),) * num_sequences, num_sequences)
-    yield _Scenario(tuple(_request(n, 1) for n in _PROMPTS if n < room), 1)
+    yield _Scenario(tuple(_request(n, 1) for n in _PROMPTS * _PROMPT_ROUNDS if n < room), 1)
     requests = short_chat().arrivals(_MIX_REQUESTS, 0)
     for num_sequences in _MIX_SEQUENCES:
         part = requests[:: len(_MIX_SEQUENCES)]
