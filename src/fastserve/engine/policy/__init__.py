@@ -32,7 +32,7 @@ def _make_mlfq(
         max_sequences=max_sequences,
         quantum_seconds=knobs.get("quantum_seconds"),
         growth=knobs.get("growth", 2.0),
-        starvation_seconds=knobs.get("starvation_seconds", 3.0),
+        starvation_seconds=knobs.get("starvation_seconds", 10.0 if is_guarded else 0.3),
         margin=int(knobs.get("margin", 2 if is_guarded else 1)),
         is_guarded=is_guarded,
     )

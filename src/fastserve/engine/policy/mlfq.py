@@ -49,7 +49,7 @@ class Mlfq(RankedPolicy):
         max_sequences: int,
         quantum_seconds: float | None = None,
         growth: float = 2.0,
-        starvation_seconds: float = 3.0,
+        starvation_seconds: float = 10.0,
         margin: int = 2,
         is_guarded: bool = True,
     ) -> None:
