@@ -101,6 +101,55 @@ def test_tokens_of_the_real_model_are_the_same_alone_and_in_any_batch(model_dir,
     assert tokens_together(model_dir("smollm2-135m-instruct"), **options) == real_alone
 
 
+# Memory for about a third of what the prompts of one call come to, so that most of them are evicted.
+PRESSED = {"context_length": 256, "max_batch_tokens": 64}
+
+
+@pytest.mark.parametrize("kv_spill", [None, "8MiB"])
+@pytest.mark.parametrize("policy", ["fcfs", "sjf", "mlfq", "mlfq-published:starvation_seconds=0.01"])
+@pytest.mark.parametrize("kv_dtype", ["f16", "int8"])
+def test_tokens_are_the_same_preempted_moved_and_computed_again(
+    stories, alone, policy, kv_dtype, kv_spill
+) -> None:
+    pytest.importorskip("fastserve._native")
+    block_bytes = {"f16": 2 * 5 * 4 * 32 * 16 * 2, "int8": 2 * 5 * 4 * 32 * (16 + 4)}[kv_dtype]
+    options = {"kv_memory": 6 * block_bytes, "kv_spill": kv_spill, "policy": policy, "kv_dtype": kv_dtype}
+    params = [params_of(index) for index in range(len(PROMPTS))]
+    with LLM(stories, weights="int8", **PRESSED, **options) as llm:
+        together = [completion.token_ids for completion in llm.generate(PROMPTS, params)]
+        again = [completion.token_ids for completion in llm.generate(PROMPTS, params)]  # prefixes are known
+        counters = llm._engine.scheduler.residency.counters
+    assert together == again == alone("int8", kv_dtype)
+    assert counters.prefix_tokens > 0
+    assert counters.evictions > 0 or policy in ("fcfs", "sjf")  # which let in what will fit
+
+
+@pytest.mark.parametrize("kv_spill", [None, "64MiB"])
+def test_tokens_of_the_real_model_are_the_same_preempted_and_moved(model_dir, real_alone, kv_spill) -> None:
+    """737,280 bytes are a block."""
+    options = {
+        "kv_memory": 8 * 737280,
+        "kv_spill": kv_spill,
+        "policy": "mlfq-published:starvation_seconds=0.05",
+    }
+    params = [params_of(index) for index in range(len(PROMPTS))]
+    with LLM(model_dir("smollm2-135m-instruct"), **PRESSED, **options) as llm:
+        together = [completion.token_ids for completion in llm.generate(PROMPTS, params)]
+        counters = llm._engine.scheduler.residency.counters
+    assert together == real_alone
+    assert counters.evictions > 0
+
+
+def test_completions_of_one_prompt_are_those_of_their_seeds_alone(stories) -> None:
+    pytest.importorskip("fastserve._native")
+    params = SamplingParams(max_tokens=40, temperature=0.9, seed=7, n=5)
+    with LLM(stories) as llm:
+        together = llm.generate(PROMPTS[2], params)
+        for index, completion in enumerate(together):
+            seeded = SamplingParams(max_tokens=40, temperature=0.9, seed=7 + index)
+            assert llm.generate(PROMPTS[2], seeded)[0].token_ids == completion.token_ids
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("weights", "kv_dtype"), [("f32", "f32"), ("bf16", "f16"), ("int4", "f16")])
 def test_every_format_of_the_real_model_is_as_independent_of_the_batch(model_dir, weights, kv_dtype) -> None:
