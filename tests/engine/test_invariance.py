@@ -121,7 +121,7 @@ def test_tokens_are_the_same_preempted_moved_and_computed_again(
         counters = llm._engine.scheduler.residency.counters
     assert together == again == alone("int8", kv_dtype)
     assert counters.prefix_tokens > 0
-    assert counters.evictions > 0 or policy in ("fcfs", "sjf")  # which let in what will fit
+    assert counters.evictions > 0 or not policy.startswith("mlfq-published")  # others let in what will fit
 
 
 @pytest.mark.parametrize("kv_spill", [None, "64MiB"])
