@@ -67,6 +67,16 @@ def test_who_waits_beyond_the_starvation_limit_comes_to_the_first_level() -> Non
     assert waiting.rank < running.rank
 
 
+def test_who_was_promoted_goes_first_and_takes_nobodys_memory_unless_as_published() -> None:
+    for is_guarded in (True, False):
+        policy = make(starvation_seconds=1.0, is_guarded=is_guarded)
+        starved, resident = entered(policy, 5), entered(policy, 2000, sequence_id=1, now=1.5)
+        assert policy.outranks(starved, resident)
+        policy.refresh([starved, resident], now=2.0)
+        assert starved.rank < resident.rank
+        assert policy.outranks(starved, resident) != is_guarded
+
+
 def test_a_newcomer_that_skipped_levels_is_not_taken_for_one_that_starves() -> None:
     policy = make(starvation_seconds=1.0)
     sequence = entered(policy, 100, now=50.0)

@@ -21,6 +21,7 @@ class Standing:
     level: int
     waiting_since: float  # the end of its last turn; before, when it came
     attained_seconds: float = 0.0  # at this level
+    is_promoted: bool = False  # it came to the first level by starving
 
 
 class Mlfq(RankedPolicy):
@@ -84,6 +85,7 @@ class Mlfq(RankedPolicy):
         # The quantum covers the prompt's cost by itself; beside others it takes longer, and is not cut.
         is_prompt_computed = sequence.num_computed_tokens >= sequence.num_prompt_tokens
         if is_prompt_computed and standing.attained_seconds >= self._quanta[standing.level]:
+            standing.is_promoted = False
             self._move(sequence, max(standing.level + 1, self._level_of_step), now)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
@@ -92,9 +94,12 @@ class Mlfq(RankedPolicy):
         for sequence in sequences:
             if sequence.standing.waiting_since < limit:
                 sequence.standing.waiting_since = now
+                sequence.standing.is_promoted = True
                 self._move(sequence, 0, now)
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
+        if self.is_guarded and better.standing.is_promoted:
+            return False  # it goes first as soon as there is room; where all starve, all would displace all
         return bool(resident.standing.level - better.standing.level >= self._margin)
 
     def departures(self, residents: Seq[Sequence], now: float) -> list[Sequence]:
