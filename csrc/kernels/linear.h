@@ -4,16 +4,18 @@
 // summed column by column within blocks of kDepthBlock, and the blocks' sums are added in order; integer sums are
 // exact within a group of columns, and the groups' scaled sums are added in order.
 
-// Rows of x and vectors of channels whose sums a kernel holds in registers. Sums over blocks or groups lie on the
-// stack: they are touched once in 64 columns or more.
-#if defined(FASTSERVE_ISA_AVX512VNNI) || defined(FASTSERVE_ISA_NEONDOT)
-constexpr int kTileRows = 6, kTileVectors = 4;
+// Rows of x and vectors of channels whose sums a kernel holds in registers. Sums over blocks or groups are touched once
+// in 64 columns or more. Of integers, fewer rows leave registers to most of these too, and stores of 512 bits are dear.
+#if defined(FASTSERVE_ISA_AVX512VNNI)
+constexpr int kTileRows = 6, kIntegerTileRows = 4, kTileVectors = 4;
+#elif defined(FASTSERVE_ISA_NEONDOT)
+constexpr int kTileRows = 6, kIntegerTileRows = 6, kTileVectors = 4;
 #elif defined(FASTSERVE_ISA_AVXVNNI)
-constexpr int kTileRows = 6, kTileVectors = 2;
+constexpr int kTileRows = 6, kIntegerTileRows = 6, kTileVectors = 2;
 #elif defined(FASTSERVE_ISA_AVX2)
-constexpr int kTileRows = 4, kTileVectors = 2;
+constexpr int kTileRows = 4, kIntegerTileRows = 4, kTileVectors = 2;
 #else
-constexpr int kTileRows = 2, kTileVectors = 2;
+constexpr int kTileRows = 2, kIntegerTileRows = 2, kTileVectors = 2;
 #endif
 static_assert(kPanel % (kTileVectors * kLanes) == 0, "a panel is a whole number of register tiles");
 
@@ -87,6 +89,12 @@ static inline void linear_tile_float(const LinearArgs& a, int32_t row, int32_t p
 // bytes to stay in the first-level cache, enough to hold whole groups of activations.
 constexpr int32_t kChunk = kMaxExpandedColumns;
 constexpr int32_t kSmallestGroup = 32;
+// As above, of weights that are multiplied as they are stored, with one scale for a whole row.
+constexpr int32_t kStoredChunk = 512;
+
+// Many rows do not wait for memory: meanwhile the next panel comes. Up to so many ask for a line with every step of
+// their loop, because a burst would hold up their own loads; more of them for a piece with every tile.
+constexpr int32_t kMostAskingRows = 64;
 
 static inline F32 load_scales(ScaleFormat format, const uint16_t* p) {
   return format == ScaleFormat::bf16 ? load_bf16(p) : load_f16(p);
@@ -165,23 +173,65 @@ static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, in
     widen_group(w, panel, k / w.group_size, c.scales[g], c.offsets[g]);
 }
 
+// Four columns of a panel of nibbles at a time, parted in registers: two of them share the bytes that are loaded.
+// Nibbles stand for value + 8, or with an offset for the value.
+template <bool has_bias>
+struct NibbleWeights {
+  const uint8_t* packed;
+  Nibbles4 pairs[kTileVectors];
+  // A correction is -128 * sum(q).
+  static int32_t start(int32_t correction) { return has_bias ? correction / 16 : 0; }
+  template <int V>
+  void next(int32_t k, Weights4 (&w)[V]) {
+    if ((k & 4) == 0) {
+      for (int v = 0; v < V; ++v) {
+        pairs[v] = load_nibbles4(packed + v * kLanes * 4);
+        w[v] = low_nibbles4(pairs[v]);
+      }
+      packed += kPanel * 4;
+    } else {
+      for (int v = 0; v < V; ++v) w[v] = high_nibbles4(pairs[v]);
+    }
+  }
+};
+
+// As they are stored; asks for memory meanwhile, `step` bytes on with every four columns.
+struct AskingWeights {
+  StoredWeights stored;
+  uintptr_t line;
+  uintptr_t step;
+  static int32_t start(int32_t correction) { return StoredWeights::start(correction); }
+  template <int V>
+  void next(int32_t k, Weights4 (&w)[V]) {
+    stored.next(k, w);
+    prefetch_line(line);
+    line += step;
+  }
+};
+
 // How the groups' sums become the row's.
 enum class Scaling { row, group, group_and_offset };
 
-// R rows by V vectors of channels from `column` of a panel; sums: [R][kPanel].
+// R rows by V vectors of channels from `column` of a panel; sums: [R][kPanel]. Not inlined: compilers that have all of
+// a panel's tiles in one function put sums on the stack.
 template <int R, int V, Scaling scaling, class Source>
-static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column, Source& weights,
-                                   float* sums) {
+FASTSERVE_NOINLINE static void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column,
+                                               Source& source, float* sums) {
   const int32_t group_size = a.weight->activation_group_size;
   const int64_t stride = a.quantized.row_bytes, word_stride = stride / 4;
   const int8_t* x = a.quantized.data + row * stride;
   const float* x_scales = (const float*)(x + a.quantized.scales_offset) + c.begin / group_size;
   const int32_t* corrections = (const int32_t*)(x + a.quantized.corrections_offset) + c.begin / group_size;
+  Source weights = source;
+  sums += column;
+  F32 totals[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) totals[r][v] = load(sums + r * kPanel + v * kLanes);
   for (int32_t begin = c.begin, g = 0; begin < c.end; begin += group_size, ++g) {
     const int32_t end = begin + group_size < c.end ? begin + group_size : c.end;
     I32 acc[R][V];
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < V; ++v) acc[r][v] = set1(kKeepsWeightOffset ? corrections[r * word_stride + g] : 0);
+      for (int v = 0; v < V; ++v) acc[r][v] = set1(weights.start(corrections[r * word_stride + g]));
     for (int32_t k = begin; k < end; k += 4) {
       Weights4 w[V];
       weights.next(k, w);
@@ -196,14 +246,17 @@ static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t 
       const float x_sum = x_scale * (float)(corrections[r * word_stride + g] / -128);
       for (int v = 0; v < V; ++v) {
         const int at = column + v * kLanes;
-        F32 total = load(sums + r * kPanel + at);
+        F32 total = totals[r][v];
         if constexpr (scaling == Scaling::row) total = fma(to_f32(acc[r][v]), set1(x_scale), total);
         else total = fma(mul(to_f32(acc[r][v]), set1(x_scale)), load(c.scales[g] + at), total);
         if constexpr (scaling == Scaling::group_and_offset) total = fma(load(c.offsets[g] + at), set1(x_sum), total);
-        store(sums + r * kPanel + at, total);
+        totals[r][v] = total;
       }
     }
   }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) store(sums + r * kPanel + v * kLanes, totals[r][v]);
+  source = weights;
 }
 
 #if defined(FASTSERVE_ISA_AVX512VBMI2)
@@ -242,22 +295,28 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
   const uint8_t* data = panel_at(w, panel);
   const int64_t size = panel_at(w, panel + 1) - data;
   const int32_t group = w.activation_group_size;
-  // Few rows wait for memory: short chunks let their products overlap with the loads of the next chunk. Many rows do
-  // not: meanwhile the next panel comes, a piece with every register tile.
-  const bool is_few = row_end - row_begin <= 2 * kTileRows;
+  const int32_t num_rows = row_end - row_begin;
+  // Few rows take nibbles as they come; more of them share what is unpacked once. Of what is unpacked, few rows take
+  // short chunks, so that products overlap with the loads of the next chunk.
+  const bool is_few = num_rows <= 2 * kIntegerTileRows;
+  const bool is_dense = w.storage == WeightStorage::dense;
+  const bool are_nibbles_parted_later = is_few && is_dense && w.format == WeightFormat::int4;
   // One tile of rows takes a bitmask's weights as they come; more of them share what is expanded once.
   const bool is_expanded_later =
-      (kExpandsInRegisters && w.storage == WeightStorage::bitmask && row_end - row_begin <= kSparseTileRows) ||
+      (kExpandsInRegisters && w.storage == WeightStorage::bitmask && num_rows <= kSparseTileRows) ||
       (kMultipliesCsr && w.storage == WeightStorage::csr);
-  const int32_t columns = group < kChunk && (!is_few || is_expanded_later) ? kChunk / group * group : group;
+  const bool is_as_stored = is_dense && w.format == WeightFormat::int8 && scaling == Scaling::row;
+  const bool is_unpacked_for_few = is_few && !is_as_stored && !are_nibbles_parted_later && !is_expanded_later;
+  const int32_t most = is_as_stored ? kStoredChunk : is_unpacked_for_few ? group : kChunk;
+  const int32_t columns = group < most ? most / group * group : group;
   alignas(64) float sums[kRowBlock][kPanel];
-  memset(sums, 0, (size_t)(row_end - row_begin) * sizeof sums[0]);
+  memset(sums, 0, (size_t)num_rows * sizeof sums[0]);
   Chunk chunk;
   chunk.next_values = data + w.panel_bytes;
+  const int64_t column_bytes = size / w.padded_depth;
   for (int32_t begin = 0; begin < w.padded_depth; begin += columns) {
     const int32_t end = begin + columns < w.padded_depth ? begin + columns : w.padded_depth;
-    const int64_t chunk_bytes = size * (end - begin) / w.padded_depth, chunk_start = size * begin / w.padded_depth;
-    prepare_chunk(w, data, begin, end, is_expanded_later, chunk);
+    prepare_chunk(w, data, begin, end, is_expanded_later || are_nibbles_parted_later, chunk);
 #if defined(FASTSERVE_ISA_AVX512VBMI2)
     if constexpr (scaling != Scaling::group_and_offset) {
       if (is_expanded_later) {
@@ -268,12 +327,22 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
       }
     }
 #endif
-    each_row_tile(row_begin, row_end, [&]<int R>(int32_t row) {
-      const int64_t done = chunk_bytes * (row - row_begin) / (row_end - row_begin);
-      if (!is_few) prefetch(data + chunk_start + done, size, chunk_bytes * R / (row_end - row_begin));
+    each_row_tile<kIntegerTileRows>(row_begin, row_end, [&]<int R>(int32_t row) {
+      // Where the next panel is asked for, from the piece that falls to this tile on.
+      const uint8_t* ahead = data + column_bytes * begin + column_bytes * (end - begin) * (row - row_begin) / num_rows;
+      if (num_rows > kMostAskingRows) prefetch(ahead, size, column_bytes * (end - begin) * R / num_rows);
       for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
-        StoredWeights weights{chunk.bytes + column * 4};
-        linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, weights, sums[row - row_begin]);
+        const auto add_products = [&](auto weights) {
+          linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, weights, sums[row - row_begin]);
+        };
+        const StoredWeights stored{chunk.bytes + column * 4};
+        if (are_nibbles_parted_later)
+          add_products(NibbleWeights<scaling != Scaling::group_and_offset>{
+              data + value_bytes(w, begin) + column * 4, {}});
+        else if (is_few || num_rows > kMostAskingRows) add_products(stored);
+        else
+          add_products(AskingWeights{stored, (uintptr_t)ahead + (uintptr_t)size,
+                                     (uintptr_t)(column_bytes * 4 * R / num_rows)});
       }
     });
   }

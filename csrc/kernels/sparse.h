@@ -135,6 +135,7 @@ static inline const uint8_t* expand_columns(const PackedWeight& w, const uint8_t
 // Four columns of a panel at a time, from the memory in which they lie as bytes.
 struct StoredWeights {
   const uint8_t* bytes;
+  static int32_t start(int32_t correction) { return kKeepsWeightOffset ? correction : 0; }
   template <int V>
   void next(int32_t, Weights4 (&w)[V]) {
     for (int v = 0; v < V; ++v) w[v] = load_weights4(bytes + v * kLanes * 4);
@@ -154,6 +155,7 @@ struct ExpandedWeights {
   const uint64_t* masks;
   const uint8_t* values;
   __m512i pairs[4];
+  static int32_t start(int32_t correction) { return correction; }
   template <int V>
   void next(int32_t k, Weights4 (&w)[V]) {
     const bool is_low = format == WeightFormat::int8 || k % 8 < 4;

@@ -12,6 +12,12 @@ constexpr bool kKeepsWeightOffset = false;
 constexpr bool kKeepsWeightOffset = true;
 #endif
 
+#if defined(_MSC_VER)
+#define FASTSERVE_NOINLINE __declspec(noinline)
+#else
+#define FASTSERVE_NOINLINE __attribute__((noinline))
+#endif
+
 // Asks for a line of memory to come to the second-level cache; any address will do.
 static inline void prefetch_line(uintptr_t address) {
 #if defined(__GNUC__)
@@ -84,6 +90,11 @@ static inline Bytes4 broadcast4(const int8_t* p) {
 // Four unsigned bytes a lane.
 using Weights4 = __m512i;
 static inline Weights4 load_weights4(const uint8_t* p) { return _mm512_loadu_si512(p); }
+// Eight nibbles a lane, and what dot4 takes of them: the low halves of four bytes, then the high ones.
+using Nibbles4 = __m512i;
+static inline Nibbles4 load_nibbles4(const uint8_t* p) { return _mm512_loadu_si512(p); }
+static inline Weights4 low_nibbles4(Nibbles4 n) { return _mm512_and_si512(n, _mm512_set1_epi8(15)); }
+static inline Weights4 high_nibbles4(Nibbles4 n) { return low_nibbles4(_mm512_srli_epi16(n, 4)); }
 // The n bytes at p, parted into their low halves and their high ones, each plus `add`: 2 n bytes.
 template <int n>
 static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
@@ -190,6 +201,10 @@ static inline Bytes4 broadcast4(const int8_t* p) {
 }
 using Weights4 = __m256i;
 static inline Weights4 load_weights4(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+using Nibbles4 = __m256i;
+static inline Nibbles4 load_nibbles4(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+static inline Weights4 low_nibbles4(Nibbles4 n) { return _mm256_and_si256(n, _mm256_set1_epi8(15)); }
+static inline Weights4 high_nibbles4(Nibbles4 n) { return low_nibbles4(_mm256_srli_epi16(n, 4)); }
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) { return (I32)_mm256_dpbusd_avx_epi32((__m256i)acc, w, x); }
 #else
 // vpmaddubsw would saturate its 16-bit sums (255 * 127 * 2 > 32767), so bytes are widened to 16 bits first, even and
@@ -210,6 +225,13 @@ static inline Weights4 load_weights4(const uint8_t* p) {
   __m256i w = _mm256_loadu_si256((const __m256i*)p);
   return {_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(w, 8)};
 }
+using Nibbles4 = __m256i;
+static inline Nibbles4 load_nibbles4(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+static inline Weights4 low_nibbles4(Nibbles4 n) {
+  const __m256i mask = _mm256_set1_epi16(15);
+  return {_mm256_and_si256(n, mask), _mm256_and_si256(_mm256_srli_epi16(n, 8), mask)};
+}
+static inline Weights4 high_nibbles4(Nibbles4 n) { return low_nibbles4(_mm256_srli_epi16(n, 4)); }
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   __m256i products = _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even), _mm256_madd_epi16(x.odd, w.odd));
   return (I32)_mm256_add_epi32((__m256i)acc, products);
@@ -287,6 +309,10 @@ using Weights4 = int8x16_t;
 static inline Weights4 load_weights4(const uint8_t* p) {
   return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p), vdupq_n_u8(0x80)));
 }
+using Nibbles4 = uint8x16_t;
+static inline Nibbles4 load_nibbles4(const uint8_t* p) { return vld1q_u8(p); }
+static inline Weights4 low_nibbles4(Nibbles4 n) { return vreinterpretq_s8_u8(vandq_u8(n, vdupq_n_u8(15))); }
+static inline Weights4 high_nibbles4(Nibbles4 n) { return vreinterpretq_s8_u8(vshrq_n_u8(n, 4)); }
 template <int n>
 static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
   static_assert(n % 16 == 0);
@@ -405,8 +431,14 @@ struct Bytes4 {
 static inline Bytes4 broadcast4(const int8_t* p) { return {{p[0], p[1], p[2], p[3]}}; }
 struct Weights4 {
   const uint8_t* p;
+  int shift;
+  int mask;
 };
-static inline Weights4 load_weights4(const uint8_t* p) { return {p}; }
+static inline Weights4 load_weights4(const uint8_t* p) { return {p, 0, 255}; }
+using Nibbles4 = const uint8_t*;
+static inline Nibbles4 load_nibbles4(const uint8_t* p) { return p; }
+static inline Weights4 low_nibbles4(Nibbles4 p) { return {p, 0, 15}; }
+static inline Weights4 high_nibbles4(Nibbles4 p) { return {p, 4, 15}; }
 template <int n>
 static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
   for (int i = 0; i < n; ++i) {
@@ -417,7 +449,7 @@ static inline void unpack_nibbles(const uint8_t* p, uint8_t add, uint8_t* out) {
 static inline I32 dot4(I32 acc, Bytes4 x, Weights4 w) {
   for (int i = 0; i < kLanes; ++i) {
     const uint8_t* p = w.p + 4 * i;
-    acc.v[i] += x.v[0] * p[0] + x.v[1] * p[1] + x.v[2] * p[2] + x.v[3] * p[3];
+    for (int j = 0; j < 4; ++j) acc.v[i] += x.v[j] * (p[j] >> w.shift & w.mask);
   }
   return acc;
 }
