@@ -425,6 +425,7 @@ NB_MODULE(_native, m) {
         return measure_multiply_adds(runtime.kernels, runtime.pool, seconds);
       },
       "runtime"_a, "seconds"_a, "Operations per second on float32.");
+  m.def("evict", [](const Bytes& data) { evict(data.data(), static_cast<int64_t>(data.size())); }, "data"_a);
   m.def("runnable_isas", &runnable_isas);
   m.def("available_cores", &ThreadPool::available_cores);
   m.attr("READ_KINDS") = nb::make_tuple("plain", "interleaved", "prefetched", "prefetched_interleaved", "non_temporal");
