@@ -1,8 +1,7 @@
 """Where sparse weights pay: the speed of each storage against dense weights, by format, zeros and rows.
 
-A step is a stack of matrices as in decoding, together larger than most caches; all kinds run in turns. With
---models, whole models instead: one without zeros and one of the same shape with them, as `fastserve bench
-make-model` writes.
+One matrix, read from memory, all kinds in turns, each at its fastest. With --models, whole models instead: one
+without zeros and one of the same shape with them, as `fastserve bench make-model` writes.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastserve.backends.native.executable import make_runtime
-from fastserve.backends.native.storage_speed import Stack, measure_speeds
+from fastserve.backends.native.storage_speed import Trial, measure_speeds
 from fastserve.backends.native.weight_scheme import SCHEMES
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.evaluate.estimate import estimate_ratio
@@ -32,9 +31,11 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=["int8", "int4"], choices=sorted(SCHEMES))
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--depth", type=int, default=8192)
-    parser.add_argument("--megabytes", type=int, default=64, help="of a stack's dense matrices")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument(
+        "--seconds", type=float, default=0.6, help="of each kind of linears and number of rows"
+    )
+    parser.add_argument("--pairs", type=int, default=9, help="of runs of models")
     parser.add_argument("--models", type=Path, nargs=2, metavar=("DENSE", "SPARSE"), help="folders")
     parser.add_argument("--measures", nargs="+", default=MEASURES, choices=sorted(DECODER_MEASURES))
     options = parser.parse_args()
@@ -46,17 +47,12 @@ def main() -> None:
 
 def compare_linears(options: argparse.Namespace) -> None:
     runtime = make_runtime(options.threads)
-    stack = Stack(
-        width=options.width,
-        depth=options.depth,
-        dense_bytes=options.megabytes * 2**20,
-        pairs=options.pairs,
-    )
+    trial = Trial(width=options.width, depth=options.depth, seconds=options.seconds)
     results: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     rows: list[tuple[str, object]] = []
     for name in options.weights:
         for share in SHARES_OF_ZEROS:
-            speeds = measure_speeds(runtime, SCHEMES[name], share, NUM_ROWS, stack=stack)
+            speeds = measure_speeds(runtime, SCHEMES[name], share, NUM_ROWS, trial=trial)
             results.setdefault(name, {})[str(share)] = {**speeds}
             for storage, by_rows in speeds.items():
                 shown = "  ".join(f"{num_rows}: {speed:.2f}" for num_rows, speed in by_rows.items())

@@ -451,6 +451,7 @@ NB_MODULE(_native, m) {
         return measure_multiply_adds(runtime.kernels, runtime.pool, seconds);
       },
       "runtime"_a, "seconds"_a, "Operations per second on float32.");
+  m.def("evict", [](const Bytes& data) { evict(data.data(), static_cast<int64_t>(data.size())); }, "data"_a);
   m.def("runnable_isas", &runnable_isas);
   nb::class_<Cores>(m, "Cores")
       .def_ro("num_cpus", &Cores::num_cpus)

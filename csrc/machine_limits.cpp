@@ -7,6 +7,10 @@
 
 #include "memory.h"
 
+#if defined(FASTSERVE_X86)
+#include <emmintrin.h>
+#endif
+
 namespace fastserve {
 namespace {
 
@@ -129,6 +133,18 @@ double measure_dot_products(const Kernels& kernels, ThreadPool& pool, double sec
 
 double measure_multiply_adds(const Kernels& kernels, ThreadPool& pool, double seconds) {
   return measure_arithmetic(kernels, pool, true, seconds);
+}
+
+void evict(const uint8_t* data, int64_t num_bytes) {
+#if defined(FASTSERVE_X86)
+  for (int64_t at = 0; at < num_bytes; at += kAlignment) _mm_clflush(data + at);
+  _mm_mfence();
+#elif defined(__aarch64__) && defined(__GNUC__)
+  for (int64_t at = 0; at < num_bytes; at += kAlignment) __asm__ volatile("dc civac, %0" ::"r"(data + at) : "memory");
+  __asm__ volatile("dsb ish" ::: "memory");
+#else
+  (void)data, (void)num_bytes;
+#endif
 }
 
 }  // namespace fastserve

@@ -19,4 +19,7 @@ std::vector<double> measure_read(const Kernels& kernels, ThreadPool& pool, int64
 double measure_dot_products(const Kernels& kernels, ThreadPool& pool, double seconds);
 double measure_multiply_adds(const Kernels& kernels, ThreadPool& pool, double seconds);
 
+// Puts `num_bytes` of memory out of all caches, where the processor can: whoever reads them next waits for memory.
+void evict(const uint8_t* data, int64_t num_bytes);
+
 }  // namespace fastserve

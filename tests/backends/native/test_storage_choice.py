@@ -15,7 +15,7 @@ from fastserve.backends.native import storage_choice
 from fastserve.backends.native.executable import compile_native, make_runtime
 from fastserve.backends.native.packed_cache import PackedCache
 from fastserve.backends.native.storage_choice import MARGIN, ROWS, ZEROS, SpeedTable, StorageChoice
-from fastserve.backends.native.storage_speed import Stack, measure_speeds
+from fastserve.backends.native.storage_speed import Trial, measure_speeds
 from fastserve.backends.native.weight_scheme import SCHEMES, Storage, WeightScheme
 from fastserve.backends.native.weights import Weights
 from fastserve.graph.node import Parameter
@@ -159,8 +159,8 @@ def test_a_store_that_cannot_be_written_fails_no_run(measured: list[float], tmp_
 
 
 def test_measured_speeds_are_of_every_storage_and_number_of_rows() -> None:
-    stack = Stack(width=64, depth=128, dense_bytes=2**16, pairs=1)
-    speeds = measure_speeds(make_runtime(1), INT8, 0.9, (1, 20), stack=stack)
+    trial = Trial(width=64, depth=128, seconds=0)
+    speeds = measure_speeds(make_runtime(1), INT8, 0.9, (1, 20), trial=trial)
     assert {name: set(by_rows) for name, by_rows in speeds.items()} == {
         "bitmask": {1, 20},
         "csr": {1, 20},
@@ -234,5 +234,5 @@ def test_a_model_gives_the_same_bits_however_it_is_stored(
 
 def test_schemes_that_csr_cannot_hold_are_measured_without_it() -> None:
     whole_rows = replace(INT8, activation_group_size=0)
-    stack = Stack(width=64, depth=128, dense_bytes=2**13, pairs=1)
-    assert set(measure_speeds(make_runtime(1), whole_rows, 0.9, (1,), stack=stack)) == {"bitmask"}
+    trial = Trial(width=64, depth=128, seconds=0)
+    assert set(measure_speeds(make_runtime(1), whole_rows, 0.9, (1,), trial=trial)) == {"bitmask"}

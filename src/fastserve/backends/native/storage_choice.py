@@ -28,7 +28,7 @@ from fastserve.types import JsonObject
 logger = logging.getLogger(__name__)
 
 ZEROS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95)  # shares at which speeds are measured
-ROWS = (1, 8, 128)  # one sequence, a few, a prompt: each counts the same
+ROWS = (1, 8, 64)  # one sequence, a few, a prompt: each counts the same
 MARGIN = 1.03  # by which a sparse storage must be faster than dense weights: less is noise
 # Shares of zeros below which nothing is measured: rounding alone makes fewer, and a bitmask saves little.
 LEAST_ZEROS: Mapping[str, float] = {"int8": 0.15, "int4": 0.25}
