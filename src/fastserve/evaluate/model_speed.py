@@ -45,6 +45,7 @@ _START_PROMPT_TOKENS = 16
 _START_SECONDS = 20.0  # slow starts are measured once, after the first that fills the caches
 _NUM_STARTS = 3
 _COMPARED_TEXTS = 8
+_SETTLE_SECONDS = 0.25  # before every run: OpenMP's threads of the engine before spin for up to 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +193,7 @@ def measure_model(path: Path, options: SpeedOptions, *, name: str | None = None)
                 measure.run(worker, config.vocab_size)
             for index in range(options.pairs):
                 for engine in list(workers)[:: -1 if index % 2 else 1]:
+                    time.sleep(_SETTLE_SECONDS)
                     rate = measure.run(workers[engine], config.vocab_size)
                     rates[engine].setdefault(measure_name, []).append(rate)
             limits = limits.at_least(
