@@ -2,7 +2,8 @@
 
 A step is a run of the plan: decoding one token, or a prompt of 512. Steps alone and beside a neighbour run in
 turns; the neighbour counts its own CPU time. Of C cores it leaves C - share to the step, which may take
-C / (C - share) times as long: `excess` is how much longer than that it took.
+C / (C - share) times as long: `excess` is how much longer than that it took. After a step, a thread of this
+process has to give the interpreter back first, which it does after `--switch-interval`.
 """
 
 from __future__ import annotations
@@ -85,12 +86,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=count_cores().threads)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of steps, alone and beside the neighbour")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument(
+        "--switch-interval",
+        type=float,
+        default=sys.getswitchinterval(),
+        help="seconds that a thread may keep the interpreter from others (sys.setswitchinterval)",
+    )
     arguments = parser.parse_args()
+    sys.setswitchinterval(arguments.switch_interval)
     results: dict[str, Any] = {}
     rows: list[tuple[str, object]] = []
     executable = compile_model(arguments)
     num_cores = count_cores().physical_cores
-    for step, batch in STEPS.items():
+    for step in arguments.steps:
+        batch = STEPS[step]
         for neighbour, kind in NEIGHBOURS.items():
             slowdowns, shares, excesses = [], [], []
             for _ in range(arguments.pairs):

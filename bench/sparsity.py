@@ -1,7 +1,7 @@
 """Where sparse weights pay: the speed of each storage against dense weights, by format, zeros and rows.
 
-One matrix, read from memory, all kinds in turns, each at its fastest. With --models, whole models instead: one
-without zeros and one of the same shape with them, as `fastserve bench make-model` writes.
+One matrix, read from memory, all kinds in turns, each at its fastest. With --models, whole models instead:
+one without zeros and one of the same shape with them, as `fastserve bench make-model` writes.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@
 namespace fastserve {
 namespace {
 
-// How often to look before sleeping: some hundred microseconds between steps, fewer between stages. Long enough to
-// bridge the gaps of a running model, short enough to leave the core to a busy neighbour.
+// How often to look before sleeping. Long enough to bridge the gaps between the steps, and the stages, of a running
+// model; between stages short, so that the core is left to a thread that holds a tile and was taken off its own.
 constexpr int kSpinsForRun = 4000;
-constexpr int kSpinsForStage = 2000;
+constexpr int kSpinsForStage = 400;
 
 inline void pause() {
 #if defined(__x86_64__) || defined(_M_X64)

@@ -45,6 +45,7 @@ _START_PROMPT_TOKENS = 16
 _START_SECONDS = 20.0  # slow starts are measured once, after the first that fills the caches
 _NUM_STARTS = 3
 _COMPARED_TEXTS = 8
+_SETTLE_SECONDS = 0.25  # before every run: OpenMP's threads of the engine before spin for up to 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,44 +170,45 @@ def measure_model(path: Path, options: SpeedOptions, *, name: str | None = None)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         jobs, starts = {}, {}
-        for name in (FASTSERVE.name, *peers):
+        for engine in (FASTSERVE.name, *peers):
             try:
-                jobs[name] = _make_job(name, checkpoint, config, options, folder)
-                starts[name] = measure_start(*jobs[name], config)
+                jobs[engine] = _make_job(engine, checkpoint, config, options, folder)
+                starts[engine] = measure_start(*jobs[engine], config)
             except MeasurementError as error:
-                if name == FASTSERVE.name:
+                if engine == FASTSERVE.name:
                     raise
-                jobs.pop(name, None)
-                left_out[name] = f"failed: {error.message}"
-                logger.warning("%s is left out: it %s", name, left_out[name])
+                jobs.pop(engine, None)
+                left_out[engine] = f"failed: {error.message}"
+                logger.warning("%s is left out: it %s", engine, left_out[engine])
         workers, opened = {}, {}
-        for name, (kind, python, job) in jobs.items():
-            workers[name] = stack.enter_context(Worker(kind, python))
-            opened[name] = workers[name].open(job)
+        for engine, (kind, python, job) in jobs.items():
+            workers[engine] = stack.enter_context(Worker(kind, python))
+            opened[engine] = workers[engine].open(job)
         cosines = {} if isinstance(config, DecoderConfig) else _compare_embeddings(workers, config)
         cost = _Cost(workers[FASTSERVE.name], config)
         limits = measure_limits(options.threads, working_set_bytes=cost.working_set_bytes)
-        rates: dict[str, dict[str, list[float]]] = {name: {} for name in workers}
+        rates: dict[str, dict[str, list[float]]] = {engine: {} for engine in workers}
         for measure_name, measure in measures.items():
             for worker in workers.values():  # warms up
                 measure.run(worker, config.vocab_size)
             for index in range(options.pairs):
-                for name in list(workers)[:: -1 if index % 2 else 1]:
-                    rate = measure.run(workers[name], config.vocab_size)
-                    rates[name].setdefault(measure_name, []).append(rate)
+                for engine in list(workers)[:: -1 if index % 2 else 1]:
+                    time.sleep(_SETTLE_SECONDS)
+                    rate = measure.run(workers[engine], config.vocab_size)
+                    rates[engine].setdefault(measure_name, []).append(rate)
             limits = limits.at_least(
                 measure_limits(options.threads, working_set_bytes=cost.working_set_bytes, seconds=0.2)
             )
         profile = cost.profile(measures) if options.is_profiled else []
     speeds = {
-        name: EngineSpeed(
-            version=opened[name].version,
-            weights=opened[name].weights,
-            rates=rates[name],
-            start=starts[name],
-            cosine=cosines.get(name),
+        engine: EngineSpeed(
+            version=opened[engine].version,
+            weights=opened[engine].weights,
+            rates=rates[engine],
+            start=starts[engine],
+            cosine=cosines.get(engine),
         )
-        for name in rates
+        for engine in rates
     }
     ours = speeds.pop(FASTSERVE.name)
     return ModelSpeed(

@@ -22,7 +22,7 @@ OPTIONS = (
 class Engine:
     def __init__(self, job: dict[str, Any]) -> None:
         self.version = __version__
-        options = {name: job[name] for name in OPTIONS}
+        options = {name: job[name] for name in OPTIONS if name in job}
         self._llm = LLM(job["model"], offline=True, **options)
         self.weights = job["weights"]
 
