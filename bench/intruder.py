@@ -41,7 +41,12 @@ def main() -> None:
     parser.add_argument("--policy", default="fcfs")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
-    options = EngineOptions(policy=arguments.policy, threads=arguments.threads, kv_memory="2GiB")
+    options = EngineOptions(
+        policy=arguments.policy,
+        threads=arguments.threads,
+        kv_memory="2GiB",
+        prefix_cache="off",  # every intruder is new
+    )
     rounds = asyncio.run(observe_rounds(arguments.model, options, arguments))
     ratios = [with_.p99_gap / without.p99_gap for without, with_ in rounds]
     first_tokens = [seconds for _, with_ in rounds for seconds in with_.first_tokens]
