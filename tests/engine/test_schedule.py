@@ -282,10 +282,11 @@ def test_a_better_priority_takes_memory_and_a_worse_one_waits_for_it() -> None:
 
 def test_an_aborted_sequence_gives_back_what_is_on_the_way() -> None:
     for wanted in (Residence.LEAVING, Residence.SLOW, Residence.ARRIVING):
-        engine, _ = make(num_blocks=16, slow_blocks=32)
+        engine, _ = make(num_blocks=16, slow_blocks=32, prefix_cache="off")
         ids = [engine.add(prompt_of(16, family=family), SamplingParams(max_tokens=24)) for family in range(3)]
         last = engine.scheduler.sequences[-1]
         while last.residence is not wanted:
+            assert engine.has_work
             engine.step()
         engine.abort(ids[-1])
         engine.check_invariants()

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 
 from fastserve.config import ScheduleOptions
 from fastserve.engine.block import BlockPool
-from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
+from fastserve.engine.cost import OnlineStepCost, StepCost
 from fastserve.engine.guard import Guard
 from fastserve.engine.mover import Mover
 from fastserve.engine.pace import Pace
@@ -14,7 +14,7 @@ from fastserve.engine.policy import make_policy
 from fastserve.engine.policy.policy import Policy, rank
 from fastserve.engine.residency import Residency
 from fastserve.engine.sequence import Residence, Sequence
-from fastserve.engine.turn import Round, Turn
+from fastserve.engine.turn import Round, Turn, total_work
 from fastserve.types import Limits
 
 
@@ -93,7 +93,7 @@ class Scheduler:
     def commit(self, turns: Seq[Turn], *, seconds: float, now: float) -> None:
         """A step has run these turns: their tokens are computed. Their outputs get their tokens after
         this."""
-        self.cost.observe(sum((turn.work for turn in turns), StepWork()), seconds)
+        self.cost.observe(total_work(turns), seconds)
         for turn in turns:
             sequence = turn.sequence
             sequence.num_computed_tokens += turn.num_tokens

@@ -33,12 +33,18 @@ class Turn:
     outputs: Seq[Sequence]  # whose next token the step gives: with its last token, it and its forks
     copy: tuple[int, int] | None = None  # blocks (source, target) to copy before the step
 
-    @property
-    def work(self) -> StepWork:
-        start = self.sequence.num_computed_tokens
-        if self.num_tokens == 1 and self.outputs:
-            return StepWork.of_decode(start + 1)
-        return StepWork.of_prefill(self.num_tokens, start)
+
+def total_work(turns: Seq[Turn]) -> StepWork:
+    """What the turns of a step add up to, before they are computed."""
+    prefill = decode = attended = 0
+    for turn in turns:
+        start, num_tokens = turn.sequence.num_computed_tokens, turn.num_tokens
+        attended += num_tokens * start + num_tokens * (num_tokens + 1) // 2
+        if num_tokens == 1 and turn.outputs:
+            decode += 1
+        else:
+            prefill += num_tokens
+    return StepWork(prefill, decode, attended)
 
 
 class Round:
