@@ -1,4 +1,4 @@
-"""What scheduling costs a step with 64 running sequences: making the turns, and accounting for them after it."""
+"""What scheduling costs a step of 64 sequences: making the turns, and accounting for them after it."""
 
 from __future__ import annotations
 
