@@ -62,40 +62,57 @@ void each_run(const PackedWeight& dense, int32_t panel, Function f) {
   }
 }
 
+int64_t align(int64_t n) { return (n + 7) / 8 * 8; }
+
+// Columns of the block that begins at `begin`.
+int32_t block_columns(const PackedWeight& w, int32_t begin) { return std::min(kBitmaskBlock, w.padded_depth - begin); }
+
 bool can_hold(const PackedWeight& w) {
   return is_integer(w.format) && w.offset == WeightOffset::none && w.activation_group_size <= kMaxExpandedColumns;
 }
 
-void lay_out(PackedWeight* w) { w->scales_offset = w->padded_depth * static_cast<int64_t>(sizeof(uint64_t)); }
+void lay_out(PackedWeight* w) { w->scales_offset = 0; }
 
 int64_t value_bytes(const PackedWeight& dense, const PackedWeight&, int32_t panel) {
   int64_t bytes = 0;
-  each_run(dense, panel, [&](int32_t, const Run& run) { bytes += run.num_bytes; });
+  each_run(dense, panel, [&](int32_t column, const Run& run) {
+    if (column % kBitmaskBlock == 0) bytes = align(bytes) + block_columns(dense, column) * int64_t{sizeof(uint64_t)};
+    bytes += run.num_bytes;
+  });
   return bytes;
 }
 
 void write(const PackedWeight& dense, const PackedWeight& bitmask, int32_t panel, uint8_t* out) {
-  auto* masks = reinterpret_cast<uint64_t*>(out);
-  out += bitmask.panel_bytes;
+  uint64_t* masks = nullptr;
+  int64_t at = bitmask.panel_bytes;
   each_run(dense, panel, [&](int32_t column, const Run& run) {
-    masks[column] = run.masks[0];
-    if (dense.format == WeightFormat::int4) masks[column + 4] = run.masks[1];
-    std::memcpy(out, run.values, static_cast<std::size_t>(run.num_bytes));
-    out += run.num_bytes;
+    if (column % kBitmaskBlock == 0) {
+      masks = reinterpret_cast<uint64_t*>(out + align(at));
+      at = align(at) + block_columns(dense, column) * int64_t{sizeof(uint64_t)};
+    }
+    masks[column % kBitmaskBlock] = run.masks[0];
+    if (dense.format == WeightFormat::int4) masks[column % kBitmaskBlock + 4] = run.masks[1];
+    std::memcpy(out + at, run.values, static_cast<std::size_t>(run.num_bytes));
+    at += run.num_bytes;
   });
 }
 
 int64_t read_bytes(const PackedWeight& w, const uint8_t* panel, int64_t num_bytes) {
-  if (num_bytes < w.panel_bytes) return 0;
-  const auto* masks = reinterpret_cast<const uint64_t*>(panel);
-  int64_t bytes = w.panel_bytes;
-  if (w.format == WeightFormat::int8) {
-    for (int32_t column = 0; column < w.padded_depth; ++column) bytes += std::popcount(masks[column]);
-  } else {
-    for (int32_t first = 0; first < w.padded_depth; first += 8)
-      for (int32_t i = first; i < first + 4; ++i) bytes += run_bytes(masks[i], masks[i + 4]);
+  int64_t end = w.panel_bytes;
+  for (int32_t begin = 0; begin < w.padded_depth; begin += kBitmaskBlock) {
+    const int32_t count = block_columns(w, begin);
+    const int64_t start = align(end);
+    end = start + count * int64_t{sizeof(uint64_t)};
+    if (num_bytes < end) return 0;
+    const auto* masks = reinterpret_cast<const uint64_t*>(panel + start);
+    if (w.format == WeightFormat::int8) {
+      for (int32_t i = 0; i < count; ++i) end += std::popcount(masks[i]);
+    } else {
+      for (int32_t first = 0; first < count; first += 8)
+        for (int32_t i = first; i < first + 4; ++i) end += run_bytes(masks[i], masks[i + 4]);
+    }
   }
-  return bytes;
+  return end;
 }
 
 }  // namespace

@@ -26,6 +26,8 @@ constexpr int kDepthAlignment = 8;
 constexpr int64_t kExpandSlack = 64;
 // Columns of a bitmask weight that kernels expand at a time, and so the most that share a scale of activations.
 constexpr int kMaxExpandedColumns = 256;
+// Columns whose masks lie together in a bitmask weight, before their values: memory is read as one stream.
+constexpr int kBitmaskBlock = 32;
 // Most columns of a slice of a CSR weight: as many bytes of activations as one register holds to choose from.
 constexpr int kMaxCsrSlice = 64;
 // Parts of a panel that have masks of their own in a CSR weight.
@@ -61,8 +63,9 @@ struct CsrSlice {
 // A weight is scale * value + offset (see WeightOffset). Rows are padded to whole panels with scales of zero.
 //
 // Bitmask weights are int8 or int4 without an offset. Let the bytes of a panel be those of int8 above (of nibbles:
-// value + 128 too), 64 to a column of the panel's size: a panel holds [padded_depth] masks of 64 bits, of which bit i
-// says whether byte i of the 64 is a weight other than zero; then scales; then the values that the masks say are there:
+// value + 128 too), 64 to a column of the panel's size: a panel holds scales, then blocks of kBitmaskBlock columns (the
+// last may have fewer), at multiples of 8 bytes. A block holds a mask of 64 bits for each column, of which bit i says
+// whether byte i of the 64 is a weight other than zero, and then the values that the masks say are there:
 // of int8 column by column; of int4 as nibbles, those of column k in the low halves of bytes whose high ones are those
 // of column k + 4 (k % 8 < 4), as many bytes as the longer of the two needs.
 //

@@ -111,7 +111,7 @@ static inline bool has_row_scales(const PackedWeight& w) { return w.num_groups =
 struct Chunk {
   int32_t begin, end;  // columns; whole groups of activations
   const uint8_t* bytes;
-  const uint8_t* next_values;  // bitmask: of the column after the last
+  const uint8_t* next_values;  // bitmask: where those of the last column end
   alignas(64) uint8_t unpacked[kChunk * kPanel];
   alignas(64) float scales[kChunk / kSmallestGroup][kPanel];  // of every group of activations
   alignas(64) float offsets[kChunk / kSmallestGroup][kPanel];
@@ -152,7 +152,7 @@ static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, in
     c.bytes = nullptr;
   } else if (w.storage == WeightStorage::bitmask) {
     c.bytes = c.unpacked;
-    c.next_values = expand_columns(w, panel, begin, end, c.next_values, c.unpacked);
+    c.next_values = expand_columns(w, begin, end, c.next_values, c.unpacked);
   } else if (w.storage == WeightStorage::csr) {
     c.bytes = c.unpacked;
     expand_csr(w, panel, begin, end, c.unpacked);
@@ -264,13 +264,13 @@ static_assert(kTileVectors * kLanes == kPanel, "a tile takes the values of a col
 
 // R rows against a chunk of a bitmask panel, expanded on the way.
 template <int R, Scaling scaling, WeightFormat format>
-static inline void linear_tile_bitmask(const LinearArgs& a, const uint8_t* panel, int32_t row, Chunk& c, float* sums) {
-  ExpandedWeights<format> weights{(const uint64_t*)panel, c.next_values, {}};
+static inline void linear_tile_bitmask(const LinearArgs& a, int32_t row, Chunk& c, float* sums) {
+  ExpandedWeights<format> weights(*a.weight, c.next_values);
   if constexpr (R <= kTileRows) {
     linear_tile_int<R, kTileVectors, scaling>(a, c, row, 0, weights, sums);
   } else {
     linear_tile_int<R, kTileVectors / 2, scaling>(a, c, row, 0, weights, sums);
-    ExpandedWeights<format, kTileVectors / 2> others{(const uint64_t*)panel, c.next_values, {}};
+    ExpandedWeights<format, kTileVectors / 2> others(*a.weight, c.next_values);
     linear_tile_int<R, kTileVectors / 2, scaling>(a, c, row, kPanel / 2, others, sums);
   }
   c.next_values = weights.values;
@@ -283,8 +283,8 @@ static inline void linear_tile_sparse(const LinearArgs& a, const uint8_t* panel,
   if (w.storage == WeightStorage::csr)
     linear_tile_csr<R, scaling == Scaling::group>(a, panel, c.begin, c.end, c.scales, row, sums);
   else if (w.format == WeightFormat::int8)
-    linear_tile_bitmask<R, scaling, WeightFormat::int8>(a, panel, row, c, sums);
-  else linear_tile_bitmask<R, scaling, WeightFormat::int4>(a, panel, row, c, sums);
+    linear_tile_bitmask<R, scaling, WeightFormat::int8>(a, row, c, sums);
+  else linear_tile_bitmask<R, scaling, WeightFormat::int4>(a, row, c, sums);
 }
 #endif
 
@@ -409,7 +409,7 @@ static inline void read_values(const PackedWeight& w, const uint8_t* panel, int3
     for (int32_t begin = 0; begin < w.depth; begin += kChunk) {
       const int32_t end = begin + kChunk < w.padded_depth ? begin + kChunk : w.padded_depth;
       if (w.storage == WeightStorage::csr) expand_csr(w, panel, begin, end, bytes);
-      else values = expand_columns(w, panel, begin, end, values, bytes);
+      else values = expand_columns(w, begin, end, values, bytes);
       for (int32_t k = begin; k < end && k < w.depth; ++k)
         out[k] = (float)(bytes[(k - begin) / 4 * kPanel * 4 + column * 4 + k % 4] - 128);
     }

@@ -112,22 +112,34 @@ static inline int paired_bytes(uint64_t low_mask, uint64_t high_mask) {
   return low > high ? low : high;
 }
 
-// Columns [begin, end) of a panel as bytes; `values` are those of column `begin`. Returns the values of column `end`.
-static inline const uint8_t* expand_columns(const PackedWeight& w, const uint8_t* panel, int32_t begin, int32_t end,
-                                            const uint8_t* values, uint8_t* out) {
-  const uint64_t* masks = (const uint64_t*)panel;
-  if (w.format == WeightFormat::int8) {
-    for (int32_t k = begin; k < end; ++k, out += kPanel) {
-      expand_bytes(masks[k], values, out);
-      values += count_ones(masks[k]);
-    }
-  } else {
-    for (int32_t first = begin; first < end; first += 8, out += 8 * kPanel)
-      for (int32_t i = 0; i < 4; ++i) {
-        const uint64_t low = masks[first + i], high = masks[first + i + 4];
-        expand_nibbles(low, high, values, out + i * kPanel, out + (i + 4) * kPanel);
-        values += paired_bytes(low, high);
+// The masks of the block of columns whose values come after those before `end`.
+static inline const uint64_t* next_masks(const uint8_t* end) { return (const uint64_t*)(((uintptr_t)end + 7) & ~(uintptr_t)7); }
+
+// The values of a block that begins with these masks, at column k.
+static inline const uint8_t* block_values(const uint64_t* masks, int32_t k, int32_t padded_depth) {
+  return (const uint8_t*)(masks + (padded_depth - k < kBitmaskBlock ? padded_depth - k : kBitmaskBlock));
+}
+
+// Columns [begin, end) of a panel, which are whole blocks, as bytes; `values` ends those before. Returns where theirs end.
+static inline const uint8_t* expand_columns(const PackedWeight& w, int32_t begin, int32_t end, const uint8_t* values,
+                                            uint8_t* out) {
+  for (int32_t block = begin; block < end; block += kBitmaskBlock) {
+    const uint64_t* masks = next_masks(values);
+    values = block_values(masks, block, w.padded_depth);
+    const int32_t count = end - block < kBitmaskBlock ? end - block : kBitmaskBlock;
+    if (w.format == WeightFormat::int8) {
+      for (int32_t k = 0; k < count; ++k, out += kPanel) {
+        expand_bytes(masks[k], values, out);
+        values += count_ones(masks[k]);
       }
+    } else {
+      for (int32_t first = 0; first < count; first += 8, out += 8 * kPanel)
+        for (int32_t i = 0; i < 4; ++i) {
+          const uint64_t low = masks[first + i], high = masks[first + i + 4];
+          expand_nibbles(low, high, values, out + i * kPanel, out + (i + 4) * kPanel);
+          values += paired_bytes(low, high);
+        }
+    }
   }
   return values;
 }
@@ -145,39 +157,41 @@ struct StoredWeights {
 
 #if defined(FASTSERVE_ISA_AVX512VBMI2)
 
-// How many bytes ahead values are asked for (kUnpackAhead: why).
-constexpr uintptr_t kExpandAhead = 4096;
-
 // Four columns of a panel at a time, expanded in registers, or of V vectors of its channels from `first` on: the others
 // are passed over. As fast as it gets, but paid for by every tile of rows.
 template <WeightFormat format, int first = 0>
 struct ExpandedWeights {
-  const uint64_t* masks;
+  int32_t padded_depth;
   const uint8_t* values;
-  __m512i pairs[4];
+  const uint64_t* masks = nullptr;
+  __m512i pairs[4] = {};
+
+  ExpandedWeights(const PackedWeight& w, const uint8_t* values) : padded_depth(w.padded_depth), values(values) {}
   static int32_t start(int32_t correction) { return correction; }
+
   template <int V>
   void next(int32_t k, Weights4 (&w)[V]) {
-    const bool is_low = format == WeightFormat::int8 || k % 8 < 4;
-    if (first == 0 && k % 8 == 0) prefetch_line((uintptr_t)(masks + k) + kExpandAhead / 4);
+    if (k % kBitmaskBlock == 0) {
+      masks = next_masks(values);
+      values = block_values(masks, k, padded_depth);
+    }
     for (int v = 0; v < 4; ++v) {
       const bool is_wanted = v >= first && v < first + V;
-      const uint64_t mask = masks[k + v];
-      // Four columns have at most four lines of values, and seldom more than two.
-      if (first == 0 && is_low && v % 2 == 0) prefetch_line((uintptr_t)values + kExpandAhead);
+      const uint64_t mask = masks[v];
       if constexpr (format == WeightFormat::int8) {
         if (is_wanted) w[v - first] = expand(mask, _mm512_loadu_si512(values));
         values += count_ones(mask);
-      } else if (is_low) {
+      } else if (k % 8 < 4) {
         if (is_wanted) {
           pairs[v] = _mm512_loadu_si512(values);
           w[v - first] = expand(mask, low_halves(pairs[v]));
         }
-        values += paired_bytes(mask, masks[k + v + 4]);
+        values += paired_bytes(mask, masks[v + 4]);
       } else if (is_wanted) {
         w[v - first] = expand(mask, high_halves(pairs[v]));
       }
     }
+    masks += 4;
   }
 };
 
