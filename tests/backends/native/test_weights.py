@@ -366,7 +366,14 @@ def test_panels_whose_masks_or_starts_were_damaged_are_refused(
     first_panel = int(starts[0])
     with pytest.raises(ValueError, match=r"no whole|their shape needs"):
         _native.Weight.from_panels(aligned_copy(whole[:-64]), 130, 128, **asdict(scheme))
-    places = [0, 8, 16, first_panel, first_panel + 1, int(starts[1]), int(starts[2])]
+    # A bitmask's panel begins with its scales, of which no value is wrong.
+    num_scales = 64 * (128 // scheme.group_size if scheme.group_size else 1) if storage == "bitmask" else 0
+    places = [
+        0,
+        8,
+        16,
+        *(start + 2 * num_scales for start in (first_panel, first_panel + 1, *starts[1:3].tolist())),
+    ]
     for place in places:  # starts, then a mask (bitmask) or a slice's start (CSR)
         for value in (0xFF, 0x7F):
             damaged = aligned_copy(whole)
