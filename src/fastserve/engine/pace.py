@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastserve.engine.cost import OnlineStepCost, StepWork
 
 SMALLEST_CHUNK_TOKENS = 16  # prompts go on, however tight the target is
-_SLOWDOWN = 1.9  # of a step by prompts, as long as few of them wait
+_SLOWDOWN = 1.75  # of a step by prompts, as long as few of them wait
 _BACKLOG_SHARE = 1 / 50  # a longer step is granted to a long backlog: so much of it
 _LONGEST_GAP_SECONDS = 0.2
 
@@ -17,7 +17,7 @@ class Pace:
         cost: of a step; its queries are read, nothing is observed.
         max_tokens: rows of one step.
         target_gap_seconds: how long a step may take while sequences decode, which is the gap between the
-            tokens of a stream. None adapts: a step takes 1.9 times what its decodes take alone, and, where
+            tokens of a stream. None adapts: a step takes 1.75 times what its decodes take alone, and, where
             many prompts wait, a fiftieth of the time that these need, up to 0.2 seconds.
     """
 
