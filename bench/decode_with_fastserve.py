@@ -29,7 +29,11 @@ def run_decode(llm: LLM, prompt_ids: list[int], num_tokens: int) -> dict[str, An
 def main() -> None:
     job = json.load(sys.stdin)
     with LLM(
-        job["model"], weights="int8", threads=job["threads"], context_length=job["context_length"]
+        job["model"],
+        weights="int8",
+        threads=job["threads"],
+        context_length=job["context_length"],
+        prefix_cache="off",
     ) as llm:
         llm.generate(job["prompt_ids"], SamplingParams(max_tokens=4))  # warms up
         if job["task"] == "prefill":

@@ -85,7 +85,7 @@ def run_real(model: LoadedModel, policy: str, arrivals: list[Arrival]) -> RealRu
         eos_token_ids=(),
         make_decoder=model.tokenizer.stream_decoder,
         context_length=model.context_length,
-        options=ScheduleOptions(policy=policy),
+        options=ScheduleOptions(policy=policy, prefix_cache="off"),
     )
     prompts = [
         draw_prompt(index, a.prompt_tokens, model.executable.vocab_size) for index, a in enumerate(arrivals)

@@ -34,6 +34,8 @@ PrefixScope = Literal["tenant", "all"]
 
 DEFAULT_CONTEXT_LENGTH = 8192  # keeps the KV memory of a long-context model within a small machine
 
+MOST_GAP_SECONDS = 60.0  # with so much time for a step, all rows go to prompts that wait
+
 _UNIT_BYTES = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
@@ -64,7 +66,7 @@ class ScheduleOptions:
         if self.prefill_chunk_tokens is not None:
             check_integer("prefill_chunk_tokens", self.prefill_chunk_tokens, low=1)
         if self.target_gap_seconds is not None:
-            check_number("target_gap_seconds", self.target_gap_seconds, 0.001, 60.0)
+            check_number("target_gap_seconds", self.target_gap_seconds, 0.001, MOST_GAP_SECONDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

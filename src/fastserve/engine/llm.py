@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
-from fastserve.config import Backend, EngineOptions, KvDtype, PrefixCache, PrefixScope, WeightsChoice
+from fastserve.config import (
+    MOST_GAP_SECONDS,
+    Backend,
+    EngineOptions,
+    KvDtype,
+    PrefixCache,
+    PrefixScope,
+    WeightsChoice,
+)
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.embed import Embedder
 from fastserve.engine.engine import Engine
@@ -38,7 +47,8 @@ class LLM:
         name: what messages call the model; by default what `model` says.
         task: refuse a model that is not made for it before its weights are read.
 
-    The other arguments are those of `fastserve.config.EngineOptions`.
+    The other arguments are those of `fastserve.config.EngineOptions`; without `target_gap_seconds` steps take
+    as many tokens of prompts as there is room for.
 
     Raises:
         ModelNotFoundError, DownloadError, OfflineError: there is no such model, or it could not be fetched.
@@ -94,6 +104,8 @@ class LLM:
         self.name = name or str(model)
         path = resolve(model, offline=offline)
         self._model: LoadedModel | None = load_model(path, options, name=self.name, task=task)
+        if target_gap_seconds is None:  # nobody waits between two tokens: steps are as full as they can be
+            options = replace(options, target_gap_seconds=MOST_GAP_SECONDS)
         self._engine = make_engine(self._model, options) if self._model.is_decoder else None
         self._inboxes: dict[int, deque[Chunk]] = {}  # by request_id: of those that somebody is reading
 

@@ -23,7 +23,7 @@ class Engine:
     def __init__(self, job: dict[str, Any]) -> None:
         self.version = __version__
         options = {name: job[name] for name in OPTIONS if name in job}
-        self._llm = LLM(job["model"], offline=True, **options)
+        self._llm = LLM(job["model"], offline=True, prefix_cache="off", **options)
         self.weights = job["weights"]
 
     def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
