@@ -25,7 +25,7 @@ def test_a_model_is_made_in_the_folder_named(tmp_path: Path, capsys: pytest.Capt
     folder = tmp_path / "minilm"
     assert main(["bench", "make-model", "--like", "minilm", str(folder), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document == {"path": str(folder), "like": "minilm", "parameters": 22565376}
+    assert document == {"path": str(folder), "like": "minilm", "sparsity": 0.0, "parameters": 22565376}
     assert {file.name for file in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
 
 

@@ -14,7 +14,7 @@ import pytest
 from fastserve.config import EngineOptions
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import LLM
-from fastserve.errors import ContextLengthError, OptionError
+from fastserve.errors import ContextLengthError, OptionError, StepError
 from fastserve.types import SamplingParams
 
 pytest.importorskip("fastserve._native")
@@ -194,5 +194,19 @@ def test_two_hundred_requests_some_cancelled_under_memory_pressure_all_end(stori
                 assert completion.completion_tokens == params.max_tokens
 
             await asyncio.gather(*(request(index) for index in range(200)))
+
+    run(main)
+
+
+def test_a_defect_of_the_engine_reaches_all_who_wait_and_all_who_come_later(stories, monkeypatch) -> None:
+    async def main() -> None:
+        async with AsyncLLM(stories, OPTIONS) as llm:
+            stream = await llm.submit("Once upon a time", SamplingParams(max_tokens=200, ignore_eos=True))
+            await anext(stream)
+            monkeypatch.setattr(llm._worker._engine, "step", lambda: 1 / 0)
+            with pytest.raises(StepError, match="does not run: its engine has ended: ZeroDivisionError"):
+                [chunk async for chunk in stream]
+            with pytest.raises(StepError, match="does not run"):
+                await llm.generate("The dog")
 
     run(main)

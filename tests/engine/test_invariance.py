@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from fastserve.engine.completion import Chunk
 from fastserve.engine.llm import LLM
 from fastserve.types import SamplingParams
 
@@ -101,8 +103,19 @@ def test_tokens_of_the_real_model_are_the_same_alone_and_in_any_batch(model_dir,
     assert tokens_together(model_dir("smollm2-135m-instruct"), **options) == real_alone
 
 
-# Memory for about a third of what the prompts of one call come to, so that most of them are evicted.
-PRESSED = {"context_length": 256, "max_batch_tokens": 64}
+def evict_again_and_again(llm: LLM) -> None:
+    """Every third step begins with the eviction of a sequence, each in turn."""
+    engine = llm._engine
+    assert engine is not None
+    scheduler, step, numbers = engine.scheduler, engine.step, itertools.count()
+
+    def evicting_step() -> list[Chunk]:
+        number, residents = next(numbers), [s for s in scheduler.sequences if s.is_resident]
+        if residents and number % 3 == 0:
+            scheduler.residency.evict(residents[number // 3 % len(residents)])
+        return step()
+
+    engine.step = evicting_step  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("kv_spill", [None, "8MiB"])
@@ -111,33 +124,33 @@ PRESSED = {"context_length": 256, "max_batch_tokens": 64}
 def test_tokens_are_the_same_preempted_moved_and_computed_again(
     stories, alone, policy, kv_dtype, kv_spill
 ) -> None:
+    """In memory for about a third of the prompts."""
     pytest.importorskip("fastserve._native")
     block_bytes = {"f16": 2 * 5 * 4 * 32 * 16 * 2, "int8": 2 * 5 * 4 * 32 * (16 + 4)}[kv_dtype]
     options = {"kv_memory": 6 * block_bytes, "kv_spill": kv_spill, "policy": policy, "kv_dtype": kv_dtype}
     params = [params_of(index) for index in range(len(PROMPTS))]
-    with LLM(stories, weights="int8", **PRESSED, **options) as llm:
+    with LLM(stories, weights="int8", context_length=256, max_batch_tokens=64, **options) as llm:
+        evict_again_and_again(llm)
         together = [completion.token_ids for completion in llm.generate(PROMPTS, params)]
         again = [completion.token_ids for completion in llm.generate(PROMPTS, params)]  # prefixes are known
         counters = llm._engine.scheduler.residency.counters
     assert together == again == alone("int8", kv_dtype)
-    assert counters.prefix_tokens > 0
-    assert counters.evictions > 0 or not policy.startswith("mlfq-published")  # others let in what will fit
+    assert counters.evictions > 10
 
 
 @pytest.mark.parametrize("kv_spill", [None, "64MiB"])
 def test_tokens_of_the_real_model_are_the_same_preempted_and_moved(model_dir, real_alone, kv_spill) -> None:
     """737,280 bytes are a block."""
-    options = {
-        "kv_memory": 8 * 737280,
-        "kv_spill": kv_spill,
-        "policy": "mlfq-published:starvation_seconds=0.05",
-    }
+    options = {"kv_memory": 6 * 737280, "kv_spill": kv_spill, "policy": "mlfq"}
     params = [params_of(index) for index in range(len(PROMPTS))]
-    with LLM(model_dir("smollm2-135m-instruct"), **PRESSED, **options) as llm:
+    model = model_dir("smollm2-135m-instruct")
+    with LLM(model, context_length=256, max_batch_tokens=64, **options) as llm:
+        evict_again_and_again(llm)
         together = [completion.token_ids for completion in llm.generate(PROMPTS, params)]
         counters = llm._engine.scheduler.residency.counters
     assert together == real_alone
-    assert counters.evictions > 0
+    assert counters.evictions > 10
+    assert (counters.blocks_in > 0) == (kv_spill is not None)
 
 
 def test_completions_of_one_prompt_are_those_of_their_seeds_alone(stories) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
 from fastserve.engine.pace import SMALLEST_CHUNK_TOKENS, Pace
 
@@ -41,3 +43,11 @@ def test_prompts_go_on_however_tight_the_target_is() -> None:
 def test_rows_of_decodes_are_never_given_away() -> None:
     decodes = StepWork(decode_tokens=510)
     assert pace(target_gap_seconds=60.0).prefill_tokens(decodes, 5000) == 2
+
+
+def test_late_tokens_of_a_prompt_read_more_keys_and_so_are_fewer() -> None:
+    cost = StepCost(fixed_seconds=0.01, prefill_seconds=0.0005, decode_seconds=0.0005, attended_seconds=5e-7)
+    chooser = Pace(OnlineStepCost(cost), max_tokens=512, target_gap_seconds=0.1)
+    early = chooser.prefill_tokens(DECODES, 5000)
+    late = chooser.prefill_tokens(DECODES, 5000, first_position=1000)
+    assert late == pytest.approx(early / 2, abs=1)

@@ -333,3 +333,65 @@ def test_an_unknown_policy_or_a_knob_out_of_range_is_refused_by_name(spec: str, 
         engine.set_policy(spec)
     with pytest.raises(OptionError, match=message):
         make(policy=spec)
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "mlfq"])
+def test_a_slow_tier_that_always_fails_costs_nobody_the_completion(policy: str) -> None:
+    engine, mover = make(policy=policy, num_blocks=16, slow_blocks=32, move_cost=1e-7)
+    assert mover is not None
+    mover.fails = True
+    for family in range(3):
+        engine.add(prompt_of(16, family=family), SamplingParams(max_tokens=24))
+    assert len(finish(engine)) == 3
+    assert engine.scheduler.residency.counters.failed_moves <= 3
+
+
+def test_tenants_whose_names_begin_alike_for_long_do_not_share_prefixes() -> None:
+    engine, _ = make(num_blocks=32)
+    for tenant in ("x" * 64 + "a", "x" * 64 + "b"):
+        engine.add(prompt_of(30, family=1), SamplingParams(max_tokens=1), tenant=tenant)
+        finish(engine)
+    assert engine.scheduler.residency.counters.prefix_tokens == 0
+
+
+def test_held_requests_take_no_rows_from_those_that_can_run() -> None:
+    engine, _ = make(num_blocks=64)
+    held = [engine.add(prompt_of(4, family=n), SamplingParams(max_tokens=20)) for n in range(24)]
+    for _ in range(30):
+        for chunk in engine.step():
+            engine.hold(chunk.request_id)
+    other = engine.add(prompt_of(8, family=99), SamplingParams(max_tokens=4))
+    chunks = [chunk for _ in range(10) for chunk in engine.step()]
+    assert {chunk.request_id for chunk in chunks} == {other}
+    for request_id in held:
+        engine.abort(request_id)
+    finish(engine)
+
+
+def test_a_block_that_is_to_be_copied_belongs_to_nobody_else_before_it_is() -> None:
+    engine, _ = make(num_blocks=32)
+    engine.add(prompt_of(6, family=1), SamplingParams(max_tokens=9, n=2))
+    while not engine.step():
+        pass
+    (turn, _) = engine.scheduler.schedule(1.0)
+    assert turn.copy is not None
+    source, target = turn.copy
+    free = engine.pool.allocate(engine.pool.num_free)
+    assert source not in free
+    assert target not in free
+    engine.pool.free(free)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"priority": "high"}, "priority"),
+        ({"tenant": 3}, "tenant"),
+        ({"prompt": ["Hello"]}, "prompt has 'Hello' among its tokens"),
+    ],
+)
+def test_what_is_not_of_its_kind_is_refused_by_name(arguments: dict[str, object], message: str) -> None:
+    engine, _ = make()
+    prompt = arguments.pop("prompt", [1, 2])
+    with pytest.raises(OptionError, match=message):
+        engine.add(prompt, SamplingParams(), **arguments)  # type: ignore[arg-type]

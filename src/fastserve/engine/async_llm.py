@@ -19,8 +19,18 @@ from fastserve.engine.llm import make_engine
 from fastserve.engine.load import LoadedModel, check_task, load_model
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
-from fastserve.engine.worker import Abort, Add, Answer, AskStatus, EngineEvent, EngineWorker, Hold, SetPolicy
-from fastserve.errors import OptionError
+from fastserve.engine.worker import (
+    Abort,
+    Add,
+    Answer,
+    AskStatus,
+    Died,
+    EngineEvent,
+    EngineWorker,
+    Hold,
+    SetPolicy,
+)
+from fastserve.errors import FastServeError, OptionError, StepError
 from fastserve.hub.resolve import resolve
 from fastserve.types import SamplingParams
 
@@ -39,7 +49,7 @@ class Stream:
         self._unread: deque[Chunk] = deque()
         self._has_news = asyncio.Event()
         self._is_held = False
-        self._error: OptionError | None = None
+        self._error: FastServeError | None = None
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -73,7 +83,7 @@ class Stream:
             self._hold(is_held=True)
         return self._num_unfinished == 0
 
-    def _break(self, error: OptionError) -> None:
+    def _break(self, error: FastServeError) -> None:
         self._error = error
         self._has_news.set()
 
@@ -121,6 +131,7 @@ class AsyncLLM:
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
+        self._closing: asyncio.Future[None] | None = None
         self._worker = EngineWorker(make_engine(self.model, options), self._deliver)
 
     async def __aenter__(self) -> Self:
@@ -226,23 +237,31 @@ class AsyncLLM:
         return self._worker.seconds_without_step
 
     async def close(self) -> None:
-        """Stop the thread and free the model. What is still streaming ends with an error; closing again does
+        """Stop the thread. What is still streaming ends with an error; closing again does
         nothing."""
-        if self._is_closed:
-            return
-        self._is_closed = True
+        if self._closing is None:
+            self._is_closed = True
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)  # to its end, whoever gives up waiting for it
+
+    async def _close(self) -> None:
         await asyncio.to_thread(self._worker.stop)
-        for stream in list(self._streams.values()):
-            stream._break(self._closed_error())
+        self._break_all(self._closed_error())
+
+    def _break_all(self, error: FastServeError) -> None:
+        for stream in self._streams.values():
+            stream._break(error)
         for future in self._answers.values():
             if not future.done():
-                future.set_exception(self._closed_error())
+                future.set_exception(error)
         self._streams.clear()
         self._answers.clear()
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise self._closed_error()
+        if self._worker.failure is not None:
+            raise StepError(f"the model {self.name!r} does not run: {self._worker.failure}")
 
     def _closed_error(self) -> OptionError:
         return OptionError(f"the model {self.name!r} is closed", hint="make a new AsyncLLM")
@@ -274,6 +293,8 @@ class AsyncLLM:
                 future = self._answers.get(event.ticket)
                 if future is not None and not future.done():
                     future.set_result(event)
+            elif isinstance(event, Died):
+                self._break_all(StepError(f"the model {self.name!r} does not run: {event.reason}"))
             else:
                 stream = self._streams.get(event.ticket)
                 if stream is not None and stream._push(event.chunk):

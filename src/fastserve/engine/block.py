@@ -157,4 +157,9 @@ def prefix_key(parent: PrefixKey, token_ids: Sequence[int]) -> PrefixKey:
     A first block's parent names who may share it. A cryptographic digest, as a collision would show one
     request the keys and values of another's text.
     """
-    return blake2b(np.asarray(token_ids, np.int32).tobytes(), key=parent[:64], digest_size=16).digest()
+    return blake2b(np.asarray(token_ids, np.int32).tobytes(), key=parent, digest_size=16).digest()
+
+
+def scope_of(tenant: str) -> PrefixKey:
+    """The parent of the first blocks of a tenant's texts."""
+    return blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=16).digest() if tenant else b""

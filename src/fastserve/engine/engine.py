@@ -11,8 +11,11 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import count
 
+import numpy as np
+
 from fastserve.config import ScheduleOptions
 from fastserve.engine.batch import build_batch
+from fastserve.engine.block import scope_of
 from fastserve.engine.completion import NO_TOKEN, Chunk, TokenLogprobs
 from fastserve.engine.cost import StepCost
 from fastserve.engine.mover import Mover
@@ -23,6 +26,7 @@ from fastserve.engine.text import CompletionText, TokenDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
 from fastserve.errors import ContextLengthError, MemoryLimitError, OptionError
+from fastserve.option import check_integer, check_kind
 from fastserve.types import Executable, SamplingParams, StepResult
 
 _LONGEST_WAIT_SECONDS = 0.05  # for a move to finish, where nobody can run
@@ -126,6 +130,8 @@ class Engine:
             ContextLengthError: the prompt, with `max_tokens`, does not fit the context.
             MemoryLimitError: it does not fit the KV memory, even alone.
         """
+        check_integer("priority", priority, low=-(2**31), high=2**31)
+        check_kind("tenant", tenant, str, "a name")
         max_tokens = fit_max_tokens(len(prompt_ids), params.max_tokens, self._context_length)
         self._check_token_ids("prompt", prompt_ids)
         self._check_token_ids("logit_bias", tuple(params.logit_bias))
@@ -149,7 +155,7 @@ class Engine:
                 arrival_seconds=now,
                 tenant=tenant,
                 priority=priority,
-                scope=b"" if self._shares_with_all else tenant.encode(),
+                scope=b"" if self._shares_with_all else scope_of(tenant),
             )
             for index in range(params.n)
         ]
@@ -315,6 +321,10 @@ class Engine:
     def _check_token_ids(self, name: str, token_ids: Seq[int]) -> None:
         size = self._executable.vocab_size
         for token_id in token_ids:
+            if not isinstance(token_id, int | np.integer):
+                raise OptionError(
+                    f"{name} has {token_id!r} among its tokens", hint="give a text, or whole numbers"
+                )
             if not 0 <= token_id < size:
                 raise OptionError(
                     f"{name} names token {token_id}, outside the model's vocabulary of {size}",

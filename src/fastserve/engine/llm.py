@@ -140,6 +140,9 @@ class LLM:
         self,
         prompts: Prompt | Seq[Prompt],
         params: SamplingParams | Seq[SamplingParams] | None = None,
+        *,
+        priority: int | Seq[int] = 0,
+        tenant: str = "",
     ) -> list[Completion]:
         """Complete prompts, all in one continuous batch. A single prompt gives a list of one, or of the `n`
         that its parameters ask for; several prompts give theirs one after the other.
@@ -147,6 +150,8 @@ class LLM:
         Args:
             params: for all prompts, or one for each; None is greedy until the model stops or the context is
                 full.
+            priority: of all prompts, or one for each: the lower goes first, where the policy looks at it.
+            tenant: whose prompts they are: prefixes are not shared with others'.
 
         Raises:
             OptionError: no prompts, an empty one, or not as many `params` as prompts.
@@ -154,11 +159,17 @@ class LLM:
             UnsupportedError: the model is an encoder.
         """
         prompt_list = _to_prompts(prompts)
+        if not isinstance(priority, int) and len(priority) != len(prompt_list):
+            raise OptionError(
+                f"there are {len(priority)} priorities for {len(prompt_list)} prompts",
+                hint="give one, or one for each prompt",
+            )
         params_list = _to_params(params, len(prompt_list))
         request_ids: list[int] = []
         try:
-            for prompt, prompt_params in zip(prompt_list, params_list, strict=True):
-                request_ids.append(self._add(prompt, prompt_params))
+            for index, (prompt, prompt_params) in enumerate(zip(prompt_list, params_list, strict=True)):
+                own = priority if isinstance(priority, int) else priority[index]
+                request_ids.append(self._add(prompt, prompt_params, priority=own, tenant=tenant))
             completions = []
             for request_id, prompt_params in zip(request_ids, params_list, strict=True):
                 completions += self._read_completions(request_id, prompt_params.n)
@@ -256,10 +267,12 @@ class LLM:
             raise _too_long_to_embed(str(len(token_ids)), limit)
         return [*token_ids[: limit - 1], token_ids[-1]]  # the last one closes the text
 
-    def _add(self, prompt: Prompt, params: SamplingParams) -> int:
+    def _add(self, prompt: Prompt, params: SamplingParams, *, priority: int = 0, tenant: str = "") -> int:
         check_task("generate", self.model.config, self.name)
         assert self._engine is not None
-        request_id = self._engine.add(encode_prompt(self.model, prompt), params)
+        request_id = self._engine.add(
+            encode_prompt(self.model, prompt), params, priority=priority, tenant=tenant
+        )
         self._inboxes[request_id] = deque()
         return request_id
 

@@ -55,7 +55,9 @@ class Residency:
         self._mover = mover
         self._cost = cost
         self._free_slow = list(reversed(range(mover.num_slow_blocks))) if mover else []
-        self._moving: dict[int, tuple[Sequence, Move]] = {}  # by sequence_id
+        # By sequence_id, with the number of blocks that will be free.
+        self._moving: dict[int, tuple[Sequence, int]] = {}
+        self._sources: list[int] = []  # of copies: owned until they are made, which is before the step runs
         self.num_leaving = 0  # blocks that will be free when what is under way is done
 
     @property
@@ -72,7 +74,8 @@ class Residency:
         return (self._mover.num_slow_blocks if self._mover else 0) - len(self._free_slow)
 
     def settle(self) -> None:
-        """Take note of the moves that have finished."""
+        """Take note of the moves that have finished. The copies of the last step have been made."""
+        self._free_sources()
         if self._moving and self._mover is not None:
             for result in self._mover.poll():
                 self._settle(result)
@@ -118,7 +121,7 @@ class Residency:
             source = sequence.block_table[tail]
             (target,) = self.pool.allocate(1)
             sequence.block_table[tail] = target
-            self.pool.free([source])
+            self._sources.append(source)
             copy = source, target
         end = sequence.num_computed_tokens + num_tokens
         num_more = self.pool.blocks_for(end) - len(sequence.block_table)
@@ -143,6 +146,14 @@ class Residency:
         child.num_registered = sequence.num_registered
         child.residence = Residence.FAST
 
+    def num_own_blocks(self, sequence: Sequence) -> int:
+        """Blocks that nobody shares with it: what its eviction frees."""
+        return sum(not self.pool.is_shared(block) for block in sequence.block_table)
+
+    def is_cheaper_to_move(self, sequence: Sequence) -> bool:
+        """Whether its eviction is a move, and does not lose what is computed."""
+        return self._move_seconds(sequence) < self._recompute_seconds(sequence)
+
     def eviction_seconds(self, sequence: Sequence) -> float:
         """What it costs that it leaves and comes back, in the cheaper way."""
         return min(self._move_seconds(sequence), self._recompute_seconds(sequence))
@@ -152,13 +163,14 @@ class Residency:
         assert sequence.residence is Residence.FAST
         sequence.num_evictions += 1
         self.counters.evictions += 1
-        if self._move_seconds(sequence) < self._recompute_seconds(sequence):
+        if self.is_cheaper_to_move(sequence):
             self._send_away(sequence)
         else:
             self._drop(sequence)
 
     def release(self, sequence: Sequence) -> None:
         """It is finished: free what it holds, of what is on the way as soon as it has come."""
+        self._free_sources()
         is_moving = sequence.residence in (Residence.LEAVING, Residence.ARRIVING)
         sequence.residence = Residence.FINISHED
         if not is_moving:
@@ -168,11 +180,10 @@ class Residency:
         """Assert that blocks of both tiers are free or owned by sequences as their residence says."""
         ended = [s for s, _ in self._moving.values() if s.residence is Residence.FINISHED]
         owners = [*sequences, *ended]
-        self.pool.check_invariants([block for s in owners for block in s.block_table])
+        self.pool.check_invariants([block for s in owners for block in s.block_table] + self._sources)
         slow = [block for s in owners for block in s.slow_blocks] + self._free_slow
         assert len(set(slow)) == len(slow) == (self._mover.num_slow_blocks if self._mover else 0)
-        leaving = [s for s, move in self._moving.values() if move.direction == "out"]
-        assert self.num_leaving == sum(len(s.block_table) for s in leaving)
+        assert self.num_leaving == sum(num_freed for _, num_freed in self._moving.values())
         for s in sequences:
             assert (s.sequence_id in self._moving) == (s.residence in (Residence.LEAVING, Residence.ARRIVING))
             num_blocks = self.pool.blocks_for(s.num_computed_tokens)
@@ -192,6 +203,10 @@ class Residency:
                 case Residence.FINISHED:
                     raise AssertionError("a finished sequence is still scheduled")
 
+    def _free_sources(self) -> None:
+        self.pool.free(self._sources)
+        self._sources = []
+
     def _num_reusable(self, sequence: Sequence) -> int:
         """Full blocks before its last token, which is computed in any case: it gives the logits."""
         return (len(sequence.token_ids) - 1) // self.pool.block_size
@@ -204,7 +219,7 @@ class Residency:
 
     def _move_seconds(self, sequence: Sequence) -> float:
         num_blocks = self.pool.blocks_for(sequence.num_computed_tokens)
-        if self._mover is None or num_blocks > len(self._free_slow):
+        if self._mover is None or sequence.must_drop or num_blocks > len(self._free_slow):
             return math.inf
         return 2 * num_blocks * self._mover.seconds_per_block()
 
@@ -217,7 +232,6 @@ class Residency:
         del sequence.block_table[num_blocks:]
         sequence.slow_blocks = [self._free_slow.pop() for _ in range(num_blocks)]
         sequence.residence = Residence.LEAVING
-        self.num_leaving += num_blocks
         pairs = tuple(zip(sequence.block_table, sequence.slow_blocks, strict=True))
         self._submit(sequence, Move(sequence.sequence_id, "out", pairs))
 
@@ -249,14 +263,15 @@ class Residency:
 
     def _submit(self, sequence: Sequence, move: Move) -> None:
         assert self._mover is not None
-        self._moving[sequence.sequence_id] = sequence, move
+        num_freed = self.num_own_blocks(sequence) if move.direction == "out" else 0
+        self.num_leaving += num_freed
+        self._moving[sequence.sequence_id] = sequence, num_freed
         self._mover.submit(move)
 
     def _settle(self, result: MoveResult) -> None:
         move = result.move
-        sequence, _ = self._moving.pop(move.sequence_id)
-        if move.direction == "out":
-            self.num_leaving -= len(sequence.block_table)
+        sequence, num_freed = self._moving.pop(move.sequence_id)
+        self.num_leaving -= num_freed
         if result.error is not None:
             self.counters.failed_moves += 1
             logger.warning(
@@ -277,6 +292,7 @@ class Residency:
         if result.error is not None:  # nothing is lost: the blocks are still there
             self._free_slow_blocks(sequence)
             sequence.residence = Residence.FAST
+            sequence.must_drop = True
             return
         self.counters.blocks_out += len(result.move.pairs)
         self._free_blocks(sequence)

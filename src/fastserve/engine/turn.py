@@ -103,14 +103,20 @@ class Round:
     def _prefill_budget(self) -> int:
         """Prompt tokens of this step, beside the sequences that will decode in it."""
         num_decodes = attended = backlog = 0
+        first_position: int | None = None  # of the prompt that is being computed
         for sequence in self._order:
+            if sequence.is_held:
+                continue
             uncomputed = len(sequence.token_ids) - sequence.num_computed_tokens
             if uncomputed > 1:
                 backlog += uncomputed
+                if first_position is None and sequence.residence is Residence.FAST:
+                    first_position = sequence.num_computed_tokens
             elif sequence.residence is Residence.FAST and num_decodes < self._max_turns:
                 num_decodes += 1
                 attended += sequence.num_computed_tokens
-        return self._pace.prefill_tokens(StepWork(0, num_decodes, attended), backlog)
+        decodes = StepWork(0, num_decodes, attended)
+        return self._pace.prefill_tokens(decodes, backlog, first_position=first_position or 0)
 
     def _give_turn(self, sequence: Sequence, *, is_new: bool) -> None:
         """A turn of a resident, if there are rows and memory for it. Those that decode have their rows
@@ -136,8 +142,7 @@ class Round:
 
     def _make_room_to_grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether the pool has the blocks that its next tokens need: those who come last give up theirs."""
-        needed = self._residency.blocks_to_grow(sequence, num_tokens)
-        while needed > self._pool.num_free:
+        while (needed := self._residency.blocks_to_grow(sequence, num_tokens)) > self._pool.num_free:
             if needed <= self._pool.num_free + self._residency.num_leaving:
                 return False  # soon
             victim = self._next_departure(after=sequence)
@@ -176,7 +181,9 @@ class Round:
         """Evict sequences that a better one outranks, if they have what it needs."""
         free = self._pool.num_free + self._residency.num_leaving
         victims: list[tuple[Sequence, float]] = []
-        for victim in self._residents()[: -1 - _NUM_CONSIDERED : -1]:
+        held = [resident for resident in self._residents() if resident.is_held]
+        others = [r for r in self._residents()[: -1 - _NUM_CONSIDERED : -1] if not r.is_held]
+        for victim in (*held, *others):
             if free >= needed:
                 break
             if victim.sequence_id in self._has_turn:
@@ -188,7 +195,7 @@ class Round:
             if is_guarded and not self._guard.allows(victim, seconds, self._now):
                 continue
             victims.append((victim, seconds))
-            free += len(victim.block_table)
+            free += self._residency.num_own_blocks(victim)
         if free < needed:
             return
         for victim, seconds in victims:
@@ -215,10 +222,12 @@ class Round:
             if victim is None:
                 return
             seconds = self._residency.eviction_seconds(victim)
-            if self._policy.is_guarded and not self._guard.allows(victim, seconds, self._now):
+            is_guarded = self._policy.is_guarded and not victim.is_held
+            if is_guarded and not self._guard.allows(victim, seconds, self._now):
                 continue
-            self._guard.spend(seconds)
-            self._residency.evict(victim)
+            if self._residency.is_cheaper_to_move(victim):  # what is computed is not lost before it must be
+                self._guard.spend(seconds)
+                self._residency.evict(victim)
 
     def _next_departure(self, after: Sequence | None = None) -> Sequence | None:
         """The resident without a turn whose next turn is farthest; with `after`, only who ranks behind it or

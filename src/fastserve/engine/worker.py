@@ -13,7 +13,7 @@ from threading import Event, Thread
 
 from fastserve.engine.completion import Chunk
 from fastserve.engine.engine import Engine, EngineStatus
-from fastserve.errors import FastServeError
+from fastserve.errors import FastServeError, StepError
 from fastserve.types import SamplingParams
 
 _IDLE_SECONDS = 0.02  # between looks for commands while all requests are held
@@ -78,7 +78,14 @@ class Progress:
     chunk: Chunk
 
 
-EngineEvent = Answer | Progress
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The thread has ended by a defect: nothing more will come."""
+
+    reason: str
+
+
+EngineEvent = Answer | Progress | Died
 
 
 class EngineWorker:
@@ -97,6 +104,7 @@ class EngineWorker:
         self._request_ids: dict[int, int] = {}  # by ticket
         self._events: list[EngineEvent] = []
         self._is_stopping = Event()
+        self.failure: str | None = None  # why the thread has ended, if it should not have
         self.last_step_seconds = time.monotonic()  # when the last step ended, or there was nothing to do
         self._thread = Thread(target=self._run, name="fastserve-engine", daemon=True)
         self._thread.start()
@@ -130,6 +138,10 @@ class EngineWorker:
                 if self._events:
                     events, self._events = self._events, []
                     self._deliver(events)
+        except Exception as error:
+            logger.exception("the engine's thread has ended")
+            self.failure = f"its engine has ended: {type(error).__name__}: {error}"
+            self._deliver([Died(self.failure)])
         finally:
             self._engine.close()
 
@@ -192,9 +204,12 @@ class EngineWorker:
 
 
 def _refusal(act: Callable[[], None]) -> FastServeError | None:
-    """The error of what a caller asked for in vain."""
+    """The error of what a caller asked for in vain; a defect of ours is the caller's alone too."""
     try:
         act()
     except FastServeError as error:
         return error
+    except Exception as error:
+        logger.exception("a request could not be taken")
+        return StepError(f"the request could not be taken: {type(error).__name__}: {error}")
     return None
