@@ -212,11 +212,10 @@ struct AskingWeights {
 // How the groups' sums become the row's.
 enum class Scaling { row, group, group_and_offset };
 
-// R rows by V vectors of channels from `column` of a panel; sums: [R][kPanel]. Not inlined: compilers that have all of
-// a panel's tiles in one function put sums on the stack.
+// R rows by V vectors of channels from `column` of a panel; sums: [R][kPanel].
 template <int R, int V, Scaling scaling, class Source>
-FASTSERVE_NOINLINE static void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column,
-                                               Source& source, float* sums) {
+static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column, Source& source,
+                                   float* sums) {
   const int32_t group_size = a.weight->activation_group_size;
   const int64_t stride = a.quantized.row_bytes, word_stride = stride / 4;
   const int8_t* x = a.quantized.data + row * stride;
@@ -259,6 +258,14 @@ FASTSERVE_NOINLINE static void linear_tile_int(const LinearArgs& a, const Chunk&
   source = weights;
 }
 
+// The same out of line, for many rows and for nibbles: compilers that have all of a panel's tiles in one function put sums on the stack.
+// Few rows, which take a chunk at a time, are faster without the call.
+template <int R, int V, Scaling scaling, class Source>
+FASTSERVE_NOINLINE static void linear_tile_apart(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column,
+                                                   Source source, float* sums) {
+  linear_tile_int<R, V, scaling>(a, c, row, column, source, sums);
+}
+
 #if defined(FASTSERVE_ISA_AVX512VBMI2)
 static_assert(kTileVectors * kLanes == kPanel, "a tile takes the values of a column in turn");
 
@@ -296,16 +303,17 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
   const int64_t size = panel_at(w, panel + 1) - data;
   const int32_t group = w.activation_group_size;
   const int32_t num_rows = row_end - row_begin;
-  // Few rows take nibbles as they come; more of them share what is unpacked once. Of what is unpacked, few rows take
-  // short chunks, so that products overlap with the loads of the next chunk.
+  // One tile of rows takes nibbles as they come; more of them share what is unpacked once. Few rows take short
+  // chunks, so that products overlap with the loads of the next chunk.
   const bool is_few = num_rows <= 2 * kIntegerTileRows;
   const bool is_dense = w.storage == WeightStorage::dense;
-  const bool are_nibbles_parted_later = is_few && is_dense && w.format == WeightFormat::int4;
+  const bool are_nibbles_parted_later =
+      num_rows <= kIntegerTileRows && is_dense && w.format == WeightFormat::int4;
   // One tile of rows takes a bitmask's weights as they come; more of them share what is expanded once.
   const bool is_expanded_later =
       (kExpandsInRegisters && w.storage == WeightStorage::bitmask && num_rows <= kSparseTileRows) ||
       (kMultipliesCsr && w.storage == WeightStorage::csr);
-  const bool is_as_stored = is_dense && w.format == WeightFormat::int8 && scaling == Scaling::row;
+  const bool is_as_stored = !is_few && is_dense && w.format == WeightFormat::int8 && scaling == Scaling::row;
   const bool is_unpacked_for_few = is_few && !is_as_stored && !are_nibbles_parted_later && !is_expanded_later;
   const int32_t most = is_as_stored ? kStoredChunk : is_unpacked_for_few ? group : kChunk;
   const int32_t columns = group < most ? most / group * group : group;
@@ -332,17 +340,22 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
       const uint8_t* ahead = data + column_bytes * begin + column_bytes * (end - begin) * (row - row_begin) / num_rows;
       if (num_rows > kMostAskingRows) prefetch(ahead, size, column_bytes * (end - begin) * R / num_rows);
       for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
-        const auto add_products = [&](auto weights) {
-          linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, weights, sums[row - row_begin]);
-        };
-        const StoredWeights stored{chunk.bytes + column * 4};
-        if (are_nibbles_parted_later)
-          add_products(NibbleWeights<scaling != Scaling::group_and_offset>{
-              data + value_bytes(w, begin) + column * 4, {}});
-        else if (is_few || num_rows > kMostAskingRows) add_products(stored);
-        else
-          add_products(AskingWeights{stored, (uintptr_t)ahead + (uintptr_t)size,
-                                     (uintptr_t)(column_bytes * 4 * R / num_rows)});
+        float* tile_sums = sums[row - row_begin];
+        StoredWeights stored{chunk.bytes + column * 4};
+        if (are_nibbles_parted_later) {
+          linear_tile_apart<R, kTileVectors, scaling>(
+              a, chunk, row, column,
+              NibbleWeights<scaling != Scaling::group_and_offset>{data + value_bytes(w, begin) + column * 4, {}},
+              tile_sums);
+        } else if (is_few) {
+          linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, stored, tile_sums);
+        } else if (num_rows > kMostAskingRows) {
+          linear_tile_apart<R, kTileVectors, scaling>(a, chunk, row, column, stored, tile_sums);
+        } else {
+          const auto step = (uintptr_t)(column_bytes * 4 * R / num_rows);
+          linear_tile_apart<R, kTileVectors, scaling>(
+              a, chunk, row, column, AskingWeights{stored, (uintptr_t)ahead + (uintptr_t)size, step}, tile_sums);
+        }
       }
     });
   }
