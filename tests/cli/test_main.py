@@ -201,7 +201,10 @@ def test_ctrl_c_exits_quietly_with_130(
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
 def test_ctrl_c_during_a_download_is_quiet_too(tmp_path: Path) -> None:
     (tmp_path / "pip").mkdir()
-    (tmp_path / "pip" / "__main__.py").write_text("import time; print('up'); time.sleep(60)")
+    is_up = tmp_path / "up"
+    (tmp_path / "pip" / "__main__.py").write_text(
+        f"import pathlib, time; pathlib.Path({str(is_up)!r}).touch(); time.sleep(60)"
+    )
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]),
@@ -210,7 +213,7 @@ def test_ctrl_c_during_a_download_is_quiet_too(tmp_path: Path) -> None:
     command = [*FASTSERVE, "download", "pypi:tiny==1"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("store/staging/*/attempt-*/requirements.txt")):
+    while not is_up.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -106,8 +106,8 @@ def test_moves_take_the_time_that_they_take() -> None:
     """Published multi-level feedback swaps under pressure: the slower the tier, the later the end."""
     slow = SimulatedMachine(**{**_fields(MACHINE), "swap_seconds_per_block": 6e-4})
     arrivals = crowd(150)
-    fast_outcome = run(*arrivals, policy="mlfq-published")
-    slow_outcome = run(*arrivals, policy="mlfq-published", machine=slow)
+    fast_outcome = run(*arrivals, policy="mlfq-published:starvation_seconds=3")
+    slow_outcome = run(*arrivals, policy="mlfq-published:starvation_seconds=3", machine=slow)
     assert fast_outcome.swapped_blocks_out > 100
     assert fast_outcome.swapped_blocks_in <= fast_outcome.swapped_blocks_out
     assert slow_outcome.end_seconds.mean() > fast_outcome.end_seconds.mean()
