@@ -201,6 +201,7 @@ def test_ctrl_c_exits_quietly_with_130(
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT between processes")
 def test_ctrl_c_during_a_download_is_quiet_too(tmp_path: Path) -> None:
     (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()  # a package comes before the one that is installed
     is_up = tmp_path / "up"
     (tmp_path / "pip" / "__main__.py").write_text(
         f"import pathlib, time; pathlib.Path({str(is_up)!r}).touch(); time.sleep(60)"
