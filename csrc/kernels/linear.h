@@ -258,8 +258,8 @@ static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t 
   source = weights;
 }
 
-// The same out of line, for many rows and for nibbles: compilers that have all of a panel's tiles in one function put sums on the stack.
-// Few rows, which take a chunk at a time, are faster without the call.
+// The same out of line, for many rows and for nibbles: compilers that have all of a panel's tiles in one function put
+// sums on the stack. Other few rows, which take a chunk at a time, are faster without the call.
 template <int R, int V, Scaling scaling, class Source>
 FASTSERVE_NOINLINE static void linear_tile_apart(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column,
                                                    Source source, float* sums) {
