@@ -49,5 +49,5 @@ def test_late_tokens_of_a_prompt_read_more_keys_and_so_are_fewer() -> None:
     cost = StepCost(fixed_seconds=0.01, prefill_seconds=0.0005, decode_seconds=0.0005, attended_seconds=5e-7)
     chooser = Pace(OnlineStepCost(cost), max_tokens=512, target_gap_seconds=0.1)
     early = chooser.prefill_tokens(DECODES, 5000)
-    late = chooser.prefill_tokens(DECODES, 5000, first_position=1000)
+    late = chooser.prefill_tokens(DECODES, 5000, first_position=3000)
     assert late == pytest.approx(early / 2, abs=1)
