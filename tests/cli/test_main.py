@@ -243,10 +243,10 @@ def test_the_shell_completes_commands(words: str, completions: list[str]) -> Non
     assert done.stdout.splitlines() == [f"plain,{name}" for name in completions]
 
 
-def test_the_version_is_there_in_a_fifth_of_a_second() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([*FASTSERVE, "--version"], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < 0.2
+def test_the_version_is_there_without_what_takes_long_to_import() -> None:
+    code = (
+        "import sys; from fastserve.cli.main import main; main(['--version']); "
+        "print(sorted({'numpy', 'tokenizers', 'huggingface_hub', 'jinja2', 'torch'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
