@@ -212,7 +212,15 @@ def test_ctrl_c_during_a_download_is_quiet_too(tmp_path: Path) -> None:
         "FASTSERVE_HOME": str(tmp_path / "store"),
     }
     command = [*FASTSERVE, "download", "pypi:tiny==1"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where tests run in background
+    )
     deadline = time.monotonic() + 30
     while not is_up.exists():
         assert time.monotonic() < deadline
