@@ -28,8 +28,8 @@ static inline int first_one(uint64_t mask) {
 
 constexpr bool kExpandsInRegisters = true;
 
-static inline __m512i expand(uint64_t mask, __m512i values) {
-  return _mm512_mask_expand_epi8(_mm512_set1_epi8((char)kZeroByte), mask, values);
+static inline __m512i expand(uint64_t mask, __m512i values, int zero = kZeroByte) {
+  return _mm512_mask_expand_epi8(_mm512_set1_epi8((char)zero), mask, values);
 }
 
 // Halves of bytes, as bytes of weights.
@@ -146,6 +146,7 @@ static inline const uint8_t* expand_columns(const PackedWeight& w, int32_t begin
 
 // Four columns of a panel at a time, from the memory in which they lie as bytes.
 struct StoredWeights {
+  static constexpr int kOffset = kZeroByte;  // that weights have
   const uint8_t* bytes;
   static int32_t start(int32_t correction) { return kKeepsWeightOffset ? correction : 0; }
   template <int V>
@@ -161,13 +162,16 @@ struct StoredWeights {
 // are passed over. As fast as it gets, but paid for by every tile of rows.
 template <WeightFormat format, int first = 0>
 struct ExpandedWeights {
+  // Nibbles are used with the offset that they are stored with.
+  static constexpr int kOffset = format == WeightFormat::int8 ? kZeroByte : kZeroByte - kNibbleToByte;
   int32_t padded_depth;
   const uint8_t* values;
   const uint64_t* masks = nullptr;
   __m512i pairs[4] = {};
 
   ExpandedWeights(const PackedWeight& w, const uint8_t* values) : padded_depth(w.padded_depth), values(values) {}
-  static int32_t start(int32_t correction) { return correction; }
+  // A correction is -128 * sum(q).
+  static int32_t start(int32_t correction) { return correction / (kZeroByte / kOffset); }
 
   template <int V>
   void next(int32_t k, Weights4 (&w)[V]) {
@@ -175,20 +179,21 @@ struct ExpandedWeights {
       masks = next_masks(values);
       values = block_values(masks, k, padded_depth);
     }
+    const __m512i halves = _mm512_set1_epi8(15);
     for (int v = 0; v < 4; ++v) {
       const bool is_wanted = v >= first && v < first + V;
       const uint64_t mask = masks[v];
       if constexpr (format == WeightFormat::int8) {
-        if (is_wanted) w[v - first] = expand(mask, _mm512_loadu_si512(values));
+        if (is_wanted) w[v - first] = expand(mask, _mm512_loadu_si512(values), kOffset);
         values += count_ones(mask);
       } else if (k % 8 < 4) {
         if (is_wanted) {
           pairs[v] = _mm512_loadu_si512(values);
-          w[v - first] = expand(mask, low_halves(pairs[v]));
+          w[v - first] = expand(mask, _mm512_and_si512(pairs[v], halves), kOffset);
         }
         values += paired_bytes(mask, masks[v + 4]);
       } else if (is_wanted) {
-        w[v - first] = expand(mask, high_halves(pairs[v]));
+        w[v - first] = expand(mask, _mm512_and_si512(_mm512_srli_epi16(pairs[v], 4), halves), kOffset);
       }
     }
     masks += 4;
