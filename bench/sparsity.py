@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", default=["int8", "int4"], choices=sorted(SCHEMES))
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--depth", type=int, default=8192)
+    parser.add_argument("--copies", type=int, default=4, help="of the matrix, which come around in turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--seconds", type=float, default=0.6, help="of each kind of linears and number of rows"
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, nargs=2, metavar=("DENSE", "SPARSE"), help="folders")
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8], help="that models decode at once")
     parser.add_argument(
-        "--tokens", type=int, default=32, help="that models decode in a run, of each sequence"
+        "--tokens", type=int, default=16, help="that models decode in a run, of each sequence"
     )
     options = parser.parse_args()
     if options.models:
@@ -49,7 +50,7 @@ def main() -> None:
 
 def compare_linears(options: argparse.Namespace) -> None:
     runtime = make_runtime(options.threads)
-    trial = Trial(width=options.width, depth=options.depth, seconds=options.seconds)
+    trial = Trial(width=options.width, depth=options.depth, copies=options.copies, seconds=options.seconds)
     results: dict[str, dict[str, dict[str, dict[int, float]]]] = {}
     rows: list[tuple[str, object]] = []
     for name in options.weights:

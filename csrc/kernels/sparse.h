@@ -146,7 +146,6 @@ static inline const uint8_t* expand_columns(const PackedWeight& w, int32_t begin
 
 // Four columns of a panel at a time, from the memory in which they lie as bytes.
 struct StoredWeights {
-  static constexpr int kOffset = kZeroByte;  // that weights have
   const uint8_t* bytes;
   static int32_t start(int32_t correction) { return kKeepsWeightOffset ? correction : 0; }
   template <int V>

@@ -79,6 +79,11 @@ def test_kernels_are_a_document_for_machines(
     linear = document["kernels"][0]
     assert (linear["op"], linear["weights"], linear["rows"]) == ("linear", "int8", 1)
     assert linear["share_of_read"] > 0
+    assert {(s["weights"], s["storage"]) for s in document["sparse"]} == {
+        ("int8", "bitmask"),
+        ("int8", "csr"),
+    }
+    assert all(s["times_dense"] > 0 for s in document["sparse"])
 
 
 def test_a_run_is_profiled_with_one_flag(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

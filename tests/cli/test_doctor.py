@@ -60,6 +60,21 @@ def test_people_whose_installation_is_sound_read_that_all_is_well(
     assert capsys.readouterr().out == "ok       store  there\n\nall is well\n"
 
 
+def test_how_sparse_weights_are_kept_is_told_once_it_is_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from fastserve.backends.native.executable import make_runtime
+    from fastserve.backends.native.storage_choice import ROWS, SpeedTable, StorageChoice
+    from fastserve.engine.processor import processor_name
+
+    assert "first loaded" in examine(capsys, exit_code=0)["sparsity"]["finding"]
+    choice, runtime = StorageChoice(processor_name()), make_runtime()
+    choice._keep(runtime, "int8 g0 x64", SpeedTable({"csr": {rows: [0.5, 2.0] for rows in ROWS}}))
+    check = examine(capsys, exit_code=0)["sparsity"]
+    assert check["finding"] == "int8 g0 x64: csr from 93% zeros"
+    assert check["facts"] == {"int8 g0 x64": [{"zeros": 0.93, "storage": "csr"}]}
+
+
 def test_an_unknown_instruction_set_is_a_problem_and_no_crash(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

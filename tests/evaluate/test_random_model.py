@@ -76,6 +76,27 @@ def test_values_keep_their_size_through_a_matrix(tmp_path: Path) -> None:
     assert to_f32(tensors["model.norm.weight"]).mean() == pytest.approx(1, abs=0.05)
 
 
+def test_a_sparse_model_is_the_dense_one_without_its_smallest_weights(tmp_path: Path) -> None:
+    for name, sparsity in (("dense", 0.0), ("sparse", 0.75)):
+        write_random_model(TINY, tmp_path / name, sparsity=sparsity)
+    dense, sparse = (open_checkpoint(tmp_path / name).tensors for name in ("dense", "sparse"))
+    for name, tensor in dense.items():
+        before, after = to_f32(tensor), to_f32(sparse[name])
+        is_kept = after != 0
+        np.testing.assert_array_equal(after[is_kept], before[is_kept])
+        if before.ndim == 2:
+            assert is_kept.mean() == pytest.approx(0.25, abs=0.01)
+            assert np.abs(before[~is_kept]).max() <= np.abs(before[is_kept]).min()
+        else:
+            assert is_kept.all()
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0])
+def test_a_share_of_zeros_that_is_none_is_refused(sparsity: float, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="is no share below 1"):
+        make_model("minilm", tmp_path / "m", sparsity=sparsity)
+
+
 def test_an_unknown_shape_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as caught:
         make_model("gpt-5", tmp_path / "m")

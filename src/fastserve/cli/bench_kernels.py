@@ -35,14 +35,22 @@ FORMATS = tuple(name for name in get_args(WeightFormat) if name != "stored")
 def kernels(
     like: Sequence[str], formats: Sequence[WeightFormat], rows: Sequence[int], threads: int | None, json: bool
 ) -> None:
-    """Measure every linear shape in every weight format, then the other ops, against the machine's limits."""
-    from fastserve.evaluate.kernel_speed import linear_shapes, measure_linears, measure_ops
+    """Measure every linear shape in every weight format, then the other ops, against the machine's limits;
+    then linears of sparse weights, against dense ones."""
+    from fastserve.evaluate.kernel_speed import linear_shapes, measure_linears, measure_ops, measure_sparse
 
     shapes = list(dict.fromkeys(size for shape in like for size in linear_shapes(shape)))
     limits, speeds = measure_linears(shapes, formats or FORMATS, rows=rows, threads=threads)
     speeds += (speed for shape in like for speed in measure_ops(shape, limits))
+    sparse = measure_sparse(formats or ("int8", "int4"), threads=threads)
     if json:
-        print_json({"limits": limits.to_json(), "kernels": [speed.to_json() for speed in speeds]})
+        print_json(
+            {
+                "limits": limits.to_json(),
+                "kernels": [speed.to_json() for speed in speeds],
+                "sparse": [speed.to_json() for speed in sparse],
+            }
+        )
         return
     print(
         f"{limits.isa}, {limits.threads} threads: {limits.read_bytes_per_second / 1e9:.1f} GB/s, "
@@ -51,6 +59,15 @@ def kernels(
     )
     header = ("op", "shape", "weights", "rows", "us", "GB/s", "of read", "TOP/s", "of peak")
     print_table(header, [_row(speed) for speed in speeds])
+    if sparse:
+        print()
+        print_table(
+            ("op", "weights", "zeros", "storage", "rows", "times dense"),
+            [
+                (s.op, s.weights, f"{s.zeros:.0%}", s.storage, str(s.rows), f"{s.times_dense:.2f}")
+                for s in sparse
+            ],
+        )
 
 
 def _row(speed: KernelSpeed) -> tuple[str, ...]:

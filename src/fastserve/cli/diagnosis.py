@@ -43,6 +43,7 @@ def diagnose() -> Iterator[Check]:
         "version": _check_version,
         "processor": _check_processor,
         "instructions": _check_instructions,
+        "sparsity": _check_sparsity,
         "memory": _check_memory,
         "store": _check_store,
         "models": _check_models,
@@ -104,6 +105,24 @@ def _check_instructions(name: str) -> Check:
         remedy="unset FASTSERVE_ISA",
         facts=facts,
     )
+
+
+def _check_sparsity(name: str) -> Check:
+    """What is known; it is measured when a model first needs it."""
+    from fastserve.backends.native.executable import make_runtime
+    from fastserve.backends.native.storage_choice import StorageChoice
+    from fastserve.engine.processor import processor_name
+
+    tables = StorageChoice(processor_name()).tables(make_runtime())
+    shown = [
+        f"{kind}: " + (", ".join(f"{s} from {x:.0%} zeros" for x, s in table.break_evens()) or "always dense")
+        for kind, table in sorted(tables.items())
+    ]
+    facts = {
+        kind: [{"zeros": x, "storage": s} for x, s in table.break_evens()] for kind, table in tables.items()
+    }
+    finding = "; ".join(shown) or "measured when a model with many zeros is first loaded"
+    return Check(name=name, finding=finding, facts=facts)
 
 
 def _check_memory(name: str) -> Check:

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from fastserve.backends.native.executable import CallProfile, NativeExecutable, compile_native
+from fastserve.backends.native.executable import (
+    CallProfile,
+    NativeExecutable,
+    compile_native,
+    make_runtime,
+)
+from fastserve.backends.native.storage_speed import measure_speeds
+from fastserve.backends.native.weight_scheme import SCHEMES
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.config import WeightFormat
 from fastserve.evaluate.machine import MIB, MachineLimits, check_share, measure_limits
@@ -23,6 +30,8 @@ from fastserve.types import Batch, Limits
 
 ROWS = (1, 8, 32, 128, 512)
 WORKING_SET = 64 * MIB  # of a shape's weights: as many copies, so that none stays in a core's own cache
+ZEROS_OF_SPARSE = (0.5, 0.8, 0.9, 0.95)
+ROWS_OF_SPARSE = (1, 8, 64)
 _VOCAB_SIZE = 64
 _BLOCK_SIZE = 32
 _ELEMENT_BITS = {"f32": 32, "f16": 16, "bf16": 16, "int8": 8, "int4": 4}
@@ -116,6 +125,39 @@ def measure_ops(
             if fastest.op not in ("linear", "sample"):
                 speeds.append(_to_speed(fastest, "", batch.num_tokens, limits))
     return speeds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseSpeed:
+    """How many times faster than with dense weights a linear is that keeps only values other than zero."""
+
+    op: str
+    weights: str
+    zeros: float
+    storage: str
+    rows: int
+    times_dense: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_sparse(formats: Sequence[WeightFormat], *, threads: int | None = None) -> list[SparseSpeed]:
+    """Linears of every format that can be sparse, by share of zeros, storage and rows, from memory.
+
+    Raises:
+        OptionError: `threads` is out of range.
+    """
+    runtime = make_runtime(threads)
+    schemes = {name: SCHEMES[name] for name in formats if name != "stored"}
+    return [
+        SparseSpeed(op="linear", weights=name, zeros=zeros, storage=storage, rows=rows, times_dense=speed)
+        for name, scheme in schemes.items()
+        if scheme.is_integer and scheme.offset == "none"
+        for zeros in ZEROS_OF_SPARSE
+        for storage, by_rows in measure_speeds(runtime, scheme, zeros, ROWS_OF_SPARSE).items()
+        for rows, speed in by_rows.items()
+    ]
 
 
 def make_batch(num_rows: int, context_length: int) -> Batch:

@@ -14,7 +14,7 @@ from fastserve import _native
 from fastserve.backends.native import storage_choice
 from fastserve.backends.native.executable import compile_native, make_runtime
 from fastserve.backends.native.packed_cache import PackedCache
-from fastserve.backends.native.storage_choice import MARGIN, ROWS, ZEROS, SpeedTable, StorageChoice
+from fastserve.backends.native.storage_choice import ROWS, ZEROS, SpeedTable, StorageChoice
 from fastserve.backends.native.storage_speed import Trial, measure_speeds
 from fastserve.backends.native.weight_scheme import SCHEMES, Storage, WeightScheme
 from fastserve.backends.native.weights import Weights
@@ -65,11 +65,21 @@ def test_the_fastest_storage_is_chosen(zeros: float, storage: Storage) -> None:
     assert BITMASK_THEN_CSR.choose(zeros) == storage
 
 
-def test_rows_count_alike_and_what_gains_little_stays_dense() -> None:
-    by_rows = dict(zip(ROWS, ([1.6], [0.8], [0.8]), strict=True))
-    assert SpeedTable({"csr": by_rows}).choose(0.95) == "dense"
-    assert table(csr=[MARGIN - 0.001]).choose(0.95) == "dense"
-    assert table(csr=[MARGIN + 0.001]).choose(0.95) == "csr"
+def test_one_row_counts_more_than_a_few_and_many_together() -> None:
+    for speeds, storage in (
+        ([1.15, 0.6, 0.8], "dense"),
+        ([1.2, 0.6, 0.8], "csr"),
+        ([0.5, 2.0, 2.0], "dense"),
+    ):
+        by_rows = {rows: [speed] for rows, speed in zip(ROWS, speeds, strict=True)}
+        assert SpeedTable({"csr": by_rows}).choose(0.95) == storage
+    assert table(csr=[0.999]).choose(0.95) == "dense"
+    assert table(csr=[1.001]).choose(0.95) == "csr"
+
+
+def test_more_zeros_are_never_taken_for_slower() -> None:
+    noisy = table(bitmask=[1.3, 0.9, 1.2, 1.2, 1.2, 1.2])
+    assert [share for share, _ in noisy.break_evens()] == [ZEROS[0]]
 
 
 def test_break_evens_are_where_the_choice_changes() -> None:
@@ -126,7 +136,7 @@ def test_a_damaged_file_is_measured_again(damage: str, measured: list[float], tm
     expected = choice.choose(runtime, INT8, 0.5)
     ((key, kinds),) = json.loads(path.read_text()).items()
     ((kind, speeds),) = kinds.items()
-    rows = str(ROWS[0])
+    rows = str(next(iter(ROWS)))
     match damage:
         case "empty":
             text = ""
@@ -159,7 +169,7 @@ def test_a_store_that_cannot_be_written_fails_no_run(measured: list[float], tmp_
 
 
 def test_measured_speeds_are_of_every_storage_and_number_of_rows() -> None:
-    trial = Trial(width=64, depth=128, seconds=0)
+    trial = Trial(width=64, depth=128, copies=2, seconds=0)
     speeds = measure_speeds(make_runtime(1), INT8, 0.9, (1, 20), trial=trial)
     assert {name: set(by_rows) for name, by_rows in speeds.items()} == {
         "bitmask": {1, 20},
@@ -234,5 +244,5 @@ def test_a_model_gives_the_same_bits_however_it_is_stored(
 
 def test_schemes_that_csr_cannot_hold_are_measured_without_it() -> None:
     whole_rows = replace(INT8, activation_group_size=0)
-    trial = Trial(width=64, depth=128, seconds=0)
+    trial = Trial(width=64, depth=128, copies=2, seconds=0)
     assert set(measure_speeds(make_runtime(1), whole_rows, 0.9, (1,), trial=trial)) == {"bitmask"}

@@ -15,14 +15,17 @@ from fastserve.backends.native.weight_scheme import SPARSE_STORAGES, Storage, We
 from fastserve.types import Batch, Float32Array
 
 MIN_TURNS = 5
+_ALIGNMENT = 64  # of panels (csrc/memory.h: kAlignment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """The matrix that is multiplied, and how many seconds the turns of a number of rows may take."""
+    """The matrix that is multiplied, how many copies of it, which come around in turn, and how many seconds
+    the turns of a number of rows may take."""
 
     width: int = 4096
     depth: int = 1024
+    copies: int = 16
     seconds: float = 0.3
 
 
@@ -38,8 +41,9 @@ def measure_speeds(
     """By storage and number of rows, how many times faster than dense weights with so many zeros. Storages
     that the scheme cannot have are left out.
 
-    Weights come from memory, as in a model larger than the caches. Each product is timed at its fastest, and
-    takes less than the time for which a system takes a thread off its core: what others do is left out.
+    Weights come from memory, as in a model larger than the caches: they are put out of all caches, and copies
+    have more pages than the processor remembers. Each product is timed at its fastest, and takes less than the
+    time for which a system takes a thread off its core: what others do is left out.
     """
     trial = trial or Trial()
     weight = make_weight((trial.width, trial.depth), share_of_zeros)
@@ -51,8 +55,9 @@ def measure_speeds(
     kinds: dict[Storage, _native.Weight] = {"dense": dense}
     kinds |= {name: dense.stored_as(runtime, name) for name in storages if dense.can_be_stored_as(name)}
     speeds: dict[Storage, dict[int, float]] = {name: {} for name in kinds if name != "dense"}
+    stacks = {name: _copy(kind, weight.shape, scheme, trial.copies) for name, kind in kinds.items()}
     for num_rows in rows:
-        seconds = _time(runtime, kinds, weight.shape, scheme, num_rows, trial.seconds)
+        seconds = _time(runtime, stacks, weight.shape, scheme, num_rows, trial.seconds)
         for name, of_rows in speeds.items():
             of_rows[num_rows] = seconds["dense"] / seconds[name]
     return speeds
@@ -63,6 +68,21 @@ def make_weight(shape: tuple[int, int], share_of_zeros: float) -> Float32Array:
     rng = np.random.default_rng(1)
     values = rng.uniform(0.2, 1, shape) * rng.choice([-1, 1], shape)
     return np.where(rng.random(shape) < share_of_zeros, 0, values).astype(np.float32)
+
+
+def _copy(
+    weight: _native.Weight, shape: tuple[int, int], scheme: WeightScheme, count: int
+) -> list[_native.Weight]:
+    """The weight and copies of it."""
+    fields: dict[str, object] = {**asdict(scheme), "storage": weight.storage}
+    copies = [weight]
+    for _ in range(count - 1):
+        memory = np.empty(weight.num_bytes + _ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % _ALIGNMENT
+        panels = memory[start : start + weight.num_bytes]
+        panels[:] = weight.panels
+        copies.append(_native.Weight.from_panels(panels, *shape, **fields))  # type: ignore[arg-type]
+    return copies
 
 
 def _make_plan(
@@ -105,7 +125,7 @@ def _make_plan(
 
 def _time(
     runtime: _native.Runtime,
-    kinds: Mapping[Storage, _native.Weight],
+    stacks: Mapping[Storage, Sequence[_native.Weight]],
     shape: tuple[int, int],
     scheme: WeightScheme,
     num_rows: int,
@@ -127,17 +147,21 @@ def _time(
         plan.run(batch, None)
         return time.perf_counter() - start
 
-    plans = {name: _make_plan(runtime, shape, scheme, num_rows, weight) for name, weight in kinds.items()}
+    plans = {
+        name: [_make_plan(runtime, shape, scheme, num_rows, weight) for weight in stack]
+        for name, stack in stacks.items()
+    }
     without_product = _make_plan(runtime, shape, scheme, num_rows, None)
     shortest: dict[Storage, float] = dict.fromkeys(plans, math.inf)
     rest = math.inf
     end = time.perf_counter() + seconds
     num_turns = 0
     while num_turns < MIN_TURNS or time.perf_counter() < end:
-        num_turns += 1
-        for name, plan in plans.items():
-            _native.evict(kinds[name].panels)
+        for name, stack in stacks.items():
+            index = num_turns % len(stack)
+            _native.evict(stack[index].panels)
             run(without_product)  # wakes the threads
             rest = min(rest, run(without_product))
-            shortest[name] = min(shortest[name], run(plan))
+            shortest[name] = min(shortest[name], run(plans[name][index]))
+        num_turns += 1
     return {name: max(total - rest, 1e-9) for name, total in shortest.items()}
