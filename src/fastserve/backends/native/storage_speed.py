@@ -42,8 +42,8 @@ def measure_speeds(
     that the scheme cannot have are left out.
 
     Weights come from memory, as in a model larger than the caches: they are put out of all caches, and copies
-    have more pages than the processor remembers. Each product is timed at its fastest, and takes less than the
-    time for which a system takes a thread off its core: what others do is left out.
+    have more pages than the processor remembers. Each product is timed at its fastest, and takes less than
+    the time for which a system takes a thread off its core: what others do is left out.
     """
     trial = trial or Trial()
     weight = make_weight((trial.width, trial.depth), share_of_zeros)
