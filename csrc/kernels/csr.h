@@ -42,7 +42,7 @@ static inline void linear_tile_csr(const LinearArgs& a, const uint8_t* panel, in
       for (int r = 0; r < R; ++r) acc[r] = set1(0);
       for (int step = 0; step < slice.num_steps[v]; ++step) {
         const uint64_t mask = *masks++;
-        const int count = count_ones(mask);
+        const int64_t count = count_ones(mask);
         const __m512i at = _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(entries));
         const __m512i values = _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(entries + count));
         prefetch_line((uintptr_t)entries + kCsrAhead);
@@ -81,9 +81,9 @@ static inline void expand_csr(const PackedWeight& w, const uint8_t* panel, int32
     for (int v = 0; v < kCsrVectors; ++v)
       for (int step = 0; step < slice.num_steps[v]; ++step) {
         const uint64_t mask = *masks++;
-        const int count = count_ones(mask);
+        const int64_t count = count_ones(mask);
         uint64_t left = mask;
-        for (int i = 0; i < count; ++i, left &= left - 1) {
+        for (int64_t i = 0; i < count; ++i, left &= left - 1) {
           const int row = v * (kPanel / kCsrVectors) + first_one(left) / 4;
           const int column = entries[i] & (width - 1);
           out[column / 4 * kPanel * 4 + row * 4 + column % 4] = (uint8_t)(entries[count + i] + kZeroByte);

@@ -5,13 +5,13 @@ constexpr uint8_t kZeroByte = 128;
 // What is added to a nibble of a weight without an offset.
 constexpr uint8_t kNibbleToByte = kZeroByte - 8;
 
-static inline int count_ones(uint64_t mask) {
+static inline int64_t count_ones(uint64_t mask) {
 #if defined(__GNUC__)
   return __builtin_popcountll(mask);
 #else
   mask -= mask >> 1 & 0x5555555555555555;
   mask = (mask & 0x3333333333333333) + (mask >> 2 & 0x3333333333333333);
-  return (int)(((mask + (mask >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56);
+  return (int64_t)(((mask + (mask >> 4)) & 0x0f0f0f0f0f0f0f0f) * 0x0101010101010101 >> 56);
 #endif
 }
 
@@ -20,7 +20,7 @@ static inline int first_one(uint64_t mask) {
 #if defined(__GNUC__)
   return __builtin_ctzll(mask);
 #else
-  return count_ones((mask & (0 - mask)) - 1);
+  return (int)count_ones((mask & (0 - mask)) - 1);
 #endif
 }
 
@@ -107,8 +107,8 @@ static inline void expand_nibbles(uint64_t low_mask, uint64_t high_mask, const u
 #endif
 
 // Bytes that the values of a pair of int4 columns take.
-static inline int paired_bytes(uint64_t low_mask, uint64_t high_mask) {
-  const int low = count_ones(low_mask), high = count_ones(high_mask);
+static inline int64_t paired_bytes(uint64_t low_mask, uint64_t high_mask) {
+  const int64_t low = count_ones(low_mask), high = count_ones(high_mask);
   return low > high ? low : high;
 }
 
@@ -157,6 +157,9 @@ struct StoredWeights {
 
 #if defined(FASTSERVE_ISA_AVX512VBMI2)
 
+// How many bytes ahead values are asked for.
+constexpr int64_t kExpandAhead = 1536;
+
 // Four columns of a panel at a time, expanded in registers, or of V vectors of its channels from `first` on: the others
 // are passed over. As fast as it gets, but paid for by every tile of rows.
 template <WeightFormat format, int first = 0>
@@ -174,9 +177,14 @@ struct ExpandedWeights {
 
   template <int V>
   void next(int32_t k, Weights4 (&w)[V]) {
-    if (k % kBitmaskBlock == 0) {
+    if ((k & (kBitmaskBlock - 1)) == 0) {
       masks = next_masks(values);
       values = block_values(masks, k, padded_depth);
+    }
+    // More rows than a full tile has keep the processor from looking far ahead.
+    if (V < 4 && first == 0 && (format == WeightFormat::int8 || (k & 4) == 0)) {
+      _mm_prefetch((const char*)values + kExpandAhead, _MM_HINT_T0);
+      _mm_prefetch((const char*)values + kExpandAhead + 64, _MM_HINT_T0);
     }
     const __m512i halves = _mm512_set1_epi8(15);
     for (int v = 0; v < 4; ++v) {
@@ -185,7 +193,7 @@ struct ExpandedWeights {
       if constexpr (format == WeightFormat::int8) {
         if (is_wanted) w[v - first] = expand(mask, _mm512_loadu_si512(values), kOffset);
         values += count_ones(mask);
-      } else if (k % 8 < 4) {
+      } else if ((k & 4) == 0) {
         if (is_wanted) {
           pairs[v] = _mm512_loadu_si512(values);
           w[v - first] = expand(mask, _mm512_and_si512(pairs[v], halves), kOffset);
