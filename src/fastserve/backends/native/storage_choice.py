@@ -111,14 +111,18 @@ class StorageChoice:
 
     machine: str  # a name that tells processors apart
     path: Path = field(default_factory=lambda: store_home() / "storage-speed.json")
+    # What this object measured or read, by _key and kind: one model asks for every matrix, wherever it is kept.
+    _known: dict[tuple[str, str], SpeedTable] = field(default_factory=dict, repr=False, compare=False)
 
     def choose(self, runtime: _native.Runtime, scheme: WeightScheme, share_of_zeros: float) -> Storage:
         """How a matrix of this scheme with so many zeros is stored."""
         if share_of_zeros < LEAST_ZEROS[scheme.format]:
             return "dense"
         kind = kind_of(scheme)
-        table = self.tables(runtime).get(kind) or self._measure(runtime, scheme)
-        return table.choose(share_of_zeros)
+        key = (self._key(runtime), kind)
+        if key not in self._known:
+            self._known[key] = self.tables(runtime).get(kind) or self._measure(runtime, scheme)
+        return self._known[key].choose(share_of_zeros)
 
     def tables(self, runtime: _native.Runtime) -> dict[str, SpeedTable]:
         """What the file has for these kernels and threads of this machine, by the kind of weights."""
