@@ -111,7 +111,8 @@ class StorageChoice:
 
     machine: str  # a name that tells processors apart
     path: Path = field(default_factory=lambda: store_home() / "storage-speed.json")
-    # What this object measured or read, by _key and kind: one model asks for every matrix, wherever it is kept.
+    # What this object measured or read, by _key and kind: one model asks for every matrix, wherever it is
+    # kept.
     _known: dict[tuple[str, str], SpeedTable] = field(default_factory=dict, repr=False, compare=False)
 
     def choose(self, runtime: _native.Runtime, scheme: WeightScheme, share_of_zeros: float) -> Storage:
