@@ -122,9 +122,9 @@ def run_real(model: LoadedModel, policy: str, arrivals: list[Arrival]) -> RealRu
 
 
 def fit(run: RealRun) -> SimulatedCost:
-    """By the mean of the steps, disturbed ones too: they have delayed the requests."""
+    """By the seconds of the steps, disturbed ones too: they have delayed the requests."""
     features, seconds = run.features[NUM_WARM_UP_STEPS:], run.seconds[NUM_WARM_UP_STEPS:]
-    cost, _ = fit_cost(np.array(features, np.float64), np.array(seconds))
+    cost, _ = fit_cost(np.array(features, np.float64), np.array(seconds), is_relative=False)
     predicted = sum(np.array(features, np.float64) @ np.array(coefficients(cost)))
     correction = sum(seconds) / float(predicted)
     return SimulatedCost(**{name: value * correction for name, value in asdict(cost).items()})

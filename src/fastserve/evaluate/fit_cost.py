@@ -199,15 +199,17 @@ def _request(prompt_tokens: int, completion_tokens: int) -> Arrival:
 
 
 def fit_cost(
-    features: Float64Array, seconds: Float64Array, *, slow_weight: float = 0.5
+    features: Float64Array, seconds: Float64Array, *, slow_weight: float = 0.5, is_relative: bool = True
 ) -> tuple[SimulatedCost, BoolArray]:
-    """Least squares of the relative errors with no coefficient below zero, outliers left out. Returns the
-    cost and which steps were kept, [steps].
+    """Least squares of the errors with no coefficient below zero, outliers left out. Returns the cost and
+    which steps were kept, [steps].
 
     Args:
         slow_weight: of a step that took longer than predicted, against 1 - slow_weight of the others
             (expectile regression, Newey and Powell, Econometrica 55, 1987): 0.5 is the mean; below it, the
             fit leans to the fast steps, which had the machine to themselves.
+        is_relative: errors are shares of a step's seconds, so that short steps count as much as long ones;
+            else they are seconds, which is what requests are delayed by.
 
     Raises:
         MeasurementError: too few steps.
@@ -219,7 +221,8 @@ def fit_cost(
     kept = np.ones(len(seconds), np.bool_)
     step_weights = np.ones(len(seconds))
     for _ in range(_ROUNDS):
-        coefficients = _solve(features[kept], seconds[kept], step_weights[kept])
+        scale = seconds[kept] if is_relative else np.full(int(kept.sum()), seconds[kept].mean())
+        coefficients = _solve(features[kept], seconds[kept], step_weights[kept], scale)
         errors = features @ coefficients / seconds - 1
         step_weights = np.where(errors < 0, slow_weight, 1 - slow_weight)
         spread = np.median(np.abs(errors - np.median(errors)))
@@ -227,12 +230,14 @@ def fit_cost(
     return SimulatedCost(**dict(zip(_COEFFICIENTS, coefficients.tolist(), strict=True))), kept
 
 
-def _solve(features: Float64Array, seconds: Float64Array, weights: Float64Array) -> Float64Array:
-    roots = np.sqrt(weights)
-    scaled = features / seconds[:, None] * roots[:, None]
+def _solve(
+    features: Float64Array, seconds: Float64Array, weights: Float64Array, scale: Float64Array
+) -> Float64Array:
+    roots = np.sqrt(weights) / scale
+    scaled = features * roots[:, None]
     used = np.arange(features.shape[1])
     while True:
-        solution, *_ = np.linalg.lstsq(scaled[:, used], roots, rcond=None)
+        solution, *_ = np.linalg.lstsq(scaled[:, used], seconds * roots, rcond=None)
         if (solution >= 0).all():
             coefficients = np.zeros(features.shape[1])
             coefficients[used] = solution
