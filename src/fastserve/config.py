@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -31,8 +32,14 @@ KvDtype = Literal["f32", "f16", "bf16", "int8"]
 Backend = Literal["native", "torch"]
 PrefixCache = Literal["lru", "lfu", "off"]
 PrefixScope = Literal["tenant", "all"]
+FairShare = Literal["tenant", "off"]
+UnknownTenants = Literal["admit", "refuse"]
 
 DEFAULT_CONTEXT_LENGTH = 8192  # keeps the KV memory of a long-context model within a small machine
+
+PRIORITY_CLASSES = ("interactive", "standard", "batch")
+MOST_TIMEOUT_MS = 7 * 24 * 3600 * 1000.0
+MOST_TENANT_WEIGHT = 1e6
 
 MOST_GAP_SECONDS = 60.0  # with so much time for a step, all rows go to prompts that wait
 
@@ -52,6 +59,17 @@ class ScheduleOptions:
         prefix_cache: which prefix of earlier requests is given up first when memory is needed, the least
             recently or the least frequently used; `off` keeps none.
         share_prefixes: with whom: requests of the same tenant, or all.
+        fair_share: between whom service is shared fairly before the policy is asked: tenants, or `off` (see
+            `fastserve.engine.tenant`).
+        tenant_weights: by tenant, above 0 up to MOST_TENANT_WEIGHT; who is not named has 1. Under contention one with
+            twice the weight gets twice the service.
+        unknown_tenants: whether requests of tenants without a weight are admitted or refused.
+        priority_classes: names, the best first: a request of a better class goes before all of a worse one,
+            whatever the policy.
+        default_class: that of requests that name none.
+        max_waiting: most requests that wait for their first turn; more are refused. None is no limit.
+        queue_timeout_ms: how long a request may wait for its first turn; None is for ever.
+        session_idle_seconds: a session without requests for so long is forgotten.
     """
 
     policy: str = "fcfs"
@@ -59,14 +77,61 @@ class ScheduleOptions:
     target_gap_seconds: float | None = None
     prefix_cache: PrefixCache = "lru"
     share_prefixes: PrefixScope = "tenant"
+    fair_share: FairShare = "tenant"
+    tenant_weights: Mapping[str, float] | None = None
+    unknown_tenants: UnknownTenants = "admit"
+    priority_classes: Sequence[str] = PRIORITY_CLASSES
+    default_class: str = "standard"
+    max_waiting: int | None = None
+    queue_timeout_ms: float | None = None
+    session_idle_seconds: float = 600.0
 
     def __post_init__(self) -> None:
+        self._check_tenants()
+        self._check_classes()
+        if self.max_waiting is not None:
+            check_integer("max_waiting", self.max_waiting, low=1)
+        if self.queue_timeout_ms is not None:
+            check_number("queue_timeout_ms", self.queue_timeout_ms, 0, MOST_TIMEOUT_MS, is_low_open=True)
+        check_number("session_idle_seconds", self.session_idle_seconds, 1, MOST_TIMEOUT_MS / 1000)
         check_choice("prefix_cache", self.prefix_cache, get_args(PrefixCache))
         check_choice("share_prefixes", self.share_prefixes, get_args(PrefixScope))
         if self.prefill_chunk_tokens is not None:
             check_integer("prefill_chunk_tokens", self.prefill_chunk_tokens, low=1)
         if self.target_gap_seconds is not None:
             check_number("target_gap_seconds", self.target_gap_seconds, 0.001, MOST_GAP_SECONDS)
+
+    def _check_tenants(self) -> None:
+        check_choice("fair_share", self.fair_share, get_args(FairShare))
+        check_choice("unknown_tenants", self.unknown_tenants, get_args(UnknownTenants))
+        if self.tenant_weights is None:
+            if self.unknown_tenants == "refuse":
+                raise OptionError(
+                    "unknown_tenants='refuse' without tenant_weights would refuse everybody",
+                    hint="name the tenants in tenant_weights",
+                )
+            return
+        check_kind("tenant_weights", self.tenant_weights, Mapping, "a mapping from tenants to weights")
+        if self.fair_share == "off" and self.unknown_tenants == "admit":
+            raise OptionError(
+                "tenant_weights has no use with fair_share='off'", hint="leave one of the two out"
+            )
+        for tenant, weight in self.tenant_weights.items():
+            check_kind("a tenant of tenant_weights", tenant, str, "a name")
+            name = f"tenant_weights[{tenant!r}]"
+            check_number(name, weight, 0, MOST_TENANT_WEIGHT, is_low_open=True)
+
+    def _check_classes(self) -> None:
+        names = self.priority_classes
+        is_list = isinstance(names, Sequence) and not isinstance(names, str)
+        if not is_list or not names or not all(isinstance(name, str) and name for name in names):
+            raise OptionError(
+                f"priority_classes={names!r} is not a sequence of names",
+                hint="name at least one class, the best first",
+            )
+        if len(set(names)) < len(names):
+            raise OptionError(f"priority_classes={names!r} has a name twice", hint="name each class once")
+        check_choice("default_class", self.default_class, tuple(names))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ FastServeError
 ├── ContextLengthError     a prompt (with its completion) does not fit the model's context
 ├── TemplateError          a chat template is missing or failed on these messages
 ├── StepError              a request could not go on: its step failed, or the model is broken
+├── DeadlineError          a request cannot be complete in its time, or was not, or waited too long for a turn
+├── QueueFullError         as many requests wait as may; it says when to try again
 ├── TraceError             a trace of requests is missing, broken or of no known format
 └── MeasurementError       a measurement contradicts itself, or what was to be measured failed
 """
@@ -71,6 +73,22 @@ class TemplateError(FastServeError):
 
 class StepError(FastServeError):
     """A request could not go on: a step that it took part in failed, or the model computed no numbers."""
+
+
+class DeadlineError(FastServeError):
+    """A request cannot be complete in the time that it was given, or was not; or it had no turn in time."""
+
+
+class QueueFullError(FastServeError):
+    """As many requests wait for their first turn as may.
+
+    Attributes:
+        retry_after_seconds: when a place is likely to be free, by how fast requests have started of late.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class TraceError(FastServeError):

@@ -116,6 +116,11 @@ class OnlineStepCost:
         if self._num_observed % _REFIT_STEPS == 0 or self._num_observed < _REFIT_STEPS:
             self._refit()
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has seen enough steps to say something of this machine."""
+        return self._num_observed >= _REFIT_STEPS
+
     def seconds(self, work: StepWork) -> float:
         return self.model.seconds(work)
 

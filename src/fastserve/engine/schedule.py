@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 
 from fastserve.config import ScheduleOptions
@@ -11,18 +12,25 @@ from fastserve.engine.guard import Guard
 from fastserve.engine.mover import Mover
 from fastserve.engine.pace import Pace
 from fastserve.engine.policy import make_policy
-from fastserve.engine.policy.policy import Policy, rank
+from fastserve.engine.policy.policy import Policy
+from fastserve.engine.precedence import Precedence
 from fastserve.engine.residency import Residency
 from fastserve.engine.sequence import Residence, Sequence
+from fastserve.engine.session import Sessions
+from fastserve.engine.tenant import Tenants
 from fastserve.engine.turn import Round, Turn, total_work
 from fastserve.types import Limits
+
+
+_STARTS_MEMORY = 0.99  # of how fast requests start: the last hundred steps count
 
 
 class Scheduler:
     """Gives turns (see Round), and keeps account of them.
 
     Args:
-        policy: may be changed at any time by `set_policy`.
+        precedence: the order of turns; its policy may be changed at any time by `set_policy`.
+        sessions: what those of the sequences that have one have attained.
         cost: of a step; what `commit` says is observed by it.
         prefill_chunk_tokens: most tokens of one prompt in one step.
     """
@@ -32,14 +40,16 @@ class Scheduler:
         residency: Residency,
         limits: Limits,
         *,
-        policy: Policy,
+        precedence: Precedence,
+        sessions: Sessions,
         cost: OnlineStepCost,
         pace: Pace,
         prefill_chunk_tokens: int | None = None,
     ) -> None:
         self.residency = residency
         self._limits = limits
-        self._policy = policy
+        self._precedence = precedence
+        self._sessions = sessions
         self.cost = cost
         self._pace = pace
         self._guard = Guard()
@@ -47,6 +57,9 @@ class Scheduler:
         self._live: list[Sequence] = []  # in the order of their ranks, as of the last step
         self._had_turn: list[Sequence] = []  # in the last step
         self.num_preemptions = 0
+        self.num_unstarted = 0  # requests that have had no turn
+        self._recent_starts = 0.0  # first turns, and ...
+        self._recent_seconds = 0.0  # ... the steps that they were in or waited for, which are forgotten alike
 
     @property
     def has_work(self) -> bool:
@@ -54,7 +67,12 @@ class Scheduler:
 
     @property
     def policy(self) -> Policy:
-        return self._policy
+        return self._precedence.policy
+
+    @property
+    def seconds_per_start(self) -> float:
+        """How long it has taken of late until another request had its first turn; infinite where none had."""
+        return self._recent_seconds / self._recent_starts if self._recent_starts > 0.01 else math.inf
 
     @property
     def sequences(self) -> Seq[Sequence]:
@@ -62,31 +80,28 @@ class Scheduler:
         return self._live
 
     def add(self, sequence: Sequence, now: float) -> None:
-        self._policy.enter(sequence, now)
-        self._live.append(sequence)
+        self.num_unstarted += 1
+        self._enter(sequence, now)
 
     def set_policy(self, spec: str, now: float) -> None:
         """Go on by another policy, from what every sequence has come to. Raises as make_policy."""
         policy = make_policy(spec, cost=self.cost, max_sequences=self._limits.max_sequences)
-        for sequence in self._live:
-            self._policy.leave(sequence)
-            policy.enter(sequence, now)
-        self._policy = policy
+        self._precedence.set_policy(policy, self._live, now)
 
     def schedule(self, now: float) -> list[Turn]:
         """The turns of the next step. Empty where nobody can run now: all wait for a move, or are held."""
         self.residency.settle()
-        self._policy.refresh(self._live, now)
-        self._live.sort(key=rank)
+        self._precedence.refresh(self._live, now)
         turns = Round(
             self.residency,
-            policy=self._policy,
+            policy=self._precedence,
             guard=self._guard,
             pace=self._pace,
             limits=self._limits,
             prefill_chunk_tokens=self._prefill_chunk_tokens,
             now=now,
-        ).make_turns(self._live)
+        ).make_turns(self._precedence.arrange(self._live))
+        self._precedence.settle(turns)
         self._count_preemptions(turns)
         return turns
 
@@ -94,13 +109,19 @@ class Scheduler:
         """A step has run these turns: their tokens are computed. Their outputs get their tokens after
         this."""
         self.cost.observe(total_work(turns), seconds)
+        self._recent_starts *= _STARTS_MEMORY
+        self._recent_seconds = _STARTS_MEMORY * self._recent_seconds + seconds
         for turn in turns:
             sequence = turn.sequence
+            if not sequence.is_started:
+                self._start(sequence)
             sequence.num_computed_tokens += turn.num_tokens
             self.residency.register(sequence)
             sequence.attained_seconds += seconds
             sequence.resident_seconds += seconds
-            self._policy.serve(sequence, seconds, now)
+            if sequence.session:
+                self._sessions.serve(sequence, seconds, now)
+            self._precedence.serve(sequence, seconds, now)
             if turn.outputs and sequence.forks:
                 self._fork(sequence, now)
 
@@ -110,20 +131,40 @@ class Scheduler:
             return
         if sequence in self._live:
             self._live.remove(sequence)
-            self._policy.leave(sequence)
+            self._precedence.leave(sequence)
+            if sequence.session:
+                self._sessions.leave(sequence)
+            self.num_unstarted -= not sequence.is_started
         self.residency.release(sequence)
 
     def check_invariants(self) -> None:
         """Assert that blocks and sequences belong together."""
         self.residency.check_invariants(self._live)
+        self._precedence.check_invariants(self._live)
+        assert self.num_unstarted == sum(not sequence.is_started for sequence in self._live)
         for sequence in self._live:
             assert sequence.num_computed_tokens <= len(sequence.token_ids) <= sequence.max_length
+
+    def _enter(self, sequence: Sequence, now: float) -> None:
+        if sequence.session:
+            self._sessions.enter(sequence, now)
+        self._precedence.enter(sequence, now)
+        self._live.append(sequence)
+
+    def _start(self, sequence: Sequence) -> None:
+        """It has its first turn. What it has found in the cache of prefixes is not charged to its tenant."""
+        sequence.is_started = True
+        sequence.num_charged_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        self.num_unstarted -= 1
+        self._recent_starts += 1
 
     def _fork(self, sequence: Sequence, now: float) -> None:
         """Its prompt is computed: its forks go on by themselves."""
         for child in sequence.forks:
             self.residency.fork(sequence, child)
-            self.add(child, now)
+            child.is_started = True
+            child.num_charged_tokens = sequence.num_charged_tokens
+            self._enter(child, now)
         sequence.forks = []
 
     def _count_preemptions(self, turns: Seq[Turn]) -> None:
@@ -155,6 +196,8 @@ def make_scheduler(
         OptionError: an unknown policy or knob, or a value out of its range.
     """
     cost = OnlineStepCost(initial_cost or StepCost())
+    chunk_tokens = min(options.prefill_chunk_tokens or limits.max_tokens, limits.max_tokens)
+    tenants = Tenants(options.tenant_weights, chunk_tokens=chunk_tokens)
     pool = BlockPool(
         num_blocks=limits.num_blocks,
         block_size=block_size,
@@ -163,7 +206,11 @@ def make_scheduler(
     return Scheduler(
         Residency(pool, mover=mover, cost=cost, reuses_prefixes=options.prefix_cache != "off"),
         limits,
-        policy=make_policy(options.policy, cost=cost, max_sequences=limits.max_sequences),
+        precedence=Precedence(
+            make_policy(options.policy, cost=cost, max_sequences=limits.max_sequences),
+            tenants=None if options.fair_share == "off" else tenants,
+        ),
+        sessions=Sessions(idle_seconds=options.session_idle_seconds),
         cost=cost,
         pace=Pace(cost, max_tokens=limits.max_tokens, target_gap_seconds=options.target_gap_seconds),
         prefill_chunk_tokens=options.prefill_chunk_tokens,

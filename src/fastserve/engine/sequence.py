@@ -39,6 +39,9 @@ class Sequence:
     seed: int = 0
     tenant: str = ""
     priority: int = 0  # the lower goes first
+    class_index: int = 0  # of its priority class: the lower goes first, whatever the policy
+    session: str = ""  # of the tenant's program that it belongs to; "" is none
+    deadline_seconds: float | None = None  # by the engine's clock
     scope: PrefixKey = b""  # who shares its prefixes: everybody of the same scope
     forks: list[Sequence] = field(default_factory=list)  # wait for this one's prompt, to go on from it
 
@@ -53,7 +56,10 @@ class Sequence:
 
     rank: Any = 0
     standing: Any = None
-    attained_seconds: float = 0.0  # of the steps in which it had a turn
+    is_started: bool = False  # it has had a turn
+    num_charged_tokens: int = 0  # of the first of its tokens, which its tenant has been charged for
+    attained_seconds: float = 0.0  # of the steps in which it had a turn, and what it inherited
+    inherited_seconds: float = 0.0  # attained by its session before it came
     resident_seconds: float = 0.0  # the same, since it came into the fast pool
     num_evictions: int = 0  # how often it lost its blocks, moved or dropped
     num_preemptions: int = 0  # how often it was passed over after a turn, before it was finished

@@ -77,6 +77,7 @@ class Round:
         self._is_blocked = False  # somebody waits for memory: nobody behind is let in to take it
         self._order: Seq[Sequence] = ()
         self._departures: list[Sequence] | None = None  # residents, the first to give up memory last
+        self._places: dict[int, int] | None = None  # in the order, by sequence_id
 
     def make_turns(self, order: Seq[Sequence]) -> list[Turn]:
         """The turns of sequences in the order of their ranks."""
@@ -188,7 +189,7 @@ class Round:
                 break
             if victim.sequence_id in self._has_turn:
                 continue
-            if not victim.is_held and not self._policy.outranks(better, victim):
+            if not victim.is_held and not self._may_displace(better, victim):
                 continue
             seconds = self._residency.eviction_seconds(victim)
             is_guarded = self._policy.is_guarded and not victim.is_held
@@ -202,6 +203,15 @@ class Round:
             self._guard.spend(seconds)
             self._residents().remove(victim)
             self._residency.evict(victim)
+
+    def _may_displace(self, better: Sequence, victim: Sequence) -> bool:
+        return self._policy.outranks(better, victim) and self._is_behind(victim, better)
+
+    def _is_behind(self, sequence: Sequence, other: Sequence) -> bool:
+        """Whether it comes after another in the order, which is more than the policy's ranks."""
+        if self._places is None:
+            self._places = {s.sequence_id: place for place, s in enumerate(self._order)}
+        return self._places[sequence.sequence_id] > self._places[other.sequence_id]
 
     def _bring_back(self, order: Iterable[Sequence]) -> None:
         """Let sequences of the slow tier, whose turn is near, arrive before it comes."""
@@ -238,7 +248,7 @@ class Round:
             is_resident = victim.residence is Residence.FAST
             if not is_resident or victim.sequence_id in self._has_turn or victim is after:
                 continue
-            if after is None or victim.is_held or victim.rank > after.rank:
+            if after is None or victim.is_held or self._is_behind(victim, after):
                 return victim
         return None
 
