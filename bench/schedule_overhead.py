@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 
 import numpy as np
 
@@ -22,23 +23,22 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--policies", nargs="+", default=list(POLICY_NAMES))
     parser.add_argument("--waiting", nargs="+", type=int, default=[256, 1000])
+    parser.add_argument("--tenants", nargs="+", type=int, default=[1, 8], help="whose sequences they are")
     parser.add_argument("--steps", type=int, default=600)
     arguments = parser.parse_args()
     results: dict[str, dict[str, float]] = {}
     rows = []
-    for policy in arguments.policies:
-        for num_waiting in arguments.waiting:
-            schedule, commit = measure(policy, num_waiting + LIMITS.max_sequences, arguments.steps)
-            results[f"{policy}, {num_waiting} waiting"] = {
-                "schedule_seconds": schedule,
-                "commit_seconds": commit,
-            }
-            text = f"{1e6 * schedule:.0f} + {1e6 * commit:.0f} microseconds"
-            rows.append((f"{policy}, {num_waiting} waiting: turns + accounts, medians", text))
+    settings = product(arguments.policies, arguments.waiting, arguments.tenants)
+    for policy, num_waiting, num_tenants in settings:
+        schedule, commit = measure(policy, num_waiting + LIMITS.max_sequences, num_tenants, arguments.steps)
+        name = f"{policy}, {num_waiting} waiting, {num_tenants} {'tenant' if num_tenants == 1 else 'tenants'}"
+        results[name] = {"schedule_seconds": schedule, "commit_seconds": commit}
+        text = f"{1e6 * schedule:.0f} + {1e6 * commit:.0f} microseconds"
+        rows.append((f"{name}: turns + accounts, medians", text))
     publish(arguments, results, rows)
 
 
-def measure(policy: str, num_sequences: int, num_steps: int) -> tuple[float, float]:
+def measure(policy: str, num_sequences: int, num_tenants: int, num_steps: int) -> tuple[float, float]:
     """Median seconds of `schedule` and of `commit`."""
     scheduler = make_scheduler(LIMITS, block_size=32, options=ScheduleOptions(policy=policy))
     for index in range(num_sequences):
@@ -49,6 +49,7 @@ def measure(policy: str, num_sequences: int, num_steps: int) -> tuple[float, flo
             num_prompt_tokens=length,
             max_tokens=3000,
             arrival_seconds=index * 0.001,
+            tenant=str(index % num_tenants),
         )
         scheduler.add(sequence, 0.0)
     schedules, commits = [], []

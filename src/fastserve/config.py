@@ -61,8 +61,8 @@ class ScheduleOptions:
         share_prefixes: with whom: requests of the same tenant, or all.
         fair_share: between whom service is shared fairly before the policy is asked: tenants, or `off` (see
             `fastserve.engine.tenant`).
-        tenant_weights: by tenant, above 0 up to MOST_TENANT_WEIGHT; who is not named has 1. Under contention one with
-            twice the weight gets twice the service.
+        tenant_weights: by tenant, above 0 up to MOST_TENANT_WEIGHT; who is not named has 1. Under contention
+            one with twice the weight gets twice the service.
         unknown_tenants: whether requests of tenants without a weight are admitted or refused.
         priority_classes: names, the best first: a request of a better class goes before all of a worse one,
             whatever the policy.

@@ -35,6 +35,9 @@ STDIN = "-"
 @click.option(
     "--chat", is_flag=True, help="Answer each prompt as a user's message (needs a model tuned for chat)."
 )
+@click.option(
+    "--timeout-ms", type=float, help="Give up on a completion that takes longer; by default none does."
+)
 @sampling_options(SamplingParams())
 @engine_options(
     "weights",
@@ -55,6 +58,7 @@ def generate(
     model: str,
     prompts: Sequence[str],
     chat: bool,
+    timeout_ms: float | None,
     params: SamplingParams,
     options: EngineOptions,
     profile: bool,
@@ -71,13 +75,13 @@ def generate(
         requests = [_to_prompt(llm, text, chat=chat) for text in texts]
         with profiling(llm, shown=profile):
             if json:
-                completions = llm.generate(requests, params)
+                completions = llm.generate(requests, params, timeout_ms=timeout_ms)
                 documents = [completion_to_json(completion.checked()) for completion in completions]
                 print_json(documents[0] if len(documents) == 1 else {"completions": documents})
             elif len(requests) == 1:
-                _stream(llm, requests[0], params)
+                _stream(llm, requests[0], params, timeout_ms)
             else:
-                _print_all(texts, llm.generate(requests, params))
+                _print_all(texts, llm.generate(requests, params, timeout_ms=timeout_ms))
 
 
 def read_texts(arguments: Sequence[str]) -> list[str]:
@@ -107,9 +111,9 @@ def _to_prompt(llm: LLM, text: str, *, chat: bool) -> Prompt:
     return llm.chat_prompt([{"role": "user", "content": text}]) if chat else text
 
 
-def _stream(llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
+def _stream(llm: LLM, prompt: Prompt, params: SamplingParams, timeout_ms: float | None) -> None:
     completion = None
-    for chunk in llm.stream(prompt, params):
+    for chunk in llm.stream(prompt, params, timeout_ms=timeout_ms):
         print(chunk.text, end="", flush=True)
         completion = chunk.completion
     print()

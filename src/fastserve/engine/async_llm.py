@@ -149,15 +149,23 @@ class AsyncLLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        priority_class: str | None = None,
+        timeout_ms: float | None = None,
+        session: str = "",
     ) -> Stream:
         """Queue a request; its chunks come from the stream. The caller closes it.
 
         Args:
             priority: the lower goes first, where the policy looks at it.
-            tenant: whose request it is.
+            tenant: whose request it is; tenants share the model fairly, by their weights.
+            priority_class: one of the options' classes; None is their default.
+            timeout_ms: it is to be complete within so long of this call; else it ends with an error.
+            session: of the tenant's program that it belongs to, whose requests are charged together.
 
         Raises:
             OptionError, ContextLengthError, MemoryLimitError: it is refused; see `Engine.add`.
+            QueueFullError: as many requests wait as may; it says when to try again.
+            DeadlineError: it cannot be complete in time.
         """
         arrival_seconds = time.perf_counter()
         self._check_open()
@@ -172,6 +180,9 @@ class AsyncLLM:
             params=params,
             priority=priority,
             tenant=tenant,
+            priority_class=priority_class,
+            timeout_ms=timeout_ms,
+            session=session,
             arrival_seconds=arrival_seconds,
         )
         try:
@@ -188,9 +199,20 @@ class AsyncLLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        priority_class: str | None = None,
+        timeout_ms: float | None = None,
+        session: str = "",
     ) -> AsyncGenerator[Chunk, None]:
         """Complete a prompt token by token. Closing the generator aborts the request. See `submit`."""
-        stream = await self.submit(prompt, params, priority=priority, tenant=tenant)
+        stream = await self.submit(
+            prompt,
+            params,
+            priority=priority,
+            tenant=tenant,
+            priority_class=priority_class,
+            timeout_ms=timeout_ms,
+            session=session,
+        )
         try:
             async for chunk in stream:
                 yield chunk
@@ -204,9 +226,20 @@ class AsyncLLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        priority_class: str | None = None,
+        timeout_ms: float | None = None,
+        session: str = "",
     ) -> list[Completion]:
         """The `n` completions of a prompt. Cancelling the call aborts the request. See `submit`."""
-        stream = await self.submit(prompt, params, priority=priority, tenant=tenant)
+        stream = await self.submit(
+            prompt,
+            params,
+            priority=priority,
+            tenant=tenant,
+            priority_class=priority_class,
+            timeout_ms=timeout_ms,
+            session=session,
+        )
         try:
             completions = [chunk.completion async for chunk in stream if chunk.completion is not None]
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from fastserve.errors import StepError
+from fastserve.errors import DeadlineError, StepError
 
 FinishReason = Literal["stop", "length", "error"]
 """Why a completion ended.
@@ -46,6 +46,7 @@ class Completion:
     decode_tokens_per_second: float | None  # after the first token; None for a single token
     index: int = 0  # among the completions of its request
     error: str | None = None  # why it could not go on
+    has_expired: bool = False  # it ended by an error because it took too long, or waited too long
 
     @property
     def completion_tokens(self) -> int:
@@ -55,8 +56,14 @@ class Completion:
         """The completion itself.
 
         Raises:
-            StepError: it ended by an error.
+            DeadlineError: it took too long, or waited too long for its first turn.
+            StepError: it ended by another error.
         """
+        if self.has_expired:
+            raise DeadlineError(
+                f"after {self.completion_tokens} tokens {self.error}",
+                hint="allow more time, or send it when less is waiting",
+            )
         if self.error is not None:
             raise StepError(
                 f"after {self.completion_tokens} tokens {self.error}",

@@ -13,7 +13,8 @@ from itertools import count
 
 import numpy as np
 
-from fastserve.config import ScheduleOptions
+from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions
+from fastserve.engine.admission import Admission
 from fastserve.engine.batch import build_batch
 from fastserve.engine.block import scope_of
 from fastserve.engine.completion import NO_TOKEN, Chunk, TokenLogprobs
@@ -25,8 +26,8 @@ from fastserve.engine.sequence import Residence, Sequence
 from fastserve.engine.text import CompletionText, TokenDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
-from fastserve.errors import ContextLengthError, MemoryLimitError, OptionError
-from fastserve.option import check_integer, check_kind
+from fastserve.errors import ContextLengthError, DeadlineError, MemoryLimitError, OptionError
+from fastserve.option import check_choice, check_integer, check_kind, check_number
 from fastserve.types import Executable, SamplingParams, StepResult
 
 _LONGEST_WAIT_SECONDS = 0.05  # for a move to finish, where nobody can run
@@ -47,6 +48,9 @@ class EngineStatus:
     num_cached_blocks: int
     num_slow_blocks_used: int
     num_preemptions: int
+    num_unstarted: int  # requests that wait for their first turn
+    num_refused: int  # requests, as the queue was full or their deadline could not be kept
+    num_expired: int  # requests that took too long, or waited too long
     residency: ResidencyCounters
     cost: StepCost  # as fitted to the steps so far
 
@@ -87,12 +91,18 @@ class Engine:
             limits, block_size=executable.block_size, options=options, mover=mover, initial_cost=cost
         )
         self.pool = self.scheduler.residency.pool
+        self._admission = Admission(
+            self.scheduler,
+            limits,
+            max_waiting=options.max_waiting,
+            queue_timeout_ms=options.queue_timeout_ms,
+        )
+        self._options = options
         self._executable = executable
         self._mover = mover
         self._eos_token_ids = frozenset(eos_token_ids)
         self._make_decoder = make_decoder
         self._context_length = context_length
-        self._shares_with_all = options.share_prefixes == "all"
         self._clock = clock
         self._ids = count()
         self._is_waiting = False
@@ -115,23 +125,38 @@ class Engine:
         *,
         priority: int = 0,
         tenant: str = "",
+        priority_class: str | None = None,
+        timeout_ms: float | None = None,
+        session: str = "",
         arrival_seconds: float | None = None,
     ) -> int:
         """Queue a request and return its request_id.
 
         Args:
             priority: the lower goes first, where the policy looks at it.
-            tenant: whose request it is: prefixes are shared with nobody else's, unless the options say so.
+            tenant: whose request it is: service is shared fairly between tenants, and prefixes with nobody
+                else's, unless the options say otherwise.
+            priority_class: one of the options' classes; None is their default.
+            timeout_ms: it is to be complete within so long of its arrival, and ends with an error if not.
+            session: of the tenant's program that it belongs to: it begins with the service that the program's
+                requests have had. "" is none.
             arrival_seconds: when it came, by the engine's clock; None is now.
 
         Raises:
             OptionError: the prompt is empty, or names a token that is not in the vocabulary; more completions
-                are asked for than a step has output rows.
+                are asked for than a step has output rows; an argument is out of its range, or names a tenant
+                or a class that there is not.
             ContextLengthError: the prompt, with `max_tokens`, does not fit the context.
             MemoryLimitError: it does not fit the KV memory, even alone.
+            QueueFullError: as many requests wait for their first turn as may.
+            DeadlineError: it cannot be complete in time.
         """
         check_integer("priority", priority, low=-(2**31), high=2**31)
-        check_kind("tenant", tenant, str, "a name")
+        self._check_tenant(tenant)
+        class_index = self._class_index(priority_class)
+        check_kind("session", session, str, "a name")
+        if timeout_ms is not None:
+            check_number("timeout_ms", timeout_ms, 0, MOST_TIMEOUT_MS, is_low_open=True)
         max_tokens = fit_max_tokens(len(prompt_ids), params.max_tokens, self._context_length)
         self._check_token_ids("prompt", prompt_ids)
         self._check_token_ids("logit_bias", tuple(params.logit_bias))
@@ -141,7 +166,9 @@ class Engine:
                 hint="ask for fewer completions, or load the model with a larger max_sequences",
             )
         max_tokens = self._fit_memory(len(prompt_ids), params.max_tokens, max_tokens)
-        now = self._clock() if arrival_seconds is None else arrival_seconds
+        self._admission.check_queue()
+        now = self._clock()
+        arrival_seconds = now if arrival_seconds is None else arrival_seconds
         seed = secrets.randbits(64) if params.seed is None else params.seed
         request_id = next(self._ids)
         sequences = [
@@ -152,15 +179,18 @@ class Engine:
                 max_tokens=max_tokens,
                 params=params,
                 seed=(seed + index) % 2**64,
-                arrival_seconds=now,
+                arrival_seconds=arrival_seconds,
                 tenant=tenant,
                 priority=priority,
-                scope=b"" if self._shares_with_all else scope_of(tenant),
+                class_index=class_index,
+                session=session,
+                deadline_seconds=None if timeout_ms is None else arrival_seconds + timeout_ms / 1000,
+                scope=b"" if self._options.share_prefixes == "all" else scope_of(tenant),
             )
             for index in range(params.n)
         ]
         sequences[0].forks = sequences[1:]
-        self._requests[request_id] = [
+        transcripts = [
             Transcript(
                 request_id=request_id,
                 index=index,
@@ -169,14 +199,17 @@ class Engine:
             )
             for index, sequence in enumerate(sequences)
         ]
-        self._transcripts |= {t.sequence.sequence_id: t for t in self._requests[request_id]}
-        self.scheduler.add(sequences[0], now)
+        self._take_in(request_id, sequences[0], timeout_ms, now)
+        self._requests[request_id] = transcripts
+        self._transcripts |= {t.sequence.sequence_id: t for t in transcripts}
         return request_id
 
     def step(self) -> list[Chunk]:
         """Run one step and return a chunk for every token that it chose, and for every completion that
-        failed."""
+        failed. Where the time of requests is over, it ends them instead."""
         started = self._clock()
+        if expired := self._expire(started):
+            return expired
         turns = self.scheduler.schedule(started)
         self._is_waiting = not turns
         if not turns:
@@ -184,6 +217,8 @@ class Engine:
             return []
         try:
             result = self._run(turns)
+        except MemoryError as error:
+            return self._fail_largest(turns, error)
         except Exception as error:
             return self._fail_step(turns, error)
         now = self._clock()
@@ -227,6 +262,9 @@ class Engine:
             num_cached_blocks=self.pool.num_cached,
             num_slow_blocks_used=residency.num_slow_blocks_used,
             num_preemptions=scheduler.num_preemptions,
+            num_unstarted=scheduler.num_unstarted,
+            num_refused=self._admission.num_refused,
+            num_expired=self._admission.num_expired,
             residency=replace(residency.counters),
             cost=scheduler.cost.model,
         )
@@ -275,10 +313,29 @@ class Engine:
             self._finish(transcript)
         return transcript.chunk(text, token_id=token_id, completion=completion)
 
-    def _fail(self, transcript: Transcript, error: str, now: float) -> Chunk:
+    def _take_in(self, request_id: int, sequence: Sequence, timeout_ms: float | None, now: float) -> None:
+        """Have the scheduler rank it. Raises DeadlineError where it cannot be complete in time."""
+        self.scheduler.add(sequence, now)
+        try:
+            if timeout_ms is not None:
+                self._admission.check_deadline(sequence, timeout_ms, now)
+        except DeadlineError:
+            self.scheduler.finish(sequence)
+            raise
+        self._admission.watch(request_id, sequence, timeout_ms, now)
+
+    def _expire(self, now: float) -> list[Chunk]:
+        """End the requests whose time is over."""
+        return [
+            self._fail(transcript, reason, now, has_expired=True)
+            for request_id, reason in self._admission.expired(now)
+            for transcript in list(self._requests[request_id])
+        ]
+
+    def _fail(self, transcript: Transcript, error: str, now: float, *, has_expired: bool = False) -> Chunk:
         """The last chunk of a completion that cannot go on."""
         text = transcript.text.finish()
-        completion = transcript.complete(text, "error", now, error=error)
+        completion = transcript.complete(text, "error", now, error=error, has_expired=has_expired)
         self._finish(transcript)
         return transcript.chunk(text, token_id=None, completion=completion)
 
@@ -290,6 +347,23 @@ class Engine:
         failed = [s for turn in turns for s in (turn.sequence, *turn.sequence.forks)]
         return [self._fail(self._transcripts[s.sequence_id], reason, now) for s in failed]
 
+    def _fail_largest(self, turns: Seq[Turn], error: MemoryError) -> list[Chunk]:
+        """There was not enough memory for the step that these turns make: the request that takes most of it
+        ends. The others have their turns again: nothing is committed, and what was written is written
+        anew."""
+        largest = max(reversed(turns), key=lambda turn: turn.num_tokens).sequence
+        logger.exception("memory ran out in a step of %d sequences; one request ends", len(turns))
+        try:
+            for turn in turns:  # of blocks that are their sequences' already
+                if turn.copy is not None:
+                    self._executable.copy_block(*turn.copy)
+        except Exception as copy_error:
+            return self._fail_step(turns, copy_error)
+        now = self._clock()
+        reason = f"its step ran out of memory: {error}" if str(error) else "its step ran out of memory"
+        request_id = self._transcripts[largest.sequence_id].request_id
+        return [self._fail(transcript, reason, now) for transcript in list(self._requests[request_id])]
+
     def _finish(self, transcript: Transcript) -> None:
         sequence = transcript.sequence
         self.scheduler.finish(sequence)
@@ -298,6 +372,7 @@ class Engine:
         unfinished.remove(transcript)
         if not unfinished:
             del self._requests[transcript.request_id]
+            self._admission.forget(transcript.request_id)
 
     def _is_stop_token(self, token_id: int, params: SamplingParams) -> bool:
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
@@ -317,6 +392,23 @@ class Engine:
                 hint="shorten the prompt or max_tokens, or load the model with a larger kv_memory",
             )
         return min(max_tokens, room)
+
+    def _check_tenant(self, tenant: str) -> None:
+        check_kind("tenant", tenant, str, "a name")
+        weights = self._options.tenant_weights or {}
+        if self._options.unknown_tenants == "refuse" and tenant not in weights:
+            raise OptionError(
+                f"tenant {tenant!r} is unknown; tenant_weights has {', '.join(map(repr, weights))}",
+                hint="name one of them, or load the model with unknown_tenants='admit'",
+            )
+
+    def _class_index(self, priority_class: str | None) -> int:
+        """Place of a class, the best first."""
+        classes = tuple(self._options.priority_classes)
+        if priority_class is None:
+            priority_class = self._options.default_class
+        check_choice("priority_class", priority_class, classes)
+        return classes.index(priority_class)
 
     def _check_token_ids(self, name: str, token_ids: Seq[int]) -> None:
         size = self._executable.vocab_size

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 from fastserve.config import (
     MOST_GAP_SECONDS,
+    PRIORITY_CLASSES,
     Backend,
     EngineOptions,
+    FairShare,
     KvDtype,
     PrefixCache,
     PrefixScope,
+    UnknownTenants,
     WeightsChoice,
 )
 from fastserve.engine.completion import Chunk, Completion
@@ -29,6 +33,8 @@ from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
 from fastserve.errors import ContextLengthError, OptionError
 from fastserve.hub.resolve import resolve
 from fastserve.types import Float32Array, JsonObject, SamplingParams
+
+_T = TypeVar("_T")
 
 
 class LLM:
@@ -78,6 +84,14 @@ class LLM:
         target_gap_seconds: float | None = None,
         prefix_cache: PrefixCache = "lru",
         share_prefixes: PrefixScope = "tenant",
+        fair_share: FairShare = "tenant",
+        tenant_weights: Mapping[str, float] | None = None,
+        unknown_tenants: UnknownTenants = "admit",
+        priority_classes: Seq[str] = PRIORITY_CLASSES,
+        default_class: str = "standard",
+        max_waiting: int | None = None,
+        queue_timeout_ms: float | None = None,
+        session_idle_seconds: float = 600.0,
         offline: bool = False,
         name: str | None = None,
         task: Task | None = None,
@@ -99,6 +113,14 @@ class LLM:
             target_gap_seconds=target_gap_seconds,
             prefix_cache=prefix_cache,
             share_prefixes=share_prefixes,
+            fair_share=fair_share,
+            tenant_weights=tenant_weights,
+            unknown_tenants=unknown_tenants,
+            priority_classes=priority_classes,
+            default_class=default_class,
+            max_waiting=max_waiting,
+            queue_timeout_ms=queue_timeout_ms,
+            session_idle_seconds=session_idle_seconds,
         )
         parse_policy(policy)  # before anything is loaded
         self.name = name or str(model)
@@ -142,7 +164,10 @@ class LLM:
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
         priority: int | Seq[int] = 0,
-        tenant: str = "",
+        tenant: str | Seq[str] = "",
+        priority_class: str | None = None,
+        timeout_ms: float | None = None,
+        session: str = "",
     ) -> list[Completion]:
         """Complete prompts, all in one continuous batch. A single prompt gives a list of one, or of the `n`
         that its parameters ask for; several prompts give theirs one after the other.
@@ -151,25 +176,33 @@ class LLM:
             params: for all prompts, or one for each; None is greedy until the model stops or the context is
                 full.
             priority: of all prompts, or one for each: the lower goes first, where the policy looks at it.
-            tenant: whose prompts they are: prefixes are not shared with others'.
+            tenant: whose prompts they are, of all, or one for each: tenants share the model fairly, and
+                prefixes with nobody else.
+            priority_class: of all prompts: one of the options' classes; None is their default.
+            timeout_ms: each is to be complete so long after it is queued; its completion ends with an error
+                if not.
+            session: of the tenant's program that they belong to, whose requests are charged together.
 
         Raises:
-            OptionError: no prompts, an empty one, or not as many `params` as prompts.
+            OptionError: no prompts, an empty one, or not as many `params` as prompts; an argument is out of
+                range.
             ContextLengthError: a prompt with its `max_tokens` does not fit the context. Nothing is run then.
+            QueueFullError, DeadlineError: a prompt is one too many, or cannot be completed in time. Nothing
+            is run
+                then.
             UnsupportedError: the model is an encoder.
         """
         prompt_list = _to_prompts(prompts)
-        if not isinstance(priority, int) and len(priority) != len(prompt_list):
-            raise OptionError(
-                f"there are {len(priority)} priorities for {len(prompt_list)} prompts",
-                hint="give one, or one for each prompt",
-            )
         params_list = _to_params(params, len(prompt_list))
+        priorities = _for_each(priority, int, "priorities", len(prompt_list))
+        tenants = _for_each(tenant, str, "tenants", len(prompt_list))
+        add = partial(self._add, priority_class=priority_class, timeout_ms=timeout_ms, session=session)
         request_ids: list[int] = []
         try:
-            for index, (prompt, prompt_params) in enumerate(zip(prompt_list, params_list, strict=True)):
-                own = priority if isinstance(priority, int) else priority[index]
-                request_ids.append(self._add(prompt, prompt_params, priority=own, tenant=tenant))
+            for prompt, own_params, own_priority, own_tenant in zip(
+                prompt_list, params_list, priorities, tenants, strict=True
+            ):
+                request_ids.append(add(prompt, own_params, priority=own_priority, tenant=own_tenant))
             completions = []
             for request_id, prompt_params in zip(request_ids, params_list, strict=True):
                 completions += self._read_completions(request_id, prompt_params.n)
@@ -178,15 +211,33 @@ class LLM:
             for request_id in request_ids:
                 self._drop(request_id)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Chunk, None, None]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        priority_class: str | None = None,
+        timeout_ms: float | None = None,
+        session: str = "",
+    ) -> Generator[Chunk, None, None]:
         """Complete a prompt token by token; the last chunk carries the whole completion. With `n`
         completions, the chunks of all come mixed, each with its `index`.
 
         The request begins with the first `next()`. Closing the iterator, or dropping it, aborts the request
-        and frees its memory. Raises as `generate`.
+        and frees its memory. Takes and raises what `generate` does.
         """
         params = params or SamplingParams()
-        request_id = self._add(prompt, params)
+        request_id = self._add(
+            prompt,
+            params,
+            priority=priority,
+            tenant=tenant,
+            priority_class=priority_class,
+            timeout_ms=timeout_ms,
+            session=session,
+        )
         try:
             yield from self._read(request_id, params.n)
         finally:
@@ -267,11 +318,27 @@ class LLM:
             raise _too_long_to_embed(str(len(token_ids)), limit)
         return [*token_ids[: limit - 1], token_ids[-1]]  # the last one closes the text
 
-    def _add(self, prompt: Prompt, params: SamplingParams, *, priority: int = 0, tenant: str = "") -> int:
+    def _add(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        priority: int,
+        tenant: str,
+        priority_class: str | None,
+        timeout_ms: float | None,
+        session: str,
+    ) -> int:
         check_task("generate", self.model.config, self.name)
         assert self._engine is not None
         request_id = self._engine.add(
-            encode_prompt(self.model, prompt), params, priority=priority, tenant=tenant
+            encode_prompt(self.model, prompt),
+            params,
+            priority=priority,
+            tenant=tenant,
+            priority_class=priority_class,
+            timeout_ms=timeout_ms,
+            session=session,
         )
         self._inboxes[request_id] = deque()
         return request_id
@@ -346,3 +413,16 @@ def _to_params(params: SamplingParams | Seq[SamplingParams] | None, num_prompts:
             hint="give one, or one for each prompt",
         )
     return list(params)
+
+
+def _for_each(value: _T | Seq[_T], kind: type[_T], name: str, num_prompts: int) -> list[_T]:
+    """A value for every prompt: the same one, or those given."""
+    if isinstance(value, kind):
+        return [value] * num_prompts
+    values = list(cast(Seq[_T], value))
+    if len(values) != num_prompts:
+        raise OptionError(
+            f"there are {len(values)} {name} for {num_prompts} prompts",
+            hint="give one, or one for each prompt",
+        )
+    return values

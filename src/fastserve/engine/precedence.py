@@ -15,8 +15,9 @@ from fastserve.engine.turn import Turn
 class Precedence:
     """A policy with classes and tenants put before it; towards a Round it stands for the policy.
 
-    A better class goes first, always. Within a class, tenants go by what they have been served; within a tenant, the
-    policy's ranks decide. With one class and one tenant the order, and whatever else is asked, is the policy's.
+    A better class goes first, always. Within a class, tenants go by what they have been served; within a
+    tenant, the policy's ranks decide. With one class and one tenant the order, and whatever else is asked, is
+    the policy's.
 
     Args:
         tenants: the accounts; None: tenants make no difference.
@@ -91,8 +92,8 @@ class Precedence:
             self._tenants.settle(turns)
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
-        """A better class takes the memory of a worse one; within a class the policy decides. The Round looks to it
-        that nobody takes the memory of whom the order puts before them."""
+        """A better class takes the memory of a worse one; within a class the policy decides. The Round looks
+        to it that nobody takes the memory of whom the order puts before them."""
         if better.class_index != resident.class_index:
             return better.class_index < resident.class_index
         return self.policy.outranks(better, resident)

@@ -85,6 +85,14 @@ class Residency:
         if self._moving and self._mover is not None:
             self._mover.wait(timeout_seconds)
 
+    def num_to_compute(self, sequence: Sequence) -> int:
+        """Tokens that a sequence has yet to compute, less those of a prefix that is known if it were let in
+        now."""
+        if sequence.residence is not Residence.NOWHERE:
+            return sequence.num_uncomputed_tokens
+        known, _ = self.pool.num_known(sequence.keys(self._num_reusable(sequence), self.pool.block_size))
+        return len(sequence.token_ids) - known * self.pool.block_size
+
     def blocks_to_enter(self, sequence: Sequence) -> int:
         """Blocks that the pool must have free to let it in: for all its tokens, less what others own."""
         if sequence.residence is Residence.SLOW:

@@ -21,7 +21,6 @@ from fastserve.engine.tenant import Tenants
 from fastserve.engine.turn import Round, Turn, total_work
 from fastserve.types import Limits
 
-
 _STARTS_MEMORY = 0.99  # of how fast requests start: the last hundred steps count
 
 
@@ -53,7 +52,7 @@ class Scheduler:
         self.cost = cost
         self._pace = pace
         self._guard = Guard()
-        self._prefill_chunk_tokens = prefill_chunk_tokens or limits.max_tokens
+        self.chunk_tokens = min(prefill_chunk_tokens or limits.max_tokens, limits.max_tokens)
         self._live: list[Sequence] = []  # in the order of their ranks, as of the last step
         self._had_turn: list[Sequence] = []  # in the last step
         self.num_preemptions = 0
@@ -79,6 +78,10 @@ class Scheduler:
         """All that are not finished; forks that wait for their prompt are left out."""
         return self._live
 
+    def order(self) -> Seq[Sequence]:
+        """Sequences in the order of their turns, as it is now."""
+        return self._precedence.arrange(self._live)
+
     def add(self, sequence: Sequence, now: float) -> None:
         self.num_unstarted += 1
         self._enter(sequence, now)
@@ -98,7 +101,7 @@ class Scheduler:
             guard=self._guard,
             pace=self._pace,
             limits=self._limits,
-            prefill_chunk_tokens=self._prefill_chunk_tokens,
+            prefill_chunk_tokens=self.chunk_tokens,
             now=now,
         ).make_turns(self._precedence.arrange(self._live))
         self._precedence.settle(turns)

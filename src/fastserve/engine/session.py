@@ -20,8 +20,8 @@ class Session:
 
 
 class Sessions:
-    """Remembers what each session has attained. A sequence begins with that, so that to a policy which looks at
-    attained service the tenth call of a program is no newcomer.
+    """Remembers what each session has attained. A sequence begins with that, so that to a policy which looks
+    at attained service the tenth call of a program is no newcomer.
 
     A session belongs to its tenant: two tenants that use the same name have two.
 

@@ -1,8 +1,9 @@
-"""What each tenant has been served, and whose sequences are due: virtual token counters (Sheng et al., OSDI 2024,
-arXiv 2401.00588).
+"""What each tenant has been served, and whose sequences are due: virtual token counters (Sheng et al., OSDI
+2024, arXiv 2401.00588).
 
-A tenant is *backlogged* in a step that leaves it wanting: a sequence of its without a turn, or a prompt that is not read
-to its end. Between two tenants that stay backlogged, weighted service differs by a bound that does not grow with time.
+A tenant is *backlogged* in a step that leaves it wanting: a sequence of its without a turn, or a prompt that
+is not read to its end. Between two tenants that stay backlogged, weighted service differs by a bound that
+does not grow with time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Tenants:
 
     - Service is charged as it is given: a token of a prompt once, however often it is computed, and not where
       it was found in the cache of prefixes; a token of a completion twice as much.
-    - Who is not backlogged banks nothing: its counter is lifted to the smallest of those that are. A step that
+    - Who is not backlogged banks nothing: its counter is lifted to the smallest of those that are. A step
+      that
       leaves nobody wanting settles all accounts.
 
     Args:
@@ -107,8 +109,9 @@ class Tenants:
             account.num_wanting = 0
 
     def interleave(self, sequences: Iterable[Sequence]) -> list[Sequence]:
-        """Sequences in the order of their ranks, put in that of the tenants' counters, each raised by the turns of its
-        sequences so far. Within a tenant the order stays; between `begin` and `settle` no sequence comes twice."""
+        """Sequences in the order of their ranks, put in that of the tenants' counters, each raised by the
+        turns of its sequences so far. Within a tenant the order stays; between `begin` and `settle` no
+        sequence comes twice."""
         sequences = list(sequences)
         accounts, chunk_tokens = self._accounts, self._chunk_tokens
         counters = []
@@ -148,7 +151,8 @@ class Tenants:
                     del accounts[name]
 
     def check_invariants(self, sequences: Iterable[Sequence]) -> None:
-        """Assert that the accounts are those of these sequences, and of tenants that had more than their share."""
+        """Assert that the accounts are those of these sequences, and of tenants that had more than their
+        share."""
         num_live: dict[str, int] = {}
         for sequence in sequences:
             num_live[sequence.tenant] = num_live.get(sequence.tenant, 0) + 1

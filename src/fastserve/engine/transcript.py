@@ -35,7 +35,13 @@ class Transcript:
         )
 
     def complete(
-        self, last_text: str, finish_reason: FinishReason, now: float, *, error: str | None = None
+        self,
+        last_text: str,
+        finish_reason: FinishReason,
+        now: float,
+        *,
+        error: str | None = None,
+        has_expired: bool = False,
     ) -> Completion:
         """The whole of it, once its last token and text are known."""
         sequence = self.sequence
@@ -54,4 +60,5 @@ class Transcript:
             ),
             index=self.index,
             error=error,
+            has_expired=has_expired,
         )

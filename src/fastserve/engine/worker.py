@@ -30,6 +30,9 @@ class Add:
     params: SamplingParams
     priority: int
     tenant: str
+    priority_class: str | None
+    timeout_ms: float | None
+    session: str
     arrival_seconds: float
 
 
@@ -187,6 +190,9 @@ class EngineWorker:
                 command.params,
                 priority=command.priority,
                 tenant=command.tenant,
+                priority_class=command.priority_class,
+                timeout_ms=command.timeout_ms,
+                session=command.session,
                 arrival_seconds=command.arrival_seconds,
             )
             self._tickets[request_id] = command.ticket

@@ -56,7 +56,7 @@ class Sweep:
     num_requests: int | None = None
     data: Path | None = None
     cv: float | None = None
-    options: ScheduleOptions = field(default_factory=ScheduleOptions)
+    options: ScheduleOptions = field(default_factory=lambda: ScheduleOptions(fair_share="off"))
     objective: Objective = field(default_factory=Objective)
     checks: bool = False
 

@@ -104,6 +104,12 @@ class TorchExecutable:
     @torch.no_grad()
     def run(self, batch: Batch) -> StepResult:
         self._bounds.check(batch)
+        try:
+            return self._run(batch)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+
+    def _run(self, batch: Batch) -> StepResult:
         step = Step.from_batch(
             batch, weights=self._weights, kv=self._kv, block_size=self.block_size, device=self._device
         )
