@@ -92,8 +92,8 @@ class Admission:
         if own + ahead > left:
             self.num_refused += 1
             raise DeadlineError(
-                f"the request cannot be complete within its timeout_ms of {timeout_ms:g}: it takes at least "
-                f"{1000 * own:.0f} ms, and what goes before it {1000 * ahead:.0f}; {1000 * left:.0f} are left",
+                f"the request cannot be complete within its timeout_ms of {timeout_ms:g}: {1000 * left:.0f} ms "
+                f"are left, itself takes at least {1000 * own:.0f}, what is before it {1000 * ahead:.0f}",
                 hint="allow more time, or send it when less is waiting",
             )
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence as Seq
-from operator import attrgetter
+from itertools import chain
 
 from fastserve.engine.policy.policy import Policy, rank
 from fastserve.engine.sequence import Sequence
@@ -26,7 +25,8 @@ class Precedence:
     def __init__(self, policy: Policy, *, tenants: Tenants | None) -> None:
         self.policy = policy
         self._tenants = tenants
-        self._num_in_class: Counter[int] = Counter()  # by class_index
+        # By class_index and tenant, none of them empty; all are of one tenant where there are no accounts.
+        self._queues: dict[int, dict[str, list[Sequence]]] = {}
         self._is_plain = True  # of the last order: it was the policy's
 
     @property
@@ -46,15 +46,19 @@ class Precedence:
 
     def enter(self, sequence: Sequence, now: float) -> None:
         self.policy.enter(sequence, now)
-        self._num_in_class[sequence.class_index] += 1
+        queues = self._queues.setdefault(sequence.class_index, {})
+        queues.setdefault(self._tenant_of(sequence), []).append(sequence)
         if self._tenants is not None:
             self._tenants.enter(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         self.policy.leave(sequence)
-        self._num_in_class[sequence.class_index] -= 1
-        if not self._num_in_class[sequence.class_index]:
-            del self._num_in_class[sequence.class_index]
+        queues, tenant = self._queues[sequence.class_index], self._tenant_of(sequence)
+        queues[tenant].remove(sequence)
+        if not queues[tenant]:
+            del queues[tenant]
+        if not queues:
+            del self._queues[sequence.class_index]
         if self._tenants is not None:
             self._tenants.leave(sequence)
 
@@ -66,30 +70,31 @@ class Precedence:
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         self.policy.refresh(sequences, now)
 
-    def arrange(self, sequences: list[Sequence]) -> list[Sequence]:
-        """Sequences, which are sorted here by their ranks, in the order of their turns."""
-        sequences.sort(key=rank)
-        tenants = self._tenants if self._tenants is not None and self._tenants.are_several else None
-        self._is_plain = tenants is None and len(self._num_in_class) <= 1
-        if self._is_plain:
-            return sequences
-        order = sequences if len(self._num_in_class) <= 1 else sorted(sequences, key=_class_index)
-        if tenants is None:
-            return order
-        tenants.begin()
-        if order is sequences:
-            return tenants.interleave(sequences)
-        arranged: list[Sequence] = []
-        start = 0
-        for _, num_in_class in sorted(self._num_in_class.items()):
-            arranged += tenants.interleave(order[start : start + num_in_class])
-            start += num_in_class
-        return arranged
+    def arrange(self) -> list[Sequence]:
+        """All sequences in the order of their turns."""
+        classes = [queues for _, queues in sorted(self._queues.items())]
+        for queues in classes:
+            for queue in queues.values():
+                queue.sort(key=rank)
+        self._is_plain = len(classes) <= 1 and all(len(queues) == 1 for queues in classes)
+        if self._tenants is None or all(len(queues) == 1 for queues in classes):
+            order = [queue for queues in classes for queue in queues.values()]
+            return order[0] if len(order) == 1 else list(chain.from_iterable(order))
+        self._tenants.begin()
+        return list(chain.from_iterable(map(self._tenants.interleave, classes)))
 
     def settle(self, turns: Seq[Turn]) -> None:
         """The turns of the order that was arranged last are made."""
         if self._tenants is not None:
-            self._tenants.settle(turns)
+            served = {turn.sequence.sequence_id for turn in turns if turn.outputs}
+            self._tenants.settle(
+                {
+                    tenant
+                    for queues in self._queues.values()
+                    for tenant, queue in queues.items()
+                    if any(not s.is_held and s.sequence_id not in served for s in reversed(queue))
+                }
+            )
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
         """A better class takes the memory of a worse one; within a class the policy decides. The Round looks
@@ -104,9 +109,15 @@ class Precedence:
 
     def check_invariants(self, sequences: Seq[Sequence]) -> None:
         """Assert that these sequences are those that have entered."""
-        assert self._num_in_class == Counter(sequence.class_index for sequence in sequences)
+        queued = {
+            (class_index, tenant, sequence.sequence_id)
+            for class_index, queues in self._queues.items()
+            for tenant, queue in queues.items()
+            for sequence in queue
+        }
+        assert queued == {(s.class_index, self._tenant_of(s), s.sequence_id) for s in sequences}
         if self._tenants is not None:
             self._tenants.check_invariants(sequences)
 
-
-_class_index = attrgetter("class_index")
+    def _tenant_of(self, sequence: Sequence) -> str:
+        return "" if self._tenants is None else sequence.tenant

@@ -53,7 +53,7 @@ class Scheduler:
         self._pace = pace
         self._guard = Guard()
         self.chunk_tokens = min(prefill_chunk_tokens or limits.max_tokens, limits.max_tokens)
-        self._live: list[Sequence] = []  # in the order of their ranks, as of the last step
+        self._live: list[Sequence] = []  # in the order in which they came
         self._had_turn: list[Sequence] = []  # in the last step
         self.num_preemptions = 0
         self.num_unstarted = 0  # requests that have had no turn
@@ -80,7 +80,7 @@ class Scheduler:
 
     def order(self) -> Seq[Sequence]:
         """Sequences in the order of their turns, as it is now."""
-        return self._precedence.arrange(self._live)
+        return self._precedence.arrange()
 
     def add(self, sequence: Sequence, now: float) -> None:
         self.num_unstarted += 1
@@ -103,7 +103,7 @@ class Scheduler:
             limits=self._limits,
             prefill_chunk_tokens=self.chunk_tokens,
             now=now,
-        ).make_turns(self._precedence.arrange(self._live))
+        ).make_turns(self._precedence.arrange())
         self._precedence.settle(turns)
         self._count_preemptions(turns)
         return turns
@@ -200,7 +200,7 @@ def make_scheduler(
     """
     cost = OnlineStepCost(initial_cost or StepCost())
     chunk_tokens = min(options.prefill_chunk_tokens or limits.max_tokens, limits.max_tokens)
-    tenants = Tenants(options.tenant_weights, chunk_tokens=chunk_tokens)
+    tenants = Tenants(options.tenant_weights, chunk_tokens=chunk_tokens, most_turns=limits.max_sequences)
     pool = BlockPool(
         num_blocks=limits.num_blocks,
         block_size=block_size,

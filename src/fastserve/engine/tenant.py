@@ -1,34 +1,33 @@
 """What each tenant has been served, and whose sequences are due: virtual token counters (Sheng et al., OSDI
 2024, arXiv 2401.00588).
 
-A tenant is *backlogged* in a step that leaves it wanting: a sequence of its without a turn, or a prompt that
-is not read to its end. Between two tenants that stay backlogged, weighted service differs by a bound that
-does not grow with time.
+A tenant is *backlogged* in a step that leaves it wanting: a sequence of its has no turn, or a prompt is not
+read to its end. Weighted service of two tenants that stay backlogged differs by a bound that time does not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from heapq import heapify, heappop, heapreplace
+from typing import Any
 
 from fastserve.engine.sequence import Sequence
-from fastserve.engine.turn import Turn
 
 # Service of a token of a prompt, and of a completion: those of the paper, and about what people are charged.
 PROMPT_TOKEN_SERVICE = 1.0
 COMPLETION_TOKEN_SERVICE = 2.0
+_RUN = 4  # sequences of one tenant that follow one another: who is ahead by them is behind in the next step
 _MOST_IDLE = 4096  # tenants without sequences that are remembered
 
 
 @dataclass(slots=True)
 class Account:
-    """One tenant's."""
+    """Of a tenant that has sequences."""
 
     share: float  # what a unit of service is charged as: the inverse of the tenant's weight
     counter: float  # weighted service, since all accounts were last settled
-    num_live: int = 0  # sequences that are not finished
-    num_wanting: int = 0  # of them, that could use a turn in this step and have none, or not enough
+    num_sequences: int = 0  # that are not finished
     next_counter: float = 0.0  # what the counter would be, had its sequences in the order so far their turns
 
 
@@ -38,51 +37,50 @@ class Tenants:
     - Service is charged as it is given: a token of a prompt once, however often it is computed, and not where
       it was found in the cache of prefixes; a token of a completion twice as much.
     - Who is not backlogged banks nothing: its counter is lifted to the smallest of those that are. A step
-      that
-      leaves nobody wanting settles all accounts.
+      that leaves nobody wanting settles all accounts.
 
     Args:
         weights: by tenant; others have 1. Of two backlogged tenants one with twice the weight gets twice the
             service.
         chunk_tokens: most tokens of one prompt in one step.
+        most_turns: of one step: about so many places of an order are worth being fair about.
     """
 
-    def __init__(self, weights: Mapping[str, float] | None = None, *, chunk_tokens: int) -> None:
+    def __init__(
+        self, weights: Mapping[str, float] | None = None, *, chunk_tokens: int, most_turns: int
+    ) -> None:
         self._weights = weights or {}
         self._chunk_tokens = chunk_tokens
+        self._most_places = 2 * most_turns
         self._accounts: dict[str, Account] = {}
+        self._idle: dict[
+            str, float
+        ] = {}  # counters of tenants without sequences that were ahead of the floor
         self._floor = 0.0  # the smallest counter of a backlogged tenant, as of the last step
-        self._num_live = 0  # tenants with sequences
-
-    @property
-    def are_several(self) -> bool:
-        """Whether more than one has sequences that are not finished."""
-        return self._num_live > 1
 
     def counter(self, tenant: str) -> float:
         """Weighted service since accounts were last settled, or what a tenant that comes now begins with."""
-        account = self._accounts.get(tenant)
-        return self._floor if account is None else max(account.counter, self._floor)
+        if tenant in self._accounts:
+            return self._accounts[tenant].counter
+        return max(self._idle.get(tenant, 0.0), self._floor)
 
     def enter(self, sequence: Sequence) -> None:
         account = self._accounts.get(sequence.tenant)
         if account is None:
-            self._forget_some()
             share = 1 / self._weights.get(sequence.tenant, 1.0)
-            account = self._accounts[sequence.tenant] = Account(share, self._floor)
-        if account.num_live == 0:
-            account.counter = max(account.counter, self._floor)
-            self._num_live += 1
-        account.num_live += 1
+            account = self._accounts[sequence.tenant] = Account(share, self.counter(sequence.tenant))
+            self._idle.pop(sequence.tenant, None)
+        account.num_sequences += 1
 
     def leave(self, sequence: Sequence) -> None:
         self.charge(sequence)
         account = self._accounts[sequence.tenant]
-        account.num_live -= 1
-        if account.num_live == 0:
-            self._num_live -= 1
-            if account.counter <= self._floor:
-                del self._accounts[sequence.tenant]
+        account.num_sequences -= 1
+        if account.num_sequences == 0:
+            del self._accounts[sequence.tenant]
+            if account.counter > self._floor:
+                self._idle[sequence.tenant] = account.counter
+                self._forget_some()
 
     def charge(self, sequence: Sequence) -> None:
         """Charge what the sequence has got since it was charged last."""
@@ -103,73 +101,74 @@ class Tenants:
             account.counter += account.share * service
 
     def begin(self) -> None:
-        """A step is to be made."""
+        """An order is to be made."""
         for account in self._accounts.values():
             account.next_counter = account.counter
-            account.num_wanting = 0
 
-    def interleave(self, sequences: Iterable[Sequence]) -> list[Sequence]:
-        """Sequences in the order of their ranks, put in that of the tenants' counters, each raised by the
-        turns of its sequences so far. Within a tenant the order stays; between `begin` and `settle` no
-        sequence comes twice."""
-        sequences = list(sequences)
-        accounts, chunk_tokens = self._accounts, self._chunk_tokens
-        counters = []
+    def interleave(self, queues: Mapping[str, list[Sequence]]) -> list[Sequence]:
+        """Queues of tenants, each in the order of its ranks, as one: from the tenant of the smallest counter,
+        which is raised by what its sequences so far will be charged in their turns; of equal ones, by rank.
+
+        Beyond twice as many places as a step has turns, the queues follow one another.
+        """
+        # Queues from a place on, with their tenants' counters. Ranks are never equal: no queues are compared.
+        heap: list[tuple[float, Any, int, list[Sequence], Account]] = []
+        for tenant, queue in queues.items():
+            account = self._accounts[tenant]
+            heap.append((account.next_counter, queue[0].rank, 0, queue, account))
+        heapify(heap)
+        order: list[Sequence] = []
+        while len(heap) > 1 and len(order) < self._most_places:
+            _, _, place, queue, account = heap[0]
+            run = queue[place : place + _RUN]
+            order += run
+            account.next_counter += account.share * self._next_service(run)
+            place += _RUN
+            if place < len(queue):
+                heapreplace(heap, (account.next_counter, queue[place].rank, place, queue, account))
+            else:
+                heappop(heap)
+        for _, _, place, queue, _ in sorted(heap):
+            order += queue[place:]
+        return order
+
+    def settle(self, wanting: Collection[str]) -> None:
+        """The turns of a step are made, and leave these tenants wanting: lift the others."""
+        if not wanting:
+            self._floor = 0.0
+            self._idle.clear()
+            for account in self._accounts.values():
+                account.counter = 0.0
+            return
+        self._floor = min(self._accounts[tenant].counter for tenant in wanting)
+        for tenant, account in self._accounts.items():
+            if account.counter < self._floor and tenant not in wanting:
+                account.counter = self._floor
+
+    def check_invariants(self, sequences: Collection[Sequence]) -> None:
+        """Assert that the accounts are those of these sequences."""
+        num_sequences: dict[str, int] = {}
         for sequence in sequences:
-            account = accounts[sequence.tenant]
-            counters.append(account.next_counter)
-            if sequence.is_held:
-                continue
-            account.num_wanting += 1
+            num_sequences[sequence.tenant] = num_sequences.get(sequence.tenant, 0) + 1
+        assert num_sequences == {tenant: account.num_sequences for tenant, account in self._accounts.items()}
+        assert not self._idle.keys() & self._accounts.keys()
+
+    def _next_service(self, sequences: list[Sequence]) -> float:
+        """What sequences are charged for their next turns, if they have them."""
+        service = 0.0
+        for sequence in sequences:
             num_tokens = len(sequence.token_ids) - sequence.num_computed_tokens
             if num_tokens == 1:
-                account.next_counter += account.share * COMPLETION_TOKEN_SERVICE
+                service += COMPLETION_TOKEN_SERVICE
             else:
-                num_tokens = num_tokens if num_tokens < chunk_tokens else chunk_tokens
-                account.next_counter += account.share * PROMPT_TOKEN_SERVICE * num_tokens
-        places = sorted(range(len(sequences)), key=counters.__getitem__)
-        return [sequences[place] for place in places]
-
-    def settle(self, turns: Seq[Turn]) -> None:
-        """The step's turns are made: see who is left wanting, and lift the others."""
-        accounts = self._accounts
-        if self._num_live <= 1:  # nobody has counted
-            for account in accounts.values():
-                account.num_wanting = account.num_live
-        for turn in turns:
-            if turn.outputs:
-                accounts[turn.sequence.tenant].num_wanting -= 1
-        floor = min((a.counter for a in accounts.values() if a.num_wanting > 0), default=None)
-        if floor is None:
-            self._settle_all()
-            return
-        self._floor = floor
-        for name, account in list(accounts.items()):
-            if account.num_wanting <= 0 and account.counter <= floor:
-                account.counter = floor
-                if not account.num_live:
-                    del accounts[name]
-
-    def check_invariants(self, sequences: Iterable[Sequence]) -> None:
-        """Assert that the accounts are those of these sequences, and of tenants that had more than their
-        share."""
-        num_live: dict[str, int] = {}
-        for sequence in sequences:
-            num_live[sequence.tenant] = num_live.get(sequence.tenant, 0) + 1
-        assert num_live == {name: a.num_live for name, a in self._accounts.items() if a.num_live}
-        assert self._num_live == len(num_live)
-        assert all(account.counter >= 0 for account in self._accounts.values())
-
-    def _settle_all(self) -> None:
-        self._floor = 0.0
-        self._accounts = {name: account for name, account in self._accounts.items() if account.num_live}
-        for account in self._accounts.values():
-            account.counter = 0.0
+                service += PROMPT_TOKEN_SERVICE * min(num_tokens, self._chunk_tokens)
+        return service
 
     def _forget_some(self) -> None:
-        """Of very many idle tenants, the half that is least ahead of the others."""
-        if len(self._accounts) - self._num_live <= _MOST_IDLE:
+        """Of very many idle tenants those who are not ahead any more, then the half that is least ahead."""
+        if len(self._idle) <= _MOST_IDLE:
             return
-        idle = sorted((a.counter, name) for name, a in self._accounts.items() if not a.num_live)
-        for _, name in idle[: len(idle) // 2]:
-            del self._accounts[name]
+        ahead = sorted((counter, tenant) for tenant, counter in self._idle.items() if counter > self._floor)
+        if len(ahead) > _MOST_IDLE // 2:
+            ahead = ahead[-_MOST_IDLE // 2 :]
+        self._idle = {tenant: counter for counter, tenant in ahead}
