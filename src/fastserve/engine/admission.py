@@ -92,8 +92,8 @@ class Admission:
         if own + ahead > left:
             self.num_refused += 1
             raise DeadlineError(
-                f"the request cannot be complete within its timeout_ms of {timeout_ms:g}: {1000 * left:.0f} ms "
-                f"are left, itself takes at least {1000 * own:.0f}, what is before it {1000 * ahead:.0f}",
+                f"the request cannot be complete within timeout_ms={timeout_ms:g}: {1000 * left:.0f} ms are "
+                f"left, itself takes at least {1000 * own:.0f}, what is before it {1000 * ahead:.0f}",
                 hint="allow more time, or send it when less is waiting",
             )
 

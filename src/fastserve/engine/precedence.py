@@ -64,8 +64,11 @@ class Precedence:
 
     def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
         self.policy.serve(sequence, seconds, now)
+
+    def charge(self, turns: Seq[Turn]) -> None:
+        """A step has run these turns: charge the tenants."""
         if self._tenants is not None:
-            self._tenants.charge(sequence)
+            self._tenants.charge_turns(turns)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         self.policy.refresh(sequences, now)

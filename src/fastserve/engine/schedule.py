@@ -114,6 +114,7 @@ class Scheduler:
         self.cost.observe(total_work(turns), seconds)
         self._recent_starts *= _STARTS_MEMORY
         self._recent_seconds = _STARTS_MEMORY * self._recent_seconds + seconds
+        serve = self._precedence.policy.serve
         for turn in turns:
             sequence = turn.sequence
             if not sequence.is_started:
@@ -124,9 +125,10 @@ class Scheduler:
             sequence.resident_seconds += seconds
             if sequence.session:
                 self._sessions.serve(sequence, seconds, now)
-            self._precedence.serve(sequence, seconds, now)
+            serve(sequence, seconds, now)
             if turn.outputs and sequence.forks:
                 self._fork(sequence, now)
+        self._precedence.charge(turns)
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, completed, failed or aborted, at any moment, and free all that it holds."""
@@ -166,7 +168,7 @@ class Scheduler:
         for child in sequence.forks:
             self.residency.fork(sequence, child)
             child.is_started = True
-            child.num_charged_tokens = sequence.num_charged_tokens
+            child.num_charged_tokens = child.num_prompt_tokens  # charged to the first of them
             self._enter(child, now)
         sequence.forks = []
 

@@ -2,17 +2,18 @@
 2024, arXiv 2401.00588).
 
 A tenant is *backlogged* in a step that leaves it wanting: a sequence of its has no turn, or a prompt is not
-read to its end. Weighted service of two tenants that stay backlogged differs by a bound that time does not change.
+read to its end. Weighted service of two tenants that stay backlogged differs by no more than a bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 from fastserve.engine.sequence import Sequence
+from fastserve.engine.turn import Turn
 
 # Service of a token of a prompt, and of a completion: those of the paper, and about what people are charged.
 PROMPT_TOKEN_SERVICE = 1.0
@@ -43,7 +44,7 @@ class Tenants:
         weights: by tenant; others have 1. Of two backlogged tenants one with twice the weight gets twice the
             service.
         chunk_tokens: most tokens of one prompt in one step.
-        most_turns: of one step: about so many places of an order are worth being fair about.
+        most_turns: of one step: so many places of an order are filled from tenant to tenant.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Tenants:
     ) -> None:
         self._weights = weights or {}
         self._chunk_tokens = chunk_tokens
-        self._most_places = 2 * most_turns
+        self._most_places = most_turns
         self._accounts: dict[str, Account] = {}
         self._idle: dict[
             str, float
@@ -100,6 +101,19 @@ class Tenants:
             account = self._accounts[sequence.tenant]
             account.counter += account.share * service
 
+    def charge_turns(self, turns: Iterable[Turn]) -> None:
+        """Charge the sequences of a step. As `charge`, quickly for those that decode."""
+        accounts = self._accounts
+        for turn in turns:
+            sequence = turn.sequence
+            charged = sequence.num_charged_tokens
+            if charged < sequence.num_prompt_tokens:
+                self.charge(sequence)
+            elif num_tokens := len(sequence.token_ids) - charged:
+                sequence.num_charged_tokens = charged + num_tokens
+                account = accounts[sequence.tenant]
+                account.counter += account.share * COMPLETION_TOKEN_SERVICE * num_tokens
+
     def begin(self) -> None:
         """An order is to be made."""
         for account in self._accounts.values():
@@ -109,7 +123,8 @@ class Tenants:
         """Queues of tenants, each in the order of its ranks, as one: from the tenant of the smallest counter,
         which is raised by what its sequences so far will be charged in their turns; of equal ones, by rank.
 
-        Beyond twice as many places as a step has turns, the queues follow one another.
+        Beyond as many places as a step has turns, the queues follow one another: who is ahead by that is
+        behind in the next step.
         """
         # Queues from a place on, with their tenants' counters. Ranks are never equal: no queues are compared.
         heap: list[tuple[float, Any, int, list[Sequence], Account]] = []
