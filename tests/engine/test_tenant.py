@@ -137,6 +137,46 @@ def test_without_fair_share_a_flood_takes_what_the_bound_would_leave_to_others()
 
 
 @pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_tenants_share_the_rows_of_a_single_step(policy: str) -> None:
+    """Nobody's streams stand still for a step in which another's have all rows."""
+    driver = Driver(policy=policy, max_sequences=8, num_blocks=256)
+    for tenant in ("a", "b"):
+        for _ in range(8):
+            driver.add(2, 200, tenant=tenant)
+    for _ in range(20):  # until all are read and nobody is ahead
+        driver.step()
+    for _ in range(40):
+        assert Counter(turn.sequence.tenant for turn in driver.step()) == {"a": 4, "b": 4}
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_a_tenant_with_fewer_streams_than_its_share_of_rows_gets_turns_for_all(policy: str) -> None:
+    for num_streams, share in ((2, 2.0), (6, 4.0)):
+        driver = Driver(policy=policy, max_sequences=8, num_blocks=512)
+        for tenant, num in (("few", num_streams), ("many", 12)):
+            for _ in range(num):
+                driver.add(2, 200, tenant=tenant)
+        for _ in range(20):
+            driver.step()
+        turns = [Counter(turn.sequence.tenant for turn in driver.step()) for _ in range(60)]
+        assert sum(turn["few"] for turn in turns) / 60 == pytest.approx(share, abs=0.2)
+
+
+def test_whoever_the_order_puts_last_yields_when_memory_is_short() -> None:
+    """By arrival that would be the other."""
+    driver = Driver(num_blocks=16)
+    driver.add(24, 60, class_index=1)
+    for _ in range(10):
+        driver.step()
+    late = driver.add(16, 60, class_index=0)
+    while not late.is_started:
+        driver.step()
+    while not any(s.num_evictions for s in driver.scheduler.sequences):
+        driver.step()
+    assert late.num_evictions == 0
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
 def test_twice_the_weight_is_twice_the_service(policy: str) -> None:
     driver = Driver(policy=policy, tenant_weights={"double": 2.0}, num_blocks=32)
     for _ in range(600):

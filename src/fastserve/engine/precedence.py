@@ -28,6 +28,7 @@ class Precedence:
         # By class_index and tenant, none of them empty; all are of one tenant where there are no accounts.
         self._queues: dict[int, dict[str, list[Sequence]]] = {}
         self._is_plain = True  # of the last order: it was the policy's
+        self._wanting: set[str] = set()  # tenants that the last step left wanting
 
     @property
     def name(self) -> str:
@@ -65,10 +66,11 @@ class Precedence:
     def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
         self.policy.serve(sequence, seconds, now)
 
-    def charge(self, turns: Seq[Turn]) -> None:
-        """A step has run these turns: charge the tenants."""
+    def charge(self, sequences: Seq[Sequence]) -> None:
+        """These had turns in the last step, and their tokens have come: charge their tenants."""
         if self._tenants is not None:
-            self._tenants.charge_turns(turns)
+            self._tenants.charge_all(sequences)
+            self._tenants.settle(self._wanting)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         self.policy.refresh(sequences, now)
@@ -86,22 +88,19 @@ class Precedence:
         self._tenants.begin()
         return list(chain.from_iterable(map(self._tenants.interleave, classes)))
 
-    def settle(self, turns: Seq[Turn]) -> None:
-        """The turns of the order that was arranged last are made."""
+    def note(self, turns: Seq[Turn]) -> None:
+        """These are the turns of the order that was arranged last: remember whose wishes they leave open."""
         if self._tenants is not None:
             served = {turn.sequence.sequence_id for turn in turns if turn.outputs}
-            self._tenants.settle(
-                {
-                    tenant
-                    for queues in self._queues.values()
-                    for tenant, queue in queues.items()
-                    if any(not s.is_held and s.sequence_id not in served for s in reversed(queue))
-                }
-            )
+            self._wanting = {
+                tenant
+                for queues in self._queues.values()
+                for tenant, queue in queues.items()
+                if any(not s.is_held and s.sequence_id not in served for s in reversed(queue))
+            }
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
-        """A better class takes the memory of a worse one; within a class the policy decides. The Round looks
-        to it that nobody takes the memory of whom the order puts before them."""
+        """A better class takes the memory of a worse one; within a class the policy decides."""
         if better.class_index != resident.class_index:
             return better.class_index < resident.class_index
         return self.policy.outranks(better, resident)

@@ -94,6 +94,7 @@ class Scheduler:
     def schedule(self, now: float) -> list[Turn]:
         """The turns of the next step. Empty where nobody can run now: all wait for a move, or are held."""
         self.residency.settle()
+        self._precedence.charge(self._had_turn)  # their tokens have come
         self._precedence.refresh(self._live, now)
         turns = Round(
             self.residency,
@@ -104,7 +105,7 @@ class Scheduler:
             prefill_chunk_tokens=self.chunk_tokens,
             now=now,
         ).make_turns(self._precedence.arrange())
-        self._precedence.settle(turns)
+        self._precedence.note(turns)
         self._count_preemptions(turns)
         return turns
 
@@ -128,7 +129,6 @@ class Scheduler:
             serve(sequence, seconds, now)
             if turn.outputs and sequence.forks:
                 self._fork(sequence, now)
-        self._precedence.charge(turns)
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, completed, failed or aborted, at any moment, and free all that it holds."""

@@ -13,7 +13,6 @@ from heapq import heapify, heappop, heapreplace
 from typing import Any
 
 from fastserve.engine.sequence import Sequence
-from fastserve.engine.turn import Turn
 
 # Service of a token of a prompt, and of a completion: those of the paper, and about what people are charged.
 PROMPT_TOKEN_SERVICE = 1.0
@@ -101,11 +100,10 @@ class Tenants:
             account = self._accounts[sequence.tenant]
             account.counter += account.share * service
 
-    def charge_turns(self, turns: Iterable[Turn]) -> None:
-        """Charge the sequences of a step. As `charge`, quickly for those that decode."""
+    def charge_all(self, sequences: Iterable[Sequence]) -> None:
+        """As `charge`, quickly for those that decode; those that have left are charged already."""
         accounts = self._accounts
-        for turn in turns:
-            sequence = turn.sequence
+        for sequence in sequences:
             charged = sequence.num_charged_tokens
             if charged < sequence.num_prompt_tokens:
                 self.charge(sequence)
@@ -147,18 +145,19 @@ class Tenants:
             order += queue[place:]
         return order
 
-    def settle(self, wanting: Collection[str]) -> None:
-        """The turns of a step are made, and leave these tenants wanting: lift the others."""
-        if not wanting:
+    def settle(self, wanting: Iterable[str]) -> None:
+        """A step has left these tenants wanting, and its service is charged: lift the others. Who has got all
+        that it wished for is owed nothing."""
+        counters = [self._accounts[tenant].counter for tenant in wanting if tenant in self._accounts]
+        if not counters:
             self._floor = 0.0
             self._idle.clear()
             for account in self._accounts.values():
                 account.counter = 0.0
             return
-        self._floor = min(self._accounts[tenant].counter for tenant in wanting)
-        for tenant, account in self._accounts.items():
-            if account.counter < self._floor and tenant not in wanting:
-                account.counter = self._floor
+        self._floor = floor = min(counters)  # those who want are not below it
+        for account in self._accounts.values():
+            account.counter = max(account.counter, floor)
 
     def check_invariants(self, sequences: Collection[Sequence]) -> None:
         """Assert that the accounts are those of these sequences."""

@@ -189,7 +189,7 @@ class Round:
                 break
             if victim.sequence_id in self._has_turn:
                 continue
-            if not victim.is_held and not self._may_displace(better, victim):
+            if not victim.is_held and not self._policy.outranks(better, victim):
                 continue
             seconds = self._residency.eviction_seconds(victim)
             is_guarded = self._policy.is_guarded and not victim.is_held
@@ -203,9 +203,6 @@ class Round:
             self._guard.spend(seconds)
             self._residents().remove(victim)
             self._residency.evict(victim)
-
-    def _may_displace(self, better: Sequence, victim: Sequence) -> bool:
-        return self._policy.outranks(better, victim) and self._is_behind(victim, better)
 
     def _is_behind(self, sequence: Sequence, other: Sequence) -> bool:
         """Whether it comes after another in the order, which is more than the policy's ranks."""
