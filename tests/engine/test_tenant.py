@@ -162,10 +162,11 @@ def test_a_tenant_with_fewer_streams_than_its_share_of_rows_gets_turns_for_all(p
         assert sum(turn["few"] for turn in turns) / 60 == pytest.approx(share, abs=0.2)
 
 
-def test_whoever_the_order_puts_last_yields_when_memory_is_short() -> None:
-    """By arrival that would be the other."""
+@pytest.mark.parametrize("length", range(20, 28))
+def test_whoever_the_order_puts_last_yields_when_memory_is_short(length: int) -> None:
+    """By arrival that would be the other, which is better."""
     driver = Driver(num_blocks=16)
-    driver.add(24, 60, class_index=1)
+    driver.add(length, 60, class_index=1)
     for _ in range(10):
         driver.step()
     late = driver.add(16, 60, class_index=0)
