@@ -147,3 +147,12 @@ def test_a_model_that_computes_no_numbers_is_an_error(
     for weight_format in ("f32", "int8"):
         assert main(["generate", str(broken), "Once", "--weights", weight_format, "--max-tokens", "3"]) == 2
         assert "the model computed logits that are not numbers; take the model" in capsys.readouterr().err
+
+
+def test_a_completion_that_takes_longer_than_it_may_is_an_error(stories, capsys) -> None:
+    assert main(["generate", stories, PROMPT, "--timeout-ms", "100000", "--max-tokens", "3"]) == 0
+    capsys.readouterr()
+    assert main(["generate", stories, PROMPT, "--timeout-ms", "1", "--max-tokens", "200"]) == 2
+    assert "timeout_ms" in capsys.readouterr().err
+    assert main(["generate", stories, PROMPT, "--timeout-ms", "0"]) == 2
+    assert "timeout_ms=0.0 is out of range" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from fastserve.config import EngineOptions
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import LLM
-from fastserve.errors import ContextLengthError, OptionError, StepError
+from fastserve.errors import ContextLengthError, DeadlineError, OptionError, QueueFullError, StepError
 from fastserve.types import SamplingParams
 
 pytest.importorskip("fastserve._native")
@@ -208,5 +209,32 @@ def test_a_defect_of_the_engine_reaches_all_who_wait_and_all_who_come_later(stor
                 [chunk async for chunk in stream]
             with pytest.raises(StepError, match="does not run"):
                 await llm.generate("The dog")
+
+    run(main)
+
+
+def test_a_deadline_a_full_queue_and_an_unknown_class_are_errors_of_the_caller_alone(stories, alone) -> None:
+    options = replace(OPTIONS, max_waiting=2, max_sequences=1, tenant_weights={"a": 2.0})
+
+    async def main() -> None:
+        async with opened(stories, options) as llm:
+            long = SamplingParams(max_tokens=200, ignore_eos=True)
+            late = asyncio.create_task(llm.generate("He", long, tenant="a", session="s", timeout_ms=30))
+            kept = asyncio.create_task(llm.generate(PROMPTS[0], params_of(0), priority_class="batch"))
+            with pytest.raises(OptionError, match="priority_class='urgent' is unknown"):
+                await llm.generate("He", long, priority_class="urgent")
+            with pytest.raises(OptionError, match="timeout_ms=-1 is out of range"):
+                await llm.submit("He", long, timeout_ms=-1)
+            (completion,) = await late
+            with pytest.raises(DeadlineError, match=r"its timeout_ms of 30 has passed|no turn while"):
+                completion.checked()
+            assert (await kept)[0].token_ids == alone[0]
+            crowd = [asyncio.create_task(llm.generate("He", long)) for _ in range(8)]
+            results = await asyncio.gather(*crowd, return_exceptions=True)
+            refused = [result for result in results if isinstance(result, QueueFullError)]
+            assert refused
+            assert all(error.retry_after_seconds > 0 for error in refused)
+            assert len([result for result in results if isinstance(result, list)]) + len(refused) == 8
+            assert (await llm.status()).num_expired == 1
 
     run(main)

@@ -13,10 +13,13 @@ import pytest
 
 from fastserve.config import EngineOptions, KvDtype
 from fastserve.engine import load
+from fastserve.engine.completion import Completion
 from fastserve.engine.llm import LLM
 from fastserve.engine.load import Task
 from fastserve.errors import (
     ContextLengthError,
+    DeadlineError,
+    FastServeError,
     MemoryLimitError,
     OptionError,
     StepError,
@@ -319,3 +322,32 @@ def test_auto_weights_are_int8_for_text_and_f32_for_encoders(stories: Path, enco
     assert encoder.model.weights == "f32"
     with LLM(stories) as llm:
         assert llm.model.weights == "int8"
+
+
+def test_prompts_of_several_tenants_and_a_deadline_of_all(stories: Path) -> None:
+    with LLM(stories, threads=1, tenant_weights={"a": 1.0, "b": 3.0}, unknown_tenants="refuse") as llm:
+        params = SamplingParams(max_tokens=8)
+        both = llm.generate(["He", "The dog"], params, tenant=["a", "b"], priority_class="batch", session="s")
+        assert [c.token_ids for c in both] == [
+            llm.generate(prompt, params, tenant="b")[0].token_ids for prompt in ("He", "The dog")
+        ]
+        with pytest.raises(OptionError, match="there are 1 tenants for 2 prompts"):
+            llm.generate(["He", "The dog"], params, tenant=["a"])
+        with pytest.raises(OptionError, match="tenant 'c' is unknown"):
+            llm.generate(["He", "The dog"], params, tenant=["a", "c"])
+        endless = SamplingParams(max_tokens=400, ignore_eos=True)
+        try:
+            (completion,) = llm.generate("He", endless, tenant="a", timeout_ms=1)
+            error: FastServeError | None = None if completion.error is None else completion_error(completion)
+        except DeadlineError as refusal:
+            error = refusal
+        assert isinstance(error, DeadlineError)
+        last = list(llm.stream("He", endless, tenant="b", timeout_ms=10_000_000))[-1].completion
+        assert last is not None
+        assert last.checked().completion_tokens == 400
+
+
+def completion_error(completion: Completion) -> FastServeError:
+    with pytest.raises(FastServeError) as caught:
+        completion.checked()
+    return caught.value

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from fastserve.cli.option import json_option
 from fastserve.cli.report import print_json, print_table
+from fastserve.config import FairShare, ScheduleOptions
 from fastserve.errors import OptionError
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ _COLUMNS = {
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of traces (also: FASTSERVE_TEST_DATA).")
 @click.option("--cv", type=float, help="Of the gaps between arrivals of a mix, in place of its own.")
 @click.option("--kv-tokens", type=int, help="Room for keys and values, in place of the machine's.")
+@click.option(
+    "--fair-share",
+    type=click.Choice(get_args(FairShare)),
+    default="off",
+    help="Whether the kinds of requests that a trace or a mix has share like tenants.",
+)
 @click.option("--ttft-objective", type=float, default=2.0, help="Seconds, of a good request.")
 @click.option("--tpot-objective", type=float, default=0.1, help="Seconds, of a good request.")
 @click.option("--processes", type=click.IntRange(1), help="At once; by default the cores of this process.")
@@ -60,6 +67,7 @@ def schedule(
     data: Path | None,
     cv: float | None,
     kv_tokens: int | None,
+    fair_share: FairShare,
     ttft_objective: float,
     tpot_objective: float,
     processes: int | None,
@@ -88,6 +96,7 @@ def schedule(
         num_requests=requests,
         data=data_folder(data),
         cv=cv,
+        options=ScheduleOptions(fair_share=fair_share),
         objective=Objective(ttft_seconds=ttft_objective, tpot_seconds=tpot_objective),
         checks=check,
     )
