@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from test_tenant import Driver
 
-from fastserve.engine.guard import Guard
 from fastserve.engine.sequence import Sequence
 from fastserve.engine.session import Sessions
 
@@ -26,15 +25,15 @@ def test_a_sequence_begins_with_what_its_session_has_attained() -> None:
     sessions = Sessions(idle_seconds=10.0)
     first = sequence_of("agent")
     sessions.enter(first, 0.0)
-    assert first.attained_seconds == 0
+    assert first.inherited_seconds == 0
     sessions.serve(first, 0.5, 1.0)
     sessions.serve(first, 0.25, 2.0)
     sessions.leave(first)
     second, others, elsewhere = sequence_of("agent"), sequence_of("b"), sequence_of("agent", tenant="x")
     for sequence in (second, others, elsewhere):
         sessions.enter(sequence, 3.0)
-    assert (second.attained_seconds, second.inherited_seconds) == (0.75, 0.75)
-    assert others.attained_seconds == elsewhere.attained_seconds == 0
+    assert (second.inherited_seconds, second.attained_seconds) == (0.75, 0.0)
+    assert others.inherited_seconds == elsewhere.inherited_seconds == 0
 
 
 @pytest.mark.parametrize(("session", "first"), [("agent", "newcomer"), ("", "agent")])
@@ -91,10 +90,20 @@ def test_sessions_are_bounded_and_the_longest_unused_goes_first() -> None:
     assert (newest.inherited_seconds, oldest.inherited_seconds) == (1.0, 0.0)
 
 
-def test_what_a_sequence_inherits_protects_it_from_no_eviction() -> None:
-    sequence = sequence_of("agent")
-    sequence.inherited_seconds = 100.0
-    sequence.attained_seconds = 102.0
-    sequence.resident_seconds = 1.0
-    sequence.num_evictions = 1
-    assert Guard().allows(sequence, 0.1, 0.0)
+def test_a_completion_that_parts_from_its_prompt_belongs_to_the_session_too() -> None:
+    driver = Driver(policy="mlfq")
+    first = driver.add(8, 4, session="s")
+    first.forks = [
+        Sequence(
+            sequence_id=100,
+            token_ids=list(first.token_ids),
+            num_prompt_tokens=8,
+            max_tokens=9,
+            arrival_seconds=0.0,
+            session="s",
+        )
+    ]
+    while driver.scheduler.has_work:
+        driver.step()
+    assert len(driver.ended) == 2
+    assert driver.add(1, 1, session="s").inherited_seconds == pytest.approx(0.01 * (1 + 3 + 8))

@@ -34,8 +34,7 @@ class Guard:
             return False
         if sequence.resident_seconds < _WORTH * eviction_seconds:
             return False
-        own_seconds = sequence.attained_seconds - sequence.inherited_seconds
-        before_this_stay = own_seconds - sequence.resident_seconds
+        before_this_stay = sequence.attained_seconds - sequence.resident_seconds
         return sequence.num_evictions == 0 or sequence.resident_seconds >= before_this_stay
 
     def spend(self, eviction_seconds: float) -> None:

@@ -89,7 +89,8 @@ class Scheduler:
     def set_policy(self, spec: str, now: float) -> None:
         """Go on by another policy, from what every sequence has come to. Raises as make_policy."""
         policy = make_policy(spec, cost=self.cost, max_sequences=self._limits.max_sequences)
-        self._precedence.set_policy(policy, self._live, now)
+        arrived = sorted(self._live, key=lambda s: (s.arrival_seconds, s.sequence_id))
+        self._precedence.set_policy(policy, arrived, now)
 
     def schedule(self, now: float) -> list[Turn]:
         """The turns of the next step. Empty where nobody can run now: all wait for a move, or are held."""

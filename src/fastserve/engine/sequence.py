@@ -58,8 +58,8 @@ class Sequence:
     standing: Any = None
     is_started: bool = False  # it has had a turn
     num_charged_tokens: int = 0  # of the first of its tokens, which its tenant has been charged for
-    attained_seconds: float = 0.0  # of the steps in which it had a turn, and what it inherited
-    inherited_seconds: float = 0.0  # attained by its session before it came
+    attained_seconds: float = 0.0  # of the steps in which it had a turn
+    inherited_seconds: float = 0.0  # attained by its session before it came: to count as its own
     resident_seconds: float = 0.0  # the same, since it came into the fast pool
     num_evictions: int = 0  # how often it lost its blocks, moved or dropped
     num_preemptions: int = 0  # how often it was passed over after a turn, before it was finished

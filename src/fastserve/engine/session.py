@@ -48,7 +48,6 @@ class Sessions:
         session.num_live += 1
         session.last_used_seconds = now
         sequence.inherited_seconds = session.attained_seconds
-        sequence.attained_seconds += session.attained_seconds
 
     def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
         """It had a turn in a step that took so long."""

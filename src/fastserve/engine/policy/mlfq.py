@@ -70,7 +70,7 @@ class Mlfq(RankedPolicy):
 
     def enter(self, sequence: Sequence, now: float) -> None:
         cost = self._cost.prefill_seconds_of(sequence.num_uncomputed_tokens, sequence.num_computed_tokens)
-        level = self._level_for(max(cost, sequence.attained_seconds))
+        level = self._level_for(max(cost, sequence.attained_seconds + sequence.inherited_seconds))
         sequence.standing = Standing(level, now)
         self._join(sequence, level, now)
 
