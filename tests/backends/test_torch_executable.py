@@ -7,6 +7,7 @@ import pytest
 
 from fastserve.backends.torch.executable import TorchExecutable, compile_torch
 from fastserve.backends.torch.sample import sample
+from fastserve.backends.torch.step import Step
 from fastserve.errors import OptionError
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import RopeTable
@@ -128,6 +129,21 @@ def test_a_device_with_too_little_memory_is_a_memory_error(monkeypatch: pytest.M
     monkeypatch.setattr(torch, "zeros", run_out)
     with pytest.raises(MemoryError, match="out of memory"):
         compile_tiny()
+
+
+def test_a_step_for_which_the_device_has_too_little_memory_is_a_memory_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = pytest.importorskip("torch")
+    executable = compile_tiny()
+    batch = make_batch([(Run(executable), [3, 1, 4])])
+
+    def run_out(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Step, "from_batch", run_out)
+    with pytest.raises(MemoryError, match="out of memory"):
+        executable.run(batch)
 
 
 def test_a_batch_beyond_the_limits_is_refused() -> None:
