@@ -10,6 +10,7 @@ from fastserve.types import Float64Array
 
 _FORGETTING = 0.998  # an observation counts half after some 350 steps
 _REFIT_STEPS = 16
+_DECODES_MEMORY = 0.01  # weight of a step in the mean number of decodes
 _OUTLIER = 4.0  # times what was expected; beyond, the machine was somewhere else
 _PRIOR_STEPS = 0.1  # how many observations the initial coefficients count for
 # Typical sizes of the features, so that the normal equations are well conditioned.
@@ -102,11 +103,14 @@ class OnlineStepCost:
         self._gram: Float64Array = np.eye(4) * _PRIOR_STEPS
         self._moment: Float64Array = self._gram @ (weights * _SCALE)
         self._num_observed = 0
+        self._mean_decodes = 1.0  # of the steps that have some
 
     def observe(self, work: StepWork, seconds: float) -> None:
         """Learn from a step that ran."""
         if self._num_observed > _REFIT_STEPS:
             seconds = min(seconds, _OUTLIER * self.model.seconds(work))
+        if work.decode_tokens:
+            self._mean_decodes += _DECODES_MEMORY * (work.decode_tokens - self._mean_decodes)
         x = np.array([1.0, work.prefill_tokens, work.decode_tokens, work.attended_tokens]) / _SCALE
         self._gram *= _FORGETTING
         self._moment *= _FORGETTING
@@ -126,6 +130,12 @@ class OnlineStepCost:
 
     def prefill_seconds_of(self, num_tokens: int, first_position: int = 0) -> float:
         return self.model.prefill_seconds_of(num_tokens, first_position)
+
+    def decode_share_seconds(self, context_length: int) -> float:
+        """Of a decode's row, and of its share of what a step costs anyway, among as many as there usually are."""
+        model = self.model
+        shared = model.fixed_seconds / max(self._mean_decodes, 1.0)
+        return model.decode_seconds + model.attended_seconds * context_length + shared
 
     def _refit(self) -> None:
         solution = _solve_non_negative(self._gram, self._moment) / _SCALE

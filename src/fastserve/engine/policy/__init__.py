@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fastserve.engine.cost import OnlineStepCost
+from fastserve.engine.policy.boost import Boost
 from fastserve.engine.policy.fcfs import Fcfs
+from fastserve.engine.policy.gittins import Gittins
+from fastserve.engine.policy.hrrn import Hrrn
 from fastserve.engine.policy.mlfq import Mlfq
 from fastserve.engine.policy.policy import Policy
 from fastserve.engine.policy.priority import Priority
 from fastserve.engine.policy.sjf import Sjf
+from fastserve.engine.policy.work import ExpectedWork
 from fastserve.errors import OptionError
 from fastserve.option import check_number
 
@@ -57,6 +61,23 @@ _POLICIES: Mapping[
     "mlfq": (
         {**_MLFQ_KNOBS, "margin": Knob(1, 24, is_integer=True)},
         lambda cost, most, knobs: _make_mlfq(cost, most, knobs, is_guarded=True),
+    ),
+    "hrrn": ({}, lambda cost, most, knobs: Hrrn(ExpectedWork(cost))),
+    "gittins": (
+        {"margin": Knob(1.0, 1000.0)},
+        lambda cost, most, knobs: Gittins(ExpectedWork(cost), **knobs),
+    ),
+    "boost": (
+        {
+            "strength": Knob(0.0, 100.0),
+            "patience": Knob(0.0, 1000.0),
+            "least_scale_seconds": Knob(1e-3, 3600.0),
+            "most_scale_seconds": Knob(1e-3, 1e6),
+            "most_boost": Knob(0.1, 100.0),
+            "pause_seconds": Knob(0.01, 3600.0),
+            "margin": Knob(0.0, 100.0),
+        },
+        lambda cost, most, knobs: Boost(ExpectedWork(cost), **knobs),
     ),
     "mlfq-published": (
         _MLFQ_KNOBS,

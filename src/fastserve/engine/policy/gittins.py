@@ -1,0 +1,49 @@
+"""`gittins`: the sequence goes first that is expected to complete the most for its cost (Gittins, 1979)."""
+
+from __future__ import annotations
+
+from fastserve.engine.length import next_mark
+from fastserve.engine.policy.policy import RankedPolicy
+from fastserve.engine.policy.work import ExpectedWork
+from fastserve.engine.sequence import Sequence
+
+
+class Gittins(RankedPolicy):
+    """Least expected cost for a chance to complete first, over all lengths of service: the inverse of the
+    Gittins index, by the lengths of completions that were seen, given how many tokens there are already. Best
+    for the mean (Aalto, Ayesta and Righter, Queueing Syst. 63, 2009); whoever is long may wait for long.
+
+    Args:
+        work: what is expected of sequences.
+        margin: a sequence takes the memory of another whose cost is so many times its own.
+    """
+
+    name = "gittins"
+
+    def __init__(self, work: ExpectedWork, *, margin: float = 2.0) -> None:
+        self._work = work
+        self._margin = margin
+
+    def enter(self, sequence: Sequence, now: float) -> None:
+        self._work.enter(sequence)
+        self._rank(sequence)
+
+    def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
+        if not sequence.num_completion_tokens or sequence.num_completion_tokens >= sequence.standing:
+            self._rank(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        self._work.leave(sequence)
+        super().leave(sequence)
+
+    def outranks(self, better: Sequence, resident: Sequence) -> bool:
+        return bool(self._margin * better.rank[0] < resident.rank[0])
+
+    def _rank(self, sequence: Sequence) -> None:
+        work = self._work
+        produced = sequence.num_completion_tokens
+        ratio = work.lengths(sequence).least_ratio(
+            produced, work.prefill_seconds(sequence), work.token_seconds(sequence)
+        )
+        sequence.rank = (ratio, sequence.arrival_seconds, sequence.sequence_id)
+        sequence.standing = next_mark(produced)

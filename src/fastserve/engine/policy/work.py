@@ -1,0 +1,62 @@
+"""What sequences are expected to cost: what is left of the prompt, which is known, and of the completion, which is
+not, at the prices of the steps that ran."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fastserve.engine.cost import OnlineStepCost
+from fastserve.engine.length import LengthDistribution, OutputLengths
+from fastserve.engine.sequence import Sequence
+
+
+class LengthPredictor(Protocol):
+    """Tells requests apart whose completions differ in length. Only which of them are told apart counts: how
+    long they are is learned, so that a predictor that knows nothing costs little."""
+
+    def kind(self, sequence: Sequence) -> str: ...
+
+
+class ExpectedWork:
+    """Seconds of machine time that sequences are expected to need yet.
+
+    Args:
+        cost: of a step. A decoded token costs its row, and its share of what a step costs anyway.
+        predictor: None: requests of one tenant are alike.
+    """
+
+    def __init__(self, cost: OnlineStepCost, *, predictor: LengthPredictor | None = None) -> None:
+        self._cost = cost
+        self._predictor = predictor
+        self._lengths = OutputLengths()
+        self._kinds: dict[int, str] = {}  # by sequence_id
+
+    def enter(self, sequence: Sequence) -> None:
+        kind = sequence.tenant
+        if self._predictor is not None:
+            kind = f"{kind}\0{self._predictor.kind(sequence)}"
+        self._kinds[sequence.sequence_id] = kind
+
+    def leave(self, sequence: Sequence) -> None:
+        kind = self._kinds.pop(sequence.sequence_id)
+        if sequence.num_completion_tokens:
+            self._lengths.observe(kind, sequence.num_completion_tokens)
+
+    def lengths(self, sequence: Sequence) -> LengthDistribution:
+        return self._lengths.of(self._kinds[sequence.sequence_id])
+
+    def prefill_seconds(self, sequence: Sequence) -> float:
+        """Of what its prompt, or what was computed of it before it lost its memory, needs yet."""
+        return self._cost.prefill_seconds_of(
+            max(sequence.num_uncomputed_tokens - 1, 0), sequence.num_computed_tokens
+        )
+
+    def token_seconds(self, sequence: Sequence) -> float:
+        """Of each token that it decodes."""
+        return self._cost.decode_share_seconds(len(sequence.token_ids))
+
+    def seconds(self, sequence: Sequence) -> float:
+        """All of it, on average."""
+        tokens = self.lengths(sequence).mean_left(sequence.num_completion_tokens)
+        tokens = min(tokens, sequence.max_tokens - sequence.num_completion_tokens)
+        return self.prefill_seconds(sequence) + self.token_seconds(sequence) * tokens

@@ -1,0 +1,145 @@
+"""Arrival brought forward by expected work: what it orders, at its limits and in between."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastserve.engine.cost import OnlineStepCost, StepCost
+from fastserve.engine.policy.boost import Boost
+from fastserve.engine.policy.gittins import Gittins
+from fastserve.engine.policy.hrrn import Hrrn
+from fastserve.engine.policy.policy import rank
+from fastserve.engine.policy.work import ExpectedWork
+from fastserve.engine.sequence import Residence, Sequence
+
+COST = StepCost(fixed_seconds=0.01, prefill_seconds=0.001, decode_seconds=0.001)
+
+
+def make(**knobs: float) -> Boost:
+    return Boost(ExpectedWork(OnlineStepCost(COST)), **knobs)
+
+
+def sequence_of(prompt_tokens: int, *, arrival: float = 0.0, sequence_id: int = 0) -> Sequence:
+    return Sequence(
+        sequence_id=sequence_id,
+        token_ids=[1] * prompt_tokens,
+        num_prompt_tokens=prompt_tokens,
+        max_tokens=10_000,
+        arrival_seconds=arrival,
+    )
+
+
+def decode(policy: Boost, sequence: Sequence, num_tokens: int, *, now: float) -> None:
+    for _ in range(num_tokens):
+        sequence.num_computed_tokens = len(sequence.token_ids)
+        sequence.attained_seconds += 0.01
+        policy.serve(sequence, 0.01, now)
+        sequence.token_ids.append(1)
+
+
+ARRIVALS = st.lists(
+    st.tuples(st.floats(0.0, 1000.0), st.integers(1, 20_000)), min_size=2, max_size=12
+).map(sorted)
+
+
+@given(ARRIVALS)
+def test_without_strength_it_is_first_come_first_served(arrivals) -> None:
+    policy = make(strength=0.0, least_scale_seconds=1e-6)
+    sequences = [sequence_of(n, arrival=a, sequence_id=i) for i, (a, n) in enumerate(arrivals)]
+    for sequence in sequences:
+        policy.enter(sequence, 1000.0)
+    policy.refresh(sequences, 1000.0)
+    ordered = sorted(sequences, key=rank)
+    for first, second in zip(ordered, ordered[1:], strict=False):
+        assert first.arrival_seconds <= second.arrival_seconds + 1e-4
+
+
+@given(ARRIVALS)
+def test_with_a_huge_scale_it_is_least_expected_work_first(arrivals) -> None:
+    policy = make(least_scale_seconds=1e7, most_scale_seconds=1e7, most_boost=100.0)
+    sequences = [sequence_of(n, arrival=a, sequence_id=i) for i, (a, n) in enumerate(arrivals)]
+    for sequence in sequences:
+        policy.enter(sequence, 1000.0)
+    lengths = [sequence.num_prompt_tokens for sequence in sorted(sequences, key=rank)]
+    assert all(a <= b * 1.01 + 2 for a, b in zip(lengths, lengths[1:], strict=False))
+
+
+@given(st.integers(1, 100_000), st.integers(1, 100_000), st.floats(0.0, 1e4), st.floats(0.0, 1e4))
+def test_nobody_is_overtaken_by_one_that_came_later_than_the_bound(long, short, waited, later) -> None:
+    policy = make(most_scale_seconds=30.0, most_boost=4.0)
+    old, new = sequence_of(long), sequence_of(short, arrival=later, sequence_id=1)
+    policy.enter(old, 0.0)
+    policy.refresh([old], waited)
+    policy.enter(new, later)
+    policy.refresh([old, new], max(waited, later))
+    if later > 4.0 * 30.0 * 1.25 + 10:  # the scale is rounded
+        assert old.rank < new.rank
+
+
+def test_while_nobody_waits_a_little_later_does_not_overtake_and_in_a_backlog_it_does() -> None:
+    policy = make()
+    long, short = sequence_of(2000), sequence_of(20, arrival=8.0, sequence_id=1)
+    policy.enter(long, 0.0)
+    policy.enter(short, 8.0)
+    assert long.rank < short.rank
+    for second in range(9, 60):
+        policy.refresh([long, short], float(second))
+    assert short.rank < long.rank
+
+
+def test_an_older_completion_of_a_heavy_tail_yields_to_a_newcomer() -> None:
+    policy = make(least_scale_seconds=20.0, margin=0.1)
+    for index in range(100):
+        ended = sequence_of(10, sequence_id=100 + index)
+        policy.enter(ended, 0.0)
+        ended.token_ids += [1] * (20 if index % 10 else 2000)
+        policy.leave(ended)
+    old, new = sequence_of(10), sequence_of(10, arrival=3.0, sequence_id=1)
+    policy.enter(old, 0.0)
+    decode(policy, old, 100, now=2.0)
+    policy.enter(new, 3.0)
+    assert new.rank < old.rank
+    assert policy.outranks(new, old)
+
+
+def test_a_stream_that_was_passed_over_for_the_pause_goes_first_once_and_takes_nobodys_memory() -> None:
+    policy = make(pause_seconds=1.0, least_scale_seconds=20.0)
+    paused, other = sequence_of(5000, arrival=1.0), sequence_of(10, arrival=1.0, sequence_id=1)
+    for sequence in (paused, other):
+        policy.enter(sequence, 1.0)
+        sequence.residence = Residence.FAST
+    decode(policy, paused, 3, now=1.0)
+    decode(policy, other, 3, now=2.1)
+    paused.token_ids += [1] * 3000  # a long one by now
+    policy.refresh([paused, other], 2.1)
+    assert paused.rank < other.rank
+    assert not policy.outranks(paused, other)
+    decode(policy, paused, 1, now=2.1)
+    policy.refresh([paused, other], 2.2)
+    assert other.rank < paused.rank
+
+
+def test_the_highest_response_ratio_goes_first_and_nobody_that_has_begun_is_passed() -> None:
+    policy = Hrrn(ExpectedWork(OnlineStepCost(COST)))
+    long, short = sequence_of(20_000), sequence_of(20, arrival=5.0, sequence_id=1)
+    begun = sequence_of(50_000, arrival=6.0, sequence_id=2)
+    for sequence in (long, short, begun):
+        policy.enter(sequence, sequence.arrival_seconds)
+    begun.attained_seconds = 0.1
+    policy.serve(begun, 0.1, 7.0)
+    policy.refresh([long, short, begun], 7.0)
+    assert sorted([long, short, begun], key=rank) == [begun, short, long]
+    newer = sequence_of(20, arrival=999.0, sequence_id=3)
+    policy.enter(newer, 999.0)
+    policy.refresh([long, newer], 1000.0)
+    assert long.rank < newer.rank
+
+
+def test_gittins_prefers_a_chance_to_complete_soon() -> None:
+    policy = Gittins(ExpectedWork(OnlineStepCost(COST)))
+    long, short = sequence_of(2000), sequence_of(20, arrival=5.0, sequence_id=1)
+    policy.enter(long, 0.0)
+    policy.enter(short, 5.0)
+    assert short.rank < long.rank
+    assert policy.outranks(short, long)

@@ -1,0 +1,69 @@
+"""Distributions of completions' lengths, learned by kind."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastserve.engine.length import LengthDistribution, OutputLengths, next_mark
+
+
+def test_what_is_left_is_counted_over_the_longer_ones_alone() -> None:
+    lengths = LengthDistribution(np.array([10.0] * 50 + [100.0] * 50))
+    assert lengths.mean_left(0) == 55.0
+    assert lengths.mean_left(next_mark(10)) == 100.0 - next_mark(10)
+
+
+def test_past_all_that_were_seen_the_rest_is_about_as_long_again() -> None:
+    lengths = LengthDistribution(np.array([10.0] * 50))
+    mark = next_mark(1000)
+    assert 0.25 * mark < lengths.mean_left(mark) < 2 * mark
+
+
+@given(st.lists(st.integers(1, 5000), min_size=40, max_size=80), st.floats(1e-6, 10.0))
+def test_the_moment_is_between_those_of_the_mean_and_of_the_longest(lengths, price) -> None:
+    distribution = LengthDistribution(np.array(lengths, np.float64))
+    moment = distribution.log_moment(0, price)
+    slack = 1.03  # prices are rounded to powers of 1.05
+    assert price * np.mean(lengths) / slack <= moment + 1e-9
+    assert moment <= price * max(lengths) * slack
+
+
+def test_a_moment_of_huge_exponents_does_not_overflow() -> None:
+    assert math.isfinite(LengthDistribution(np.array([1e5] * 20)).log_moment(0, 100.0))
+
+
+def test_two_sorts_of_lengths_are_judged_by_the_likely_short_one_until_it_is_past() -> None:
+    """Of a mixture of 1 and 1000, the Gittins index asks for one token first: a half chance for one token's price."""
+    lengths = LengthDistribution(np.array([1.0] * 50 + [1000.0] * 50))
+    assert lengths.least_ratio(0, 0.0, 1.0) == pytest.approx(2.0, rel=0.05)
+    assert lengths.least_ratio(1, 0.0, 1.0) == pytest.approx(999.0, rel=0.05)
+    assert lengths.least_ratio(0, 10.0, 1.0) == pytest.approx(22.0, rel=0.05)
+
+
+def test_kinds_are_told_apart_once_enough_of_them_have_ended_and_forgotten_beyond_a_number() -> None:
+    lengths = OutputLengths()
+    unknown = lengths.of("new").mean_left(0)
+    for _ in range(200):
+        lengths.observe("short", 10)
+        lengths.observe("long", 1000)
+    assert lengths.of("short").mean_left(0) == 10.0
+    assert lengths.of("long").mean_left(0) == 1000.0
+    assert unknown != lengths.of("new").mean_left(0) == pytest.approx(505.0, rel=0.1)
+    for index in range(3000):
+        lengths.observe(f"tenant {index}", 100)
+    assert lengths.of("short").mean_left(0) != 10.0
+
+
+def test_a_shift_of_lengths_is_followed_within_a_window() -> None:
+    lengths = OutputLengths()
+    for _ in range(2000):
+        lengths.observe("", 10)
+    assert lengths.of("").mean_left(0) == 10.0
+    for _ in range(1300):
+        lengths.observe("", 500)
+    assert lengths.of("").mean_left(0) == 500.0
