@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
@@ -15,31 +16,86 @@ from performance_table import CHECKOUT, insert, to_markdown
 
 RESULTS = CHECKOUT / "bench" / "results" / "scheduling"
 DOCUMENT = CHECKOUT / "docs" / "scheduling.md"
-POLICIES = "fcfs,sjf,mlfq,mlfq-published"
+SEEDS = "3"
 
-# By the name of the results: a heading, and the options of `fastserve bench schedule`.
-RUNS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "short_chat_a100": (
-        "Short chat, load 1.1, `a100`, 2,500 requests a seed",
-        ["--trace", "short-chat", "--cost", "a100", "--requests", "2500"],
-    ),
-    "short_chat_cpu": (
-        "Short chat, load 1.1, `cpu`, 2,000 requests a seed",
-        ["--trace", "short-chat", "--cost", "cpu", "--requests", "2000"],
-    ),
-    "pressure_a100": (
-        "Mixed under memory pressure (60,000 KV tokens), load 1.1, `a100`, 1,500 requests a seed",
-        ["--trace", "mixed", "--cost", "a100", "--requests", "1500", "--kv-tokens", "60000"],
-    ),
-    "pressure_cpu": (
-        "Mixed under memory pressure (40,000 KV tokens), load 1.1, `cpu`, 800 requests a seed",
-        ["--trace", "mixed", "--cost", "cpu", "--requests", "800", "--kv-tokens", "40000"],
-    ),
+
+@dataclass(frozen=True)
+class Comparison:
+    """Policies on one kind of traffic; `options` are those of `fastserve bench schedule`."""
+
+    heading: str
+    options: str
+    policies: str
+
+    @property
+    def arguments(self) -> list[str]:
+        return [
+            "bench",
+            "schedule",
+            *self.options.split(),
+            "--policy",
+            self.policies,
+            "--seeds",
+            SEEDS,
+            "--json",
+        ]
+
+
+PUBLISHED = "fcfs,sjf,mlfq,mlfq-published"
+ALL = "fcfs,hrrn,gittins,mlfq,boost"
+LIGHT = "fcfs,hrrn,boost"
+CODE = "traces/azure2023/AzureLLMInferenceTrace_code.csv"
+MOONCAKE = "traces/mooncake_fast25/synthetic_trace.jsonl"
+
+
+def _compare(trace: str, cost: str, load: float, requests: int, policies: str, more: str = "") -> Comparison:
+    name = {CODE: "Azure code", MOONCAKE: "Mooncake"}.get(trace, trace.replace("-", " ").capitalize())
+    pressure = f" under memory pressure ({int(more.split()[-1]):,} KV tokens)" if more else ""
+    return Comparison(
+        f"{name}{pressure}, load {load:g}, `{cost}`, {requests:,} requests a seed",
+        f"--trace {trace} --cost {cost} --load {load:g} --requests {requests} {more}",
+        policies,
+    )
+
+
+# By the table of the document, then by the name of the results.
+TABLES: Mapping[str, Mapping[str, Comparison]] = {
+    "scheduling": {
+        "short_chat_a100": _compare("short-chat", "a100", 1.1, 2500, PUBLISHED),
+        "short_chat_cpu": _compare("short-chat", "cpu", 1.1, 2000, PUBLISHED),
+        "pressure_a100": _compare("mixed", "a100", 1.1, 1500, PUBLISHED, "--kv-tokens 60000"),
+        "pressure_cpu": _compare("mixed", "cpu", 1.1, 800, PUBLISHED, "--kv-tokens 40000"),
+    },
+    "boost": {
+        "boost_sharegpt_a100": _compare("sharegpt", "a100", 1.08, 3000, ALL),
+        "boost_sharegpt_cpu": _compare("sharegpt", "cpu", 1.08, 800, ALL),
+        "boost_mixed_a100": _compare("mixed", "a100", 1.15, 3000, ALL),
+        "boost_mixed_cpu": _compare("mixed", "cpu", 1.15, 800, ALL),
+        "boost_code_a100": _compare(CODE, "a100", 1.0, 3000, ALL),
+        "boost_code_cpu": _compare(CODE, "cpu", 1.0, 800, ALL),
+        "boost_mooncake_a100": _compare(MOONCAKE, "a100", 1.05, 1500, ALL),
+        "boost_mooncake_cpu": _compare(MOONCAKE, "cpu", 1.05, 300, ALL),
+        "boost_short_chat_a100": _compare("short-chat", "a100", 1.0, 2500, ALL),
+        "boost_short_chat_cpu": _compare("short-chat", "cpu", 1.0, 1500, ALL),
+    },
+    "boost_light": {
+        "light_sharegpt_a100": _compare("sharegpt", "a100", 0.7, 1500, LIGHT),
+        "light_sharegpt_cpu": _compare("sharegpt", "cpu", 0.7, 500, LIGHT),
+        "light_mixed_a100": _compare("mixed", "a100", 0.7, 1500, LIGHT),
+        "light_mixed_cpu": _compare("mixed", "cpu", 0.7, 500, LIGHT),
+        "light_code_a100": _compare(CODE, "a100", 0.7, 1500, LIGHT),
+        "light_mooncake_a100": _compare(MOONCAKE, "a100", 0.7, 1000, LIGHT),
+        "light_short_chat_a100": _compare("short-chat", "a100", 0.7, 2500, LIGHT),
+        "light_short_chat_cpu": _compare("short-chat", "cpu", 0.7, 1500, LIGHT),
+    },
 }
+COMPARISONS = {name: comparison for runs in TABLES.values() for name, comparison in runs.items()}
+
+
 COLUMNS = (
-    ("TTFT mean", "ttft_mean_seconds"),
-    ("end to end mean", "e2e_mean_seconds"),
-    ("end to end p99", "e2e_p99_seconds"),
+    ("TTFT mean", "ttft_mean"),
+    ("end to end mean", "e2e_mean"),
+    ("end to end p99", "e2e_p99"),
 )
 
 
@@ -49,49 +105,53 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit code 1 if the tables are stale")
     arguments = parser.parse_args()
     if arguments.run is not None:
-        for name in arguments.run or RUNS:
+        for name in arguments.run or COMPARISONS:
             simulate(name)
     text = DOCUMENT.read_text(encoding="utf-8")
-    updated = insert(text, {"scheduling": tables()})
+    updated = insert(text, {name: tables(comparisons) for name, comparisons in TABLES.items()})
     if arguments.check and updated != text:
         sys.exit("the tables differ from the results; run python bench/schedule_table.py")
     DOCUMENT.write_text(updated, encoding="utf-8")
 
 
 def simulate(name: str) -> None:
-    options = [*RUNS[name][1], "--policy", POLICIES, "--load", "1.1", "--seeds", "3", "--json"]
-    command = [sys.executable, "-m", "fastserve.cli.main", "bench", "schedule", *options]
+    command = [sys.executable, "-m", "fastserve.cli.main", *COMPARISONS[name].arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(done.stdout, encoding="utf-8")
 
 
-def tables() -> str:
-    paths = {name: RESULTS / f"{name}.json" for name in RUNS}
-    parts = [
-        f"**{RUNS[name][0]}**\n\n{table(json.loads(path.read_text(encoding='utf-8'))['rows'])}"
-        for name, path in paths.items()
-        if path.exists()
-    ]
+def tables(comparisons: Mapping[str, Comparison]) -> str:
+    parts = []
+    for name, comparison in comparisons.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            results = json.loads(path.read_text(encoding="utf-8"))
+            parts.append(f"**{comparison.heading}**\n\n{table(results)}")
     return "\n\n".join(parts)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Seconds of the first policy, which the others' ratios of sums over all seeds are to."""
+def table(results: Mapping[str, Any]) -> str:
+    """Seconds of the first policy; of the others ratios to it, with the bounds of their bootstrap."""
     by_policy: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
+    for row in results["rows"]:
         by_policy[row["policy"]].append(row)
+    ratios = {entry["policy"]: entry for entry in results["ratios_to_first"]}
     first = next(iter(by_policy.values()))
     cells = []
     for policy, runs in by_policy.items():
-        values = [_value(runs, first, key) for _, key in COLUMNS]
         gap = mean(run["gap_p99_seconds"] for run in runs)
-        evictions = [run["evictions_per_request"] for run in runs]
-        goodput = mean(run["goodput_per_second"] for run in runs) / mean(
-            run["goodput_per_second"] for run in first
+        evictions = mean(run["evictions_per_request"] for run in runs)
+        good = mean(run["good_share"] for run in runs)
+        cells.append(
+            [
+                f"`{policy}`",
+                *(_value(first, ratios.get(policy), figure) for _, figure in COLUMNS),
+                f"{gap:.2f} s",
+                f"{evictions:.2f}" if evictions else "0",
+                f"{good:.1%}",
+            ]
         )
-        spread = f"{min(evictions):.2f} to {max(evictions):.2f}" if max(evictions) else "0"
-        cells.append([f"`{policy}`", *values, f"{gap:.2f} s", spread, f"{goodput:.2f}×"])
     header = [
         "policy",
         *(name for name, _ in COLUMNS),
@@ -102,12 +162,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return to_markdown(header, cells)
 
 
-def _value(runs: Sequence[Mapping[str, Any]], first: Sequence[Mapping[str, Any]], key: str) -> str:
-    total, reference = mean(run[key] for run in runs), mean(run[key] for run in first)
-    if runs is first:
-        return f"{total:.2f} s"
-    ratios = [run[key] / other[key] for run, other in zip(runs, first, strict=True)]
-    return f"{total / reference:.2f}× [{min(ratios):.2f}, {max(ratios):.2f}]"
+def _value(first: Sequence[Mapping[str, Any]], ratios: Mapping[str, Any] | None, figure: str) -> str:
+    if ratios is None:
+        return f"{mean(run[f'{figure}_seconds'] for run in first):.2f} s"
+    ratio = ratios[f"{figure}_ratio"]
+    return f"{ratio['value']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]"
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_a_moment_of_huge_exponents_does_not_overflow() -> None:
 
 
 def test_two_sorts_of_lengths_are_judged_by_the_likely_short_one_until_it_is_past() -> None:
-    """Of a mixture of 1 and 1000, the Gittins index asks for one token first: a half chance for one token's price."""
+    """Of a mixture of 1 and 1000, the Gittins index asks for one token first: a half chance at its price."""
     lengths = LengthDistribution(np.array([1.0] * 50 + [1000.0] * 50))
     assert lengths.least_ratio(0, 0.0, 1.0) == pytest.approx(2.0, rel=0.05)
     assert lengths.least_ratio(1, 0.0, 1.0) == pytest.approx(999.0, rel=0.05)

@@ -132,7 +132,7 @@ class OnlineStepCost:
         return self.model.prefill_seconds_of(num_tokens, first_position)
 
     def decode_share_seconds(self, context_length: int) -> float:
-        """Of a decode's row, and of its share of what a step costs anyway, among as many as there usually are."""
+        """Of a decode's row, and its share of what a step costs anyway, among as many as usual."""
         model = self.model
         shared = model.fixed_seconds / max(self._mean_decodes, 1.0)
         return model.decode_seconds + model.attended_seconds * context_length + shared

@@ -46,8 +46,8 @@ def next_mark(num_tokens: int) -> int:
 class LengthDistribution:
     """Of some completions; what is asked holds for one that has come to an age, in tokens.
 
-    Ages count from the mark before them, and prices as the nearest power of 1.05, so that answers can be kept.
-    A tail that few completions have reached is as long again as the age (heavy, as lengths are).
+    Ages count from the mark before them, and prices as the nearest power of 1.05, so that answers can be
+    kept. A tail that few completions have reached is as long again as the age (heavy, as lengths are).
     """
 
     def __init__(self, lengths: Float64Array) -> None:
@@ -70,8 +70,8 @@ class LengthDistribution:
         return self._answer("moment", age, _price_index(price), moment)
 
     def least_ratio(self, age: int, first_cost: float, price: float) -> float:
-        """The least, over all numbers of tokens n, of the expected cost of going on to the end, but for n tokens
-        at most, over the chance that the end comes within them: the inverse of the Gittins index.
+        """The least, over all numbers of tokens n, of the expected cost of going on to the end, but for n
+        tokens at most, over the chance that the end comes within them: the inverse of the Gittins index.
 
         Args:
             first_cost: of getting to the first of the tokens.
@@ -110,8 +110,8 @@ class LengthDistribution:
 class OutputLengths:
     """Distributions by kind of request (tenant, endpoint, a predictor's class), of the newest completions.
 
-    A kind of which little is known yet takes those of all kinds to its own, and before these are known, too, a
-    log-normal distribution around 128 tokens.
+    A kind of which little is known yet takes those of all kinds to its own, and before these are known, too,
+    a log-normal distribution around 128 tokens.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,9 @@ class OutputLengths:
         window = self._window(kind)
         is_trusted = len(window.lengths) >= _NUM_TRUSTED
         num_known = window.num_ever if is_trusted else self._all.num_ever
-        if window.distribution is None or num_known - window.num_when_made > _REFRESH_SHARE * min(num_known, _WINDOW):
+        if window.distribution is None or num_known - window.num_when_made > _REFRESH_SHARE * min(
+            num_known, _WINDOW
+        ):
             parts = [window.to_array()]
             if not is_trusted:
                 parts.append(self._all.to_array())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,9 +40,9 @@ def decode(policy: Boost, sequence: Sequence, num_tokens: int, *, now: float) ->
         sequence.token_ids.append(1)
 
 
-ARRIVALS = st.lists(
-    st.tuples(st.floats(0.0, 1000.0), st.integers(1, 20_000)), min_size=2, max_size=12
-).map(sorted)
+ARRIVALS = st.lists(st.tuples(st.floats(0.0, 1000.0), st.integers(1, 20_000)), min_size=2, max_size=12).map(
+    sorted
+)
 
 
 @given(ARRIVALS)
@@ -51,7 +53,7 @@ def test_without_strength_it_is_first_come_first_served(arrivals) -> None:
         policy.enter(sequence, 1000.0)
     policy.refresh(sequences, 1000.0)
     ordered = sorted(sequences, key=rank)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         assert first.arrival_seconds <= second.arrival_seconds + 1e-4
 
 
@@ -62,7 +64,7 @@ def test_with_a_huge_scale_it_is_least_expected_work_first(arrivals) -> None:
     for sequence in sequences:
         policy.enter(sequence, 1000.0)
     lengths = [sequence.num_prompt_tokens for sequence in sorted(sequences, key=rank)]
-    assert all(a <= b * 1.01 + 2 for a, b in zip(lengths, lengths[1:], strict=False))
+    assert all(a <= b * 1.01 + 2 for a, b in pairwise(lengths))
 
 
 @given(st.integers(1, 100_000), st.integers(1, 100_000), st.floats(0.0, 1e4), st.floats(0.0, 1e4))

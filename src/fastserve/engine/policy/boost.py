@@ -1,5 +1,7 @@
-"""`boost`: in order of arrival, brought forward by how little work is expected (Yu and Scully, "Strongly Tail-Optimal
-Scheduling in the Light-Tailed M/G/1", SIGMETRICS 2024)."""
+"""`boost`: in order of arrival, brought forward by how little work is expected.
+
+After Yu and Scully, "Strongly Tail-Optimal Scheduling in the Light-Tailed M/G/1" (SIGMETRICS 2024).
+"""
 
 from __future__ import annotations
 
@@ -88,23 +90,27 @@ class Durations:
 
 
 class Boost(RankedPolicy):
-    """A sequence's key is its arrival less its boost, -t ln(1 - 1 / E[exp(W / t)]): about t ln(t / W) where its
-    expected work W is less than the scale t, nothing where it is more. The lower key goes first.
+    """A sequence's key is its arrival less its boost, -t ln(1 - 1 / E[exp(W / t)]): about t ln(t / W) where
+    its expected work W is less than the scale t, nothing where it is more. The lower key goes first.
 
-    A scale of 0 is first come, first served; a large one is shortest expected work first. It follows the load:
-    `strength` times what a newcomer would wait for if all were served as they came, so that nothing is overtaken
-    while nobody waits, and a backlog is worked off in the order of work. Whoever has waited for longer than
-    anybody would have lately in that order (`patience` times it) is due, and goes first.
+    A scale of 0 is first come, first served; a large one is shortest expected work first. It follows the
+    load: `strength` times what a newcomer would wait for if all were served as they came, so that hardly
+    anybody is overtaken while nobody waits, and a backlog is worked off in the order of work.
 
-    A boost is at most `most_boost` scales, and a scale at most `most_scale_seconds`: nobody is overtaken by a
-    sequence that came later by more than their product.
+    Whoever has waited for much longer than anybody would have lately in that order is due, and goes first:
+    `patience` times that wait, and longer if its completion, with that, still ends before a long one would.
+    Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds`: nobody is
+    overtaken by a sequence that came later by more than their product.
 
-    Work is that of the prompt and of the tokens to be expected, given how many there are; it is looked at again
-    when a completion has grown by a third. A stream that was passed over for `pause_seconds` goes first once.
+    Work is that of the prompt and of the tokens to be expected, given how many there are; it is looked at
+    again when a completion has grown by a third. A stream that was passed over for `pause_seconds` goes first
+    once.
 
     Args:
         work: what is expected of sequences.
         strength: between first come, first served (0) and the least mean.
+        patience: see above; a small one brings the tail to that of first come, first served.
+        least_scale_seconds: t while nobody waits.
         margin: a sequence takes the memory of another whose key is so many scales later.
     """
 
@@ -114,8 +120,8 @@ class Boost(RankedPolicy):
         self,
         work: ExpectedWork,
         *,
-        strength: float = 2.0,
-        patience: float = 1.6,
+        strength: float = 1.5,
+        patience: float = 1.3,
         least_scale_seconds: float = 2.0,
         most_scale_seconds: float = 300.0,
         most_boost: float = 12.0,
@@ -200,7 +206,7 @@ class Boost(RankedPolicy):
         return bool(better.rank[1] + self._margin * self.scale_seconds < resident.rank[1])
 
     def _find_due(self, now: float) -> None:
-        """Those that would wait for longer than anybody has to: a long completion is given less time to wait."""
+        """Those that wait for longer than anybody has to; a long completion has less time for that."""
         longest = self._patience * self._fcfs.peak_seconds(now) + self._durations.long_seconds
         for sequence in self._unstarted.values():
             age = now - sequence.arrival_seconds

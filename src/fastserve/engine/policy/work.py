@@ -1,5 +1,5 @@
-"""What sequences are expected to cost: what is left of the prompt, which is known, and of the completion, which is
-not, at the prices of the steps that ran."""
+"""What sequences are expected to cost: what is left of the prompt, which is known, and of the completion,
+which is not, at the prices of the steps that ran."""
 
 from __future__ import annotations
 
