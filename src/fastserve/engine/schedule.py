@@ -13,6 +13,7 @@ from fastserve.engine.mover import Mover
 from fastserve.engine.pace import Pace
 from fastserve.engine.policy import make_policy
 from fastserve.engine.policy.policy import Policy
+from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.precedence import Precedence
 from fastserve.engine.residency import Residency
 from fastserve.engine.sequence import Residence, Sequence
@@ -32,6 +33,7 @@ class Scheduler:
         sessions: what those of the sequences that have one have attained.
         cost: of a step; what `commit` says is observed by it.
         prefill_chunk_tokens: most tokens of one prompt in one step.
+        predictor: of policies that reckon with the lengths of completions.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Scheduler:
         cost: OnlineStepCost,
         pace: Pace,
         prefill_chunk_tokens: int | None = None,
+        predictor: LengthPredictor | None = None,
     ) -> None:
         self.residency = residency
         self._limits = limits
@@ -52,6 +55,7 @@ class Scheduler:
         self.cost = cost
         self._pace = pace
         self._guard = Guard()
+        self._predictor = predictor
         self.chunk_tokens = min(prefill_chunk_tokens or limits.max_tokens, limits.max_tokens)
         self._live: list[Sequence] = []  # in the order in which they came
         self._had_turn: list[Sequence] = []  # in the last step
@@ -88,7 +92,9 @@ class Scheduler:
 
     def set_policy(self, spec: str, now: float) -> None:
         """Go on by another policy, from what every sequence has come to. Raises as make_policy."""
-        policy = make_policy(spec, cost=self.cost, max_sequences=self._limits.max_sequences)
+        policy = make_policy(
+            spec, cost=self.cost, max_sequences=self._limits.max_sequences, predictor=self._predictor
+        )
         arrived = sorted(self._live, key=lambda s: (s.arrival_seconds, s.sequence_id))
         self._precedence.set_policy(policy, arrived, now)
 
@@ -191,12 +197,14 @@ def make_scheduler(
     options: ScheduleOptions,
     mover: Mover | None = None,
     initial_cost: StepCost | None = None,
+    predictor: LengthPredictor | None = None,
 ) -> Scheduler:
     """A scheduler and all that it works with.
 
     Args:
         mover: copies blocks to a slow tier; None: there is none.
         initial_cost: of a step, as long as none has run.
+        predictor: tells requests apart whose completions differ in length, for policies that reckon with it.
 
     Raises:
         OptionError: an unknown policy or knob, or a value out of its range.
@@ -213,11 +221,14 @@ def make_scheduler(
         Residency(pool, mover=mover, cost=cost, reuses_prefixes=options.prefix_cache != "off"),
         limits,
         precedence=Precedence(
-            make_policy(options.policy, cost=cost, max_sequences=limits.max_sequences),
+            make_policy(
+                options.policy, cost=cost, max_sequences=limits.max_sequences, predictor=predictor
+            ),
             tenants=None if options.fair_share == "off" else tenants,
         ),
         sessions=Sessions(idle_seconds=options.session_idle_seconds),
         cost=cost,
         pace=Pace(cost, max_tokens=limits.max_tokens, target_gap_seconds=options.target_gap_seconds),
         prefill_chunk_tokens=options.prefill_chunk_tokens,
+        predictor=predictor,
     )

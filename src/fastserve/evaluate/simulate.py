@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastserve.config import ScheduleOptions
+from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.schedule import Scheduler, make_scheduler
 from fastserve.engine.sequence import Residence, Sequence
 from fastserve.engine.turn import Turn
@@ -73,6 +74,7 @@ class Simulation:
         arrivals: Seq[Arrival],
         *,
         checks: bool = False,
+        predictor: LengthPredictor | None = None,
     ) -> None:
         self.clock = SimulatedClock()
         self._machine = machine
@@ -94,6 +96,7 @@ class Simulation:
             options=options,
             mover=self._mover,
             initial_cost=machine.cost.to_step_cost(),
+            predictor=predictor,
         )
         self._progress: dict[int, Progress] = {}
         self.sequences: dict[int, Sequence] = {}  # not finished, by index of arrival
@@ -218,7 +221,12 @@ class Simulation:
 
 
 def simulate(
-    machine: SimulatedMachine, options: ScheduleOptions, arrivals: Seq[Arrival], *, checks: bool = False
+    machine: SimulatedMachine,
+    options: ScheduleOptions,
+    arrivals: Seq[Arrival],
+    *,
+    checks: bool = False,
+    predictor: LengthPredictor | None = None,
 ) -> Outcome:
     """Run all requests to their ends. They arrive between steps, as at a real engine.
 
@@ -231,13 +239,14 @@ def simulate(
     Args:
         arrivals: in the order of their times.
         checks: assert the scheduler's invariants after every step.
+        predictor: tells requests apart, by the sequence_id that is their place among the arrivals.
 
     Raises:
         OptionError: an unknown policy or knob, or a value out of its range.
         MeasurementError: sequences are stuck, or take longer than all would one after the other.
     """
     end_of_patience = arrivals[-1].arrival_seconds + 2 * sum(map(machine.isolated_seconds, arrivals)) + 60.0
-    simulation = Simulation(machine, options, arrivals, checks=checks)
+    simulation = Simulation(machine, options, arrivals, checks=checks, predictor=predictor)
     num_arrived = 0
     while True:
         now = simulation.clock.seconds

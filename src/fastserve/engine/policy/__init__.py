@@ -14,7 +14,7 @@ from fastserve.engine.policy.mlfq import Mlfq
 from fastserve.engine.policy.policy import Policy
 from fastserve.engine.policy.priority import Priority
 from fastserve.engine.policy.sjf import Sjf
-from fastserve.engine.policy.work import ExpectedWork
+from fastserve.engine.policy.work import ExpectedWork, LengthPredictor
 from fastserve.errors import OptionError
 from fastserve.option import check_number
 
@@ -50,22 +50,22 @@ _MLFQ_KNOBS: Mapping[str, Knob] = {
 
 # By name: its knobs, and how it is made with the values of some.
 _POLICIES: Mapping[
-    str, tuple[Mapping[str, Knob], Callable[[OnlineStepCost, int, dict[str, float]], Policy]]
+    str, tuple[Mapping[str, Knob], Callable[[ExpectedWork, int, dict[str, float]], Policy]]
 ] = {
-    "fcfs": ({}, lambda cost, most, knobs: Fcfs()),
+    "fcfs": ({}, lambda work, most, knobs: Fcfs()),
     "priority": (
         {"margin": Knob(1, 1000, is_integer=True)},
-        lambda cost, most, knobs: Priority(margin=int(knobs.get("margin", 1))),
+        lambda work, most, knobs: Priority(margin=int(knobs.get("margin", 1))),
     ),
-    "sjf": ({"margin": Knob(1.0, 1000.0)}, lambda cost, most, knobs: Sjf(cost, **knobs)),
+    "sjf": ({"margin": Knob(1.0, 1000.0)}, lambda work, most, knobs: Sjf(work.cost, **knobs)),
     "mlfq": (
         {**_MLFQ_KNOBS, "margin": Knob(1, 24, is_integer=True)},
-        lambda cost, most, knobs: _make_mlfq(cost, most, knobs, is_guarded=True),
+        lambda work, most, knobs: _make_mlfq(work.cost, most, knobs, is_guarded=True),
     ),
-    "hrrn": ({}, lambda cost, most, knobs: Hrrn(ExpectedWork(cost))),
+    "hrrn": ({}, lambda work, most, knobs: Hrrn(work)),
     "gittins": (
         {"margin": Knob(1.0, 1000.0)},
-        lambda cost, most, knobs: Gittins(ExpectedWork(cost), **knobs),
+        lambda work, most, knobs: Gittins(work, **knobs),
     ),
     "boost": (
         {
@@ -77,11 +77,11 @@ _POLICIES: Mapping[
             "pause_seconds": Knob(0.01, 3600.0),
             "margin": Knob(0.0, 100.0),
         },
-        lambda cost, most, knobs: Boost(ExpectedWork(cost), **knobs),
+        lambda work, most, knobs: Boost(work, **knobs),
     ),
     "mlfq-published": (
         _MLFQ_KNOBS,
-        lambda cost, most, knobs: _make_mlfq(cost, most, knobs, is_guarded=False),
+        lambda work, most, knobs: _make_mlfq(work.cost, most, knobs, is_guarded=False),
     ),
 }
 
@@ -89,7 +89,9 @@ POLICY_NAMES = tuple(_POLICIES)
 DEFAULT_POLICY = "fcfs"
 
 
-def make_policy(spec: str, *, cost: OnlineStepCost, max_sequences: int) -> Policy:
+def make_policy(
+    spec: str, *, cost: OnlineStepCost, max_sequences: int, predictor: LengthPredictor | None = None
+) -> Policy:
     """The policy that a text names: `NAME`, or `NAME:KNOB=VALUE,...`.
 
     >>> from fastserve.engine.cost import StepCost
@@ -99,12 +101,13 @@ def make_policy(spec: str, *, cost: OnlineStepCost, max_sequences: int) -> Polic
     Args:
         cost: of a step, which policies that reckon with work read.
         max_sequences: most sequences of one step.
+        predictor: tells requests apart for policies that reckon with the lengths of completions.
 
     Raises:
         OptionError: an unknown policy or knob, or a value out of its range.
     """
     name, knobs = parse_policy(spec)
-    return _POLICIES[name][1](cost, max_sequences, knobs)
+    return _POLICIES[name][1](ExpectedWork(cost, predictor=predictor), max_sequences, knobs)
 
 
 def parse_policy(spec: str) -> tuple[str, dict[str, float]]:

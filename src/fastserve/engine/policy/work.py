@@ -26,7 +26,7 @@ class ExpectedWork:
     """
 
     def __init__(self, cost: OnlineStepCost, *, predictor: LengthPredictor | None = None) -> None:
-        self._cost = cost
+        self.cost = cost
         self._predictor = predictor
         self._lengths = OutputLengths()
         self._kinds: dict[int, str] = {}  # by sequence_id
@@ -47,13 +47,13 @@ class ExpectedWork:
 
     def prefill_seconds(self, sequence: Sequence) -> float:
         """Of what its prompt, or what was computed of it before it lost its memory, needs yet."""
-        return self._cost.prefill_seconds_of(
+        return self.cost.prefill_seconds_of(
             max(sequence.num_uncomputed_tokens - 1, 0), sequence.num_computed_tokens
         )
 
     def token_seconds(self, sequence: Sequence) -> float:
         """Of each token that it decodes."""
-        return self._cost.decode_share_seconds(len(sequence.token_ids))
+        return self.cost.decode_share_seconds(len(sequence.token_ids))
 
     def seconds(self, sequence: Sequence) -> float:
         """All of it, on average."""

@@ -1,0 +1,107 @@
+"""What `boost` promises, on streams of requests in simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastserve.config import ScheduleOptions
+from fastserve.evaluate.arrival import Arrival
+from fastserve.evaluate.capacity import mean_work, measure_capacity
+from fastserve.evaluate.mix import short_chat
+from fastserve.evaluate.simulate import Outcome, simulate
+from fastserve.evaluate.simulated_machine import SimulatedMachine, load_machine
+from fastserve.evaluate.traffic import scale_to_rate
+
+
+def run(policy: str, arrivals: Seq[Arrival], machine: SimulatedMachine) -> Outcome:
+    return simulate(machine, ScheduleOptions(policy=policy, prefix_cache="off"), arrivals)
+
+
+def end_to_end(outcome: Outcome) -> np.ndarray:
+    return outcome.end_seconds - outcome.arrival_seconds
+
+
+def many_sizes(num_requests: int, seed: int) -> list[Arrival]:
+    """Prompts of 50 to 4,000 tokens, completions of a few or of some hundreds; arrivals one a second."""
+    rng = np.random.default_rng(seed)
+    prompts = np.exp(rng.uniform(np.log(50), np.log(4000), num_requests)).astype(int)
+    completions = np.where(rng.random(num_requests) < 0.7, 10, 400)
+    return [
+        Arrival(arrival_seconds=float(i), prompt_tokens=int(p), completion_tokens=int(c))
+        for i, (p, c) in enumerate(zip(prompts, completions, strict=True))
+    ]
+
+
+def at_load(arrivals: Seq[Arrival], load: float, machine: SimulatedMachine) -> list[Arrival]:
+    rate = load * measure_capacity(machine, arrivals) / mean_work(machine, arrivals)
+    return scale_to_rate(arrivals, rate)
+
+
+@pytest.mark.parametrize("name", ["a100", "cpu"])
+def test_under_overload_it_lowers_the_mean_and_keeps_the_tail_near_that_of_fcfs(name) -> None:
+    machine = load_machine(name)
+    arrivals = at_load(many_sizes(600, 0), 1.2, machine)
+    ours, fcfs = (end_to_end(run(policy, arrivals, machine)) for policy in ("boost", "fcfs"))
+    assert ours.mean() < 0.8 * fcfs.mean()
+    assert np.quantile(ours, 0.99) < 1.3 * np.quantile(fcfs, 0.99)
+
+
+def test_while_the_machine_keeps_up_nobody_loses() -> None:
+    machine = load_machine("a100")
+    arrivals = at_load(list(short_chat().arrivals(500, 0)), 0.7, machine)
+    ours, fcfs = run("boost", arrivals, machine), run("fcfs", arrivals, machine)
+    assert end_to_end(ours).mean() < 1.02 * end_to_end(fcfs).mean()
+    assert np.nanquantile(ours.longest_gap_seconds, 0.99) < 2.0
+
+
+def test_a_stream_of_tiny_requests_does_not_starve_a_long_prompt() -> None:
+    machine = load_machine("a100")
+    tiny = [
+        Arrival(arrival_seconds=float(i), prompt_tokens=100, completion_tokens=4, tenant="tiny")
+        for i in range(3000)
+    ]
+    stream = at_load(tiny, 1.5, machine)
+    long = Arrival(arrival_seconds=2.0, prompt_tokens=60_000, completion_tokens=4, tenant="long")
+    arrivals = sorted([*stream, long], key=lambda arrival: arrival.arrival_seconds)
+    index = arrivals.index(long)
+    ours, fcfs = (end_to_end(run(policy, arrivals, machine))[index] for policy in ("boost", "fcfs"))
+    last = arrivals[-1].arrival_seconds
+    assert ours < 0.7 * last, "it waited for the stream to end"
+    assert ours < fcfs + 60.0
+
+
+class Labels:
+    """A predictor whose labels may be anything."""
+
+    def __init__(self, labels: Seq[str]) -> None:
+        self._labels = labels
+
+    def kind(self, sequence) -> str:
+        return self._labels[sequence.sequence_id]
+
+
+@pytest.mark.parametrize("labels", ["random", "turned round half way"])
+def test_a_bad_predictor_costs_at_most_a_tenth_of_the_mean(labels) -> None:
+    machine = load_machine("a100")
+    arrivals = at_load(many_sizes(600, 1), 1.15, machine)
+    rng = np.random.default_rng(0)
+    if labels == "random":
+        kinds = [str(rng.integers(8)) for _ in arrivals]
+    else:
+        kinds = [str((a.completion_tokens > 100) ^ (i < 300)) for i, a in enumerate(arrivals)]
+    options = ScheduleOptions(policy="boost", prefix_cache="off")
+    plain = end_to_end(simulate(machine, options, arrivals))
+    misled = end_to_end(simulate(machine, options, arrivals, predictor=Labels(kinds)))
+    assert misled.mean() < 1.1 * plain.mean()
+
+
+@pytest.mark.parametrize("policy", ["boost", "gittins"])
+def test_under_memory_pressure_a_request_is_evicted_a_few_times_at_most(policy) -> None:
+    machine = replace(load_machine("a100"), num_blocks=1000)
+    outcome = run(policy, at_load(many_sizes(400, 2), 1.2, machine), machine)
+    assert outcome.evictions.max() <= 1 + np.log2(outcome.completion_tokens.max())
+    assert outcome.evictions.mean() < 0.5
