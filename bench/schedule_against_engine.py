@@ -1,9 +1,12 @@
-"""Whether the simulator tells what the engine does: the same requests, in real time and simulated."""
+"""Whether the simulator tells what the engine does, and what policies make of a load there: the same requests,
+in real time and simulated."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +17,10 @@ from fastserve.evaluate.arrival import Arrival
 from fastserve.evaluate.capacity import mean_work, measure_capacity
 from fastserve.evaluate.fit_cost import StepRecorder, fit_cost
 from fastserve.evaluate.latency import latencies
-from fastserve.evaluate.mix import short_chat
+from fastserve.evaluate.mix import MIXES, make_traffic
 from fastserve.evaluate.simulate import simulate
 from fastserve.evaluate.simulated_machine import SimulatedCost, SimulatedMachine
+from fastserve.evaluate.trace import DATA_VARIABLE, data_folder
 from fastserve.evaluate.traffic import scale_to_rate
 from fastserve.evaluate.workload import make_prompts
 from fastserve.hub.resolve import resolve
@@ -41,21 +45,26 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--policies", nargs="+", default=["fcfs", "sjf", "mlfq"])
+    parser.add_argument("--mix", choices=tuple(MIXES), default="short-chat")
+    parser.add_argument(
+        "--data", type=Path, help=f"folder of traces, of which mixes take lengths (also: {DATA_VARIABLE})"
+    )
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--load", type=float, default=0.7, help="of the capacity by the calibration")
-    parser.add_argument("--length-scale", type=float, default=0.25, help="of short-chat's lengths")
+    parser.add_argument("--length-scale", type=float, default=0.25, help="of the mix's lengths")
     parser.add_argument("--max-sequences", type=int, default=16)
     arguments = parser.parse_args()
     options = EngineOptions(max_sequences=arguments.max_sequences, context_length=2048, kv_memory="256MiB")
     model = load_model(resolve(arguments.model), options)
-    requests = scale_lengths(short_chat().arrivals(arguments.requests, 0), arguments.length_scale)
+    traffic = make_traffic(arguments.mix, data=data_folder(arguments.data))
+    requests = scale_lengths(traffic.arrivals(arguments.requests, 0), arguments.length_scale)
 
     # The rate comes from a short run at full load; what is simulated, from the steps of the runs themselves.
     saturated = run_real(model, "fcfs", [at_once(r) for r in requests[:CALIBRATION_REQUESTS]])
     machine = make_machine(model, fit(saturated))
     rate = arguments.load * measure_capacity(machine, requests) / mean_work(machine, requests)
     arrivals = scale_to_rate(requests, rate)
-    results: dict[str, object] = {"requests_per_second": rate}
+    results: dict[str, Any] = {"requests_per_second": rate}
     rows: list[tuple[str, object]] = [("requests per second", f"{rate:.2f}")]
     for policy in arguments.policies:
         real = run_real(model, policy, arrivals)
@@ -63,17 +72,23 @@ def main() -> None:
         simulated = simulate(make_machine(model, cost), ScheduleOptions(policy=policy), arrivals)
         times = np.array([a.arrival_seconds for a in arrivals])
         counted = slice(-len(latencies(simulated)["ttft_seconds"]), None)
+        ttft, e2e = (real.first - times)[counted], (real.end - times)[counted]
         means = {
-            "ttft": (float((real.first - times)[counted].mean()), "ttft_seconds"),
-            "e2e": (float((real.end - times)[counted].mean()), "e2e_seconds"),
+            "ttft": (float(ttft.mean()), "ttft_seconds"),
+            "e2e": (float(e2e.mean()), "e2e_seconds"),
         }
-        results[policy] = {"cost": asdict(cost)}
+        p99 = float(np.quantile(e2e, 0.99))
+        results[policy] = {"cost": asdict(cost), "real_e2e_p99_seconds": p99}
         for name, (mean, latency) in means.items():
             told = float(latencies(simulated)[latency].mean())
             results[policy] |= {f"real_{name}_mean_seconds": mean, f"simulated_{name}_mean_seconds": told}
             rows.append(
                 (f"{policy}: mean {name}", f"{mean:.3f} s, simulated {told:.3f} ({told / mean - 1:+.1%})")
             )
+        first = results[arguments.policies[0]]
+        for name, figure in (("mean", "real_e2e_mean_seconds"), ("p99", "real_e2e_p99_seconds")):
+            ratio = results[policy][figure] / first[figure]
+            rows.append((f"{policy}: {name} e2e to {arguments.policies[0]}", f"{ratio:.3f}"))
     publish(arguments, results, rows)
 
 
@@ -100,7 +115,10 @@ def run_real(model: LoadedModel, policy: str, arrivals: list[Arrival]) -> RealRu
             arrival = arrivals[num_arrived]
             params = SamplingParams(max_tokens=arrival.completion_tokens, ignore_eos=True)
             request_id = engine.add(
-                prompts[num_arrived], params, arrival_seconds=start + arrival.arrival_seconds
+                prompts[num_arrived],
+                params,
+                arrival_seconds=start + arrival.arrival_seconds,
+                tenant=arrival.tenant,
             )
             indices[request_id] = num_arrived
             num_arrived += 1
@@ -159,8 +177,8 @@ def make_machine(model: LoadedModel, cost: SimulatedCost) -> SimulatedMachine:
 def scale_lengths(requests: list[Arrival], scale: float) -> list[Arrival]:
     """The same requests, each shorter, none of more than 256 tokens to complete."""
     return [
-        Arrival(
-            arrival_seconds=r.arrival_seconds,
+        replace(
+            r,
             prompt_tokens=max(round(r.prompt_tokens * scale), 1),
             completion_tokens=min(max(round(r.completion_tokens * scale), 1), 256),
         )
@@ -169,11 +187,7 @@ def scale_lengths(requests: list[Arrival], scale: float) -> list[Arrival]:
 
 
 def at_once(request: Arrival) -> Arrival:
-    return Arrival(
-        arrival_seconds=0.0,
-        prompt_tokens=request.prompt_tokens,
-        completion_tokens=request.completion_tokens,
-    )
+    return replace(request, arrival_seconds=0.0)
 
 
 def draw_prompt(index: int, num_tokens: int, vocab_size: int) -> list[int]:
