@@ -1,5 +1,5 @@
-"""Whether the simulator tells what the engine does, and what policies make of a load there: the same requests,
-in real time and simulated."""
+"""Whether the simulator tells what the engine does, and what policies make of it: the same
+requests, in real time and simulated."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class Boost(RankedPolicy):
         self,
         work: ExpectedWork,
         *,
-        strength: float = 1.5,
+        strength: float = 2.0,
         patience: float = 1.3,
         least_scale_seconds: float = 2.0,
         most_scale_seconds: float = 300.0,
