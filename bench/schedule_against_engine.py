@@ -69,7 +69,9 @@ def main() -> None:
     for policy in arguments.policies:
         real = run_real(model, policy, arrivals)
         cost = fit(real)
-        simulated = simulate(make_machine(model, cost), ScheduleOptions(policy=policy), arrivals)
+        simulated = simulate(
+            make_machine(model, cost), ScheduleOptions(policy=policy, fair_share="off"), arrivals
+        )
         times = np.array([a.arrival_seconds for a in arrivals])
         counted = slice(-len(latencies(simulated)["ttft_seconds"]), None)
         ttft, e2e = (real.first - times)[counted], (real.end - times)[counted]
@@ -100,7 +102,7 @@ def run_real(model: LoadedModel, policy: str, arrivals: list[Arrival]) -> RealRu
         eos_token_ids=(),
         make_decoder=model.tokenizer.stream_decoder,
         context_length=model.context_length,
-        options=ScheduleOptions(policy=policy, prefix_cache="off"),
+        options=ScheduleOptions(policy=policy, prefix_cache="off", fair_share="off"),
     )
     prompts = [
         draw_prompt(index, a.prompt_tokens, model.executable.vocab_size) for index, a in enumerate(arrivals)

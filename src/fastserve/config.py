@@ -72,7 +72,7 @@ class ScheduleOptions:
         session_idle_seconds: a session without requests for so long is forgotten.
     """
 
-    policy: str = "fcfs"
+    policy: str = "boost"
     prefill_chunk_tokens: int | None = None
     target_gap_seconds: float | None = None
     prefix_cache: PrefixCache = "lru"

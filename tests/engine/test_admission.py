@@ -39,7 +39,7 @@ class TimedExecutable(FakeExecutable):
 
 
 def make(
-    *, num_blocks: int = 64, max_sequences: int = 4, **options: object
+    *, num_blocks: int = 64, max_sequences: int = 4, policy: str = "fcfs", **options: object
 ) -> tuple[Engine, TimedExecutable]:
     limits = Limits(
         max_tokens=32,
@@ -54,7 +54,7 @@ def make(
         eos_token_ids=(),
         make_decoder=LetterDecoder,
         context_length=256,
-        options=ScheduleOptions(prefix_cache="off", **options),  # type: ignore[arg-type]
+        options=ScheduleOptions(policy=policy, prefix_cache="off", **options),  # type: ignore[arg-type]
         clock=executable,
     )
     return engine, executable

@@ -40,8 +40,8 @@ _ENGINE_HELP: Mapping[str, str] = {
     "1GiB; by default none.",
     "spill_dir": "Folder of that file; by default the system's for temporary files, or /var/tmp where that "
     "one lies in memory.",
-    "policy": "Who goes first when not all can run: fcfs, priority, sjf, mlfq or mlfq-published, each with "
-    "its knobs, such as mlfq:starvation_seconds=5.",
+    "policy": "Who goes first when not all can run: boost, fcfs, priority, sjf, hrrn, gittins, mlfq or "
+    "mlfq-published, each with its knobs, such as boost:strength=1.",
     "backend": "What computes: native, or PyTorch where it is installed, slow and for comparison.",
     "device": "Where PyTorch computes, such as cuda or mps; by default the CPU. Only with --backend torch.",
 }

@@ -18,6 +18,7 @@ from fastserve.engine.engine import EngineStatus
 from fastserve.engine.llm import make_engine
 from fastserve.engine.load import LoadedModel, check_task, load_model
 from fastserve.engine.policy import parse_policy
+from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
 from fastserve.engine.worker import (
     Abort,
@@ -119,6 +120,7 @@ class AsyncLLM:
         *,
         offline: bool = False,
         name: str | None = None,
+        length_predictor: LengthPredictor | None = None,
     ) -> None:
         options = options or EngineOptions()
         parse_policy(options.policy)  # before anything is loaded
@@ -132,7 +134,9 @@ class AsyncLLM:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
         self._closing: asyncio.Future[None] | None = None
-        self._worker = EngineWorker(make_engine(self.model, options), self._deliver)
+        self._worker = EngineWorker(
+            make_engine(self.model, options, length_predictor=length_predictor), self._deliver
+        )
 
     async def __aenter__(self) -> Self:
         return self

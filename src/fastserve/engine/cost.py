@@ -131,6 +131,10 @@ class OnlineStepCost:
     def prefill_seconds_of(self, num_tokens: int, first_position: int = 0) -> float:
         return self.model.prefill_seconds_of(num_tokens, first_position)
 
+    def share_seconds(self, step_seconds: float) -> float:
+        """Of steps that took so long, the share of one sequence, among as many as usual."""
+        return step_seconds / max(self._mean_decodes, 1.0)
+
     def decode_share_seconds(self, context_length: int) -> float:
         """Of a decode's row, and its share of what a step costs anyway, among as many as usual."""
         model = self.model

@@ -20,6 +20,7 @@ from fastserve.engine.block import scope_of
 from fastserve.engine.completion import NO_TOKEN, Chunk, TokenLogprobs
 from fastserve.engine.cost import StepCost
 from fastserve.engine.mover import Mover
+from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.residency import ResidencyCounters
 from fastserve.engine.schedule import make_scheduler
 from fastserve.engine.sequence import Residence, Sequence
@@ -69,6 +70,8 @@ class Engine:
         options: how sequences share steps and memory.
         mover: copies blocks to and from the slow tier; None: there is none. It is the engine's from here on.
         cost: of a step, as long as none has run.
+        length_predictor: tells requests apart whose completions differ in length, for policies that reckon
+            with it.
         clock: seconds, monotonic.
     """
 
@@ -82,13 +85,19 @@ class Engine:
         options: ScheduleOptions | None = None,
         mover: Mover | None = None,
         cost: StepCost | None = None,
+        length_predictor: LengthPredictor | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         limits = executable.limits
         options = options or ScheduleOptions()
         assert context_length <= limits.max_context
         self.scheduler = make_scheduler(
-            limits, block_size=executable.block_size, options=options, mover=mover, initial_cost=cost
+            limits,
+            block_size=executable.block_size,
+            options=options,
+            mover=mover,
+            initial_cost=cost,
+            predictor=length_predictor,
         )
         self.pool = self.scheduler.residency.pool
         self._admission = Admission(

@@ -29,6 +29,7 @@ from fastserve.engine.engine import Engine
 from fastserve.engine.load import LoadedModel, Task, check_task, load_model
 from fastserve.engine.mover import make_mover
 from fastserve.engine.policy import parse_policy
+from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
 from fastserve.errors import ContextLengthError, OptionError
 from fastserve.hub.resolve import resolve
@@ -79,7 +80,7 @@ class LLM:
         kv_memory: int | str | None = None,
         kv_spill: int | str | None = None,
         spill_dir: str | Path | None = None,
-        policy: str = "fcfs",
+        policy: str = "boost",
         prefill_chunk_tokens: int | None = None,
         target_gap_seconds: float | None = None,
         prefix_cache: PrefixCache = "lru",
@@ -375,7 +376,9 @@ class LLM:
         self._inboxes.pop(request_id, None)
 
 
-def make_engine(model: LoadedModel, options: EngineOptions) -> Engine:
+def make_engine(
+    model: LoadedModel, options: EngineOptions, *, length_predictor: LengthPredictor | None = None
+) -> Engine:
     """The engine of a decoder, with its slow tier. Raises as `make_mover` and `make_policy`."""
     return Engine(
         model.executable,
@@ -384,6 +387,7 @@ def make_engine(model: LoadedModel, options: EngineOptions) -> Engine:
         context_length=model.context_length,
         options=options,
         mover=make_mover(model.executable, options),
+        length_predictor=length_predictor,
     )
 
 

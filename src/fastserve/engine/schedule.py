@@ -221,9 +221,7 @@ def make_scheduler(
         Residency(pool, mover=mover, cost=cost, reuses_prefixes=options.prefix_cache != "off"),
         limits,
         precedence=Precedence(
-            make_policy(
-                options.policy, cost=cost, max_sequences=limits.max_sequences, predictor=predictor
-            ),
+            make_policy(options.policy, cost=cost, max_sequences=limits.max_sequences, predictor=predictor),
             tenants=None if options.fair_share == "off" else tenants,
         ),
         sessions=Sessions(idle_seconds=options.session_idle_seconds),

@@ -32,7 +32,7 @@ def measure_capacity(machine: SimulatedMachine, arrivals: Seq[Arrival]) -> float
             f"{len(fitting)} of {len(arrivals)} requests fit the machine's {machine.kv_tokens} KV tokens",
             hint=f"give at least {2 * _BACKLOG} that do: more requests, or more kv_tokens",
         )
-    simulation = Simulation(machine, ScheduleOptions(fair_share="off"), fitting)
+    simulation = Simulation(machine, ScheduleOptions(policy="fcfs", fair_share="off"), fitting)
     num_ramp = max(int(_RAMP_SHARE * len(fitting)), _BACKLOG)
     start_seconds = start_work = 0.0
     for index, _ in enumerate(fitting):

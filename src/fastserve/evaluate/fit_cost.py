@@ -149,7 +149,7 @@ def measure_steps(model: LoadedModel) -> tuple[Float64Array, Float64Array]:
         eos_token_ids=(),
         make_decoder=model.tokenizer.stream_decoder,
         context_length=model.context_length,
-        options=ScheduleOptions(prefix_cache="off"),
+        options=ScheduleOptions(policy="fcfs", prefix_cache="off"),
     )
     steps: list[tuple[tuple[int, ...], float]] = []
     for requests in _scenarios(model):

@@ -145,3 +145,12 @@ def test_gittins_prefers_a_chance_to_complete_soon() -> None:
     policy.enter(short, 5.0)
     assert short.rank < long.rank
     assert policy.outranks(short, long)
+
+
+def test_a_call_of_a_program_that_has_had_much_service_is_no_newcomer() -> None:
+    policy = make(least_scale_seconds=20.0)
+    newcomer, later_call = sequence_of(50), sequence_of(50, sequence_id=1)
+    later_call.inherited_seconds = 50.0
+    policy.enter(later_call, 0.0)
+    policy.enter(newcomer, 0.0)
+    assert newcomer.rank < later_call.rank

@@ -86,7 +86,6 @@ _POLICIES: Mapping[
 }
 
 POLICY_NAMES = tuple(_POLICIES)
-DEFAULT_POLICY = "fcfs"
 
 
 def make_policy(

@@ -230,7 +230,8 @@ class Boost(RankedPolicy):
     def _rank(self, sequence: Sequence) -> None:
         work, scale = self._work, self.scale_seconds
         produced = sequence.num_completion_tokens
-        exponent = work.prefill_seconds(sequence) / scale + work.lengths(sequence).log_moment(
+        known = work.prefill_seconds(sequence) + work.inherited_seconds(sequence)
+        exponent = known / scale + work.lengths(sequence).log_moment(
             produced, work.token_seconds(sequence) / scale
         )
         boost = min(-math.log(-math.expm1(-max(exponent, 1e-9))), self._most_boost) * scale

@@ -42,8 +42,7 @@ class Gittins(RankedPolicy):
     def _rank(self, sequence: Sequence) -> None:
         work = self._work
         produced = sequence.num_completion_tokens
-        ratio = work.lengths(sequence).least_ratio(
-            produced, work.prefill_seconds(sequence), work.token_seconds(sequence)
-        )
+        known = work.prefill_seconds(sequence) + work.inherited_seconds(sequence)
+        ratio = work.lengths(sequence).least_ratio(produced, known, work.token_seconds(sequence))
         sequence.rank = (ratio, sequence.arrival_seconds, sequence.sequence_id)
         sequence.standing = next_mark(produced)

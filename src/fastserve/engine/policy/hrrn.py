@@ -27,7 +27,8 @@ class Hrrn(RankedPolicy):
 
     def enter(self, sequence: Sequence, now: float) -> None:
         self._work.enter(sequence)
-        sequence.standing = max(self._work.seconds(sequence), 1e-9)
+        work = self._work.seconds(sequence) + self._work.inherited_seconds(sequence)
+        sequence.standing = max(work, 1e-9)
         self._rank(sequence, now)
 
     def serve(self, sequence: Sequence, seconds: float, now: float) -> None:

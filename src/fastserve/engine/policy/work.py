@@ -55,8 +55,13 @@ class ExpectedWork:
         """Of each token that it decodes."""
         return self.cost.decode_share_seconds(len(sequence.token_ids))
 
+    def inherited_seconds(self, sequence: Sequence) -> float:
+        """What its session has had before it came, which counts as work of its own: the tenth call of a
+        program is not a newcomer (Luo et al., "Autellix", arXiv 2502.13965)."""
+        return self.cost.share_seconds(sequence.inherited_seconds) if sequence.inherited_seconds else 0.0
+
     def seconds(self, sequence: Sequence) -> float:
-        """All of it, on average."""
+        """All that it needs yet, on average."""
         tokens = self.lengths(sequence).mean_left(sequence.num_completion_tokens)
         tokens = min(tokens, sequence.max_tokens - sequence.num_completion_tokens)
         return self.prefill_seconds(sequence) + self.token_seconds(sequence) * tokens

@@ -18,7 +18,7 @@ from fastserve.evaluate.traffic import scale_to_rate
 
 
 def run(policy: str, arrivals: Seq[Arrival], machine: SimulatedMachine) -> Outcome:
-    return simulate(machine, ScheduleOptions(policy=policy, prefix_cache="off"), arrivals)
+    return simulate(machine, ScheduleOptions(policy=policy, prefix_cache="off", fair_share="off"), arrivals)
 
 
 def end_to_end(outcome: Outcome) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_a_bad_predictor_costs_at_most_a_tenth_of_the_mean(labels) -> None:
         kinds = [str(rng.integers(8)) for _ in arrivals]
     else:
         kinds = [str((a.completion_tokens > 100) ^ (i < 300)) for i, a in enumerate(arrivals)]
-    options = ScheduleOptions(policy="boost", prefix_cache="off")
+    options = ScheduleOptions(policy="boost", prefix_cache="off", fair_share="off")
     plain = end_to_end(simulate(machine, options, arrivals))
     misled = end_to_end(simulate(machine, options, arrivals, predictor=Labels(kinds)))
     assert misled.mean() < 1.1 * plain.mean()
