@@ -38,7 +38,7 @@ def next_mark(num_tokens: int) -> int:
     """The age, in tokens, at which what is expected of a completion is to be asked again.
 
     >>> next_mark(0), next_mark(100)
-    (1, 129)
+    (1, 126)
     """
     return _MARKS[bisect_right(_MARKS, num_tokens)]
 
