@@ -18,37 +18,32 @@ from pathlib import Path
 from fastserve.evaluate.random_model import make_model
 from report import CHECKOUT, describe_conditions, make_parser
 
-DECODER_PEERS = "llama.cpp,openvino,transformers,vllm"
+# Prompts and decoding beside all peers; many requests at once beside those whose batches come near ours, because
+# the others take minutes a run.
+DECODER_PEERS = "llama.cpp,openvino,vllm"
+BATCH_PEERS = "openvino,vllm"
 ENCODER_PEERS = "onnxruntime,transformers"
 SMOLLM2, MINILM = "smollm2-135m-instruct", "all-minilm-l6-v2"
 SHAPES = ("llama-3.2-1b", "bert-base")  # written with random weights into --models
+
+
+def _model(name: str, weights: str, peers: str, only: str | None = None) -> tuple[str, ...]:
+    options = ("fastserve", "model", name, "--weights", weights, "--compare", peers)
+    return options if only is None else (*options, "--only", only)
+
 
 # Commands by the names of their files; a shape stands for the folder of a written model.
 CASES: Mapping[str, Sequence[str]] = {
     "limits": ("fastserve", "limits"),
     "kernels": ("fastserve", "kernels", "--like", "llama-3.2-1b", "--weights", "int8", "--weights", "int4"),
-    "llama-3.2-1b-int8": (
-        "fastserve",
-        "model",
-        "llama-3.2-1b",
-        "--weights",
-        "int8",
-        "--compare",
-        DECODER_PEERS,
-    ),
-    "llama-3.2-1b-int4": (
-        "fastserve",
-        "model",
-        "llama-3.2-1b",
-        "--weights",
-        "int4",
-        "--compare",
-        DECODER_PEERS,
-    ),
-    "smollm2-135m-int8": ("fastserve", "model", SMOLLM2, "--weights", "int8", "--compare", DECODER_PEERS),
-    "smollm2-135m-int4": ("fastserve", "model", SMOLLM2, "--weights", "int4", "--compare", DECODER_PEERS),
-    "minilm-int8": ("fastserve", "model", MINILM, "--weights", "int8", "--compare", ENCODER_PEERS),
-    "bert-base-int8": ("fastserve", "model", "bert-base", "--weights", "int8", "--compare", ENCODER_PEERS),
+    "llama-3.2-1b-int8": _model("llama-3.2-1b", "int8", DECODER_PEERS, "prefill_512,decode_1"),
+    "llama-3.2-1b-int8-batch": _model("llama-3.2-1b", "int8", BATCH_PEERS, "batch_32"),
+    "llama-3.2-1b-int4": _model("llama-3.2-1b", "int4", DECODER_PEERS, "prefill_512,decode_1"),
+    "llama-3.2-1b-int4-batch": _model("llama-3.2-1b", "int4", BATCH_PEERS, "batch_32"),
+    "smollm2-135m-int8": _model(SMOLLM2, "int8", DECODER_PEERS, "prefill_512,decode_1,batch_32"),
+    "smollm2-135m-int4": _model(SMOLLM2, "int4", DECODER_PEERS, "prefill_512,decode_1,batch_32"),
+    "minilm-int8": _model(MINILM, "int8", ENCODER_PEERS),
+    "bert-base-int8": _model("bert-base", "int8", ENCODER_PEERS),
     "sparsity": ("sparsity.py",),
     "quality": ("quality.py", "--weights", "int8", "--tokens", "24576"),
     "busy_neighbour": ("busy_neighbour.py",),

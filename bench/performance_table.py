@@ -57,6 +57,8 @@ SPARSITY_TARGETS = {"int8": 1.4, "int4": 1.2}  # half of the weights zero, one r
 KL_TARGET = 0.01  # of int8 to float32, SmolLM2
 EXCESS_TARGET = 0.05  # beyond the CPU that a busy neighbour takes
 
+BATCH = "-batch"  # ends the names of documents that have only many requests at once
+
 Document = Mapping[str, Any]
 
 
@@ -82,7 +84,9 @@ def main() -> None:
 def read_results(folder: Path) -> dict[str, Document]:
     """The results by the names of their files, models last, in the order of MODELS."""
     names = ["kernels", "sparsity", "quality", "busy_neighbour"]
-    names += [f"{model}-{weights}" for model in MODELS for weights in ("int8", "int4")]
+    for model in MODELS:
+        for weights in ("int8", "int4"):
+            names += [f"{model}-{weights}", f"{model}-{weights}{BATCH}"]
     paths = {name: folder / f"{name}.json" for name in names}
     return {
         name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()
@@ -162,10 +166,28 @@ def target_table(documents: Mapping[str, Document]) -> str:
 
 
 def model_results(documents: Mapping[str, Document]) -> dict[str, Document]:
-    """Of the documents of models, what was measured."""
-    return {
-        name: document["results"] for name, document in documents.items() if name.rpartition("-")[0] in MODELS
-    }
+    """Of the documents of models, what was measured; with what a document of their batches adds."""
+    results = {}
+    for name, document in documents.items():
+        if name.rpartition("-")[0] in MODELS:
+            results[name] = document["results"]
+            if f"{name}{BATCH}" in documents:
+                results[name] = _add_batch(results[name], documents[f"{name}{BATCH}"]["results"])
+    return results
+
+
+def _add_batch(results: Document, batch: Document) -> Document:
+    measures = [measure for measure in MEASURES if measure in batch]
+    peers = dict(results["peers"])
+    for name, speed in batch["peers"].items():
+        known = peers.get(name, {**speed, "runs": {}, "ratios": {}})
+        peers[name] = {
+            **known,
+            **{measure: speed[measure] for measure in measures},
+            "runs": {**known["runs"], **speed["runs"]},
+            "ratios": {**known["ratios"], **speed["ratios"]},
+        }
+    return {**results, **{measure: batch[measure] for measure in measures}, "peers": peers}
 
 
 def kernel_rows(documents: Mapping[str, Document]) -> Iterator[list[str]]:
