@@ -18,8 +18,8 @@ from pathlib import Path
 from fastserve.evaluate.random_model import make_model
 from report import CHECKOUT, describe_conditions, make_parser
 
-# Prompts and decoding beside all peers; many requests at once beside those whose batches come near ours, because
-# the others take minutes a run.
+# Prompts and decoding beside all peers; many requests at once beside those whose batches come near ours: the
+# others take minutes a run.
 DECODER_PEERS = "llama.cpp,openvino,vllm"
 BATCH_PEERS = "openvino,vllm"
 ENCODER_PEERS = "onnxruntime,transformers"
