@@ -37,7 +37,7 @@ class RowWriter {
 };
 
 // Calls that work row by row: a tile is as many rows as make some 16 KB.
-class RowwiseCall : public Call {
+class RowwiseCall : public RowsCall {
  public:
   explicit RowwiseCall(const Matrix& out)
       : out_(out), writer_(out), rows_per_tile_(std::max(1, 4096 / std::max(1, out.width))) {}
@@ -48,8 +48,10 @@ class RowwiseCall : public Call {
     return (step.num_rows(out_.rows) + rows_per_tile_ - 1) / rows_per_tile_;
   }
   void run_tile(const Step& step, int tile, float* scratch) const override {
-    const int32_t end = std::min(step.num_rows(out_.rows), (tile + 1) * rows_per_tile_);
-    for (int32_t row = tile * rows_per_tile_; row < end; ++row) {
+    run_rows(step, tile * rows_per_tile_, std::min(step.num_rows(out_.rows), (tile + 1) * rows_per_tile_), scratch);
+  }
+  void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const override {
+    for (int32_t row = begin; row < end; ++row) {
       float* out = writer_.begin(step, row, 0, scratch);
       run_row(step, row, out);
       writer_.finish(step, row, 0, out_.width, out);
@@ -105,7 +107,7 @@ class QuantizeRowsCall : public RowwiseCall {
   Matrix x_;
 };
 
-class LinearCall : public Call {
+class LinearCall : public RowsCall {
  public:
   LinearCall(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out)
       : x_(x), weight_(weight), bias_(std::move(bias)), out_(out) {}
@@ -123,28 +125,35 @@ class LinearCall : public Call {
   int num_tiles(const Step& step) const override { return num_panels() * num_row_blocks(step); }
 
   void run_tile(const Step& step, int tile, float*) const override {
-    const PackedWeight& w = weight_.packed();
-    LinearArgs args{};
-    args.weight = &w;
-    if (is_integer(w.format)) {
-      const QuantizedLayout layout(w.depth, w.activation_group_size);
-      args.quantized = {reinterpret_cast<const int8_t*>(step.row(x_, 0)), layout.row_bytes, layout.scales_offset,
-                        layout.corrections_offset};
-    } else {
-      args.x = step.row(x_, 0);
-      args.x_stride = x_.stride;
-    }
-    args.bias = bias_.empty() ? nullptr : bias_.data();
-    args.out = step.row(out_, 0);
-    args.out_stride = out_.stride;
     const int32_t panel = tile / num_row_blocks(step), block = tile % num_row_blocks(step);
     const int32_t row_end = std::min(step.num_rows(out_.rows), (block + 1) * kRowBlock);
-    step.kernels.linear(args, block * kRowBlock, row_end, panel, panel + 1);
+    run_panels(step, block * kRowBlock, row_end, panel, panel + 1);
+  }
+  void run_rows(const Step& step, int32_t begin, int32_t end, float*) const override {
+    run_panels(step, begin, end, 0, num_panels());
   }
 
  private:
   int num_panels() const { return (weight_.packed().rows + kPanel - 1) / kPanel; }
   int num_row_blocks(const Step& step) const { return (step.num_rows(out_.rows) + kRowBlock - 1) / kRowBlock; }
+
+  void run_panels(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel_begin, int32_t panel_end) const {
+    const PackedWeight& w = weight_.packed();
+    LinearArgs args{};
+    args.weight = &w;
+    if (is_integer(w.format)) {
+      const QuantizedLayout layout(w.depth, w.activation_group_size);
+      args.quantized = {reinterpret_cast<const int8_t*>(step.row(x_, row_begin)), layout.row_bytes,
+                        layout.scales_offset, layout.corrections_offset};
+    } else {
+      args.x = step.row(x_, row_begin);
+      args.x_stride = x_.stride;
+    }
+    args.bias = bias_.empty() ? nullptr : bias_.data();
+    args.out = step.row(out_, row_begin);
+    args.out_stride = out_.stride;
+    step.kernels.linear(args, 0, row_end - row_begin, panel_begin, panel_end);
+  }
 
   Matrix x_;
   const Weight& weight_;

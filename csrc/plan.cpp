@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -23,45 +24,64 @@ void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
 
 void check_equal(const char* what, int64_t value, int64_t expected) { check_range(what, value, expected, expected); }
 
-// All calls of a plan for one step, then the sampling of its output rows.
+// Fewer rows for each thread share their loads of weights rather than the nearness of what they write.
+constexpr int32_t kLeastStripRows = 32;
+// Strips begin at multiples of so many rows, so that few register tiles are less than full.
+constexpr int32_t kStripAlignment = 4;
+
+// Memory that each thread has for itself.
+struct ThreadMemory {
+  float* scratch;
+  int64_t scratch_floats;
+  uint8_t* strips;
+  int64_t strip_bytes;
+  int num_threads;
+};
+
+// All stages of a plan for one step, then the sampling of its output rows.
 class StepJob : public Job {
  public:
-  StepJob(const std::vector<std::unique_ptr<Call>>& calls, const Step& step, const SampleBatch* sampling,
-          const Matrix* logits, SampleResult* results, std::vector<SampleScratch>& sample_scratch, float* scratch,
-          int64_t scratch_floats, std::vector<CallProfile>* profile)
+  StepJob(const std::vector<std::unique_ptr<Call>>& calls, const std::vector<Stage>& stages, const Step& step,
+          const SampleBatch* sampling, const Matrix* logits, SampleResult* results,
+          std::vector<SampleScratch>& sample_scratch, const ThreadMemory& memory, std::vector<CallProfile>* profile)
       : calls_(calls),
+        stages_(stages),
         step_(step),
         sampling_(sampling),
         logits_(logits),
         results_(results),
         sample_scratch_(sample_scratch),
-        scratch_(scratch),
-        scratch_floats_(scratch_floats),
+        memory_(memory),
         profile_(profile) {
-    if (profile_) stage_start_ = Clock::now();
+    if (!profile_) return;
+    seconds_.assign(calls_.size() * static_cast<std::size_t>(memory.num_threads), 0.0);
+    stage_start_ = Clock::now();
   }
 
-  int num_stages() const override { return static_cast<int>(calls_.size()) + (sampling_ ? 1 : 0); }
+  int num_stages() const override { return static_cast<int>(stages_.size()) + (sampling_ ? 1 : 0); }
   int num_tiles(int stage) const override {
-    return is_sampling(stage) ? sampling_->num_rows : calls_[static_cast<std::size_t>(stage)]->num_tiles(step_);
+    if (is_sampling(stage)) return sampling_->num_rows;
+    return at(stage).has_strips() ? num_strips(at(stage)) : call(at(stage).first_call).num_tiles(step_);
   }
   void run_tile(int stage, int tile, int thread) override {
     if (is_sampling(stage))
       sample_row(step_.row(*logits_, tile), logits_->width, sampling_->row(tile),
                  sample_scratch_[static_cast<std::size_t>(thread)], results_[tile]);
-    else calls_[static_cast<std::size_t>(stage)]->run_tile(step_, tile, scratch_ + thread * scratch_floats_);
+    else if (at(stage).has_strips()) run_strip(at(stage), tile, thread);
+    else call(at(stage).first_call).run_tile(step_, tile, scratch(thread));
   }
 
   void stage_done(int stage) override {
     if (!profile_) return;
-    const Clock::time_point now = Clock::now();
-    CallProfile& p = (*profile_)[static_cast<std::size_t>(stage)];
-    p.num_runs += 1;
-    p.seconds += std::chrono::duration<double>(now - stage_start_).count();
-    if (!is_sampling(stage)) {
-      const Cost cost = calls_[static_cast<std::size_t>(stage)]->cost(step_);
-      p.cost.bytes += cost.bytes;
-      p.cost.operations += cost.operations;
+    const double seconds = std::chrono::duration<double>(Clock::now() - stage_start_).count();
+    if (is_sampling(stage)) {
+      add_to_profile(static_cast<int>(calls_.size()), seconds, {});
+    } else if (at(stage).has_strips()) {
+      const double whole = seconds_of(at(stage).first_call, at(stage).end_call);
+      for (int c = at(stage).first_call; c < at(stage).end_call; ++c)
+        add_to_profile(c, seconds * seconds_of(c, c + 1) / std::max(whole, 1e-9), call(c).cost(step_));
+    } else {
+      add_to_profile(at(stage).first_call, seconds, call(at(stage).first_call).cost(step_));
     }
     stage_start_ = Clock::now();
   }
@@ -69,17 +89,59 @@ class StepJob : public Job {
  private:
   using Clock = std::chrono::steady_clock;
 
-  bool is_sampling(int stage) const { return stage == static_cast<int>(calls_.size()); }
+  bool is_sampling(int stage) const { return stage == static_cast<int>(stages_.size()); }
+  const Stage& at(int stage) const { return stages_[static_cast<std::size_t>(stage)]; }
+  const Call& call(int index) const { return *calls_[static_cast<std::size_t>(index)]; }
+  float* scratch(int thread) const { return memory_.scratch + thread * memory_.scratch_floats; }
+
+  // As many for each thread; strips of about equal height.
+  int num_strips(const Stage& stage) const {
+    const int32_t rows = step_.batch.num_tokens, threads = memory_.num_threads;
+    const int32_t least = (rows + stage.strip_rows - 1) / stage.strip_rows;
+    return (least + threads - 1) / threads * threads;
+  }
+  int32_t strip_begin(const Stage& stage, int strip) const {
+    const int32_t rows = step_.batch.num_tokens;
+    const int64_t pieces = (rows + kStripAlignment - 1) / kStripAlignment;
+    return std::min(rows, static_cast<int32_t>(pieces * strip / num_strips(stage)) * kStripAlignment);
+  }
+  void run_strip(const Stage& stage, int index, int thread) {
+    const int32_t begin = strip_begin(stage, index), end = strip_begin(stage, index + 1);
+    const Strip strip{memory_.strips + thread * memory_.strip_bytes, begin};
+    Step step = step_;
+    step.strip = &strip;
+    for (int c = stage.first_call; c < stage.end_call; ++c) {
+      const Clock::time_point start = profile_ ? Clock::now() : Clock::time_point{};
+      static_cast<const RowsCall&>(call(c)).run_rows(step, begin, end, scratch(thread));
+      if (profile_)
+        seconds_[static_cast<std::size_t>(c * memory_.num_threads + thread)] +=
+            std::chrono::duration<double>(Clock::now() - start).count();
+    }
+  }
+
+  // Of strips of this step, over all threads.
+  double seconds_of(int first_call, int end_call) const {
+    const auto begin = seconds_.begin() + first_call * memory_.num_threads;
+    return std::accumulate(begin, begin + (end_call - first_call) * memory_.num_threads, 0.0);
+  }
+  void add_to_profile(int index, double seconds, const Cost& cost) {
+    CallProfile& p = (*profile_)[static_cast<std::size_t>(index)];
+    p.num_runs += 1;
+    p.seconds += seconds;
+    p.cost.bytes += cost.bytes;
+    p.cost.operations += cost.operations;
+  }
 
   const std::vector<std::unique_ptr<Call>>& calls_;
+  const std::vector<Stage>& stages_;
   const Step& step_;
   const SampleBatch* sampling_;
   const Matrix* logits_;
   SampleResult* results_;
   std::vector<SampleScratch>& sample_scratch_;
-  float* scratch_;
-  int64_t scratch_floats_;
+  ThreadMemory memory_;
   std::vector<CallProfile>* profile_;
+  std::vector<double> seconds_;  // [calls][threads]: where a stage is several calls
   Clock::time_point stage_start_;
 };
 
@@ -141,15 +203,59 @@ void Plan::check(const Matrix& m) const {
                        : m.rows == Rows::outputs ? limits_.max_outputs
                                                  : limits_.max_sequences;
   if (!holds(m, rows)) refuse("a matrix of the plan lies outside its arena");
+  if (m.is_in_strips()) check_in_strip(m);
+}
+
+void Plan::check_in_strip(const Matrix& m) const {
+  if (!is_in_chain_) refuse("a matrix of strips is used outside of a chain");
+  const int64_t stride_bytes = 4 * static_cast<int64_t>(m.stride);
+  if (m.rows != Rows::tokens || m.strip_offset_bytes < 0 ||
+      m.strip_offset_bytes + chains_.back().strip_rows * stride_bytes > chain_bytes_)
+    refuse("a matrix of the plan lies outside its strip");
 }
 
 void Plan::add_call(std::unique_ptr<Call> call) {
+  if (is_in_chain_ && !dynamic_cast<const RowsCall*>(call.get()))
+    refuse(std::string(call->name()) + " cannot be part of a chain");
   const auto needed = static_cast<int64_t>(round_up(static_cast<std::size_t>(call->scratch_floats()), 16));
   if (needed > scratch_floats_) {
     scratch_floats_ = needed;
     scratch_ = allocate<float>(static_cast<std::size_t>(needed * pool_.num_threads()));
   }
   calls_.push_back(std::move(call));
+}
+
+void Plan::start_chain(int32_t strip_rows, int64_t strip_bytes) {
+  if (is_in_chain_) refuse("a chain is begun within a chain");
+  check_range("rows of a strip", strip_rows, kStripAlignment, kRowBlock);
+  check_equal("rows of a strip beyond whole register tiles", strip_rows % kStripAlignment, 0);
+  check_range("bytes of a strip", strip_bytes, 0, INT32_MAX);
+  const int first_call = static_cast<int>(calls_.size());
+  chains_.push_back({first_call, first_call, strip_rows});
+  is_in_chain_ = true;
+  chain_bytes_ = static_cast<int64_t>(round_up(static_cast<std::size_t>(strip_bytes), 64));
+  if (chain_bytes_ <= strip_bytes_) return;
+  strip_bytes_ = chain_bytes_;
+  strips_ = allocate<uint8_t>(static_cast<std::size_t>(strip_bytes_ * pool_.num_threads()));
+}
+
+void Plan::end_chain() {
+  if (!is_in_chain_) refuse("no chain was begun that could be ended");
+  is_in_chain_ = false;
+  chains_.back().end_call = static_cast<int>(calls_.size());
+}
+
+// Replaces `stages_`. Results do not depend on the choice.
+void Plan::choose_stages(int32_t num_tokens) {
+  const bool has_strips = num_tokens >= kLeastStripRows * pool_.num_threads();
+  auto chain = chains_.begin();
+  stages_.clear();
+  for (int call = 0; call < static_cast<int>(calls_.size());) {
+    while (chain != chains_.end() && chain->first_call < call) ++chain;
+    const bool is_chain = has_strips && chain != chains_.end() && chain->first_call == call && chain->end_call > call;
+    stages_.push_back(is_chain ? *chain : Stage{call, call + 1});
+    call = stages_.back().end_call;
+  }
 }
 
 void Plan::embedding(IdSource ids, const Weight& weight, Matrix out) {
@@ -328,7 +434,9 @@ void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* lo
   schedule_attention(batch, attention_shape_, pool_.num_threads(), &attention_);
   attention_partials_.resize(static_cast<std::size_t>(attention_.num_partials() * partial_floats_));
   const Step step{kernels_, arena_.get(), batch, token_types_, attention_, attention_partials_.data()};
-  StepJob job(calls_, step, sampling, logits, results, sample_scratch_, scratch_.get(), scratch_floats_,
+  choose_stages(batch.num_tokens);
+  const ThreadMemory memory{scratch_.get(), scratch_floats_, strips_.get(), strip_bytes_, pool_.num_threads()};
+  StepJob job(calls_, stages_, step, sampling, logits, results, sample_scratch_, memory,
               is_profiling_ ? &profile_ : nullptr);
   pool_.run(job);
 }

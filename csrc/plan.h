@@ -20,16 +20,20 @@ enum class Rows : int32_t { tokens, outputs, sequences };
 enum class IdSource : int32_t { token_ids, positions, token_types };
 enum class PoolKind : int32_t { mean, first, last };
 
-// A value of the graph: a strided matrix in the arena, of float32 or quantized (kernel.h: QuantizedRows).
+// A value of the graph: a strided matrix in the arena, of float32 or quantized (kernel.h: QuantizedRows). Where nobody
+// reads it outside of its chain, it has a place in the memory of a strip as well.
 struct Matrix {
   static constexpr int32_t kFloats = -1;
+  static constexpr int64_t kArenaOnly = -1;
 
   int64_t offset_bytes;
   int32_t stride;  // floats from one row to the next
   int32_t width;
   Rows rows;
   int32_t group_size = kFloats;  // quantized: columns that share a scale; 0: all of them
+  int64_t strip_offset_bytes = kArenaOnly;
 
+  bool is_in_strips() const { return strip_offset_bytes != kArenaOnly; }
   bool is_quantized() const { return group_size != kFloats; }
 };
 
@@ -79,6 +83,12 @@ struct Batch {
   const int32_t* output_rows;
 };
 
+// Some rows that a thread takes through a chain of calls, and its own memory for what only these read and write.
+struct Strip {
+  uint8_t* memory;
+  int32_t first_row;
+};
+
 // What every call of a step reads.
 struct Step {
   const Kernels& kernels;
@@ -87,8 +97,11 @@ struct Step {
   const std::vector<int32_t>& token_types;  // [tokens]
   const AttentionSchedule& attention;
   float* attention_partials;  // [attention.num_partials()][num_heads][partial_floats]
+  const Strip* strip = nullptr;
 
   float* row(const Matrix& m, int64_t r) const {
+    if (strip && m.is_in_strips())
+      return reinterpret_cast<float*>(strip->memory + m.strip_offset_bytes) + (r - strip->first_row) * m.stride;
     return reinterpret_cast<float*>(arena + m.offset_bytes) + r * m.stride;
   }
   int32_t num_rows(Rows rows) const {
@@ -115,6 +128,20 @@ class Call {
   // Floats of scratch memory that a tile needs.
   virtual int64_t scratch_floats() const { return 0; }
   virtual void run_tile(const Step& step, int tile, float* scratch) const = 0;
+};
+
+// A call whose row r reads nothing but row r of what calls before it wrote.
+class RowsCall : public Call {
+ public:
+  virtual void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const = 0;
+};
+
+// Consecutive calls of which each is a stage; or of a chain, when strips of rows go through all of them.
+struct Stage {
+  int first_call, end_call;
+  int32_t strip_rows = 0;  // at most; 0: a single call, whose own tiles they are
+
+  bool has_strips() const { return strip_rows > 0; }
 };
 
 // Rotary tables: cosines and sines [positions][dim / 2].
@@ -194,6 +221,12 @@ class Plan {
   void pool(PoolKind kind, Matrix x, Matrix out);
   void l2_normalize(Matrix x, float eps, Matrix out);
 
+  // What is added between these is a chain of calls that work row by row. Steps with many rows take it a strip of at
+  // most `strip_rows` at a time, whose matrices have `strip_bytes` of memory of a thread's own: few enough for them to
+  // stay in its cache.
+  void start_chain(int32_t strip_rows, int64_t strip_bytes);
+  void end_chain();
+
   // Runs one step. With `sampling`, rows of `logits` are sampled into `results`, and used as scratch.
   // Throws std::invalid_argument where the batch is inconsistent or beyond the limits, before anything is written;
   // std::logic_error while another thread runs a step.
@@ -210,9 +243,11 @@ class Plan {
  private:
   void check(const Batch& batch) const;
   void check(const Matrix& m) const;
+  void check_in_strip(const Matrix& m) const;
   void check(const RopeTables& tables) const;
   void add_call(std::unique_ptr<Call> call);
   void add_attention(const AttentionInputs& inputs, Matrix out);
+  void choose_stages(int32_t num_tokens);
 
   PlanLimits limits_;
   const Kernels& kernels_;
@@ -225,10 +260,16 @@ class Plan {
   int64_t partial_floats_ = 0;   // of the partial results of all heads of one row
   int64_t scratch_floats_ = 0;   // of a thread
   AlignedArray<float> scratch_;  // [threads][scratch_floats_]
+  std::vector<Stage> chains_;
+  bool is_in_chain_ = false;
+  int64_t chain_bytes_ = 0;        // of a strip of the chain that is being added
+  int64_t strip_bytes_ = 0;        // the most of all chains
+  AlignedArray<uint8_t> strips_;  // [threads][strip_bytes_]
   bool is_profiling_ = false;
   std::vector<CallProfile> profile_;
   std::mutex run_mutex_;
   // Kept from step to step for their memory.
+  std::vector<Stage> stages_;
   std::vector<int32_t> token_types_;
   AttentionSchedule attention_;
   std::vector<float> attention_partials_;

@@ -89,8 +89,6 @@ static inline void linear_tile_float(const LinearArgs& a, int32_t row, int32_t p
 // bytes to stay in the first-level cache, enough to hold whole groups of activations.
 constexpr int32_t kChunk = kMaxExpandedColumns;
 constexpr int32_t kSmallestGroup = 32;
-// As above, of weights that are multiplied as they are stored, with one scale for a whole row.
-constexpr int32_t kStoredChunk = 512;
 
 // Many rows do not wait for memory: meanwhile the next panel comes. Up to so many ask for a line with every step of
 // their loop, because a burst would hold up their own loads; more of them for a piece with every tile.
@@ -212,20 +210,38 @@ struct AskingWeights {
 // How the groups' sums become the row's.
 enum class Scaling { row, group, group_and_offset };
 
-// R rows by V vectors of channels from `column` of a panel; sums: [R][kPanel].
-template <int R, int V, Scaling scaling, class Source>
+// Where the sums of a tile of rows by kPanel channels come from and go: `column` counts channels.
+struct KeptSums {
+  float* sums;  // [R][kPanel]
+  F32 start(int r, int column) const { return load(sums + r * kPanel + column); }
+  void finish(int r, int column, F32 total) const { store(sums + r * kPanel + column, total); }
+};
+
+// A tile that goes down the whole depth starts from nothing, and its sums are the result.
+struct Results {
+  const LinearArgs& args;
+  int32_t row;
+  int32_t channel;         // of the panel's first
+  const uint16_t* scales;  // of whole rows of weights
+  F32 start(int, int) const { return zero(); }
+  void finish(int r, int column, F32 total) const {
+    store_channels(args, row + r, channel + column, mul(total, load_scales(args.weight->scale_format, scales + column)));
+  }
+};
+
+// R rows by V vectors of channels from `column` of a panel.
+template <int R, int V, Scaling scaling, class Source, class Sums>
 static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column, Source& source,
-                                   float* sums) {
+                                   const Sums& sums) {
   const int32_t group_size = a.weight->activation_group_size;
   const int64_t stride = a.quantized.row_bytes, word_stride = stride / 4;
   const int8_t* x = a.quantized.data + row * stride;
   const float* x_scales = (const float*)(x + a.quantized.scales_offset) + c.begin / group_size;
   const int32_t* corrections = (const int32_t*)(x + a.quantized.corrections_offset) + c.begin / group_size;
   Source weights = source;
-  sums += column;
   F32 totals[R][V];
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) totals[r][v] = load(sums + r * kPanel + v * kLanes);
+    for (int v = 0; v < V; ++v) totals[r][v] = sums.start(r, column + v * kLanes);
   for (int32_t begin = c.begin, g = 0; begin < c.end; begin += group_size, ++g) {
     const int32_t end = begin + group_size < c.end ? begin + group_size : c.end;
     I32 acc[R][V];
@@ -254,15 +270,15 @@ static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t 
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < V; ++v) store(sums + r * kPanel + v * kLanes, totals[r][v]);
+    for (int v = 0; v < V; ++v) sums.finish(r, column + v * kLanes, totals[r][v]);
   source = weights;
 }
 
 // The same out of line, for many rows and for nibbles: compilers that have all of a panel's tiles in one function put
 // sums on the stack. Other few rows, which take a chunk at a time, are faster without the call.
-template <int R, int V, Scaling scaling, class Source>
+template <int R, int V, Scaling scaling, class Source, class Sums>
 FASTSERVE_NOINLINE static void linear_tile_apart(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column,
-                                                   Source source, float* sums) {
+                                                   Source source, Sums sums) {
   linear_tile_int<R, V, scaling>(a, c, row, column, source, sums);
 }
 
@@ -274,11 +290,11 @@ template <int R, Scaling scaling, WeightFormat format>
 static inline void linear_tile_bitmask(const LinearArgs& a, int32_t row, Chunk& c, float* sums) {
   ExpandedWeights<format> weights(*a.weight, c.next_values);
   if constexpr (R <= kTileRows) {
-    linear_tile_int<R, kTileVectors, scaling>(a, c, row, 0, weights, sums);
+    linear_tile_int<R, kTileVectors, scaling>(a, c, row, 0, weights, KeptSums{sums});
   } else {
-    linear_tile_int<R, kTileVectors / 2, scaling>(a, c, row, 0, weights, sums);
+    linear_tile_int<R, kTileVectors / 2, scaling>(a, c, row, 0, weights, KeptSums{sums});
     ExpandedWeights<format, kTileVectors / 2> others(*a.weight, c.next_values);
-    linear_tile_int<R, kTileVectors / 2, scaling>(a, c, row, kPanel / 2, others, sums);
+    linear_tile_int<R, kTileVectors / 2, scaling>(a, c, row, kPanel / 2, others, KeptSums{sums});
   }
   c.next_values = weights.values;
 }
@@ -294,6 +310,34 @@ static inline void linear_tile_sparse(const LinearArgs& a, const uint8_t* panel,
   else linear_tile_bitmask<R, scaling, WeightFormat::int4>(a, row, c, sums);
 }
 #endif
+
+// Many rows of one block against one panel of dense int8 weights with a scale for each row of theirs, which are
+// multiplied as they are stored: every tile goes down the whole depth, so that its sums stay in registers.
+static inline void linear_panel_stored(const LinearArgs& a, int32_t row_begin, int32_t row_end, int32_t panel) {
+  const PackedWeight& w = *a.weight;
+  const uint8_t* data = panel_at(w, panel);
+  const int64_t size = w.panel_bytes;
+  const int32_t num_rows = row_end - row_begin;
+  Chunk chunk;
+  chunk.begin = 0;
+  chunk.end = w.padded_depth;
+  each_row_tile<kIntegerTileRows>(row_begin, row_end, [&]<int R>(int32_t row) {
+    // Where the next panel is asked for, from the piece that falls to this tile on.
+    const uint8_t* ahead = data + size * (row - row_begin) / num_rows;
+    if (num_rows > kMostAskingRows) prefetch(ahead, size, size * R / num_rows);
+    const Results results{a, row, panel * kPanel, (const uint16_t*)(data + w.scales_offset)};
+    for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
+      const StoredWeights stored{data + column * 4};
+      if (num_rows > kMostAskingRows) {
+        linear_tile_apart<R, kTileVectors, Scaling::row>(a, chunk, row, column, stored, results);
+      } else {
+        const auto step = (uintptr_t)(size * 4 * R / num_rows / w.padded_depth);
+        linear_tile_apart<R, kTileVectors, Scaling::row>(
+            a, chunk, row, column, AskingWeights{stored, (uintptr_t)ahead + (uintptr_t)size, step}, results);
+      }
+    }
+  });
+}
 
 // Rows of one block against one panel of integer weights.
 template <Scaling scaling>
@@ -313,9 +357,10 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
   const bool is_expanded_later =
       (kExpandsInRegisters && w.storage == WeightStorage::bitmask && num_rows <= kSparseTileRows) ||
       (kMultipliesCsr && w.storage == WeightStorage::csr);
-  const bool is_as_stored = !is_few && is_dense && w.format == WeightFormat::int8 && scaling == Scaling::row;
-  const bool is_unpacked_for_few = is_few && !is_as_stored && !are_nibbles_parted_later && !is_expanded_later;
-  const int32_t most = is_as_stored ? kStoredChunk : is_unpacked_for_few ? group : kChunk;
+  if (!is_few && is_dense && w.format == WeightFormat::int8 && scaling == Scaling::row)
+    return linear_panel_stored(a, row_begin, row_end, panel);
+  const bool is_unpacked_for_few = is_few && !are_nibbles_parted_later && !is_expanded_later;
+  const int32_t most = is_unpacked_for_few ? group : kChunk;
   const int32_t columns = group < most ? most / group * group : group;
   alignas(64) float sums[kRowBlock][kPanel];
   memset(sums, 0, (size_t)num_rows * sizeof sums[0]);
@@ -340,7 +385,7 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
       const uint8_t* ahead = data + column_bytes * begin + column_bytes * (end - begin) * (row - row_begin) / num_rows;
       if (num_rows > kMostAskingRows) prefetch(ahead, size, column_bytes * (end - begin) * R / num_rows);
       for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
-        float* tile_sums = sums[row - row_begin];
+        const KeptSums tile_sums{sums[row - row_begin]};
         StoredWeights stored{chunk.bytes + column * 4};
         if (are_nibbles_parted_later) {
           linear_tile_apart<R, kTileVectors, scaling>(

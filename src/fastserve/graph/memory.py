@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fastserve.graph.node import Graph, Rows, Slice, Value
 
@@ -40,13 +40,29 @@ class _Buffer:
     def lives_with(self, other: _Buffer) -> bool:
         return self.first_node <= other.last_node and other.first_node <= self.last_node
 
+    def is_within(self, chain: range) -> bool:
+        return self.first_node in chain and self.last_node in chain
 
-def plan_memory(graph: Graph, rows: Mapping[Rows, int], *, alignment: int = 64) -> MemoryPlan:
+    def through(self, chains: Sequence[range]) -> _Buffer:
+        """This buffer, or if it lives in a chain and outside, one that lives all through that chain."""
+        if any(self.is_within(chain) for chain in chains):
+            return self
+        first = next((chain.start for chain in chains if self.first_node in chain), self.first_node)
+        last = next((chain.stop - 1 for chain in chains if self.last_node in chain), self.last_node)
+        return replace(self, first_node=first, last_node=last)
+
+
+def plan_memory(
+    graph: Graph, rows: Mapping[Rows, int], *, alignment: int = 64, chains: Sequence[range] = ()
+) -> MemoryPlan:
     """Place every value as float32 [rows[value.rows], value.width] in one arena of bytes.
 
     `rows` are capacities: how many tokens, output rows and sequences the largest step has. The graph's
     outputs live to the end. Large buffers are placed first, each at the lowest offset that is free for its
     whole life ("greedy by size", arXiv 2001.03288).
+
+    `chains` are runs of nodes, by their positions, that some rows may go through while others are yet to
+    begin: what such a run reads from outside and what it writes for others share no bytes.
 
     >>> from fastserve.graph.builder import GraphBuilder
     >>> b = GraphBuilder()
@@ -56,7 +72,26 @@ def plan_memory(graph: Graph, rows: Mapping[Rows, int], *, alignment: int = 64) 
     True
     """
     views = _resolve_slices(graph)
-    buffers = _buffers(graph, views, rows, alignment)
+    buffers = [buffer.through(chains) for buffer in _buffers(graph, views, rows, alignment)]
+    return _to_plan(views, buffers, alignment)
+
+
+def plan_strip(graph: Graph, chain: range, num_rows: int, *, alignment: int = 64) -> MemoryPlan:
+    """Place the values that live only within a chain, as float32 [num_rows, value.width], in memory of their
+    own: what so many rows that go through the chain together need."""
+    views = _resolve_slices(graph)
+    buffers = [
+        buffer
+        for buffer in _buffers(graph, views, dict.fromkeys(Rows, num_rows), alignment)
+        if buffer.is_within(chain)
+    ]
+    owners = {buffer.value for buffer in buffers}
+    return _to_plan({v: view for v, view in views.items() if view[0] in owners}, buffers, alignment)
+
+
+def _to_plan(
+    views: Mapping[Value, tuple[Value, int]], buffers: Sequence[_Buffer], alignment: int
+) -> MemoryPlan:
     offsets = _place(buffers)
     placements = {
         value: Placement(offsets[owner] + column * FLOAT_BYTES, owner.width)
@@ -98,7 +133,7 @@ def _buffers(
     ]
 
 
-def _place(buffers: list[_Buffer]) -> dict[Value, int]:
+def _place(buffers: Sequence[_Buffer]) -> dict[Value, int]:
     placed: list[tuple[int, _Buffer]] = []  # ascending offsets
     for buffer in sorted(buffers, key=lambda b: (-b.size_bytes, b.first_node)):
         offset = 0

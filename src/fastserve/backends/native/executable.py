@@ -11,6 +11,7 @@ from typing import get_args
 
 import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
+from fastserve.backends.native.chains import find_chains
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult, fuse_quantize_rows
 from fastserve.backends.native.fuse_rope_attention import RopeAttention, fuse_rope_attention
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
@@ -74,7 +75,8 @@ def compile_native(
         Rows.OUTPUTS: limits.max_outputs,
         Rows.SEQUENCES: limits.max_sequences,
     }
-    memory = plan_memory(graph, rows)
+    chains = find_chains(graph)
+    memory = plan_memory(graph, rows, chains=[chain.nodes for chain in chains])
     plan = _native.Plan(
         runtime,
         memory.size_bytes,
@@ -91,7 +93,7 @@ def compile_native(
     kv_pool = _make_kv_pool([op for op in ops if isinstance(op, Attention)], limits, kv_dtype)
     tables = {op.table for op in ops if isinstance(op, Rope | RopeAttention)}
     lowering = Lowering(
-        plan, memory, packed, kv_pool, {t: make_rope_table(t, bounds.num_positions) for t in tables}
+        plan, memory, packed, kv_pool, {t: make_rope_table(t, bounds.num_positions) for t in tables}, chains
     )
     lower(graph, lowering)
     packed.keep()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 import fastserve._native as _native
+from fastserve.backends.native.chains import Chain
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.quantize_rows import QuantizeRows
 from fastserve.backends.native.weights import Weights
-from fastserve.graph.memory import MemoryPlan
+from fastserve.graph.memory import MemoryPlan, Placement
 from fastserve.graph.node import (
     Activation,
     Add,
@@ -45,34 +46,52 @@ _ROWS: Mapping[Rows, _native.Rows] = {
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
-    """What a node needs to become a call: where values lie, the weights, the KV pool, the rotary tables."""
+    """What a node needs to become a call: where values lie, the weights, the KV pool, the rotary tables.
+    Values that live only within a chain have a place in its strips as well."""
 
     plan: _native.Plan
     memory: MemoryPlan
     weights: Weights
     kv_pool: _native.KvPool
     rope_tables: Mapping[RopeTable, tuple[_native.FloatTable, _native.FloatTable]]
+    chains: Sequence[Chain] = ()
 
     def quantized(self, value: Value, width: int, group_size: int) -> _native.Matrix:
         """The place of a value that holds quantized rows of `width` columns."""
-        place = self.memory.placements[value]
-        return _native.Matrix(place.byte_offset, place.row_stride, width, _ROWS[value.rows], group_size)
+        return self._matrix(value, width, group_size)
 
     def matrix(self, value: Value | None) -> _native.Matrix:
         """The value's place in the arena; a matrix without columns where there is no value."""
         if value is None:
             return _native.Matrix(0, 0, 0, _native.Rows.TOKENS)
+        return self._matrix(value, value.width, None)
+
+    def _matrix(self, value: Value, width: int, group_size: int | None) -> _native.Matrix:
         place = self.memory.placements[value]
-        return _native.Matrix(place.byte_offset, place.row_stride, value.width, _ROWS[value.rows])
+        in_strip = self._place_in_strip(value)
+        strip_offset = None if in_strip is None else in_strip.byte_offset
+        return _native.Matrix(
+            place.byte_offset, place.row_stride, width, _ROWS[value.rows], group_size, strip_offset
+        )
+
+    def _place_in_strip(self, value: Value) -> Placement | None:
+        found = (chain.strip.placements.get(value) for chain in self.chains)
+        return next((place for place in found if place is not None), None)
 
 
 def lower(graph: Graph, to: Lowering) -> None:
     """Add a call for every node of the graph, in order. Slices cost nothing: they are only places."""
-    for node in graph.nodes:
+    starts = {chain.nodes.start: chain for chain in to.chains}
+    lasts = {chain.nodes.stop - 1 for chain in to.chains}
+    for position, node in enumerate(graph.nodes):
+        if chain := starts.get(position):
+            to.plan.start_chain(chain.strip_rows, chain.strip.size_bytes)
         if isinstance(node, QuantizedResult):
             _lower_quantized_result(node, to)
         else:
             _lower_node(node, to, to.matrix)
+        if position in lasts:
+            to.plan.end_chain()
 
 
 def _lower_quantized_result(node: QuantizedResult, to: Lowering) -> None:
