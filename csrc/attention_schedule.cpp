@@ -10,8 +10,6 @@ namespace {
 // Tiles for each thread that even out what threads take.
 constexpr int kTilesPerThread = 4;
 
-int32_t num_splits(int32_t num_keys) { return (num_keys + kSplit - 1) / kSplit; }
-
 // Keys that the task goes through, rows times; what its tiles are sorted by.
 int64_t work_of(const AttentionTask& task) {
   const int32_t keys = std::min(task.end_split * kSplit, task.context_length) - task.first_split * kSplit;
@@ -19,6 +17,8 @@ int64_t work_of(const AttentionTask& task) {
 }
 
 }  // namespace
+
+int32_t num_splits(int32_t num_keys) { return (num_keys + kSplit - 1) / kSplit; }
 
 int32_t AttentionShape::tokens_per_task() const {
   const int32_t group = num_heads / num_kv_heads;

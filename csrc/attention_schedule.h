@@ -30,6 +30,8 @@ struct AttentionSchedule {
   int32_t num_partials() const { return first_partials.empty() ? 0 : first_partials.back(); }
 };
 
+int32_t num_splits(int32_t num_keys);
+
 // Replaces `schedule`. A step of few rows, which would leave threads idle, is cut by its keys as well; results do not
 // depend on it.
 void schedule_attention(const Batch& batch, const AttentionShape& shape, int num_threads, AttentionSchedule* schedule);

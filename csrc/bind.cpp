@@ -255,16 +255,18 @@ void bind_plan(nb::module_& m) {
       .def(
           "__init__",
           [](Matrix* self, int64_t offset_bytes, int32_t stride, int32_t width, Rows rows,
-             std::optional<int32_t> group_size, std::optional<int64_t> strip_offset_bytes) {
+             std::optional<int32_t> group_size, std::optional<int64_t> strip_offset_bytes,
+             bool needs_whole_sequences) {
             new (self) Matrix{offset_bytes,
                               stride,
                               width,
                               rows,
                               group_size.value_or(Matrix::kFloats),
-                              strip_offset_bytes.value_or(Matrix::kArenaOnly)};
+                              strip_offset_bytes.value_or(Matrix::kArenaOnly),
+                              needs_whole_sequences};
           },
           "offset_bytes"_a, "stride"_a, "width"_a, "rows"_a, "group_size"_a = nb::none(),
-          "strip_offset_bytes"_a = nb::none());
+          "strip_offset_bytes"_a = nb::none(), "needs_whole_sequences"_a = false);
   nb::class_<KvPool>(m, "KvPool")
       .def(
           "__init__",
@@ -367,6 +369,8 @@ void bind_plan(nb::module_& m) {
       .def("l2_normalize", &Plan::l2_normalize, "x"_a, "eps"_a, "out"_a)
       .def("start_chain", &Plan::start_chain, "strip_rows"_a, "strip_bytes"_a)
       .def("end_chain", &Plan::end_chain)
+      .def("start_sequence_chain", &Plan::start_sequence_chain, "strip_rows"_a, "strip_bytes"_a)
+      .def("end_sequence_chain", &Plan::end_sequence_chain)
       .def("run", &run, "batch"_a, "logits"_a.none(),
            "Run one step of a fastserve.types.Batch; (is_valid, token_ids, logprobs, top_token_ids, top_logprobs) "
            "where it asks "

@@ -29,6 +29,9 @@ constexpr int32_t kLeastStripRows = 32;
 // Strips begin at multiples of so many rows, so that few register tiles are less than full.
 constexpr int32_t kStripAlignment = 4;
 
+// Strips of whole sequences are taken where the busiest thread gets at most so much more than its share of the rows.
+constexpr double kMostUneven = 1.2;
+
 // Memory that each thread has for itself.
 struct ThreadMemory {
   float* scratch;
@@ -41,11 +44,13 @@ struct ThreadMemory {
 // All stages of a plan for one step, then the sampling of its output rows.
 class StepJob : public Job {
  public:
-  StepJob(const std::vector<std::unique_ptr<Call>>& calls, const std::vector<Stage>& stages, const Step& step,
-          const SampleBatch* sampling, const Matrix* logits, SampleResult* results,
-          std::vector<SampleScratch>& sample_scratch, const ThreadMemory& memory, std::vector<CallProfile>* profile)
+  StepJob(const std::vector<std::unique_ptr<Call>>& calls, const std::vector<Stage>& stages,
+          const std::vector<RowRange>& sequence_strips, const Step& step, const SampleBatch* sampling,
+          const Matrix* logits, SampleResult* results, std::vector<SampleScratch>& sample_scratch,
+          const ThreadMemory& memory, std::vector<CallProfile>* profile)
       : calls_(calls),
         stages_(stages),
+        sequence_strips_(sequence_strips),
         step_(step),
         sampling_(sampling),
         logits_(logits),
@@ -94,8 +99,9 @@ class StepJob : public Job {
   const Call& call(int index) const { return *calls_[static_cast<std::size_t>(index)]; }
   float* scratch(int thread) const { return memory_.scratch + thread * memory_.scratch_floats; }
 
-  // As many for each thread; strips of about equal height.
+  // Where they need not be whole sequences: as many for each thread, of about equal height.
   int num_strips(const Stage& stage) const {
+    if (stage.has_whole_sequences) return static_cast<int>(sequence_strips_.size());
     const int32_t rows = step_.batch.num_tokens, threads = memory_.num_threads;
     const int32_t least = (rows + stage.strip_rows - 1) / stage.strip_rows;
     return (least + threads - 1) / threads * threads;
@@ -105,14 +111,18 @@ class StepJob : public Job {
     const int64_t pieces = (rows + kStripAlignment - 1) / kStripAlignment;
     return std::min(rows, static_cast<int32_t>(pieces * strip / num_strips(stage)) * kStripAlignment);
   }
+  RowRange strip_rows(const Stage& stage, int strip) const {
+    if (stage.has_whole_sequences) return sequence_strips_[static_cast<std::size_t>(strip)];
+    return {strip_begin(stage, strip), strip_begin(stage, strip + 1)};
+  }
   void run_strip(const Stage& stage, int index, int thread) {
-    const int32_t begin = strip_begin(stage, index), end = strip_begin(stage, index + 1);
-    const Strip strip{memory_.strips + thread * memory_.strip_bytes, begin};
+    const RowRange rows = strip_rows(stage, index);
+    const Strip strip{memory_.strips + thread * memory_.strip_bytes, rows.begin, stage.has_whole_sequences};
     Step step = step_;
     step.strip = &strip;
     for (int c = stage.first_call; c < stage.end_call; ++c) {
       const Clock::time_point start = profile_ ? Clock::now() : Clock::time_point{};
-      static_cast<const RowsCall&>(call(c)).run_rows(step, begin, end, scratch(thread));
+      static_cast<const StripCall&>(call(c)).run_rows(step, rows.begin, rows.end, scratch(thread));
       if (profile_)
         seconds_[static_cast<std::size_t>(c * memory_.num_threads + thread)] +=
             std::chrono::duration<double>(Clock::now() - start).count();
@@ -134,6 +144,7 @@ class StepJob : public Job {
 
   const std::vector<std::unique_ptr<Call>>& calls_;
   const std::vector<Stage>& stages_;
+  const std::vector<RowRange>& sequence_strips_;
   const Step& step_;
   const SampleBatch* sampling_;
   const Matrix* logits_;
@@ -207,16 +218,21 @@ void Plan::check(const Matrix& m) const {
 }
 
 void Plan::check_in_strip(const Matrix& m) const {
-  if (!is_in_chain_) refuse("a matrix of strips is used outside of a chain");
+  if (!is_in_sequence_chain_ && (!is_in_chain_ || m.needs_whole_sequences))
+    refuse("a matrix of strips is used outside of a chain");
+  const Stage& chain = is_in_sequence_chain_ ? sequence_chains_.back() : chains_.back();
   const int64_t stride_bytes = 4 * static_cast<int64_t>(m.stride);
   if (m.rows != Rows::tokens || m.strip_offset_bytes < 0 ||
-      m.strip_offset_bytes + chains_.back().strip_rows * stride_bytes > chain_bytes_)
+      m.strip_offset_bytes + chain.strip_rows * stride_bytes > strip_bytes_)
     refuse("a matrix of the plan lies outside its strip");
 }
 
 void Plan::add_call(std::unique_ptr<Call> call) {
-  if (is_in_chain_ && !dynamic_cast<const RowsCall*>(call.get()))
-    refuse(std::string(call->name()) + " cannot be part of a chain");
+  if (is_in_chain_ || is_in_sequence_chain_) {
+    const auto* in_strips = dynamic_cast<const StripCall*>(call.get());
+    if (!in_strips || (is_in_chain_ && in_strips->needs_whole_sequences()))
+      refuse(std::string(call->name()) + " cannot be part of such a chain");
+  }
   const auto needed = static_cast<int64_t>(round_up(static_cast<std::size_t>(call->scratch_floats()), 16));
   if (needed > scratch_floats_) {
     scratch_floats_ = needed;
@@ -227,16 +243,11 @@ void Plan::add_call(std::unique_ptr<Call> call) {
 
 void Plan::start_chain(int32_t strip_rows, int64_t strip_bytes) {
   if (is_in_chain_) refuse("a chain is begun within a chain");
-  check_range("rows of a strip", strip_rows, kStripAlignment, kRowBlock);
   check_equal("rows of a strip beyond whole register tiles", strip_rows % kStripAlignment, 0);
-  check_range("bytes of a strip", strip_bytes, 0, INT32_MAX);
+  reserve_strips(strip_rows, strip_bytes);
   const int first_call = static_cast<int>(calls_.size());
   chains_.push_back({first_call, first_call, strip_rows});
   is_in_chain_ = true;
-  chain_bytes_ = static_cast<int64_t>(round_up(static_cast<std::size_t>(strip_bytes), 64));
-  if (chain_bytes_ <= strip_bytes_) return;
-  strip_bytes_ = chain_bytes_;
-  strips_ = allocate<uint8_t>(static_cast<std::size_t>(strip_bytes_ * pool_.num_threads()));
 }
 
 void Plan::end_chain() {
@@ -245,16 +256,64 @@ void Plan::end_chain() {
   chains_.back().end_call = static_cast<int>(calls_.size());
 }
 
+void Plan::start_sequence_chain(int32_t strip_rows, int64_t strip_bytes) {
+  if (is_in_chain_ || is_in_sequence_chain_) refuse("a chain of sequences is begun within a chain");
+  if (!limits_.needs_whole_sequences) refuse("sequences that come in parts have no chains");
+  reserve_strips(strip_rows, strip_bytes);
+  const int first_call = static_cast<int>(calls_.size());
+  sequence_chains_.push_back({first_call, first_call, strip_rows, true});
+  is_in_sequence_chain_ = true;
+}
+
+void Plan::end_sequence_chain() {
+  if (is_in_chain_ || !is_in_sequence_chain_) refuse("no chain of sequences was begun that could be ended");
+  is_in_sequence_chain_ = false;
+  sequence_chains_.back().end_call = static_cast<int>(calls_.size());
+}
+
+void Plan::reserve_strips(int32_t strip_rows, int64_t strip_bytes) {
+  check_range("rows of a strip", strip_rows, 1, INT16_MAX);
+  check_range("bytes of a strip", strip_bytes, 0, INT32_MAX);
+  const auto needed = static_cast<int64_t>(round_up(static_cast<std::size_t>(strip_bytes), 64));
+  if (needed <= strip_bytes_) return;
+  strip_bytes_ = needed;
+  strips_ = allocate<uint8_t>(static_cast<std::size_t>(strip_bytes_ * pool_.num_threads()));
+}
+
+// Replaces `sequence_strips_`; whether they are worth it.
+bool Plan::choose_sequence_strips(const Batch& batch) {
+  sequence_strips_.clear();
+  if (sequence_chains_.empty() || chains_.empty()) return false;
+  const int32_t threads = pool_.num_threads(), share = (batch.num_tokens + threads - 1) / threads;
+  const int32_t wanted = std::max(kLeastStripRows, std::min(share, chains_.front().strip_rows));
+  for (int32_t s = 0; s < batch.num_sequences; ++s) {
+    const RowRange rows{batch.sequence_starts[s], batch.sequence_starts[s + 1]};
+    for (const Stage& chain : sequence_chains_)
+      if (rows.size() > chain.strip_rows) return false;
+    if (s > 0 && rows.end - sequence_strips_.back().begin <= wanted) sequence_strips_.back().end = rows.end;
+    else sequence_strips_.push_back(rows);
+  }
+  std::stable_sort(sequence_strips_.begin(), sequence_strips_.end(),
+                   [](const RowRange& a, const RowRange& b) { return a.size() > b.size(); });
+  std::vector<int32_t> rows_of_threads(static_cast<std::size_t>(threads), 0);
+  for (const RowRange& rows : sequence_strips_)
+    *std::min_element(rows_of_threads.begin(), rows_of_threads.end()) += rows.size();
+  return *std::max_element(rows_of_threads.begin(), rows_of_threads.end()) <= kMostUneven * share;
+}
+
 // Replaces `stages_`. Results do not depend on the choice.
-void Plan::choose_stages(int32_t num_tokens) {
-  const bool has_strips = num_tokens >= kLeastStripRows * pool_.num_threads();
-  auto chain = chains_.begin();
+void Plan::choose_stages(const Batch& batch) {
+  const bool has_sequence_strips = choose_sequence_strips(batch);
+  const bool has_strips = has_sequence_strips || batch.num_tokens >= kLeastStripRows * pool_.num_threads();
   stages_.clear();
-  for (int call = 0; call < static_cast<int>(calls_.size());) {
-    while (chain != chains_.end() && chain->first_call < call) ++chain;
-    const bool is_chain = has_strips && chain != chains_.end() && chain->first_call == call && chain->end_call > call;
-    stages_.push_back(is_chain ? *chain : Stage{call, call + 1});
-    call = stages_.back().end_call;
+  const auto begins_at = [&](const std::vector<Stage>& chains, int call) {
+    return std::find_if(chains.begin(), chains.end(),
+                        [&](const Stage& chain) { return chain.first_call == call && chain.end_call > call; });
+  };
+  for (int call = 0; call < static_cast<int>(calls_.size()); call = stages_.back().end_call) {
+    const std::vector<Stage>& chains = has_sequence_strips ? sequence_chains_ : chains_;
+    const auto chain = has_strips ? begins_at(chains, call) : chains.end();
+    stages_.push_back(chain != chains.end() ? *chain : Stage{call, call + 1});
   }
 }
 
@@ -434,9 +493,9 @@ void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* lo
   schedule_attention(batch, attention_shape_, pool_.num_threads(), &attention_);
   attention_partials_.resize(static_cast<std::size_t>(attention_.num_partials() * partial_floats_));
   const Step step{kernels_, arena_.get(), batch, token_types_, attention_, attention_partials_.data()};
-  choose_stages(batch.num_tokens);
+  choose_stages(batch);
   const ThreadMemory memory{scratch_.get(), scratch_floats_, strips_.get(), strip_bytes_, pool_.num_threads()};
-  StepJob job(calls_, stages_, step, sampling, logits, results, sample_scratch_, memory,
+  StepJob job(calls_, stages_, sequence_strips_, step, sampling, logits, results, sample_scratch_, memory,
               is_profiling_ ? &profile_ : nullptr);
   pool_.run(job);
 }

@@ -21,7 +21,8 @@ enum class IdSource : int32_t { token_ids, positions, token_types };
 enum class PoolKind : int32_t { mean, first, last };
 
 // A value of the graph: a strided matrix in the arena, of float32 or quantized (kernel.h: QuantizedRows). Where nobody
-// reads it outside of its chain, it has a place in the memory of a strip as well.
+// reads it outside of its chain, it has a place in the memory of a strip as well: of any rows, or only of strips of whole
+// sequences.
 struct Matrix {
   static constexpr int32_t kFloats = -1;
   static constexpr int64_t kArenaOnly = -1;
@@ -32,6 +33,7 @@ struct Matrix {
   Rows rows;
   int32_t group_size = kFloats;  // quantized: columns that share a scale; 0: all of them
   int64_t strip_offset_bytes = kArenaOnly;
+  bool needs_whole_sequences = false;
 
   bool is_in_strips() const { return strip_offset_bytes != kArenaOnly; }
   bool is_quantized() const { return group_size != kFloats; }
@@ -87,6 +89,9 @@ struct Batch {
 struct Strip {
   uint8_t* memory;
   int32_t first_row;
+  bool has_whole_sequences;
+
+  bool holds(const Matrix& m) const { return m.is_in_strips() && (has_whole_sequences || !m.needs_whole_sequences); }
 };
 
 // What every call of a step reads.
@@ -100,7 +105,7 @@ struct Step {
   const Strip* strip = nullptr;
 
   float* row(const Matrix& m, int64_t r) const {
-    if (strip && m.is_in_strips())
+    if (strip && strip->holds(m))
       return reinterpret_cast<float*>(strip->memory + m.strip_offset_bytes) + (r - strip->first_row) * m.stride;
     return reinterpret_cast<float*>(arena + m.offset_bytes) + r * m.stride;
   }
@@ -130,9 +135,11 @@ class Call {
   virtual void run_tile(const Step& step, int tile, float* scratch) const = 0;
 };
 
-// A call whose row r reads nothing but row r of what calls before it wrote.
-class RowsCall : public Call {
+// A call that can be made for some rows alone: row r of its result reads, of what calls before it wrote, nothing but row
+// r, or the rows of the same sequence.
+class StripCall : public Call {
  public:
+  virtual bool needs_whole_sequences() const { return false; }
   virtual void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const = 0;
 };
 
@@ -140,8 +147,16 @@ class RowsCall : public Call {
 struct Stage {
   int first_call, end_call;
   int32_t strip_rows = 0;  // at most; 0: a single call, whose own tiles they are
+  bool has_whole_sequences = false;
 
   bool has_strips() const { return strip_rows > 0; }
+};
+
+// Rows [begin, end) of a step.
+struct RowRange {
+  int32_t begin, end;
+
+  int32_t size() const { return end - begin; }
 };
 
 // Rotary tables: cosines and sines [positions][dim / 2].
@@ -226,6 +241,10 @@ class Plan {
   // stay in its cache.
   void start_chain(int32_t strip_rows, int64_t strip_bytes);
   void end_chain();
+  // The same of calls that work sequence by sequence, and may have chains among them: where all sequences of a step have
+  // at most `strip_rows`, and make as much work for all threads, its strips are whole sequences.
+  void start_sequence_chain(int32_t strip_rows, int64_t strip_bytes);
+  void end_sequence_chain();
 
   // Runs one step. With `sampling`, rows of `logits` are sampled into `results`, and used as scratch.
   // Throws std::invalid_argument where the batch is inconsistent or beyond the limits, before anything is written;
@@ -247,7 +266,9 @@ class Plan {
   void check(const RopeTables& tables) const;
   void add_call(std::unique_ptr<Call> call);
   void add_attention(const AttentionInputs& inputs, Matrix out);
-  void choose_stages(int32_t num_tokens);
+  void reserve_strips(int32_t strip_rows, int64_t strip_bytes);
+  bool choose_sequence_strips(const Batch& batch);
+  void choose_stages(const Batch& batch);
 
   PlanLimits limits_;
   const Kernels& kernels_;
@@ -260,9 +281,8 @@ class Plan {
   int64_t partial_floats_ = 0;   // of the partial results of all heads of one row
   int64_t scratch_floats_ = 0;   // of a thread
   AlignedArray<float> scratch_;  // [threads][scratch_floats_]
-  std::vector<Stage> chains_;
-  bool is_in_chain_ = false;
-  int64_t chain_bytes_ = 0;        // of a strip of the chain that is being added
+  std::vector<Stage> chains_, sequence_chains_;
+  bool is_in_chain_ = false, is_in_sequence_chain_ = false;
   int64_t strip_bytes_ = 0;        // the most of all chains
   AlignedArray<uint8_t> strips_;  // [threads][strip_bytes_]
   bool is_profiling_ = false;
@@ -270,6 +290,7 @@ class Plan {
   std::mutex run_mutex_;
   // Kept from step to step for their memory.
   std::vector<Stage> stages_;
+  std::vector<RowRange> sequence_strips_;
   std::vector<int32_t> token_types_;
   AttentionSchedule attention_;
   std::vector<float> attention_partials_;

@@ -44,11 +44,12 @@ class _Buffer:
         return self.first_node in chain and self.last_node in chain
 
     def through(self, chains: Sequence[range]) -> _Buffer:
-        """This buffer, or if it lives in a chain and outside, one that lives all through that chain."""
-        if any(self.is_within(chain) for chain in chains):
-            return self
-        first = next((chain.start for chain in chains if self.first_node in chain), self.first_node)
-        last = next((chain.stop - 1 for chain in chains if self.last_node in chain), self.last_node)
+        """This buffer, or one that lives all through the chains in which, and outside of which, it lives."""
+        first, last = self.first_node, self.last_node
+        for chain in chains:
+            if not self.is_within(chain):
+                first = min(first, chain.start) if self.first_node in chain else first
+                last = max(last, chain.stop - 1) if self.last_node in chain else last
         return replace(self, first_node=first, last_node=last)
 
 

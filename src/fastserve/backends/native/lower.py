@@ -13,7 +13,7 @@ from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.quantize_rows import QuantizeRows
 from fastserve.backends.native.weights import Weights
-from fastserve.graph.memory import MemoryPlan, Placement
+from fastserve.graph.memory import MemoryPlan
 from fastserve.graph.node import (
     Activation,
     Add,
@@ -68,30 +68,34 @@ class Lowering:
 
     def _matrix(self, value: Value, width: int, group_size: int | None) -> _native.Matrix:
         place = self.memory.placements[value]
-        in_strip = self._place_in_strip(value)
-        strip_offset = None if in_strip is None else in_strip.byte_offset
+        chains = [chain for chain in self.chains if value in chain.strip.placements]
+        strip_offset = chains[0].strip.placements[value].byte_offset if chains else None
+        is_in_any_strip = any(value in chain.values for chain in chains if not chain.whole_sequences)
         return _native.Matrix(
-            place.byte_offset, place.row_stride, width, _ROWS[value.rows], group_size, strip_offset
+            place.byte_offset,
+            place.row_stride,
+            width,
+            _ROWS[value.rows],
+            group_size,
+            strip_offset,
+            needs_whole_sequences=bool(chains) and not is_in_any_strip,
         )
-
-    def _place_in_strip(self, value: Value) -> Placement | None:
-        found = (chain.strip.placements.get(value) for chain in self.chains)
-        return next((place for place in found if place is not None), None)
 
 
 def lower(graph: Graph, to: Lowering) -> None:
     """Add a call for every node of the graph, in order. Slices cost nothing: they are only places."""
-    starts = {chain.nodes.start: chain for chain in to.chains}
-    lasts = {chain.nodes.stop - 1 for chain in to.chains}
     for position, node in enumerate(graph.nodes):
-        if chain := starts.get(position):
-            to.plan.start_chain(chain.strip_rows, chain.strip.size_bytes)
+        for chain in to.chains:  # those of sequences first: they have the others within
+            if position == chain.nodes.start:
+                start = to.plan.start_sequence_chain if chain.whole_sequences else to.plan.start_chain
+                start(chain.strip_rows, chain.strip.size_bytes)
         if isinstance(node, QuantizedResult):
             _lower_quantized_result(node, to)
         else:
             _lower_node(node, to, to.matrix)
-        if position in lasts:
-            to.plan.end_chain()
+        for chain in reversed(to.chains):
+            if position == chain.nodes.stop - 1:
+                to.plan.end_sequence_chain() if chain.whole_sequences else to.plan.end_chain()
 
 
 def _lower_quantized_result(node: QuantizedResult, to: Lowering) -> None:
