@@ -124,20 +124,26 @@ class LinearCall : public StripCall {
   }
   int num_tiles(const Step& step) const override { return num_panels() * num_row_blocks(step); }
 
-  void run_tile(const Step& step, int tile, float*) const override {
+  void run_tile(const Step& step, int tile, float* scratch) const override {
     const int32_t panel = tile / num_row_blocks(step), block = tile % num_row_blocks(step);
     const int32_t row_end = std::min(step.num_rows(out_.rows), (block + 1) * kRowBlock);
-    run_panels(step, block * kRowBlock, row_end, panel, panel + 1);
+    run_panels(step, block * kRowBlock, row_end, panel, panel + 1, scratch);
   }
-  void run_rows(const Step& step, int32_t begin, int32_t end, float*) const override {
-    run_panels(step, begin, end, 0, num_panels());
+  void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const override {
+    run_panels(step, begin, end, 0, num_panels(), scratch);
   }
 
- private:
-  int num_panels() const { return (weight_.packed().rows + kPanel - 1) / kPanel; }
-  int num_row_blocks(const Step& step) const { return (step.num_rows(out_.rows) + kRowBlock - 1) / kRowBlock; }
+ protected:
+  virtual void run_panels(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel_begin,
+                          int32_t panel_end, float*) const {
+    LinearArgs args = inputs(step, row_begin);
+    args.out = step.row(out_, row_begin);
+    args.out_stride = out_.stride;
+    step.kernels.linear(args, 0, row_end - row_begin, panel_begin, panel_end);
+  }
 
-  void run_panels(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel_begin, int32_t panel_end) const {
+  // All arguments but the result's; rows are counted from `row_begin`.
+  LinearArgs inputs(const Step& step, int32_t row_begin) const {
     const PackedWeight& w = weight_.packed();
     LinearArgs args{};
     args.weight = &w;
@@ -150,15 +156,52 @@ class LinearCall : public StripCall {
       args.x_stride = x_.stride;
     }
     args.bias = bias_.empty() ? nullptr : bias_.data();
-    args.out = step.row(out_, row_begin);
-    args.out_stride = out_.stride;
-    step.kernels.linear(args, 0, row_end - row_begin, panel_begin, panel_end);
+    return args;
   }
 
   Matrix x_;
   const Weight& weight_;
   std::vector<float> bias_;
   Matrix out_;
+
+ private:
+  int num_panels() const { return (weight_.packed().rows + kPanel - 1) / kPanel; }
+  int num_row_blocks(const Step& step) const { return (step.num_rows(out_.rows) + kRowBlock - 1) / kRowBlock; }
+};
+
+// linear, then an activation, quantized: a panel of a block of rows at a time, while it is in the nearest cache. Groups
+// of columns that share a scale make whole panels.
+class LinearActivationCall : public LinearCall {
+ public:
+  LinearActivationCall(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias, Matrix out)
+      : LinearCall(x, weight, std::move(bias), out), kind_(kind), writer_(out) {}
+
+  const char* name() const override { return "linear_activation"; }
+  int64_t scratch_floats() const override { return kRowBlock * kPanel; }
+
+ protected:
+  void run_panels(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel_begin, int32_t panel_end,
+                  float* scratch) const override {
+    for (int32_t panel = panel_begin; panel < panel_end; ++panel)
+      for (int32_t row = row_begin; row < row_end; row += kRowBlock)
+        run_panel(step, row, std::min(row_end, row + kRowBlock), panel, scratch);
+  }
+
+ private:
+  void run_panel(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel, float* scratch) const {
+    const int32_t column = panel * kPanel, width = std::min(kPanel, out_.width - column);
+    LinearArgs args = inputs(step, row_begin);
+    args.out = scratch;
+    args.out_stride = width;
+    args.first_channel = column;
+    step.kernels.linear(args, 0, row_end - row_begin, panel, panel + 1);
+    step.kernels.activation(kind_, scratch, (row_end - row_begin) * width, scratch);
+    for (int32_t row = row_begin; row < row_end; ++row)
+      writer_.finish(step, row, column, width, scratch + (row - row_begin) * width);
+  }
+
+  ActivationKind kind_;
+  RowWriter writer_;
 };
 
 class RmsNormCall : public RowwiseCall {

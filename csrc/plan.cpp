@@ -327,7 +327,8 @@ void Plan::embedding(IdSource ids, const Weight& weight, Matrix out) {
   add_call(std::make_unique<EmbeddingCall>(ids, weight, out));
 }
 
-void Plan::linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out) {
+void Plan::check_linear(const Matrix& x, const Weight& weight, const std::vector<float>& bias,
+                        const Matrix& out) const {
   check(x), check(out);
   const PackedWeight& w = weight.packed();
   if (is_integer(w.format))
@@ -336,7 +337,19 @@ void Plan::linear(Matrix x, const Weight& weight, std::vector<float> bias, Matri
   else check_equal("columns of a linear's input", x.width, w.depth);
   check_equal("columns of a linear's result", out.width, w.rows);
   if (!bias.empty()) check_equal("biases of a linear", static_cast<int64_t>(bias.size()), w.rows);
+}
+
+void Plan::linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out) {
+  check_linear(x, weight, bias, out);
   add_call(std::make_unique<LinearCall>(x, weight, std::move(bias), out));
+}
+
+void Plan::linear_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias,
+                             Matrix out) {
+  check_linear(x, weight, bias, out);
+  if (out.group_size <= 0 || kPanel % out.group_size != 0)
+    refuse("groups of a quantized activation must make whole panels");
+  add_call(std::make_unique<LinearActivationCall>(kind, x, weight, std::move(bias), out));
 }
 
 void Plan::quantize_rows(Matrix x, Matrix out) {

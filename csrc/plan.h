@@ -217,6 +217,8 @@ class Plan {
 
   void embedding(IdSource ids, const Weight& weight, Matrix out);
   void linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
+  // `out` is quantized, by groups that make whole panels.
+  void linear_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
   void quantize_rows(Matrix x, Matrix out);
   void rms_norm(Matrix x, std::vector<float> weight, float eps, Matrix out);
   void layer_norm(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out);
@@ -263,6 +265,7 @@ class Plan {
   void check(const Batch& batch) const;
   void check(const Matrix& m) const;
   void check_in_strip(const Matrix& m) const;
+  void check_linear(const Matrix& x, const Weight& weight, const std::vector<float>& bias, const Matrix& out) const;
   void check(const RopeTables& tables) const;
   void add_call(std::unique_ptr<Call> call);
   void add_attention(const AttentionInputs& inputs, Matrix out);

@@ -252,6 +252,8 @@ static inline void add_values(const typename Kv::type* const* blocks, int32_t wi
   int32_t column = 0;
   for (; column + kValueVectors * kLanes <= width; column += kValueVectors * kLanes)
     add_values_at<R, kValueVectors, Kv>(blocks, width, weights, begin, end, column, sums, stride);
+  for (; column + 2 * kLanes <= width; column += 2 * kLanes)
+    add_values_at<R, 2, Kv>(blocks, width, weights, begin, end, column, sums, stride);
   for (; column < width; column += kLanes)
     add_values_at<R, 1, Kv>(blocks, width, weights, begin, end, column, sums, stride);
 }

@@ -109,7 +109,7 @@ static inline void pack_group(const PackedWeight& w, const float* row, int32_t g
   const int32_t begin = group * w.group_size;
   const int32_t count = w.depth - begin < w.group_size ? w.depth - begin : w.group_size;
   GroupScale chosen = choose_scale(w, row + begin, count);
-  const uint16_t scale = to_bf16(chosen.scale + poison(row + begin, count));
+  const uint16_t scale = to_bf16(chosen.scale + magnitude(row + begin, count).poison);
   ((uint16_t*)(panel + w.scales_offset))[group * kPanel + column] = scale;
   if (w.offset == WeightOffset::zero_point)
     ((uint16_t*)(panel + w.offsets_offset))[group * kPanel + column] = to_bf16((float)-chosen.zero);

@@ -111,8 +111,9 @@ struct LinearArgs {
   int64_t x_stride;
   QuantizedRows quantized;  // int8, int4 weights
   const float* bias;        // [weight->rows] or null
-  float* out;
+  float* out;               // [rows, channels from first_channel on]
   int64_t out_stride;
+  int32_t first_channel;
 };
 
 // How the blocks of one layer's keys lie, and those of its values: [block][kv_head] of kBlock tokens, keys transposed

@@ -41,7 +41,7 @@ static inline void store_channels(const LinearArgs& a, int32_t row, int32_t chan
   if (left <= 0) return;
   const int n = left < kLanes ? left : kLanes;
   if (a.bias) sums = add(sums, load_up_to(a.bias + channel, n));
-  store_up_to(a.out + row * a.out_stride + channel, sums, n);
+  store_up_to(a.out + row * a.out_stride + (channel - a.first_channel), sums, n);
 }
 
 struct Bf16 {

@@ -93,40 +93,62 @@ static inline float largest_magnitude(const float* x, int32_t count) {
   return largest(m);
 }
 
-// NaN if a value is NaN or infinite, else zero: largest_magnitude alone would lose a NaN, and with it the news that
-// a model or a request is broken.
-static inline float poison(const float* x, int32_t count) {
-  F32 p = zero();
-  each_vector(count, [&](int32_t i, int n) { p = fma(load_up_to(x + i, n), zero(), p); });
-  return sum(p);
+// The largest magnitude, and NaN if a value is NaN or infinite, else zero: the first alone would lose a NaN, and with it
+// the news that a model or a request is broken.
+struct Magnitude {
+  float largest;
+  float poison;
+};
+static inline Magnitude magnitude(const float* x, int32_t count) {
+  F32 m = zero(), p = zero();
+  each_vector(count, [&](int32_t i, int n) {
+    const F32 a = load_up_to(x + i, n);
+    m = max(m, abs(a));
+    p = fma(a, zero(), p);
+  });
+  return {largest(m), sum(p)};
 }
 
 // Groups whose largest magnitude is below this are quantized to zeros: the inverse of their scale would overflow.
 constexpr float kSmallestQuantized = 1e-30f;
 
-// `count` values, each times `inverse_scale` and rounded; returns their sum.
+// So many whole numbers below 128 have a sum that a float32 holds exactly.
+constexpr int32_t kMostSummed = 1 << 16;
+
+// `count` values, at most kMostSummed, each times `inverse_scale` and rounded; returns their sum, 0 if one is NaN.
 static inline int32_t quantize_values(const float* x, int32_t count, float inverse_scale, int8_t* out) {
   const F32 inverse = set1(inverse_scale);
+  F32 sums = zero();
   int32_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store_bytes(out + i, mul(load(x + i), inverse));
-  if (i < count) {
-    int8_t rest[kLanes];
-    store_bytes(rest, mul(load_first(x + i, count - i), inverse));
-    memcpy(out + i, rest, (size_t)(count - i));
+  for (; i + kLanes <= count; i += kLanes) {
+    const F32 q = round(mul(load(x + i), inverse));
+    store_bytes(out + i, q);
+    sums = add(sums, q);
   }
-  int32_t total = 0;
-  for (i = 0; i < count; ++i) total += out[i];
-  return total;
+  if (i < count) {
+    const F32 q = round(mul(load_first(x + i, count - i), inverse));
+    int8_t rest[kLanes];
+    store_bytes(rest, q);
+    memcpy(out + i, rest, (size_t)(count - i));
+    sums = add(sums, q);
+  }
+  const float total = sum(sums);
+  return total == total ? (int32_t)total : 0;
 }
 
 static void quantize_row(const float* x, int32_t depth, int32_t padded_depth, int32_t group_size, int8_t* out,
                          float* scales, int32_t* corrections) {
   for (int32_t begin = 0, g = 0; begin < depth; begin += group_size, ++g) {
     const int32_t count = depth - begin < group_size ? depth - begin : group_size;
-    const float largest_value = largest_magnitude(x + begin, count);
-    const float inverse = largest_value > kSmallestQuantized ? 127.0f / largest_value : 0.0f;
-    scales[g] = largest_value / 127.0f + poison(x + begin, count);
-    corrections[g] = -128 * quantize_values(x + begin, count, inverse, out + begin);
+    const Magnitude found = magnitude(x + begin, count);
+    const float inverse = found.largest > kSmallestQuantized ? 127.0f / found.largest : 0.0f;
+    scales[g] = found.largest / 127.0f + found.poison;
+    int32_t total = 0;
+    for (int32_t i = 0; i < count; i += kMostSummed) {
+      const int32_t some = count - i < kMostSummed ? count - i : kMostSummed;
+      total += quantize_values(x + begin + i, some, inverse, out + begin + i);
+    }
+    corrections[g] = -128 * total;
   }
   for (int32_t i = depth; i < padded_depth; ++i) out[i] = 0;
 }

@@ -12,6 +12,7 @@ from typing import get_args
 import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.native.chains import find_chains
+from fastserve.backends.native.fuse_linear_activation import fuse_linear_activation
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult, fuse_quantize_rows
 from fastserve.backends.native.fuse_rope_attention import RopeAttention, fuse_rope_attention
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
@@ -69,7 +70,7 @@ def compile_native(
     graph = quantize_rows(
         fuse_rope_attention(graph), lambda linear: packed.activation_group_size(linear.weight)
     )
-    graph = fuse_quantize_rows(graph)
+    graph = fuse_linear_activation(fuse_quantize_rows(graph))
     rows = {
         Rows.TOKENS: limits.max_tokens,
         Rows.OUTPUTS: limits.max_outputs,

@@ -15,6 +15,7 @@ from fastserve.graph.node import (
     GatherRows,
     Graph,
     LayerNorm,
+    Linear,
     Node,
     Parameter,
     RmsNorm,
@@ -39,7 +40,7 @@ Producer = (
 class QuantizedResult(Node):
     """`producer`, whose result is quantized to `out` as QuantizeRows would, and kept in no other form."""
 
-    producer: Producer
+    producer: Producer | Linear  # a linear only with its activation (fuse_linear_activation)
     group_size: int
     out: Value
 
