@@ -50,6 +50,7 @@ class RowwiseCall : public StripCall {
   void run_tile(const Step& step, int tile, float* scratch) const override {
     run_rows(step, tile * rows_per_tile_, std::min(step.num_rows(out_.rows), (tile + 1) * rows_per_tile_), scratch);
   }
+  Rows rows() const override { return out_.rows; }
   void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const override {
     for (int32_t row = begin; row < end; ++row) {
       float* out = writer_.begin(step, row, 0, scratch);
@@ -129,6 +130,7 @@ class LinearCall : public StripCall {
     const int32_t row_end = std::min(step.num_rows(out_.rows), (block + 1) * kRowBlock);
     run_panels(step, block * kRowBlock, row_end, panel, panel + 1, scratch);
   }
+  Rows rows() const override { return out_.rows; }
   void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const override {
     run_panels(step, begin, end, 0, num_panels(), scratch);
   }
@@ -373,6 +375,7 @@ class StoreKvCall : public StripCall {
     step.kernels.store_kv(inputs_.args(step, 0), task, tile % num_kv_heads, scratch);
   }
   bool needs_whole_sequences() const override { return true; }
+  Rows rows() const override { return Rows::tokens; }
   void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const override {
     const AttentionArgs args = inputs_.args(step, begin);
     each_whole_sequence(step, begin, end, [&](const AttentionTask& task) {
@@ -417,6 +420,7 @@ class AttentionCall : public StripCall {
     run_task(step, args, 0, task, kv_head, scratch);
   }
   bool needs_whole_sequences() const override { return true; }
+  Rows rows() const override { return Rows::tokens; }
   void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const override {
     const AttentionArgs args = inputs_.args(step, begin);
     each_whole_sequence(step, begin, end, [&](const AttentionTask& whole) {
@@ -472,6 +476,7 @@ class MergeAttentionCall : public StripCall {
   }
   int64_t scratch_floats() const override { return writer_.scratch_floats(); }
   bool needs_whole_sequences() const override { return true; }
+  Rows rows() const override { return Rows::tokens; }
   void run_rows(const Step&, int32_t, int32_t, float*) const override {}
   void run_tile(const Step& step, int tile, float* scratch) const override {
     const KvLayout& kv = inputs_.pool.layout();

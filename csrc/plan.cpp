@@ -230,7 +230,7 @@ void Plan::check_in_strip(const Matrix& m) const {
 void Plan::add_call(std::unique_ptr<Call> call) {
   if (is_in_chain_ || is_in_sequence_chain_) {
     const auto* in_strips = dynamic_cast<const StripCall*>(call.get());
-    if (!in_strips || (is_in_chain_ && in_strips->needs_whole_sequences()))
+    if (!in_strips || in_strips->rows() != Rows::tokens || (is_in_chain_ && in_strips->needs_whole_sequences()))
       refuse(std::string(call->name()) + " cannot be part of such a chain");
   }
   const auto needed = static_cast<int64_t>(round_up(static_cast<std::size_t>(call->scratch_floats()), 16));

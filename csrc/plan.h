@@ -140,6 +140,7 @@ class Call {
 class StripCall : public Call {
  public:
   virtual bool needs_whole_sequences() const { return false; }
+  virtual Rows rows() const = 0;  // of its result: a chain's are all tokens
   virtual void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const = 0;
 };
 

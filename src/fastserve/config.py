@@ -151,7 +151,8 @@ class EngineOptions(ScheduleOptions):
             up to DEFAULT_CONTEXT_LENGTH.
         backend: `native` runs on the CPU without torch; `torch` is the reference.
         device: where the torch backend computes: `cpu`, `cuda`, `cuda:1`, `mps`, ...; None is `cpu`.
-        max_batch_tokens: most tokens of one step.
+        max_batch_tokens: most tokens of one step; None is 512, and of an encoder 2048, so that all threads
+            have texts to the end. An encoder's step takes a whole text, whatever this says.
         max_sequences: most sequences that run at once.
         kv_memory: bytes for keys and values, or a text such as "512MiB"; None derives it from what is free.
         kv_spill: bytes of slower memory that keys and values of sequences that wait can go to, or a text such
@@ -174,7 +175,7 @@ class EngineOptions(ScheduleOptions):
     context_length: int | None = None
     backend: Backend = "native"
     device: str | None = None
-    max_batch_tokens: int = 512
+    max_batch_tokens: int | None = None
     max_sequences: int = 64
     kv_memory: int | str | None = None
     kv_spill: int | str | None = None
@@ -185,9 +186,8 @@ class EngineOptions(ScheduleOptions):
         check_choice("weights", self.weights, get_args(WeightsChoice))
         check_choice("kv_dtype", self.kv_dtype, get_args(KvDtype))
         check_choice("backend", self.backend, get_args(Backend))
-        check_integer("max_batch_tokens", self.max_batch_tokens, low=1)
         check_integer("max_sequences", self.max_sequences, low=1)
-        for name in ("threads", "context_length"):
+        for name in ("threads", "context_length", "max_batch_tokens"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), low=1)
         if self.kv_memory is not None:

@@ -25,7 +25,7 @@ def plan(
     context_length: int = 100,
     available_bytes: int | None = None,
     causal: bool = True,
-    max_batch_tokens: int = 64,
+    max_batch_tokens: int | None = 64,
     max_sequences: int = 4,
     kv_memory: int | None = None,
 ) -> tuple[Limits, Footprint]:
@@ -48,6 +48,16 @@ def test_the_context_is_the_models_own_up_to_the_default() -> None:
     assert choose_context_length(EngineOptions(context_length=131072), 131072) == 131072
     with pytest.raises(ContextLengthError, match="513; the model was made for 512"):
         choose_context_length(EngineOptions(context_length=513), 512)
+
+
+@pytest.mark.parametrize(
+    ("causal", "context_length", "expected"), [(True, 100, 512), (False, 100, 2048), (False, 4096, 4096)]
+)
+def test_a_step_takes_more_tokens_of_an_encoder_unless_told(
+    causal: bool, context_length: int, expected: int
+) -> None:
+    limits, _ = plan(causal=causal, context_length=context_length, max_batch_tokens=None)
+    assert limits.max_tokens == expected
 
 
 def test_with_memory_to_spare_every_sequence_may_fill_its_context() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.check import check_graph
-from fastserve.graph.memory import MemoryPlan, plan_memory
+from fastserve.graph.memory import MemoryPlan, plan_memory, plan_strip
 from fastserve.graph.node import Graph, Rows, Slice, Value
 from fastserve.graph.passes import merge_linears, optimize
 from tiny_models import BERT_CONFIG, LLAMA_CONFIG, tiny_graph
@@ -93,6 +93,66 @@ def test_every_value_is_intact_when_it_is_read(graph: Graph, alignment: int) -> 
     assert all(
         place.byte_offset % alignment == 0 for value, place in plan.placements.items() if value not in sliced
     )
+
+
+def spans(graph: Graph) -> dict[Value, tuple[int, int]]:
+    """The first and the last node to write or read each value or a slice; outputs are read at the end."""
+    owner: dict[Value, Value] = {}
+    found: dict[Value, tuple[int, int]] = {}
+    for position, node in enumerate(graph.nodes):
+        for value in node.outputs():
+            owner[value] = owner[node.x] if isinstance(node, Slice) else value
+        for value in (*node.inputs(), *node.outputs()):
+            first, _ = found.get(owner[value], (position, position))
+            found[owner[value]] = first, position
+    for value in graph.outputs.values():
+        found[owner[value]] = found[owner[value]][0], len(graph.nodes)
+    return found
+
+
+def byte_range(plan: MemoryPlan, value: Value) -> range:
+    begin = plan.placements[value].byte_offset
+    return range(begin, begin + 4 * ROWS[value.rows] * value.width)
+
+
+def overlap(a: range, b: range) -> bool:
+    return max(a.start, b.start) < min(a.stop, b.stop)
+
+
+@given(graphs(), st.data())
+def test_what_a_chain_reads_and_what_it_writes_for_others_share_no_bytes(
+    graph: Graph, data: st.DataObject
+) -> None:
+    start, stop = sorted(data.draw(st.lists(st.integers(0, len(graph.nodes)), min_size=2, max_size=2)))
+    chain = range(start, stop)
+    plan = plan_memory(graph, ROWS, chains=[chain])
+    replay(graph, plan)
+    crossing = [
+        value
+        for value, (first, last) in spans(graph).items()
+        if (first in chain) != (last in chain) and (first in chain or last in chain)
+    ]
+    for index, value in enumerate(crossing):
+        for other in crossing[:index]:
+            assert not overlap(byte_range(plan, value), byte_range(plan, other))
+
+
+@given(graphs(), st.data())
+def test_a_strip_holds_what_lives_in_its_chain_alone(graph: Graph, data: st.DataObject) -> None:
+    start, stop = sorted(data.draw(st.lists(st.integers(0, len(graph.nodes)), min_size=2, max_size=2)))
+    chain = range(start, stop)
+    plan = plan_strip(graph, chain, 5)
+    local = {v: span for v, span in spans(graph).items() if span[0] in chain and span[1] in chain}
+    owners = {value for value in plan.placements if value in spans(graph)}
+    assert owners == set(local)
+    for value, (first, last) in local.items():
+        begin = plan.placements[value].byte_offset
+        assert begin + 4 * 5 * value.width <= plan.size_bytes
+        for other, (other_first, other_last) in local.items():
+            if other != value and first <= other_last and other_first <= last:
+                other_begin = plan.placements[other].byte_offset
+                ends = begin + 20 * value.width, other_begin + 20 * other.width
+                assert ends[0] <= other_begin or ends[1] <= begin
 
 
 @pytest.mark.parametrize("config", [LLAMA_CONFIG, BERT_CONFIG], ids=["llama", "bert"])

@@ -75,7 +75,7 @@ class LLM:
         context_length: int | None = None,
         backend: Backend = "native",
         device: str | None = None,
-        max_batch_tokens: int = 512,
+        max_batch_tokens: int | None = None,
         max_sequences: int = 64,
         kv_memory: int | str | None = None,
         kv_spill: int | str | None = None,

@@ -1,4 +1,4 @@
-"""Quantizes activations of a linear's results panel by panel, so that their floats never leave the nearest cache."""
+"""Quantizes activations of a linear panel by panel, so that their floats never leave the nearest cache."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class LinearActivation(Linear):
 
 
 def fuse_linear_activation(graph: Graph) -> Graph:
-    """Take every linear whose result only a quantized activation reads into that node, where groups of columns
-    that share a scale make whole panels: whoever computes a panel then has all that its scales depend on.
+    """Take every linear whose result only a quantized activation reads into that node, where groups of
+    columns that share a scale make whole panels: who computes a panel has all that its scales depend on.
     """
     consumers = graph.consumers()
     producers = graph.producers()
