@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fastserve.backends.native.chains import find_chains
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.config import Backend, KvDtype
 from fastserve.errors import MemoryLimitError
@@ -97,7 +98,7 @@ def activation_bytes(graph: Graph, limits: Limits) -> int:
         Rows.OUTPUTS: limits.max_outputs,
         Rows.SEQUENCES: limits.max_sequences,
     }
-    return plan_memory(graph, rows).size_bytes
+    return plan_memory(graph, rows, chains=[chain.nodes for chain in find_chains(graph)]).size_bytes
 
 
 def _parameter_bytes(parameter: Parameter, schemes: Mapping[Parameter, WeightScheme]) -> int:

@@ -19,7 +19,7 @@ from fastserve.backends.native.weight_scheme import SCHEMES
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.config import WeightFormat
 from fastserve.evaluate.machine import MIB, MachineLimits, check_share, measure_limits
-from fastserve.evaluate.profile import OpProfile, group_calls
+from fastserve.evaluate.profile import LINEARS, OpProfile, group_calls
 from fastserve.evaluate.random_model import shape_config, shape_graph
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph, Linear
@@ -98,7 +98,7 @@ def measure_linears(
 def measure_ops(
     shape: str, limits: MachineLimits, *, context_length: int = 2048, num_rows: int = 512, repeats: int = 3
 ) -> list[KernelSpeed]:
-    """Every op but linears, in two layers of that shape: for one row at the end of a context, and for a
+    """Every op but plain linears, in two layers of that shape: for one row at the end of a context, and for a
     prompt of `num_rows`. Their data may come from a cache: shares of reading may be above 1.
 
     Raises:
@@ -123,7 +123,8 @@ def measure_ops(
         for profiles in zip(*(sorted(run, key=lambda p: (p.op, p.shape)) for run in runs), strict=True):
             fastest = min(profiles, key=lambda p: p.seconds)
             if fastest.op not in ("linear", "sample"):
-                speeds.append(_to_speed(fastest, "", batch.num_tokens, limits))
+                weights = "int8" if fastest.op in LINEARS else ""
+                speeds.append(_to_speed(fastest, weights, batch.num_tokens, limits))
     return speeds
 
 

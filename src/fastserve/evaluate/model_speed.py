@@ -23,7 +23,7 @@ from fastserve.errors import MeasurementError, OptionError
 from fastserve.evaluate.estimate import Estimate, estimate_ratio
 from fastserve.evaluate.machine import MachineLimits, check_share, measure_limits
 from fastserve.evaluate.peer_model import peer_job
-from fastserve.evaluate.profile import OpProfile, group_calls
+from fastserve.evaluate.profile import LINEARS, OpProfile, group_calls
 from fastserve.evaluate.worker import FASTSERVE, PEERS, EngineKind, Prompts, Task, Worker
 from fastserve.evaluate.workload import (
     DECODER_MEASURES,
@@ -315,7 +315,7 @@ class _Cost:
         if self._decode_bytes:
             return int(self._decode_bytes)
         prompts = make_prompts(1, _START_PROMPT_TOKENS, self._config.vocab_size)
-        return int(sum(call.bytes for call in self._calls(prompts, 0) if call.op == "linear"))
+        return int(sum(call.bytes for call in self._calls(prompts, 0) if call.op in LINEARS))
 
     def shares(self, ours: EngineSpeed, limits: MachineLimits) -> dict[str, float]:
         """Raises MeasurementError where one is above 1."""
@@ -348,12 +348,12 @@ class _Cost:
         assert isinstance(prefill, Prefill)
         prompts = make_prompts(1, prefill.num_tokens, self._config.vocab_size)
         calls = self._calls(prompts, 1)
-        return sum(call.operations for call in calls if call.op == "linear") / prefill.num_tokens
+        return sum(call.operations for call in calls if call.op in LINEARS) / prefill.num_tokens
 
     def _bytes_read(self, prompts: Prompts, max_tokens: int) -> int:
         """Of weights, keys and values."""
         calls = self._calls(prompts, max_tokens)
-        return sum(call.bytes for call in calls if call.op in ("linear", "attention"))
+        return sum(call.bytes for call in calls if call.op in (*LINEARS, "attention"))
 
     def _calls(self, prompts: Prompts, max_tokens: int) -> list[CallProfile]:
         return [CallProfile(**call) for call in self._worker.cost(prompts, max_tokens)]
