@@ -24,6 +24,12 @@ void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
 
 void check_equal(const char* what, int64_t value, int64_t expected) { check_range(what, value, expected, expected); }
 
+int64_t row_bytes(const Matrix& m) {
+  return m.is_quantized() ? QuantizedLayout(m).row_bytes : 4 * static_cast<int64_t>(m.width);
+}
+// Bytes from a matrix's first to its last.
+int64_t extent(const Matrix& m, int64_t num_rows) { return (num_rows - 1) * 4 * m.stride + row_bytes(m); }
+
 // Fewer rows for each thread share their loads of weights rather than the nearness of what they write.
 constexpr int32_t kLeastStripRows = 32;
 // Strips begin at multiples of so many rows, so that few register tiles are less than full.
@@ -203,9 +209,7 @@ Plan::~Plan() = default;
 
 bool Plan::holds(const Matrix& m, int64_t num_rows) const {
   if (m.offset_bytes < 0 || m.width < 0 || m.group_size < Matrix::kFloats) return false;
-  const int64_t row_bytes = m.is_quantized() ? QuantizedLayout(m).row_bytes : 4 * static_cast<int64_t>(m.width);
-  const int64_t stride_bytes = 4 * static_cast<int64_t>(m.stride);
-  return stride_bytes >= row_bytes && m.offset_bytes + (num_rows - 1) * stride_bytes + row_bytes <= arena_bytes_;
+  return 4 * static_cast<int64_t>(m.stride) >= row_bytes(m) && m.offset_bytes + extent(m, num_rows) <= arena_bytes_;
 }
 
 // Every matrix of a call must lie within the arena at the plan's limits.
@@ -221,9 +225,8 @@ void Plan::check_in_strip(const Matrix& m) const {
   if (!is_in_sequence_chain_ && (!is_in_chain_ || m.needs_whole_sequences))
     refuse("a matrix of strips is used outside of a chain");
   const Stage& chain = is_in_sequence_chain_ ? sequence_chains_.back() : chains_.back();
-  const int64_t stride_bytes = 4 * static_cast<int64_t>(m.stride);
   if (m.rows != Rows::tokens || m.strip_offset_bytes < 0 ||
-      m.strip_offset_bytes + chain.strip_rows * stride_bytes > strip_bytes_)
+      m.strip_offset_bytes + extent(m, chain.strip_rows) > strip_bytes_)
     refuse("a matrix of the plan lies outside its strip");
 }
 
