@@ -19,7 +19,9 @@ COST = StepCost(fixed_seconds=0.01, prefill_seconds=0.001, decode_seconds=0.001)
 
 
 def make(**knobs: float) -> Boost:
-    return Boost(ExpectedWork(OnlineStepCost(COST)), **knobs)
+    """Without an express lane, unless it is asked for."""
+    knobs = {"express_seconds": 0.0, **knobs}
+    return Boost(ExpectedWork(OnlineStepCost(COST)), max_sequences=16, **knobs)
 
 
 def sequence_of(prompt_tokens: int, *, arrival: float = 0.0, sequence_id: int = 0) -> Sequence:
@@ -154,3 +156,22 @@ def test_a_call_of_a_program_that_has_had_much_service_is_no_newcomer() -> None:
     policy.enter(later_call, 0.0)
     policy.enter(newcomer, 0.0)
     assert newcomer.rank < later_call.rank
+
+
+def test_a_short_prompt_goes_first_by_the_lane_until_its_first_token_and_few_at_a_time() -> None:
+    policy = make(express_seconds=0.02)  # prompts of up to 20 tokens
+    long = sequence_of(5000)
+    policy.enter(long, 0.0)
+    short = [sequence_of(10, arrival=50.0, sequence_id=1 + index) for index in range(3)]
+    for sequence in short:
+        policy.enter(sequence, 50.0)
+    assert [sequence.rank < long.rank for sequence in short] == [True, True, False]  # an eighth of 16
+    assert not policy.outranks(short[0], long)
+    decode(policy, short[0], 1, now=50.1)
+    decode(policy, short[0], 1, now=50.2)
+    assert long.rank < short[0].rank
+    policy.refresh([long, *short], 51.0)
+    assert long.rank < short[2].rank, "the first one has not ended"
+    policy.leave(short[0])
+    policy.refresh([long, *short[1:]], 52.0)
+    assert short[2].rank < long.rank

@@ -9,6 +9,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import islice
 
 from fastserve.engine.length import next_mark
 from fastserve.engine.policy.policy import RankedPolicy
@@ -23,7 +24,9 @@ _PEAK_SECONDS = 600.0  # after which a peak of the wait counts for a third
 _DURATIONS = 256  # of the newest completions, from their first turn to their end
 _LONG_SHARE = 0.95  # of them that are shorter than a long one
 _STEP_MEMORY = 0.002  # weight of a turn in the mean seconds of a step
-_DUE, _NORMAL = 0, 1  # first part of a rank
+_LANE_SHARE = 1 / 8  # of a step's sequences, that may come by the express lane
+_MOST_LOOKED_AT = 32  # of those that wait, for the lane
+_EXPRESS, _DUE, _NORMAL = range(3)  # first part of a rank
 
 
 @dataclass(slots=True)
@@ -106,8 +109,12 @@ class Boost(RankedPolicy):
     again when a completion has grown by a third. A stream that was passed over for `pause_seconds` goes first
     once.
 
+    A prompt that takes at most `express_seconds` is read at once, by an express lane that an eighth of a
+    step's sequences may have come by: its first token waits for nobody, and costs the others hardly anything.
+
     Args:
         work: what is expected of sequences.
+        max_sequences: of a step.
         strength: between first come, first served (0) and the least mean.
         patience: see above; a small one brings the tail to that of first come, first served.
         least_scale_seconds: t while nobody waits.
@@ -120,15 +127,20 @@ class Boost(RankedPolicy):
         self,
         work: ExpectedWork,
         *,
+        max_sequences: int,
         strength: float = 2.0,
         patience: float = 1.3,
         least_scale_seconds: float = 2.0,
         most_scale_seconds: float = 300.0,
         most_boost: float = 12.0,
         pause_seconds: float = 1.0,
+        express_seconds: float = 0.05,
         margin: float = 2.0,
     ) -> None:
         self._work = work
+        self._lane_size = max(int(_LANE_SHARE * max_sequences), 1)
+        self._express_seconds = express_seconds
+        self._lane: set[int] = set()  # sequence_ids of those that came by it and are not finished
         self._strength = strength
         self._patience = patience
         self._least_scale = least_scale_seconds
@@ -160,10 +172,13 @@ class Boost(RankedPolicy):
             self._unstarted[sequence.sequence_id] = sequence
             self._fcfs.arrive(sequence.standing.work_seconds, now)
         self._rank(sequence)
+        if not sequence.attained_seconds and len(self._lane) < self._lane_size:
+            self._take_lane(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         if self._unstarted.pop(sequence.sequence_id, None) is not None:
             self._fcfs.begin(sequence.standing.work_seconds)
+        self._lane.discard(sequence.sequence_id)
         last = self._last_turn.pop(sequence.sequence_id, None)
         if last is not None and sequence.standing.begun_seconds is not None:
             self._durations.add(last[1] - sequence.standing.begun_seconds)
@@ -177,23 +192,24 @@ class Boost(RankedPolicy):
             sequence.standing.begun_seconds = now
             self._fcfs.begin(sequence.standing.work_seconds)
         produced = sequence.num_completion_tokens
-        is_due = sequence.rank[0] == _DUE
+        goes_first = sequence.rank[0] != _NORMAL
         if produced:
             self._last_turn[sequence_id] = sequence, now
             self._last_turn.move_to_end(sequence_id)
-            if is_due or produced >= sequence.standing.next_mark:
+            if goes_first or produced >= sequence.standing.next_mark:
                 self._rank(sequence)
-        elif not is_due:
+        elif not goes_first:
             self._rank(sequence)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         if self._follow(self._fcfs.wait_seconds(now), now):
             for sequence in sequences:
-                if sequence.rank[0] != _DUE:
+                if sequence.rank[0] == _NORMAL:
                     self._rank(sequence)
         if now >= self._next_check or now < self._next_check - _CHECK_SECONDS:
             self._next_check = now + _CHECK_SECONDS
             self._find_due(now)
+            self._fill_lane()
         for sequence, last_turn in self._last_turn.values():
             if now - last_turn < self._pause_seconds:
                 break
@@ -201,7 +217,7 @@ class Boost(RankedPolicy):
                 sequence.rank = (_DUE, sequence.arrival_seconds, sequence.sequence_id)
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
-        if better.rank[0] == _DUE or resident.rank[0] == _DUE:
+        if better.rank[0] != _NORMAL or resident.rank[0] != _NORMAL:
             return False
         return bool(better.rank[1] + self._margin * self.scale_seconds < resident.rank[1])
 
@@ -212,8 +228,21 @@ class Boost(RankedPolicy):
             age = now - sequence.arrival_seconds
             if age < _LEAST_PATIENCE_SECONDS:
                 break
-            if age > longest - sequence.standing.expected_seconds:
+            if age > longest - sequence.standing.expected_seconds and sequence.rank[0] == _NORMAL:
                 sequence.rank = (_DUE, sequence.arrival_seconds, sequence.sequence_id)
+
+    def _fill_lane(self) -> None:
+        for sequence in islice(self._unstarted.values(), _MOST_LOOKED_AT):
+            if len(self._lane) == self._lane_size:
+                return
+            self._take_lane(sequence)
+
+    def _take_lane(self, sequence: Sequence) -> None:
+        """By the express lane, if its prompt takes so little."""
+        is_short = self._work.prefill_seconds(sequence) <= self._express_seconds
+        if is_short and sequence.sequence_id not in self._lane and not sequence.inherited_seconds:
+            self._lane.add(sequence.sequence_id)
+            sequence.rank = (_EXPRESS, sequence.arrival_seconds, sequence.sequence_id)
 
     def _follow(self, wait: float, now: float) -> bool:
         """Let the scale follow the load. Whether it has changed."""
