@@ -119,7 +119,9 @@ def evict_again_and_again(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("kv_spill", [None, "8MiB"])
-@pytest.mark.parametrize("policy", ["fcfs", "sjf", "mlfq", "mlfq-published:starvation_seconds=0.01"])
+@pytest.mark.parametrize(
+    "policy", ["boost", "gittins", "fcfs", "mlfq", "mlfq-published:starvation_seconds=0.01"]
+)
 @pytest.mark.parametrize("kv_dtype", ["f16", "int8"])
 def test_tokens_are_the_same_preempted_moved_and_computed_again(
     stories, alone, policy, kv_dtype, kv_spill

@@ -127,6 +127,11 @@ class Engine:
         """Whether the last step had no turns, as everybody is held or on the way."""
         return self._is_waiting
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether blocks are on the way to or from the slow tier."""
+        return self.scheduler.residency.is_moving
+
     def add(
         self,
         prompt_ids: Seq[int],
@@ -319,6 +324,7 @@ class Engine:
             is_stop = is_stop_token or transcript.text.has_stopped
             text += transcript.text.finish()
             completion = transcript.complete(text, "stop" if is_stop else "length", now)
+            sequence.is_complete = True
             self._finish(transcript)
         return transcript.chunk(text, token_id=token_id, completion=completion)
 

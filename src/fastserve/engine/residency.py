@@ -318,7 +318,7 @@ class Residency:
     def _drop(self, sequence: Sequence) -> None:
         self.counters.dropped_tokens += sequence.num_computed_tokens
         self._free_blocks(sequence)
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_cached_tokens = 0
         sequence.residence = Residence.NOWHERE
 
     def _free(self, sequence: Sequence) -> None:

@@ -160,6 +160,8 @@ class Scheduler:
     def _enter(self, sequence: Sequence, now: float) -> None:
         if sequence.session:
             self._sessions.enter(sequence, now)
+        if sequence.residence is Residence.NOWHERE:
+            sequence.num_cached_tokens = len(sequence.token_ids) - self.residency.num_to_compute(sequence)
         self._precedence.enter(sequence, now)
         self._live.append(sequence)
 
