@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fastserve.backends.native.cores import count_cores
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint, activation_bytes, block_bytes, weights_bytes
@@ -65,7 +66,12 @@ def plan_capacity(
     most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences
     footprint = Footprint(
         weights_bytes=weights_bytes(graph, schemes),
-        activation_bytes=activation_bytes(graph, limits),
+        activation_bytes=activation_bytes(
+            graph,
+            limits,
+            schemes=schemes if options.backend == "native" else None,
+            threads=options.threads or count_cores().threads,
+        ),
         kv_bytes=0,
     )
     per_block = block_bytes(graph, options.kv_dtype, options.backend)
