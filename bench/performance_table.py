@@ -205,7 +205,7 @@ def kernel_rows(documents: Mapping[str, Document]) -> Iterator[list[str]]:
             met(share >= target),
         ]
     for weights, target in SPARSITY_TARGETS.items() if "sparsity" in results else ():
-        speed = results["sparsity"]["bitmask_speed_by_format_zeros_rows"][weights]["0.5"]["1"]
+        speed = results["sparsity"]["speed_by_format_zeros_storage_rows"][weights]["0.5"]["bitmask"]["1"]
         label = "half of the weights zero, against dense"
         yield ["a linear", weights, label, f"≥ {target}", f"{speed:.2f}", met(speed >= target)]
     if "quality" in results:

@@ -224,9 +224,10 @@ void Plan::check(const Matrix& m) const {
 void Plan::check_in_strip(const Matrix& m) const {
   if (!is_in_sequence_chain_ && (!is_in_chain_ || m.needs_whole_sequences))
     refuse("a matrix of strips is used outside of a chain");
-  const Stage& chain = is_in_sequence_chain_ ? sequence_chains_.back() : chains_.back();
+  const int32_t strip_rows = std::max(is_in_chain_ ? chains_.back().strip_rows : 0,
+                                      is_in_sequence_chain_ ? sequence_chains_.back().strip_rows : 0);
   if (m.rows != Rows::tokens || m.strip_offset_bytes < 0 ||
-      m.strip_offset_bytes + extent(m, chain.strip_rows) > strip_bytes_)
+      m.strip_offset_bytes + extent(m, strip_rows) > strip_bytes_)
     refuse("a matrix of the plan lies outside its strip");
 }
 
@@ -288,7 +289,8 @@ bool Plan::choose_sequence_strips(const Batch& batch) {
   sequence_strips_.clear();
   if (sequence_chains_.empty() || chains_.empty()) return false;
   const int32_t threads = pool_.num_threads(), share = (batch.num_tokens + threads - 1) / threads;
-  const int32_t wanted = std::max(kLeastStripRows, std::min(share, chains_.front().strip_rows));
+  int32_t wanted = std::max(kLeastStripRows, std::min(share, chains_.front().strip_rows));
+  for (const Stage& chain : sequence_chains_) wanted = std::min(wanted, chain.strip_rows);
   for (int32_t s = 0; s < batch.num_sequences; ++s) {
     const RowRange rows{batch.sequence_starts[s], batch.sequence_starts[s + 1]};
     for (const Stage& chain : sequence_chains_)
@@ -344,6 +346,7 @@ void Plan::check_linear(const Matrix& x, const Weight& weight, const std::vector
 
 void Plan::linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out) {
   check_linear(x, weight, bias, out);
+  if (out.is_quantized()) refuse("a linear without an activation writes floats");
   add_call(std::make_unique<LinearCall>(x, weight, std::move(bias), out));
 }
 

@@ -46,6 +46,12 @@ def test_what_is_no_size_is_refused_by_name(text: str) -> None:
         ("kv_spill", 0.5),
         ("kv_spill", "much"),
         ("spill_dir", 3),
+        ("speculation", "magic"),
+        ("max_draft_tokens", 0),
+        ("max_draft_tokens", 65),
+        ("prompt_lookup_min", 0),
+        ("prompt_lookup_max", 1),  # below prompt_lookup_min
+        ("prompt_lookup_max", 2.5),
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name_and_value(name: str, value: object) -> None:
@@ -53,7 +59,18 @@ def test_an_option_out_of_range_is_refused_by_name_and_value(name: str, value: o
         EngineOptions(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("threads", 2), ("weights", "int8")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_draft_tokens", 4), ("prompt_lookup_min", 1), ("prompt_lookup_max", 5)]
+)
+def test_knobs_of_a_speculation_that_is_off_are_refused(name: str, value: int) -> None:
+    with pytest.raises(OptionError, match=f"{name}={value} has no use with speculation='off'"):
+        EngineOptions(**{name: value})
+    assert getattr(EngineOptions(speculation="prompt-lookup", **{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("threads", 2), ("weights", "int8"), ("speculation", "prompt-lookup")]
+)
 def test_what_the_torch_backend_would_ignore_is_refused(name: str, value: object) -> None:
     with pytest.raises(OptionError, match=f"{name}={value!r} does not work with backend='torch'"):
         EngineOptions(backend="torch", **{name: value})

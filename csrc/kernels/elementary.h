@@ -67,4 +67,4 @@ static inline F32 gelu_tanh(F32 x) {
   F32 inner = mul(set1(0.79788456080286536f), fma(mul(mul(x, x), x), set1(0.044715f), x));
   return mul(mul(x, set1(0.5f)), add(set1(1.0f), tanh(inner)));
 }
-static inline F32 relu(F32 x) { return max(x, zero()); }
+static inline F32 relu(F32 x) { return max(zero(), x); }  // in this order, x86 keeps NaN

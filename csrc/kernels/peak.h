@@ -3,9 +3,11 @@
 
 // Accumulators that hide the latency of their instruction, and still lie in registers.
 #if defined(FASTSERVE_ISA_AVX512VNNI)
-constexpr int kPeakSums = 16;
-#else
-constexpr int kPeakSums = 6;
+constexpr int kPeakSums = 16, kPeakFloatSums = 16;
+#elif defined(FASTSERVE_ISA_AVXVNNI) || defined(FASTSERVE_ISA_NEONDOT)
+constexpr int kPeakSums = 12, kPeakFloatSums = 12;
+#else  // integer sums wait for additions alone, and what makes them takes twice the registers
+constexpr int kPeakSums = 6, kPeakFloatSums = 12;
 #endif
 constexpr int kReadSums = 4;
 constexpr int64_t kReadStep = kReadSums * kLanes;  // floats
@@ -68,14 +70,14 @@ static int64_t dot_products(int64_t iterations, const int8_t* x, float* out) {
 // `x`: 16 floats of both signs, whose sum is 0. Returns the operations done.
 static int64_t multiply_adds(int64_t iterations, const float* x, float* out) {
   const F32 factor = set1(0.5f);
-  F32 sums[kPeakSums];
-  for (int i = 0; i < kPeakSums; ++i) sums[i] = set1((float)i);
+  F32 sums[kPeakFloatSums];
+  for (int i = 0; i < kPeakFloatSums; ++i) sums[i] = set1((float)i);
   for (int64_t n = 0; n < iterations; ++n) {
     const F32 value = set1(x[n % 16]);
-    for (int i = 0; i < kPeakSums; ++i) sums[i] = fma(value, factor, sums[i]);
+    for (int i = 0; i < kPeakFloatSums; ++i) sums[i] = fma(value, factor, sums[i]);
   }
   F32 total = zero();
-  for (int i = 0; i < kPeakSums; ++i) total = add(total, sums[i]);
+  for (int i = 0; i < kPeakFloatSums; ++i) total = add(total, sums[i]);
   *out = sum(total);
-  return iterations * kPeakSums * kLanes * 2;
+  return iterations * kPeakFloatSums * kLanes * 2;
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -34,13 +34,15 @@ PrefixCache = Literal["lru", "lfu", "off"]
 PrefixScope = Literal["tenant", "all"]
 FairShare = Literal["tenant", "off"]
 UnknownTenants = Literal["admit", "refuse"]
+Speculation = Literal["off", "prompt-lookup"]
 
 DEFAULT_CONTEXT_LENGTH = 8192  # keeps the KV memory of a long-context model within a small machine
 
 PRIORITY_CLASSES = ("interactive", "standard", "batch")
 MOST_TIMEOUT_MS = 7 * 24 * 3600 * 1000.0
 MOST_TENANT_WEIGHT = 1e6
-
+MOST_DRAFT_TOKENS = 64
+MOST_NGRAM_TOKENS = 64
 MOST_GAP_SECONDS = 60.0  # with so much time for a step, all rows go to prompts that wait
 
 _UNIT_BYTES = {"": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -70,6 +72,12 @@ class ScheduleOptions:
         max_waiting: most requests that wait for their first turn; more are refused. None is no limit.
         queue_timeout_ms: how long a request may wait for its first turn; None is for ever.
         session_idle_seconds: a session without requests for so long is forgotten.
+        speculation: whether several tokens of a sequence are verified in one step where that pays:
+            `prompt-lookup` guesses them from earlier places of its own text (see
+            `fastserve.engine.speculator`). Completions are the same.
+        max_draft_tokens: most tokens that are guessed for a sequence in one step.
+        prompt_lookup_min: tokens that must have occurred before, for a guess at what follows them.
+        prompt_lookup_max: of several places the one that agrees with the most tokens is taken, up to so many.
     """
 
     policy: str = "boost"
@@ -85,6 +93,10 @@ class ScheduleOptions:
     max_waiting: int | None = None
     queue_timeout_ms: float | None = None
     session_idle_seconds: float = 600.0
+    speculation: Speculation = "off"
+    max_draft_tokens: int = 8
+    prompt_lookup_min: int = 2
+    prompt_lookup_max: int = 4
 
     def __post_init__(self) -> None:
         self._check_tenants()
@@ -94,6 +106,8 @@ class ScheduleOptions:
         if self.queue_timeout_ms is not None:
             check_number("queue_timeout_ms", self.queue_timeout_ms, 0, MOST_TIMEOUT_MS, is_low_open=True)
         check_number("session_idle_seconds", self.session_idle_seconds, 1, MOST_TIMEOUT_MS / 1000)
+        check_choice("speculation", self.speculation, get_args(Speculation))
+        _check_lookup(self)
         check_choice("prefix_cache", self.prefix_cache, get_args(PrefixCache))
         check_choice("share_prefixes", self.share_prefixes, get_args(PrefixScope))
         if self.prefill_chunk_tokens is not None:
@@ -210,6 +224,12 @@ class EngineOptions(ScheduleOptions):
         if self.backend == "torch":
             _refuse_with_torch("threads", self.threads, (None,))
             _refuse_with_torch("weights", self.weights, ("auto", "f32"))
+            if self.speculation != "off":  # its products differ in the last bits with the rows of a step
+                raise OptionError(
+                    f"speculation={self.speculation!r} does not work with backend='torch', whose tokens may "
+                    "depend on the rows of a step",
+                    hint="leave speculation out, or use backend='native'",
+                )
 
     @property
     def kv_memory_bytes(self) -> int | None:
@@ -237,6 +257,26 @@ def parse_bytes(name: str, text: str) -> int:
             f"{name}={text!r} is not a size", hint="write bytes, or a number with KiB, MiB, GiB, kB, MB or GB"
         )
     return int(float(match[1]) * _UNIT_BYTES[match[2]])
+
+
+def _check_lookup(options: ScheduleOptions) -> None:
+    check_integer("max_draft_tokens", options.max_draft_tokens, low=1, high=MOST_DRAFT_TOKENS)
+    check_integer("prompt_lookup_min", options.prompt_lookup_min, low=1, high=MOST_NGRAM_TOKENS)
+    check_integer("prompt_lookup_max", options.prompt_lookup_max, low=1, high=MOST_NGRAM_TOKENS)
+    if options.prompt_lookup_max < options.prompt_lookup_min:
+        raise OptionError(
+            f"prompt_lookup_max={options.prompt_lookup_max} is less than "
+            f"prompt_lookup_min={options.prompt_lookup_min}",
+            hint="choose a prompt_lookup_max of at least prompt_lookup_min",
+        )
+    if options.speculation == "off":
+        defaults = {field.name: field.default for field in fields(ScheduleOptions)}
+        for name in ("max_draft_tokens", "prompt_lookup_min", "prompt_lookup_max"):
+            if getattr(options, name) != defaults[name]:
+                raise OptionError(
+                    f"{name}={getattr(options, name)} has no use with speculation='off'",
+                    hint="choose speculation='prompt-lookup'",
+                )
 
 
 def _refuse_with_torch(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -24,6 +24,10 @@ ENGINE = EngineOptions(
     kv_spill="2MiB",
     spill_dir="spilled",
     policy="mlfq",
+    speculation="prompt-lookup",
+    max_draft_tokens=5,
+    prompt_lookup_min=1,
+    prompt_lookup_max=3,
     backend="native",
 )
 ENGINE_NAMES = (
@@ -35,6 +39,10 @@ ENGINE_NAMES = (
     "kv_spill",
     "spill_dir",
     "policy",
+    "speculation",
+    "max_draft_tokens",
+    "prompt_lookup_min",
+    "prompt_lookup_max",
     "backend",
     "device",
 )
@@ -67,7 +75,9 @@ def test_every_argument_reaches_the_field_of_its_name() -> None:
     sampling = "--max-tokens 9 --temperature 0.5 --top-k 3 --top-p 0.8 --min-p 0.1 --seed 4 --stop a --stop b"
     engine = "--weights f32 --kv-dtype f32 --threads 2 --context-length 64 --backend native"
     memory = "--kv-memory 1MiB --kv-spill 2MiB --spill-dir spilled --policy mlfq"
-    got = run([*sampling.split(), *engine.split(), *memory.split(), "--other"])
+    lookup = "--max-draft-tokens 5 --prompt-lookup-min 1 --prompt-lookup-max 3"
+    speculation = f"--speculation prompt-lookup {lookup}"
+    got = run([*sampling.split(), *engine.split(), *memory.split(), *speculation.split(), "--other"])
     assert got == {"params": SAMPLING, "options": ENGINE, "other": True}
 
 

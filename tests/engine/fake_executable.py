@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 from zlib import crc32
 
 import numpy as np
@@ -19,8 +20,13 @@ from fastserve.types import MAX_TOP_LOGPROBS, Batch, Limits, SamplingParams, Ste
 VOCAB_SIZE = 97
 
 
+class NextToken(Protocol):
+    def __call__(self, context: list[int], temperature: float, seed: int, draw: int) -> int: ...
+
+
 class FakeExecutable:
-    def __init__(self, limits: Limits, *, block_size: int = 4) -> None:
+    def __init__(self, limits: Limits, *, block_size: int = 4, next_token: NextToken | None = None) -> None:
+        self._next_token = next_token or hashed_token
         self.limits = limits
         self.block_size = block_size
         self.vocab_size = VOCAB_SIZE
@@ -53,11 +59,17 @@ class FakeExecutable:
             for row in range(start, end):
                 block, slot = divmod(int(batch.positions[row]), self.block_size)
                 self._slots[table[block], slot] = batch.token_ids[row]
-            length = int(batch.context_lengths[s])
-            row_contexts[end - 1] = self._slots[table].reshape(-1)[:length].tolist()
+            context = self._slots[table].reshape(-1)[: int(batch.context_lengths[s])].tolist()
+            for row in range(start, end):
+                row_contexts[row] = context[: int(batch.positions[row]) + 1]
         sampling = batch.sampling
+        for r, row in enumerate(batch.output_rows):
+            history = sampling.history_ids[slice(*sampling.history_starts[r : r + 2].tolist())].tolist()
+            assert history in ([], row_contexts[row]), (
+                "a row's penalties count other tokens than are before it"
+            )
         token_ids = [
-            next_token(
+            self._next_token(
                 row_contexts[row],
                 float(sampling.temperature[r]),
                 int(sampling.seeds[r]),
@@ -80,8 +92,7 @@ class FakeExecutable:
         assert 0 < batch.num_tokens <= limits.max_tokens
         assert 0 < batch.num_sequences <= limits.max_sequences
         assert len(batch.output_rows) <= limits.max_outputs
-        ends = [end - 1 for _, end in _ranges(batch)]
-        assert set(batch.output_rows.tolist()) <= set(ends)
+        assert set(batch.output_rows.tolist()) <= set(range(batch.num_tokens))
         written: list[int] = []
         read: set[int] = set()
         for s, (start, end) in enumerate(_ranges(batch)):
@@ -109,16 +120,22 @@ def letter(token_id: int) -> str:
     return chr(ord("a") + token_id % 26)
 
 
-def next_token(context: list[int], temperature: float, seed: int, draw: int) -> int:
+def hashed_token(context: list[int], temperature: float, seed: int, draw: int) -> int:
     drawn = (seed, draw) if temperature > 0 else ()
     return crc32(repr((context, drawn)).encode()) % VOCAB_SIZE
+
+
+def copied_token(context: list[int], temperature: float, seed: int, draw: int) -> int:
+    """What stands seven tokens before, three times of four: lookups guess such a text well, not always."""
+    token_id = hashed_token(context, temperature, seed, draw)
+    return context[-7] if len(context) >= 7 and token_id % 4 else token_id
 
 
 def plain_loop(prompt_ids: list[int], params: SamplingParams, num_tokens: int) -> list[int]:
     """The tokens that one sequence alone gets, without an engine."""
     context = list(prompt_ids)
     for draw in range(num_tokens):
-        context.append(next_token(context, params.temperature, params.seed or 0, draw))
+        context.append(hashed_token(context, params.temperature, params.seed or 0, draw))
     return context[len(prompt_ids) :]
 
 
@@ -131,11 +148,12 @@ def make_engine(
     options: ScheduleOptions | None = None,
     block_size: int = 4,
     clock: Callable[[], float] = time.perf_counter,
+    next_token: NextToken | None = None,
     **limits: int,
 ) -> Engine:
     defaults = {"max_tokens": 32, "max_outputs": 8, "max_sequences": 8, "num_blocks": 64, "max_context": 128}
     return Engine(
-        FakeExecutable(Limits(**(defaults | limits)), block_size=block_size),
+        FakeExecutable(Limits(**(defaults | limits)), block_size=block_size, next_token=next_token),
         eos_token_ids=eos_token_ids,
         make_decoder=LetterDecoder,
         context_length=context_length,

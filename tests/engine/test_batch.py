@@ -43,6 +43,23 @@ def test_a_decode_a_finishing_prompt_and_a_prompts_chunk_share_one_flat_batch() 
     assert batch.sampling.seeds.tolist() == [2**64 - 1] * 2
 
 
+def test_a_draft_has_a_row_and_an_output_that_follows_all_before_it() -> None:
+    verified = sequence([5, 6, 7], prompt=2, computed=2, blocks=[3], presence_penalty=0.5)
+    other = sequence([8, 9], prompt=1, computed=1, blocks=[1])
+    batch = build_batch([Turn(verified, 1, outputs=(verified,), drafts=(20, 21)), ends(other, 1)])
+    assert batch.token_ids.tolist() == [7, 20, 21, 9]
+    assert batch.positions.tolist() == [2, 3, 4, 1]
+    assert batch.sequence_starts.tolist() == [0, 3, 4]
+    assert batch.context_lengths.tolist() == [5, 2]
+    assert batch.output_rows.tolist() == [0, 1, 2, 3]
+    sampling = batch.sampling
+    assert sampling is not None
+    assert sampling.draws.tolist() == [1, 2, 3, 1]
+    assert sampling.history_ids.tolist() == [5, 6, 7, 5, 6, 7, 20, 5, 6, 7, 20, 21]
+    assert sampling.history_starts.tolist() == [0, 3, 7, 12, 12]
+    assert sampling.history_prompt_lengths.tolist() == [2, 2, 2, 0]
+
+
 def test_the_history_is_only_carried_where_a_penalty_reads_it() -> None:
     plain = sequence([5, 6, 7], prompt=2, computed=2, blocks=[0])
     penalized = sequence([8, 9, 10], prompt=1, computed=2, blocks=[1], repetition_penalty=1.3)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fastserve.backends.native.weight_scheme import choose_schemes
-from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions
+from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions, Speculation
 from fastserve.engine.capacity import MAX_DERIVED_KV_BYTES, choose_context_length, plan_capacity
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint
 from fastserve.errors import ContextLengthError, MemoryLimitError
@@ -28,9 +28,13 @@ def plan(
     max_batch_tokens: int | None = 64,
     max_sequences: int = 4,
     kv_memory: int | None = None,
+    speculation: Speculation = "off",
 ) -> tuple[Limits, Footprint]:
     options = EngineOptions(
-        max_batch_tokens=max_batch_tokens, max_sequences=max_sequences, kv_memory=kv_memory
+        max_batch_tokens=max_batch_tokens,
+        max_sequences=max_sequences,
+        kv_memory=kv_memory,
+        speculation=speculation,
     )
     graph = make_graph(causal=causal)
     return plan_capacity(
@@ -111,3 +115,18 @@ def test_a_step_of_an_encoder_takes_a_whole_text_and_its_pool_one_step() -> None
     limits, _ = plan(causal=False, context_length=300)
     assert limits.max_tokens == 300
     assert 300 // BLOCK_SIZE < limits.num_blocks <= 300 // BLOCK_SIZE + 4
+
+
+@pytest.mark.parametrize(
+    ("max_sequences", "max_batch_tokens", "num_outputs"),
+    [(1, 64, 9), (2, 64, 18), (16, 64, 32), (48, 64, 48), (4, 8, 8)],
+)
+def test_speculation_has_output_rows_for_the_drafts_of_a_few_sequences(
+    max_sequences: int, max_batch_tokens: int, num_outputs: int
+) -> None:
+    limits, _ = plan(
+        max_sequences=max_sequences, max_batch_tokens=max_batch_tokens, speculation="prompt-lookup"
+    )
+    assert limits.max_outputs == num_outputs
+    limits, _ = plan(max_sequences=max_sequences, max_batch_tokens=max_batch_tokens)
+    assert limits.max_outputs == max_sequences

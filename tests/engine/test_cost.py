@@ -62,3 +62,17 @@ def test_no_coefficient_is_ever_negative() -> None:
         assert (
             min(model.fixed_seconds, model.prefill_seconds, model.decode_seconds, model.attended_seconds) >= 0
         )
+
+
+def test_a_draft_costs_a_prompts_row_until_drafts_were_verified() -> None:
+    true = StepCost(fixed_seconds=0.01, prefill_seconds=0.0004, decode_seconds=0.001, draft_seconds=0.0002)
+    rng = random.Random(3)
+    cost = OnlineStepCost(StepCost())
+    for _ in range(300):
+        work = StepWork(prefill_tokens=rng.choice([0, 0, 64]), decode_tokens=rng.randint(1, 8))
+        cost.observe(work, true.seconds(work))
+    assert cost.model.draft_seconds == cost.model.prefill_seconds == pytest.approx(0.0004, rel=0.05)
+    for _ in range(100):
+        work = StepWork(decode_tokens=rng.randint(1, 8), draft_tokens=rng.randint(0, 8))
+        cost.observe(work, true.seconds(work))
+    assert cost.model.draft_seconds == pytest.approx(0.0002, rel=0.1)

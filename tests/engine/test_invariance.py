@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from fastserve.engine.completion import Chunk
+from fastserve.engine.cost import StepWork
 from fastserve.engine.llm import LLM
+from fastserve.engine.verification_cost import VerificationCost
 from fastserve.types import SamplingParams
 
 PROMPTS = [
@@ -119,7 +122,9 @@ def evict_again_and_again(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("kv_spill", [None, "8MiB"])
-@pytest.mark.parametrize("policy", ["fcfs", "sjf", "mlfq", "mlfq-published:starvation_seconds=0.01"])
+@pytest.mark.parametrize(
+    "policy", ["boost", "gittins", "fcfs", "mlfq", "mlfq-published:starvation_seconds=0.01"]
+)
 @pytest.mark.parametrize("kv_dtype", ["f16", "int8"])
 def test_tokens_are_the_same_preempted_moved_and_computed_again(
     stories, alone, policy, kv_dtype, kv_spill
@@ -151,6 +156,98 @@ def test_tokens_of_the_real_model_are_the_same_preempted_and_moved(model_dir, re
     assert together == real_alone
     assert counters.evictions > 10
     assert (counters.blocks_in > 0) == (kv_spill is not None)
+
+
+def speculate_on_everything(llm: LLM) -> None:
+    """Every guess is drafted: a row costs nothing, and every text is thought to go on as before."""
+    engine = llm._engine
+    assert engine is not None
+    speculator = engine.scheduler._speculator
+    assert speculator is not None
+    speculator._cost = FreeDrafts(engine.scheduler.cost)
+    for _ in range(1000):
+        speculator._acceptance.observe(1, True)
+
+
+class FreeDrafts(VerificationCost):
+    def curve(self, decodes: StepWork, num_drafts: int) -> list[float]:
+        return [1.0] * (num_drafts + 1)
+
+    def draft_seconds(self, decodes: StepWork) -> float:
+        return 0.0
+
+
+def speculative_params(index: int) -> SamplingParams:
+    """As of params_of, with what depends on the tokens before, and ends within drafts."""
+    return replace(
+        params_of(index),
+        max_tokens=60,
+        presence_penalty=0.5 * (index % 2),
+        logit_bias={300: 2.0} if index % 3 == 0 else {},
+        logprobs=2 if index % 2 else None,
+        stop=("the park", "happy") if index % 4 == 1 else (),
+        n=1 + index % 2,
+    )
+
+
+def completions_of(llm: LLM, prompts: list[str]) -> list[tuple[object, ...]]:
+    completions = llm.generate(prompts, [speculative_params(index) for index in range(len(prompts))])
+    return [(c.text, c.token_ids, c.finish_reason, c.logprobs) for c in completions]
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "int8"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"threads": 3}, {"max_sequences": 2}, {"max_batch_tokens": 6}, {"prefill_chunk_tokens": 5}],
+    ids=str,
+)
+def test_completions_are_the_same_with_speculation(stories, kv_dtype, options) -> None:
+    pytest.importorskip("fastserve._native")
+    prompts = [3 * f"{prompt}. " for prompt in PROMPTS]
+    with LLM(stories, weights="int8", kv_dtype=kv_dtype, threads=1) as llm:
+        expected = completions_of(llm, prompts)
+    with LLM(stories, weights="int8", kv_dtype=kv_dtype, speculation="prompt-lookup", **options) as llm:
+        speculate_on_everything(llm)
+        assert completions_of(llm, prompts) == expected
+        counters = llm._engine.status().speculation
+    assert 0 < counters.accepted_tokens < counters.drafted_tokens
+
+
+@pytest.mark.parametrize("kv_spill", [None, "8MiB"])
+def test_completions_are_the_same_with_speculation_while_blocks_are_taken(stories, kv_spill) -> None:
+    pytest.importorskip("fastserve._native")
+    prompts = [3 * f"{prompt}. " for prompt in PROMPTS]
+    options = {"context_length": 512, "weights": "int8", "max_batch_tokens": 64}
+    with LLM(stories, **options) as llm:
+        expected = completions_of(llm, prompts)
+    memory = {"kv_memory": 16 * 2 * 5 * 4 * 32 * 16 * 2, "kv_spill": kv_spill, "policy": "mlfq"}
+    with LLM(stories, speculation="prompt-lookup", **options, **memory) as llm:
+        speculate_on_everything(llm)
+        evict_again_and_again(llm)
+        assert completions_of(llm, prompts) == expected
+        assert completions_of(llm, prompts) == expected  # prefixes are known
+        assert llm._engine.status().speculation.accepted_tokens > 0
+        assert llm._engine.scheduler.residency.counters.evictions > 10
+
+
+def test_completions_of_the_real_model_are_the_same_with_speculation(model_dir) -> None:
+    pytest.importorskip("fastserve._native")
+    text = "The lighthouse keeper, who had lived there for forty years, polished the lamp every evening. "
+    prompts = [f"{text}\nAgain, word by word: {text}\nOnce more: ", 2 * text, "To be, or not to be"]
+    model = model_dir("smollm2-135m-instruct")
+    params = [
+        SamplingParams(max_tokens=50),
+        SamplingParams(max_tokens=40, temperature=0.9, seed=3),
+        SamplingParams(max_tokens=40, temperature=0.7, seed=1, repetition_penalty=1.2),
+    ]
+    with LLM(model) as llm:
+        expected = [completion.token_ids for completion in llm.generate(prompts, params)]
+    with LLM(model, speculation="prompt-lookup") as llm:
+        speculate_on_everything(llm)
+        assert [completion.token_ids for completion in llm.generate(prompts, params)] == expected
+        counters = llm._engine.status().speculation
+    assert counters.accepted_tokens > 20
+    assert counters.accepted_tokens < counters.drafted_tokens
 
 
 def test_completions_of_one_prompt_are_those_of_their_seeds_alone(stories) -> None:

@@ -67,3 +67,14 @@ def test_a_shift_of_lengths_is_followed_within_a_window() -> None:
     for _ in range(1300):
         lengths.observe("", 500)
     assert lengths.of("").mean_left(0) == 500.0
+
+
+def test_a_kind_speaks_for_itself_as_soon_as_enough_of_it_have_ended() -> None:
+    lengths = OutputLengths()
+    for _ in range(10_000):
+        lengths.observe("short", 10)
+    lengths.observe("long", 1000)
+    assert lengths.of("long").mean_left(0) < 100.0
+    for _ in range(40):
+        lengths.observe("long", 1000)
+    assert lengths.of("long").mean_left(0) == 1000.0

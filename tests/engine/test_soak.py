@@ -10,6 +10,7 @@ import pytest
 
 from fastserve.config import EngineOptions
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.engine.policy import POLICY_NAMES
 from fastserve.types import SamplingParams
 
 pytest.importorskip("fastserve._native")
@@ -25,7 +26,7 @@ def test_five_thousand_requests_with_cancels_and_changes_of_policy_leave_nothing
 ) -> None:
     """Memory for some ten sequences at once, and a slow tier. A block of this model in f16 is 40 KiB."""
     options = EngineOptions(
-        context_length=256, kv_memory="1MiB", kv_spill="4MiB", max_sequences=16, policy="mlfq"
+        context_length=256, kv_memory="1MiB", kv_spill="4MiB", max_sequences=16, policy="boost"
     )
 
     async def main() -> None:
@@ -37,7 +38,7 @@ def test_five_thousand_requests_with_cancels_and_changes_of_policy_leave_nothing
             async def call() -> None:
                 for number in numbers:
                     if number % 500 == 0:
-                        await llm.set_policy(rng.choice(["fcfs", "sjf", "mlfq", "mlfq-published"]))
+                        await llm.set_policy(rng.choice(POLICY_NAMES))
                         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
                     prompt = [rng.randrange(3, 500) for _ in range(rng.randint(1, 120))]
                     params = SamplingParams(max_tokens=rng.randint(1, 100), seed=number, ignore_eos=True)

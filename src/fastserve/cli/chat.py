@@ -36,6 +36,10 @@ _PROBE = ({"role": "user", "content": "Hello!"},)
     "kv_memory",
     "kv_spill",
     "spill_dir",
+    "speculation",
+    "max_draft_tokens",
+    "prompt_lookup_min",
+    "prompt_lookup_max",
     "backend",
     "device",
 )

@@ -42,6 +42,12 @@ _ENGINE_HELP: Mapping[str, str] = {
     "one lies in memory.",
     "policy": "Who goes first when not all can run: boost, fcfs, priority, sjf, hrrn, gittins, mlfq or "
     "mlfq-published, each with its knobs, such as boost:strength=1.",
+    "speculation": "Guess tokens from earlier places of a text and verify several at once, where that is "
+    "faster; the completions are the same.",
+    "max_draft_tokens": "Most tokens to guess at once. Only with --speculation.",
+    "prompt_lookup_min": "Tokens that must have occurred before for a guess. Only with --speculation.",
+    "prompt_lookup_max": "Up to so many tokens in common, the place with the most is taken. Only with "
+    "--speculation.",
     "backend": "What computes: native, or PyTorch where it is installed, slow and for comparison.",
     "device": "Where PyTorch computes, such as cuda or mps; by default the CPU. Only with --backend torch.",
 }

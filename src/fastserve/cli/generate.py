@@ -48,6 +48,10 @@ STDIN = "-"
     "kv_spill",
     "spill_dir",
     "policy",
+    "speculation",
+    "max_draft_tokens",
+    "prompt_lookup_min",
+    "prompt_lookup_max",
     "backend",
     "device",
 )

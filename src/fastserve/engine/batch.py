@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from itertools import accumulate, chain
 from typing import TypeVar
@@ -18,26 +18,36 @@ T = TypeVar("T", bound=np.generic)
 
 
 def build_batch(turns: Seq[Turn]) -> Batch:
-    """The batch of these turns. A turn's outputs all read the row of its last token."""
-    starts = [0, *accumulate(turn.num_tokens for turn in turns)]
-    ranges = [(t.sequence.num_computed_tokens, t.sequence.num_computed_tokens + t.num_tokens) for t in turns]
-    token_ids = (t.sequence.token_ids[a:b] for t, (a, b) in zip(turns, ranges, strict=True))
-    outputs = [(starts[i + 1] - 1, sequence) for i, t in enumerate(turns) for sequence in t.outputs]
+    """The batch of these turns. A turn's outputs all read the row of its last token; each of its drafts has a
+    row, and an output for what follows it, behind."""
+    starts = [0, *accumulate(turn.num_rows for turn in turns)]
+    ranges = [(t.sequence.num_computed_tokens, t.sequence.num_computed_tokens + t.num_rows) for t in turns]
+    token_ids = (
+        (*t.sequence.token_ids[a : a + t.num_tokens], *t.drafts)
+        for t, (a, _) in zip(turns, ranges, strict=True)
+    )
+    outputs = [output for start, turn in zip(starts, turns, strict=False) for output in _outputs(turn, start)]
     return Batch(
         token_ids=_int32(chain.from_iterable(token_ids)),
         positions=_int32(position for a, b in ranges for position in range(a, b)),
         sequence_starts=_int32(starts),
         context_lengths=_int32(b for _, b in ranges),
         block_tables=pad_block_tables([turn.sequence.block_table for turn in turns]),
-        output_rows=_int32(row for row, _ in outputs),
-        sampling=build_sampling_batch([sequence for _, sequence in outputs]),
+        output_rows=_int32(row for row, _, _ in outputs),
+        sampling=build_sampling_batch(
+            [sequence for _, sequence, _ in outputs], drafts=[drafts for _, _, drafts in outputs]
+        ),
     )
 
 
-def build_sampling_batch(sequences: Seq[Sequence]) -> SamplingBatch:
-    """How the next token of each sequence is chosen."""
+def build_sampling_batch(sequences: Seq[Sequence], *, drafts: Seq[Seq[int]] | None = None) -> SamplingBatch:
+    """How the next token of each sequence is chosen, where that follows its tokens and the drafts that are
+    named for it."""
     params = [sequence.params for sequence in sequences]
-    histories = [s.token_ids if _has_penalty(s) else [] for s in sequences]
+    drafts = drafts or [()] * len(sequences)
+    histories = [
+        (*s.token_ids, *more) if _has_penalty(s) else () for s, more in zip(sequences, drafts, strict=True)
+    ]
     return SamplingBatch(
         temperature=_array([p.temperature for p in params], np.float32),
         top_k=_array([p.top_k for p in params], np.int32),
@@ -47,7 +57,10 @@ def build_sampling_batch(sequences: Seq[Sequence]) -> SamplingBatch:
         frequency_penalty=_array([p.frequency_penalty for p in params], np.float32),
         repetition_penalty=_array([p.repetition_penalty for p in params], np.float32),
         seeds=_array([s.seed for s in sequences], np.uint64),
-        draws=_array([s.num_completion_tokens for s in sequences], np.uint64),
+        draws=_array(
+            [s.num_completion_tokens + len(more) for s, more in zip(sequences, drafts, strict=True)],
+            np.uint64,
+        ),
         num_logprobs=_array([p.logprobs or 0 for p in params], np.int32),
         history_starts=_int32([0, *accumulate(len(ids) for ids in histories)]),
         history_prompt_lengths=_int32(s.num_prompt_tokens if _has_penalty(s) else 0 for s in sequences),
@@ -56,6 +69,15 @@ def build_sampling_batch(sequences: Seq[Sequence]) -> SamplingBatch:
         bias_ids=_int32(chain.from_iterable(p.logit_bias for p in params)),
         bias_values=_array([value for p in params for value in p.logit_bias.values()], np.float32),
     )
+
+
+def _outputs(turn: Turn, start: int) -> Iterator[tuple[int, Sequence, Seq[int]]]:
+    """The output rows of a turn whose first row is `start`: (row, sequence, drafts up to that row)."""
+    last = start + turn.num_tokens - 1
+    for sequence in turn.outputs:
+        yield last, sequence, ()
+    for count in range(1, len(turn.drafts) + 1):
+        yield last + count, turn.sequence, turn.drafts[:count]
 
 
 def pad_block_tables(tables: Seq[Seq[int]]) -> Int32Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fastserve.backends.native.cores import count_cores
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint, activation_bytes, block_bytes, weights_bytes
@@ -14,6 +15,7 @@ from fastserve.types import Limits
 
 # Enough for several long sequences of a small model; whoever serves many asks for more.
 MAX_DERIVED_KV_BYTES = 2**30
+_SPECULATION_OUTPUTS = 32  # a row of logits each; with more sequences than that, they have as many anyway
 # Of a step, unless options say otherwise. Nobody waits for a token of an encoder, and the fewer steps there
 # are, the less often a thread waits for the last text of another (docs/log.md: 3 to 17 % faster than 512).
 DECODER_BATCH_TOKENS, ENCODER_BATCH_TOKENS = 512, 2048
@@ -53,9 +55,10 @@ def plan_capacity(
             takes.
     """
     is_causal = all(node.causal for node in graph.nodes if isinstance(node, Attention))
+    max_tokens = _choose_batch_tokens(options, context_length, is_causal=is_causal)
     limits = Limits(
-        max_tokens=_choose_batch_tokens(options, context_length, is_causal=is_causal),
-        max_outputs=options.max_sequences,
+        max_tokens=max_tokens,
+        max_outputs=_max_outputs(options, max_tokens),
         max_sequences=options.max_sequences,
         num_blocks=-(-context_length // BLOCK_SIZE),  # at least
         max_context=context_length,
@@ -65,7 +68,12 @@ def plan_capacity(
     most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences
     footprint = Footprint(
         weights_bytes=weights_bytes(graph, schemes),
-        activation_bytes=activation_bytes(graph, limits),
+        activation_bytes=activation_bytes(
+            graph,
+            limits,
+            schemes=schemes if options.backend == "native" else None,
+            threads=options.threads or count_cores().threads,
+        ),
         kv_bytes=0,
     )
     per_block = block_bytes(graph, options.kv_dtype, options.backend)
@@ -84,6 +92,15 @@ def _choose_batch_tokens(options: EngineOptions, context_length: int, *, is_caus
     if is_causal:
         return options.max_batch_tokens or DECODER_BATCH_TOKENS
     return max(options.max_batch_tokens or ENCODER_BATCH_TOKENS, context_length)
+
+
+def _max_outputs(options: EngineOptions, max_tokens: int) -> int:
+    """One for each sequence that runs, and room for the drafts of a few."""
+    if options.speculation == "off":
+        return options.max_sequences
+    wanted = options.max_sequences * (1 + options.max_draft_tokens)
+    room = max(_SPECULATION_OUTPUTS, 1 + options.max_draft_tokens)
+    return max(options.max_sequences, min(wanted, room, max_tokens))
 
 
 def _check_kv_memory(num_blocks: int, least_blocks: int, per_block: int) -> None:

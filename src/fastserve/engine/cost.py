@@ -14,7 +14,8 @@ _DECODES_MEMORY = 0.01  # weight of a step in the mean number of decodes
 _OUTLIER = 4.0  # times what was expected; beyond, the machine was somewhere else
 _PRIOR_STEPS = 0.1  # how many observations the initial coefficients count for
 # Typical sizes of the features, so that the normal equations are well conditioned.
-_SCALE = np.array([1.0, 64.0, 16.0, 16384.0])
+_SCALE = np.array([1.0, 64.0, 16.0, 16384.0, 16.0])
+_LEAST_DRAFTS = 0.5  # sum of squares of scaled counts: with less remembered, a draft costs a prompt's row
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,15 @@ class StepWork:
     Attributes:
         prefill_tokens: rows of prompts.
         decode_tokens: rows that are their sequence's only one and give its next token.
-        attended_tokens: over all rows, how many keys each reads.
+        attended_tokens: over all rows, how many keys each reads; drafts are left out, which read what their
+            sequence's row reads.
+        draft_tokens: rows that verify a guess at the next tokens.
     """
 
     prefill_tokens: int = 0
     decode_tokens: int = 0
     attended_tokens: int = 0
+    draft_tokens: int = 0
 
     @classmethod
     def of_prefill(cls, num_tokens: int, first_position: int = 0) -> StepWork:
@@ -50,12 +54,14 @@ class StepWork:
             self.prefill_tokens + other.prefill_tokens,
             self.decode_tokens + other.decode_tokens,
             self.attended_tokens + other.attended_tokens,
+            self.draft_tokens + other.draft_tokens,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
-    """seconds = fixed + prefill * prefill_tokens + decode * decode_tokens + attended * attended_tokens.
+    """seconds = fixed + prefill * prefill_tokens + decode * decode_tokens + attended * attended_tokens
+    + draft * draft_tokens.
 
     >>> StepCost(fixed_seconds=0.01, prefill_seconds=0.001).seconds(StepWork(prefill_tokens=5))
     0.015
@@ -65,6 +71,7 @@ class StepCost:
     prefill_seconds: float = 0.0005  # a token
     decode_seconds: float = 0.0005  # a token
     attended_seconds: float = 0.0  # a key that a row reads
+    draft_seconds: float = 0.0005  # a token that is verified
 
     def seconds(self, work: StepWork) -> float:
         return (
@@ -72,6 +79,7 @@ class StepCost:
             + self.prefill_seconds * work.prefill_tokens
             + self.decode_seconds * work.decode_tokens
             + self.attended_seconds * work.attended_tokens
+            + self.draft_seconds * work.draft_tokens
         )
 
     def prefill_seconds_of(self, num_tokens: int, first_position: int = 0) -> float:
@@ -82,6 +90,8 @@ class StepCost:
 
 class OnlineStepCost:
     """A StepCost fitted to the steps that ran: least squares that forget, no coefficient below zero.
+
+    As long as few drafts were verified lately, one costs what a prompt's token does.
 
     >>> cost = OnlineStepCost(StepCost())
     >>> for n in range(1, 200):
@@ -100,8 +110,8 @@ class OnlineStepCost:
                 initial.attended_seconds,
             ]
         )
-        self._gram: Float64Array = np.eye(4) * _PRIOR_STEPS
-        self._moment: Float64Array = self._gram @ (weights * _SCALE)
+        self._gram: Float64Array = np.diag([*[_PRIOR_STEPS] * len(weights), 0.0])
+        self._moment: Float64Array = self._gram @ (np.append(weights, 0.0) * _SCALE)
         self._num_observed = 0
         self._mean_decodes = 1.0  # of the steps that have some
 
@@ -111,7 +121,8 @@ class OnlineStepCost:
             seconds = min(seconds, _OUTLIER * self.model.seconds(work))
         if work.decode_tokens:
             self._mean_decodes += _DECODES_MEMORY * (work.decode_tokens - self._mean_decodes)
-        x = np.array([1.0, work.prefill_tokens, work.decode_tokens, work.attended_tokens]) / _SCALE
+        features = work.prefill_tokens, work.decode_tokens, work.attended_tokens, work.draft_tokens
+        x = np.array([1.0, *features]) / _SCALE
         self._gram *= _FORGETTING
         self._moment *= _FORGETTING
         self._gram += np.outer(x, x)
@@ -142,13 +153,15 @@ class OnlineStepCost:
         return model.decode_seconds + model.attended_seconds * context_length + shared
 
     def _refit(self) -> None:
-        solution = _solve_non_negative(self._gram, self._moment) / _SCALE
-        fixed, prefill, decode, attended = solution.tolist()
+        num = len(_SCALE) if self._gram[-1, -1] > _LEAST_DRAFTS else len(_SCALE) - 1
+        solution = _solve_non_negative(self._gram[:num, :num], self._moment[:num]) / _SCALE[:num]
+        fixed, prefill, decode, attended, *draft = solution.tolist()
         self.model = StepCost(
             fixed_seconds=fixed,
             prefill_seconds=prefill,
             decode_seconds=decode,
             attended_seconds=attended,
+            draft_seconds=draft[0] if draft else prefill,
         )
 
 

@@ -6,10 +6,10 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import accumulate, chain, count
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.residency import ResidencyCounters
 from fastserve.engine.schedule import make_scheduler
 from fastserve.engine.sequence import Residence, Sequence
+from fastserve.engine.speculator import SpeculationCounters
 from fastserve.engine.text import CompletionText, TokenDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
@@ -53,6 +54,7 @@ class EngineStatus:
     num_refused: int  # requests, as the queue was full or their deadline could not be kept
     num_expired: int  # requests that took too long, or waited too long
     residency: ResidencyCounters
+    speculation: SpeculationCounters
     cost: StepCost  # as fitted to the steps so far
 
 
@@ -126,6 +128,11 @@ class Engine:
     def is_waiting(self) -> bool:
         """Whether the last step had no turns, as everybody is held or on the way."""
         return self._is_waiting
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether blocks are on the way to or from the slow tier."""
+        return self.scheduler.residency.is_moving
 
     def add(
         self,
@@ -232,7 +239,9 @@ class Engine:
             return self._fail_step(turns, error)
         now = self._clock()
         self.scheduler.commit(turns, seconds=now - started, now=now)
-        return [self._emit(sequence, result, row, now) for row, sequence in enumerate(_outputs(turns))]
+        starts = accumulate((turn.num_outputs for turn in turns), initial=0)
+        emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
+        return list(chain.from_iterable(emitted))
 
     def abort(self, request_id: int) -> None:
         """Drop a request at any moment and free what it holds. Nothing happens where it has finished."""
@@ -275,6 +284,7 @@ class Engine:
             num_refused=self._admission.num_refused,
             num_expired=self._admission.num_expired,
             residency=replace(residency.counters),
+            speculation=replace(scheduler.speculation),
             cost=scheduler.cost.model,
         )
 
@@ -296,6 +306,22 @@ class Engine:
             if turn.copy is not None:
                 self._executable.copy_block(*turn.copy)
         return self._executable.run(build_batch(turns))
+
+    def _emit_turn(self, turn: Turn, result: StepResult, first_row: int, now: float) -> Iterator[Chunk]:
+        """The chunks of a turn's new tokens: one for each output, and one more for each draft that is right.
+
+        A draft's row says what follows it, which holds as long as it is itself the token that its sequence
+        has got; what wrong ones have left in the blocks is overwritten.
+        """
+        for row, sequence in enumerate(turn.outputs, first_row):
+            chunk = self._emit(sequence, result, row, now)
+            yield chunk
+        for row, draft in enumerate(turn.drafts, first_row + len(turn.outputs)):
+            if chunk.completion is not None or chunk.token_id != draft:
+                return
+            self.scheduler.accept(turn.sequence)
+            chunk = self._emit(turn.sequence, result, row, now)
+            yield chunk
 
     def _emit(self, sequence: Sequence, result: StepResult, row: int, now: float) -> Chunk:
         """The chunk of a sequence's new token, which is the result's row; finishes the sequence with its
@@ -319,6 +345,7 @@ class Engine:
             is_stop = is_stop_token or transcript.text.has_stopped
             text += transcript.text.finish()
             completion = transcript.complete(text, "stop" if is_stop else "length", now)
+            sequence.is_complete = True
             self._finish(transcript)
         return transcript.chunk(text, token_id=token_id, completion=completion)
 
@@ -431,11 +458,6 @@ class Engine:
                     f"{name} names token {token_id}, outside the model's vocabulary of {size}",
                     hint=f"token ids are 0 to {size - 1}",
                 )
-
-
-def _outputs(turns: Seq[Turn]) -> list[Sequence]:
-    """The sequences of a step's output rows, in their order."""
-    return [sequence for turn in turns for sequence in turn.outputs]
 
 
 def read_logprobs(result: StepResult, row: int, *, num_top: int) -> TokenLogprobs:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastserve.backends.native.chains import find_chains
+from fastserve.backends.native.fuse import fuse
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.config import Backend, KvDtype
 from fastserve.errors import MemoryLimitError
 from fastserve.graph.memory import FLOAT_BYTES, plan_memory
-from fastserve.graph.node import Attention, Graph, Parameter, Rows
+from fastserve.graph.node import Attention, Graph, Linear, Parameter, Rows
 from fastserve.types import Limits
 
 BLOCK_SIZE = 32  # tokens of a KV block, the same in every backend
@@ -92,13 +93,26 @@ def _padded(head_dim: int) -> int:
     return -(-head_dim // _HEAD_DIM_MULTIPLE) * _HEAD_DIM_MULTIPLE
 
 
-def activation_bytes(graph: Graph, limits: Limits) -> int:
+def activation_bytes(
+    graph: Graph, limits: Limits, *, schemes: Mapping[Parameter, WeightScheme] | None = None, threads: int = 1
+) -> int:
+    """Of an optimized graph; with `schemes`, as the native backend compiles it for so many threads."""
     rows = {
         Rows.TOKENS: limits.max_tokens,
         Rows.OUTPUTS: limits.max_outputs,
         Rows.SEQUENCES: limits.max_sequences,
     }
-    return plan_memory(graph, rows, chains=[chain.nodes for chain in find_chains(graph)]).size_bytes
+    if schemes is None:
+        return plan_memory(graph, rows).size_bytes
+
+    def group_size_of(linear: Linear) -> int | None:
+        scheme = schemes[linear.weight]
+        return scheme.activation_group_size if scheme.is_integer else None
+
+    graph = fuse(graph, group_size_of)
+    chains = find_chains(graph)
+    strips = threads * max((chain.strip.size_bytes for chain in chains), default=0)
+    return plan_memory(graph, rows, chains=[chain.nodes for chain in chains]).size_bytes + strips
 
 
 def _parameter_bytes(parameter: Parameter, schemes: Mapping[Parameter, WeightScheme]) -> int:

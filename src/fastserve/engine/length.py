@@ -108,7 +108,7 @@ class LengthDistribution:
 
 
 class OutputLengths:
-    """Distributions by kind of request (tenant, endpoint, a predictor's class), of the newest completions.
+    """Distributions by kind of request (tenant, a predictor's class), of the newest completions.
 
     A kind of which little is known yet takes those of all kinds to its own, and before these are known, too,
     a log-normal distribution around 128 tokens.
@@ -116,7 +116,8 @@ class OutputLengths:
 
     def __init__(self) -> None:
         self._all = _Window()
-        self._kinds: OrderedDict[str, _Window] = OrderedDict()
+        self._kinds: OrderedDict[str, _Window] = OrderedDict()  # of which some have ended
+        self._unknown = _Window()  # stands for all others
         self._prior = _PRIOR_MEDIAN * np.exp(_PRIOR_SIGMA * _normal_quantiles(_NUM_PRIOR))
 
     def observe(self, kind: str, num_tokens: int) -> None:
@@ -126,12 +127,11 @@ class OutputLengths:
 
     def of(self, kind: str) -> LengthDistribution:
         """What is known of completions of a kind."""
-        window = self._window(kind)
+        window = self._kinds.get(kind, self._unknown)
         is_trusted = len(window.lengths) >= _NUM_TRUSTED
         num_known = window.num_ever if is_trusted else self._all.num_ever
-        if window.distribution is None or num_known - window.num_when_made > _REFRESH_SHARE * min(
-            num_known, _WINDOW
-        ):
+        is_stale = num_known - window.num_when_made > _REFRESH_SHARE * min(num_known, _WINDOW)
+        if window.distribution is None or is_trusted != window.was_trusted or is_stale:
             parts = [window.to_array()]
             if not is_trusted:
                 parts.append(self._all.to_array())
@@ -139,15 +139,14 @@ class OutputLengths:
                     parts.append(self._prior)
             window.distribution = LengthDistribution(np.concatenate(parts))
             window.num_when_made = num_known
+            window.was_trusted = is_trusted
         return window.distribution
 
     def _window(self, kind: str) -> _Window:
-        window = self._kinds.get(kind)
-        if window is None:
-            window = self._kinds[kind] = _Window()
-            if len(self._kinds) > _MOST_KINDS:
-                self._kinds.popitem(last=False)
+        window = self._kinds.setdefault(kind, _Window())
         self._kinds.move_to_end(kind)
+        if len(self._kinds) > _MOST_KINDS:
+            self._kinds.popitem(last=False)
         return window
 
 
@@ -159,6 +158,7 @@ class _Window:
         self.num_ever = 0
         self.distribution: LengthDistribution | None = None
         self.num_when_made = 0
+        self.was_trusted = False
 
     def add(self, num_tokens: int) -> None:
         self.lengths.append(num_tokens)

@@ -20,6 +20,7 @@ from fastserve.config import (
     KvDtype,
     PrefixCache,
     PrefixScope,
+    Speculation,
     UnknownTenants,
     WeightsChoice,
 )
@@ -93,6 +94,10 @@ class LLM:
         max_waiting: int | None = None,
         queue_timeout_ms: float | None = None,
         session_idle_seconds: float = 600.0,
+        speculation: Speculation = "off",
+        max_draft_tokens: int = 8,
+        prompt_lookup_min: int = 2,
+        prompt_lookup_max: int = 4,
         offline: bool = False,
         name: str | None = None,
         task: Task | None = None,
@@ -122,6 +127,10 @@ class LLM:
             max_waiting=max_waiting,
             queue_timeout_ms=queue_timeout_ms,
             session_idle_seconds=session_idle_seconds,
+            speculation=speculation,
+            max_draft_tokens=max_draft_tokens,
+            prompt_lookup_min=prompt_lookup_min,
+            prompt_lookup_max=prompt_lookup_max,
         )
         parse_policy(policy)  # before anything is loaded
         self.name = name or str(model)

@@ -116,9 +116,8 @@ class Residency:
     def blocks_to_grow(self, sequence: Sequence, num_tokens: int) -> int:
         """Free blocks that it needs to compute so many more tokens."""
         end = sequence.num_computed_tokens + num_tokens
-        return (
-            self.pool.blocks_for(end) - len(sequence.block_table) + (self._shared_tail(sequence) is not None)
-        )
+        num_more = max(self.pool.blocks_for(end) - len(sequence.block_table), 0)  # drafts may have left some
+        return num_more + (self._shared_tail(sequence) is not None)
 
     def grow(self, sequence: Sequence, num_tokens: int) -> tuple[int, int] | None:
         """Give it those blocks. Where it would write into a block that others read, it gets one of its own,
@@ -318,7 +317,7 @@ class Residency:
     def _drop(self, sequence: Sequence) -> None:
         self.counters.dropped_tokens += sequence.num_computed_tokens
         self._free_blocks(sequence)
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_cached_tokens = 0
         sequence.residence = Residence.NOWHERE
 
     def _free(self, sequence: Sequence) -> None:

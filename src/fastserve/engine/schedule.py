@@ -18,6 +18,7 @@ from fastserve.engine.precedence import Precedence
 from fastserve.engine.residency import Residency
 from fastserve.engine.sequence import Residence, Sequence
 from fastserve.engine.session import Sessions
+from fastserve.engine.speculator import SpeculationCounters, Speculator
 from fastserve.engine.tenant import Tenants
 from fastserve.engine.turn import Round, Turn, total_work
 from fastserve.types import Limits
@@ -34,6 +35,7 @@ class Scheduler:
         cost: of a step; what `commit` says is observed by it.
         prefill_chunk_tokens: most tokens of one prompt in one step.
         predictor: of policies that reckon with the lengths of completions.
+        speculator: adds drafts to the turns; None: there are none.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Scheduler:
         pace: Pace,
         prefill_chunk_tokens: int | None = None,
         predictor: LengthPredictor | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.residency = residency
         self._limits = limits
@@ -57,6 +60,7 @@ class Scheduler:
         self._guard = Guard()
         self._predictor = predictor
         self.chunk_tokens = min(prefill_chunk_tokens or limits.max_tokens, limits.max_tokens)
+        self._speculator = speculator
         self._live: list[Sequence] = []  # in the order in which they came
         self._had_turn: list[Sequence] = []  # in the last step
         self.num_preemptions = 0
@@ -76,6 +80,10 @@ class Scheduler:
     def seconds_per_start(self) -> float:
         """How long it has taken of late until another request had its first turn; infinite where none had."""
         return self._recent_seconds / self._recent_starts if self._recent_starts > 0.01 else math.inf
+
+    @property
+    def speculation(self) -> SpeculationCounters:
+        return SpeculationCounters() if self._speculator is None else self._speculator.counters
 
     @property
     def sequences(self) -> Seq[Sequence]:
@@ -114,12 +122,15 @@ class Scheduler:
         ).make_turns(self._precedence.arrange())
         self._precedence.note(turns)
         self._count_preemptions(turns)
-        return turns
+        return turns if self._speculator is None else self._speculator.add_drafts(turns)
 
     def commit(self, turns: Seq[Turn], *, seconds: float, now: float) -> None:
         """A step has run these turns: their tokens are computed. Their outputs get their tokens after
         this."""
-        self.cost.observe(total_work(turns), seconds)
+        work = total_work(turns)
+        self.cost.observe(work, seconds)
+        if self._speculator is not None:
+            self._speculator.observe(work, seconds)
         self._recent_starts *= _STARTS_MEMORY
         self._recent_seconds = _STARTS_MEMORY * self._recent_seconds + seconds
         serve = self._precedence.policy.serve
@@ -137,6 +148,13 @@ class Scheduler:
             if turn.outputs and sequence.forks:
                 self._fork(sequence, now)
 
+    def accept(self, sequence: Sequence) -> None:
+        """The last token that it got was drafted, and right: its keys and values are computed already."""
+        assert self._speculator is not None
+        sequence.num_computed_tokens += 1
+        self.residency.register(sequence)
+        self._speculator.accept(sequence)
+
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out, completed, failed or aborted, at any moment, and free all that it holds."""
         if sequence.residence is Residence.FINISHED:
@@ -147,6 +165,8 @@ class Scheduler:
             if sequence.session:
                 self._sessions.leave(sequence)
             self.num_unstarted -= not sequence.is_started
+        if self._speculator is not None:
+            self._speculator.forget(sequence)
         self.residency.release(sequence)
 
     def check_invariants(self) -> None:
@@ -160,6 +180,8 @@ class Scheduler:
     def _enter(self, sequence: Sequence, now: float) -> None:
         if sequence.session:
             self._sessions.enter(sequence, now)
+        if sequence.residence is Residence.NOWHERE:
+            sequence.num_cached_tokens = len(sequence.token_ids) - self.residency.num_to_compute(sequence)
         self._precedence.enter(sequence, now)
         self._live.append(sequence)
 
@@ -217,8 +239,9 @@ def make_scheduler(
         block_size=block_size,
         eviction="lfu" if options.prefix_cache == "lfu" else "lru",
     )
+    residency = Residency(pool, mover=mover, cost=cost, reuses_prefixes=options.prefix_cache != "off")
     return Scheduler(
-        Residency(pool, mover=mover, cost=cost, reuses_prefixes=options.prefix_cache != "off"),
+        residency,
         limits,
         precedence=Precedence(
             make_policy(options.policy, cost=cost, max_sequences=limits.max_sequences, predictor=predictor),
@@ -229,4 +252,21 @@ def make_scheduler(
         pace=Pace(cost, max_tokens=limits.max_tokens, target_gap_seconds=options.target_gap_seconds),
         prefill_chunk_tokens=options.prefill_chunk_tokens,
         predictor=predictor,
+        speculator=_make_speculator(residency, limits, cost, options),
+    )
+
+
+def _make_speculator(
+    residency: Residency, limits: Limits, cost: OnlineStepCost, options: ScheduleOptions
+) -> Speculator | None:
+    if options.speculation == "off":
+        return None
+    return Speculator(
+        residency,
+        limits,
+        cost=cost,
+        max_draft_tokens=options.max_draft_tokens,
+        prompt_lookup_min=options.prompt_lookup_min,
+        prompt_lookup_max=options.prompt_lookup_max,
+        target_gap_seconds=options.target_gap_seconds,
     )

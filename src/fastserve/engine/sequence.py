@@ -50,6 +50,7 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     slow_blocks: list[int] = field(default_factory=list)  # of the slow tier
     prefix_keys: list[PrefixKey] = field(default_factory=list)  # of its full blocks so far
+    num_cached_tokens: int = 0  # of a prefix that was in the cache when it came: expected to be found there
     num_registered: int = 0  # how many of them the pool knows by this sequence
     must_drop: bool = False  # moving it out has failed: it is not tried again
     is_held: bool = False  # its reader is behind: no turn until it has caught up
@@ -57,6 +58,7 @@ class Sequence:
     rank: Any = 0
     standing: Any = None
     is_started: bool = False  # it has had a turn
+    is_complete: bool = False  # its last token has come: it was not aborted, and has not failed or expired
     num_charged_tokens: int = 0  # of the first of its tokens, which its tenant has been charged for
     attained_seconds: float = 0.0  # of the steps in which it had a turn
     inherited_seconds: float = 0.0  # attained by its session before it came: to count as its own

@@ -26,25 +26,37 @@ _NUM_AHEAD = 8  # ranks beyond those with a turn whose sequences are brought bac
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A sequence's share of one step: its next `num_tokens` uncomputed tokens."""
+    """A sequence's share of one step: its next `num_tokens` uncomputed tokens, and drafts, which are guesses
+    at those that follow: each has an output row too, which says what comes after it."""
 
     sequence: Sequence
     num_tokens: int
     outputs: Seq[Sequence]  # whose next token the step gives: with its last token, it and its forks
     copy: tuple[int, int] | None = None  # blocks (source, target) to copy before the step
+    drafts: Seq[int] = ()  # token ids; of a sequence that decodes, and has no forks
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_tokens + len(self.drafts)
+
+    @property
+    def num_outputs(self) -> int:
+        """Output rows."""
+        return len(self.outputs) + len(self.drafts)
 
 
 def total_work(turns: Seq[Turn]) -> StepWork:
     """What the turns of a step add up to, before they are computed."""
-    prefill = decode = attended = 0
+    prefill = decode = attended = draft = 0
     for turn in turns:
         start, num_tokens = turn.sequence.num_computed_tokens, turn.num_tokens
         attended += num_tokens * start + num_tokens * (num_tokens + 1) // 2
+        draft += len(turn.drafts)
         if num_tokens == 1 and turn.outputs:
             decode += 1
         else:
             prefill += num_tokens
-    return StepWork(prefill, decode, attended)
+    return StepWork(prefill, decode, attended, draft)
 
 
 class Round:

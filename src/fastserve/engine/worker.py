@@ -156,7 +156,7 @@ class EngineWorker:
                 command = self._commands.get_nowait()
             elif not self._engine.has_work:
                 command = self._commands.get()
-            elif self._engine.is_waiting:
+            elif self._engine.is_waiting and not self._engine.is_moving:  # the step has waited for the move
                 command = self._commands.get(timeout=_IDLE_SECONDS)
             else:
                 command = self._commands.get_nowait()

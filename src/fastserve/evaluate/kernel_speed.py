@@ -189,7 +189,12 @@ def _compile_linears(
         y = b.linear(x, f"linear.{copy}", width=outputs)
     graph: Graph = b.finish(y=y)
     return compile_native(
-        graph, tensors, weights=weights, limits=_limits(max_rows, max_rows), threads=threads
+        graph,
+        tensors,
+        weights=weights,
+        limits=_limits(max_rows, max_rows),
+        threads=threads,
+        in_strips=False,  # of many linears side by side, which no model has
     )
 
 

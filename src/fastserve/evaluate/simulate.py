@@ -216,6 +216,7 @@ class Simulation:
         self._preemptions[index] = sequence.num_preemptions
         self._evictions[index] = sequence.num_evictions
         del self._progress[index], self.sequences[index]
+        sequence.is_complete = True
         self.scheduler.finish(sequence)
         assert sequence.residence is Residence.FINISHED
 

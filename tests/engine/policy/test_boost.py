@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastserve.engine.cost import OnlineStepCost, StepCost
-from fastserve.engine.policy.boost import Boost
+from fastserve.engine.policy.boost import Boost, FcfsQueue
 from fastserve.engine.policy.gittins import Gittins
 from fastserve.engine.policy.hrrn import Hrrn
 from fastserve.engine.policy.policy import rank
@@ -19,7 +19,9 @@ COST = StepCost(fixed_seconds=0.01, prefill_seconds=0.001, decode_seconds=0.001)
 
 
 def make(**knobs: float) -> Boost:
-    return Boost(ExpectedWork(OnlineStepCost(COST)), **knobs)
+    """Without an express lane, unless it is asked for."""
+    knobs = {"express_seconds": 0.0, **knobs}
+    return Boost(ExpectedWork(OnlineStepCost(COST)), max_sequences=16, **knobs)
 
 
 def sequence_of(prompt_tokens: int, *, arrival: float = 0.0, sequence_id: int = 0) -> Sequence:
@@ -35,6 +37,7 @@ def sequence_of(prompt_tokens: int, *, arrival: float = 0.0, sequence_id: int = 
 def decode(policy: Boost, sequence: Sequence, num_tokens: int, *, now: float) -> None:
     for _ in range(num_tokens):
         sequence.num_computed_tokens = len(sequence.token_ids)
+        sequence.is_started = True
         sequence.attained_seconds += 0.01
         policy.serve(sequence, 0.01, now)
         sequence.token_ids.append(1)
@@ -96,6 +99,7 @@ def test_an_older_completion_of_a_heavy_tail_yields_to_a_newcomer() -> None:
         ended = sequence_of(10, sequence_id=100 + index)
         policy.enter(ended, 0.0)
         ended.token_ids += [1] * (20 if index % 10 else 2000)
+        ended.is_complete = True
         policy.leave(ended)
     old, new = sequence_of(10), sequence_of(10, arrival=3.0, sequence_id=1)
     policy.enter(old, 0.0)
@@ -128,7 +132,7 @@ def test_the_highest_response_ratio_goes_first_and_nobody_that_has_begun_is_pass
     begun = sequence_of(50_000, arrival=6.0, sequence_id=2)
     for sequence in (long, short, begun):
         policy.enter(sequence, sequence.arrival_seconds)
-    begun.attained_seconds = 0.1
+    begun.is_started = True
     policy.serve(begun, 0.1, 7.0)
     policy.refresh([long, short, begun], 7.0)
     assert sorted([long, short, begun], key=rank) == [begun, short, long]
@@ -154,3 +158,78 @@ def test_a_call_of_a_program_that_has_had_much_service_is_no_newcomer() -> None:
     policy.enter(later_call, 0.0)
     policy.enter(newcomer, 0.0)
     assert newcomer.rank < later_call.rank
+
+
+def test_a_short_prompt_goes_first_by_the_lane_until_its_first_token_and_few_at_a_time() -> None:
+    policy = make(express_seconds=0.02)  # prompts of up to 20 tokens
+    long = sequence_of(5000)
+    policy.enter(long, 0.0)
+    short = [sequence_of(10, arrival=50.0, sequence_id=1 + index) for index in range(3)]
+    for sequence in short:
+        policy.enter(sequence, 50.0)
+    assert [sequence.rank < long.rank for sequence in short] == [True, True, False]  # an eighth of 16
+    assert not policy.outranks(short[0], long)
+    decode(policy, short[0], 1, now=50.1)
+    decode(policy, short[0], 1, now=50.2)
+    assert long.rank < short[0].rank
+    policy.refresh([long, *short], 51.0)
+    assert long.rank < short[2].rank, "the first one has not ended"
+    policy.leave(short[0])
+    policy.refresh([long, *short[1:]], 52.0)
+    assert short[2].rank < long.rank
+
+
+def test_who_gives_up_does_not_shorten_the_wait_of_the_others() -> None:
+    queue = FcfsQueue()
+    for sequence_id in range(100):
+        queue.arrive(sequence_id, 1.0, 0.0)
+    queue.arrive(100, 100.0, 50.0)
+    assert queue.wait_seconds(51.0) == 51.0
+    queue.leave(100, 100.0)
+    assert queue.wait_seconds(51.0) == 51.0
+    for _ in range(99):
+        queue.begin(1.0)
+    assert queue.wait_seconds(52.0) == 52.0
+    queue.begin(1.0)
+    assert queue.wait_seconds(52.0) == 0.0
+
+
+def test_a_completion_that_was_given_up_teaches_no_length() -> None:
+    policy = make()
+    for index in range(100):
+        given_up = sequence_of(10, sequence_id=100 + index)
+        policy.enter(given_up, 0.0)
+        given_up.token_ids += [1] * 3
+        policy.leave(given_up)
+    new = sequence_of(10, sequence_id=1)
+    policy.enter(new, 1.0)
+    assert new.standing.work_seconds > 0.5, "as if nothing were known"
+
+
+def test_a_completion_of_one_token_at_most_goes_before_one_that_may_be_long() -> None:
+    for policy in (make(least_scale_seconds=20.0), Gittins(ExpectedWork(OnlineStepCost(COST)))):
+        story, score = sequence_of(50), sequence_of(50, sequence_id=1)
+        score.max_tokens = 1
+        policy.enter(story, 0.0)
+        policy.enter(score, 0.0)
+        assert score.rank < story.rank
+
+
+def test_a_prompt_whose_beginning_is_in_the_cache_counts_for_the_rest_of_it() -> None:
+    policy = make(least_scale_seconds=20.0)
+    cold, warm = sequence_of(3000), sequence_of(8000, sequence_id=1)
+    warm.num_cached_tokens = 7900
+    policy.enter(cold, 0.0)
+    policy.enter(warm, 0.0)
+    assert warm.rank < cold.rank
+
+
+def test_a_change_to_boost_keeps_how_long_everybody_has_waited() -> None:
+    policy = make()
+    long = sequence_of(20_000, arrival=0.0)
+    short = [sequence_of(50, arrival=1.0 + i, sequence_id=1 + i) for i in range(30)]
+    for sequence in (long, *short):
+        policy.enter(sequence, 40.0)
+    for tenth in range(100):
+        policy.refresh([long, *short], 40.0 + tenth / 10)
+    assert short[0].rank < long.rank, "not all of them are due"

@@ -41,7 +41,10 @@ def test_a_sequence_beyond_what_is_expected_counts_as_half_done() -> None:
 def test_the_lengths_of_a_tenants_completions_are_learned_for_it_alone() -> None:
     policy = Sjf(OnlineStepCost(COST))
     for _ in range(300):
-        policy.leave(entered(policy, 10, produced=5, tenant="brief"))
+        ended = entered(policy, 10, produced=5, tenant="brief")
+        ended.is_complete = True
+        policy.leave(ended)
+        policy.leave(entered(policy, 10, produced=400, tenant="brief"))  # given up
     assert work(entered(policy, 10, tenant="brief")) < 10 * 0.001 + 7 * 0.002
     assert work(entered(policy, 10, tenant="other")) > 10 * 0.001 + 100 * 0.002
 

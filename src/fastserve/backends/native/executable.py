@@ -12,12 +12,11 @@ from typing import get_args
 import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.native.chains import find_chains
-from fastserve.backends.native.fuse_linear_activation import fuse_linear_activation
-from fastserve.backends.native.fuse_quantize_rows import QuantizedResult, fuse_quantize_rows
-from fastserve.backends.native.fuse_rope_attention import RopeAttention, fuse_rope_attention
+from fastserve.backends.native.fuse import fuse
+from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
+from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
 from fastserve.backends.native.packed_cache import PackedCache
-from fastserve.backends.native.quantize_rows import quantize_rows
 from fastserve.backends.native.storage_choice import StorageChoice
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.backends.native.weights import Weights
@@ -46,6 +45,7 @@ def compile_native(
     isa: str | None = None,
     cache: PackedCache | None = None,
     storage_choice: StorageChoice | None = None,
+    in_strips: bool = True,
 ) -> NativeExecutable:
     """Compile an optimized graph for this CPU.
 
@@ -55,7 +55,8 @@ def compile_native(
     `threads` is by default one for each core that this process may use. `isa` forces an instruction set
     (default: the environment's FASTSERVE_ISA, else the best that the CPU has). `cache` keeps packed matrices
     from one start to the next. `storage_choice` says how sparse matrices are stored where that is to be
-    chosen; without it they are dense.
+    chosen; without it they are dense. `in_strips=False` takes all rows through one call after the other, as
+    calls are measured alone.
 
     Raises:
         OptionError: an unknown format or instruction set, or one that this CPU lacks; `threads` below 1
@@ -67,16 +68,13 @@ def compile_native(
     runtime = make_runtime(threads, isa)
     packed = Weights(runtime, tensors, choose_schemes(graph, weights, tensors), cache, storage_choice)
     bounds = BatchBounds.from_graph(graph, limits, _native.BLOCK_SIZE)
-    graph = quantize_rows(
-        fuse_rope_attention(graph), lambda linear: packed.activation_group_size(linear.weight)
-    )
-    graph = fuse_linear_activation(fuse_quantize_rows(graph))
+    graph = fuse(graph, lambda linear: packed.activation_group_size(linear.weight))
     rows = {
         Rows.TOKENS: limits.max_tokens,
         Rows.OUTPUTS: limits.max_outputs,
         Rows.SEQUENCES: limits.max_sequences,
     }
-    chains = find_chains(graph)
+    chains = find_chains(graph) if in_strips else []
     memory = plan_memory(graph, rows, chains=[chain.nodes for chain in chains])
     plan = _native.Plan(
         runtime,

@@ -75,9 +75,10 @@ _POLICIES: Mapping[
             "most_scale_seconds": Knob(1e-3, 1e6),
             "most_boost": Knob(0.1, 100.0),
             "pause_seconds": Knob(0.01, 3600.0),
+            "express_seconds": Knob(0.0, 3600.0),
             "margin": Knob(0.0, 100.0),
         },
-        lambda work, most, knobs: Boost(work, **knobs),
+        lambda work, most, knobs: Boost(work, max_sequences=most, **knobs),
     ),
     "mlfq-published": (
         _MLFQ_KNOBS,

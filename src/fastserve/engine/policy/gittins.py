@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+
 from fastserve.engine.length import next_mark
 from fastserve.engine.policy.policy import RankedPolicy
 from fastserve.engine.policy.work import ExpectedWork
 from fastserve.engine.sequence import Sequence
+
+_RERANK_SECONDS = 1.0  # between two looks at those that wait
 
 
 class Gittins(RankedPolicy):
@@ -23,10 +27,20 @@ class Gittins(RankedPolicy):
     def __init__(self, work: ExpectedWork, *, margin: float = 2.0) -> None:
         self._work = work
         self._margin = margin
+        self._next_rerank = float("-inf")
 
     def enter(self, sequence: Sequence, now: float) -> None:
         self._work.enter(sequence)
         self._rank(sequence)
+
+    def refresh(self, sequences: Seq[Sequence], now: float) -> None:
+        """Those that have not begun, by what has been learned since."""
+        if self._next_rerank - _RERANK_SECONDS <= now < self._next_rerank:  # clocks may jump back
+            return
+        self._next_rerank = now + _RERANK_SECONDS
+        for sequence in sequences:
+            if not sequence.is_started:
+                self._rank(sequence)
 
     def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
         if not sequence.num_completion_tokens or sequence.num_completion_tokens >= sequence.standing:
@@ -43,6 +57,8 @@ class Gittins(RankedPolicy):
         work = self._work
         produced = sequence.num_completion_tokens
         known = work.prefill_seconds(sequence) + work.inherited_seconds(sequence)
-        ratio = work.lengths(sequence).least_ratio(produced, known, work.token_seconds(sequence))
+        price = work.token_seconds(sequence)
+        ratio = work.lengths(sequence).least_ratio(produced, known, price)
+        ratio = min(ratio, known + price * work.most_left(sequence))  # by then the end is certain
         sequence.rank = (ratio, sequence.arrival_seconds, sequence.sequence_id)
         sequence.standing = next_mark(produced)

@@ -40,7 +40,7 @@ class Hrrn(RankedPolicy):
         super().leave(sequence)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
-        if now < self._next_rerank:
+        if self._next_rerank - _RERANK_SECONDS <= now < self._next_rerank:  # clocks may jump back
             return
         self._next_rerank = now + _RERANK_SECONDS
         for sequence in sequences:
@@ -51,7 +51,7 @@ class Hrrn(RankedPolicy):
         return False
 
     def _rank(self, sequence: Sequence, now: float) -> None:
-        if sequence.attained_seconds:
+        if sequence.is_started:
             sequence.rank = (0, sequence.arrival_seconds, sequence.sequence_id)
             return
         waited = now - sequence.arrival_seconds

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from fastserve.engine.cost import OnlineStepCost
 from fastserve.engine.policy.policy import RankedPolicy
 from fastserve.engine.sequence import Sequence
 
 _INITIAL_TOKENS = 128.0  # expected of a tenant's first completions
+_MOST_TENANTS = 4096  # the ones that have completed least lately are forgotten
 _MEMORY = 0.98  # of the mean over a tenant's completions: the last 50 or so count
 
 
@@ -24,7 +27,7 @@ class Sjf(RankedPolicy):
     def __init__(self, cost: OnlineStepCost, *, margin: float = 2.0) -> None:
         self._cost = cost
         self._margin = margin
-        self._mean_tokens: dict[str, float] = {}  # of completions, by tenant
+        self._mean_tokens: OrderedDict[str, float] = OrderedDict()  # of completions, by tenant
 
     def enter(self, sequence: Sequence, now: float) -> None:
         self._rank(sequence)
@@ -33,11 +36,14 @@ class Sjf(RankedPolicy):
         self._rank(sequence)
 
     def leave(self, sequence: Sequence) -> None:
-        if sequence.num_completion_tokens:
+        if sequence.is_complete:
             mean = self._mean_tokens.get(sequence.tenant, _INITIAL_TOKENS)
             self._mean_tokens[sequence.tenant] = (
                 _MEMORY * mean + (1 - _MEMORY) * sequence.num_completion_tokens
             )
+            self._mean_tokens.move_to_end(sequence.tenant)
+            if len(self._mean_tokens) > _MOST_TENANTS:
+                self._mean_tokens.popitem(last=False)
         super().leave(sequence)
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:

@@ -3,11 +3,14 @@ which is not, at the prices of the steps that ran."""
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from fastserve.engine.cost import OnlineStepCost
 from fastserve.engine.length import LengthDistribution, OutputLengths
 from fastserve.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 class LengthPredictor(Protocol):
@@ -34,12 +37,15 @@ class ExpectedWork:
     def enter(self, sequence: Sequence) -> None:
         kind = sequence.tenant
         if self._predictor is not None:
-            kind = f"{kind}\0{self._predictor.kind(sequence)}"
+            try:
+                kind = f"{kind}\0{self._predictor.kind(sequence)}"
+            except Exception:  # it is the caller's; requests go on without it
+                logger.exception("the length predictor failed on request %d", sequence.sequence_id)
         self._kinds[sequence.sequence_id] = kind
 
     def leave(self, sequence: Sequence) -> None:
         kind = self._kinds.pop(sequence.sequence_id)
-        if sequence.num_completion_tokens:
+        if sequence.is_complete:
             self._lengths.observe(kind, sequence.num_completion_tokens)
 
     def lengths(self, sequence: Sequence) -> LengthDistribution:
@@ -47,9 +53,12 @@ class ExpectedWork:
 
     def prefill_seconds(self, sequence: Sequence) -> float:
         """Of what its prompt, or what was computed of it before it lost its memory, needs yet."""
-        return self.cost.prefill_seconds_of(
-            max(sequence.num_uncomputed_tokens - 1, 0), sequence.num_computed_tokens
-        )
+        start = max(sequence.num_computed_tokens, sequence.num_cached_tokens)
+        return self.cost.prefill_seconds_of(max(len(sequence.token_ids) - start - 1, 0), start)
+
+    def most_left(self, sequence: Sequence) -> int:
+        """Tokens that its completion may have yet."""
+        return sequence.max_tokens - sequence.num_completion_tokens
 
     def token_seconds(self, sequence: Sequence) -> float:
         """Of each token that it decodes."""
@@ -63,5 +72,5 @@ class ExpectedWork:
     def seconds(self, sequence: Sequence) -> float:
         """All that it needs yet, on average."""
         tokens = self.lengths(sequence).mean_left(sequence.num_completion_tokens)
-        tokens = min(tokens, sequence.max_tokens - sequence.num_completion_tokens)
+        tokens = min(tokens, self.most_left(sequence))
         return self.prefill_seconds(sequence) + self.token_seconds(sequence) * tokens

@@ -51,6 +51,9 @@ class Engine:
 
     def _session(self, *, repacks: bool) -> Session:
         if repacks not in self._sessions:
+            for other in self._sessions.values():  # two at once would count twice in the peak of memory
+                other.close()
+            self._sessions.clear()
             self._sessions[repacks] = Session(self._job, repacks_weights=repacks)
         return self._sessions[repacks]
 
@@ -82,6 +85,13 @@ class Session:
         self._batch_tokens = params.n_batch
         self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
         self._sampler = llama_cpp.llama_sampler_init_greedy()
+        self._model = model
+
+    def close(self) -> None:
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_sampler_free(self._sampler)
+        llama_cpp.llama_free(self._context)
+        llama_cpp.llama_model_free(self._model)
 
     def generate(
         self, prompts: list[list[int]], max_tokens: int, rows_per_step: int | None = None
