@@ -32,7 +32,11 @@ async def run(model: str, fair_share: FairShare) -> None:
     # Weights only where tenants matter: the paying tenant is to get twice the service under contention.
     weights = {"paying": 2.0, "free": 1.0} if fair_share == "tenant" else None
     options = EngineOptions(
-        context_length=512, max_sequences=4, fair_share=fair_share, tenant_weights=weights
+        context_length=512,
+        max_sequences=4,
+        policy="fcfs",  # to see what tenants do alone: the default policy lets short answers overtake as well
+        fair_share=fair_share,
+        tenant_weights=weights,
     )
     async with AsyncLLM(model, options) as llm:
         await llm.generate("Hello", ANSWER)  # so that the first steps are not measured
