@@ -9,6 +9,7 @@ import pytest
 
 from fastserve import _native
 from fastserve.backends.native import executable as native
+from fastserve.backends.native import fuse
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult, fuse_quantize_rows
 from fastserve.backends.native.quantize_rows import quantize_rows
 from fastserve.graph.builder import GraphBuilder
@@ -56,7 +57,7 @@ def test_a_result_that_is_quantized_where_it_is_made_has_the_same_bits(
 ) -> None:
     graph = graph_of(producer, width)
     fused = run(graph, isa=isa)
-    monkeypatch.setattr(native, "fuse_quantize_rows", lambda graph: graph)
+    monkeypatch.setattr(fuse, "fuse_quantize_rows", lambda graph: graph)
     np.testing.assert_array_equal(fused, run(graph, isa=isa))
 
 
@@ -120,5 +121,5 @@ def test_attention_that_quantizes_its_result_has_the_same_bits(
 ) -> None:
     graph = attention_graph(num_heads=num_heads, num_kv_heads=num_kv_heads)
     fused = run(graph, isa=isa)
-    monkeypatch.setattr(native, "fuse_quantize_rows", lambda graph: graph)
+    monkeypatch.setattr(fuse, "fuse_quantize_rows", lambda graph: graph)
     np.testing.assert_array_equal(fused, run(graph, isa=isa))

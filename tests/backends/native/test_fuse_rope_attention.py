@@ -9,6 +9,7 @@ import pytest
 
 from fastserve import _native
 from fastserve.backends.native import executable as native
+from fastserve.backends.native import fuse
 from fastserve.backends.native.fuse_rope_attention import RopeAttention, fuse_rope_attention
 from fastserve.config import KvDtype
 from fastserve.graph.builder import GraphBuilder
@@ -54,7 +55,7 @@ def test_attention_that_turns_q_and_k_and_quantizes_its_result_has_the_same_bits
     graph = rope_attention_graph(head_dim=head_dim, rotary_dim=rotary_dim)
     fused = [run(graph, kv_dtype=kv_dtype, isa=isa, chunk=chunk) for chunk in (64, 1)]
     for name in ("fuse_rope_attention", "fuse_quantize_rows"):
-        monkeypatch.setattr(native, name, lambda graph: graph)
+        monkeypatch.setattr(fuse, name, lambda graph: graph)
     expected = run(graph, kv_dtype=kv_dtype, isa=isa, chunk=64)
     for logits in fused:
         np.testing.assert_array_equal(logits, expected)
