@@ -27,7 +27,7 @@ _LONG_SHARE = 0.95  # of them that are shorter than a long one
 _STEP_MEMORY = 0.002  # weight of a turn in the mean seconds of a step
 _LANE_SHARE = 1 / 8  # of a step's sequences, that may come by the express lane
 _MOST_LOOKED_AT = 32  # of those that wait, for the lane
-_EXPRESS, _DUE, _NORMAL = range(3)  # first part of a rank
+_DUE, _EXPRESS, _NORMAL = range(3)  # first part of a rank
 
 
 @dataclass(slots=True)
@@ -118,7 +118,8 @@ class Boost(RankedPolicy):
     once.
 
     A prompt that takes less than `express_seconds` is read at once, by an express lane that an eighth of a
-    step's sequences may have come by: its first token waits for nobody, and costs the others hardly anything.
+    step's sequences may have come by: its first token waits for nobody but those that are due, and costs the
+    others hardly anything.
 
     Args:
         work: what is expected of sequences.
@@ -250,7 +251,7 @@ class Boost(RankedPolicy):
             age = now - sequence.arrival_seconds
             if age < _LEAST_PATIENCE_SECONDS:
                 break
-            if age > longest - sequence.standing.expected_seconds and sequence.rank[0] == _NORMAL:
+            if age > longest - sequence.standing.expected_seconds:
                 sequence.rank = (_DUE, sequence.arrival_seconds, sequence.sequence_id)
 
     def _fill_lane(self) -> None:
