@@ -1,7 +1,9 @@
-"""Bytes that an installation without extras takes: the wheel and its dependencies in a fresh environment."""
+"""Bytes that an installation without extras takes: the wheel and its dependencies in a fresh environment,
+installed as the README says, and with the bytecode that Python adds when it is used."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -34,7 +36,7 @@ def main() -> None:
     rows = [
         ("wheel", format_megabytes(wheel_bytes)),
         ("installed files", format_megabytes(files.total())),
-        ("bytecode that pip adds, unless --no-compile", format_megabytes(bytecode.total())),
+        ("bytecode of what was used", format_megabytes(bytecode.total())),
         ("torch among them", "torch" in files),
         *((f"  {name}", format_megabytes(size)) for name, size in largest),
     ]
@@ -60,7 +62,13 @@ def install(wheel: Path, environment: Path) -> Path:
     """The folder of packages of a fresh environment that has the wheel, and neither pip nor setuptools."""
     venv.create(environment, with_pip=False)
     python = next(environment.glob("[bS]*/python*"))
-    subprocess.run([*PIP, "--python", python, "install", "--quiet", wheel], check=True)
+    subprocess.run([*PIP, "--python", python, "install", "--quiet", "--no-compile", wheel], check=True)
+    writing = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run(
+        [python, "-m", "fastserve.cli.main", "doctor"], env=writing, check=True, stdout=subprocess.DEVNULL
+    )
+    used = "import huggingface_hub.hf_api, fastserve.engine.llm"
+    subprocess.run([python, "-c", used], env=writing, check=True)
     return next(environment.glob("[lL]ib/**/site-packages"))
 
 
