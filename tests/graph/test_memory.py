@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.check import check_graph
-from fastserve.graph.memory import MemoryPlan, plan_memory, plan_strip
+from fastserve.graph.memory import Lifetimes, MemoryPlan, plan_memory, plan_strip
 from fastserve.graph.node import Graph, Rows, Slice, Value
 from fastserve.graph.passes import merge_linears, optimize
 from tiny_models import BERT_CONFIG, LLAMA_CONFIG, tiny_graph
@@ -141,7 +141,7 @@ def test_what_a_chain_reads_and_what_it_writes_for_others_share_no_bytes(
 def test_a_strip_holds_what_lives_in_its_chain_alone(graph: Graph, data: st.DataObject) -> None:
     start, stop = sorted(data.draw(st.lists(st.integers(0, len(graph.nodes)), min_size=2, max_size=2)))
     chain = range(start, stop)
-    plan = plan_strip(graph, chain, 5)
+    plan = plan_strip(Lifetimes.of(graph), chain, 5)
     local = {v: span for v, span in spans(graph).items() if span[0] in chain and span[1] in chain}
     owners = {value for value in plan.placements if value in spans(graph)}
     assert owners == set(local)

@@ -72,22 +72,62 @@ def plan_memory(
     >>> plan_memory(graph, {Rows.TOKENS: 8}).size_bytes == 8 * (64 + 512) * 4
     True
     """
-    views = _resolve_slices(graph)
-    buffers = [buffer.through(chains) for buffer in _buffers(graph, views, rows, alignment)]
-    return _to_plan(views, buffers, alignment)
+    lifetimes = Lifetimes.of(graph)
+    buffers = [buffer.through(chains) for buffer in lifetimes.buffers(rows, alignment)]
+    return _to_plan(lifetimes.views, buffers, alignment)
 
 
-def plan_strip(graph: Graph, chain: range, num_rows: int, *, alignment: int = 64) -> MemoryPlan:
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """Between which nodes every value of a graph is needed.
+
+    Attributes:
+        views: for every value, the value that owns its memory and its first column therein.
+        first: of every owner, the position of the node that defines it.
+        last: of the last node that reads it; past all nodes where it is an output.
+    """
+
+    views: Mapping[Value, tuple[Value, int]]
+    first: Mapping[Value, int]
+    last: Mapping[Value, int]
+
+    @classmethod
+    def of(cls, graph: Graph) -> Lifetimes:
+        views = _resolve_slices(graph)
+        first: dict[Value, int] = {}
+        last: dict[Value, int] = {}
+        for position, node in enumerate(graph.nodes):
+            for value in (*node.inputs(), *node.outputs()):
+                owner, _ = views[value]
+                first.setdefault(owner, position)
+                last[owner] = position
+        for value in graph.outputs.values():
+            last[views[value][0]] = len(graph.nodes)
+        return cls(views, first, last)
+
+    def buffers(
+        self, rows: Mapping[Rows, int], alignment: int, *, within: range | None = None
+    ) -> list[_Buffer]:
+        """Of all owners, or of those that are needed within some nodes alone."""
+        return [
+            _Buffer(
+                owner,
+                _align(rows[owner.rows] * owner.width * FLOAT_BYTES, alignment),
+                first,
+                self.last[owner],
+            )
+            for owner, first in self.first.items()
+            if within is None or (first in within and self.last[owner] in within)
+        ]
+
+
+def plan_strip(lifetimes: Lifetimes, chain: range, num_rows: int, *, alignment: int = 64) -> MemoryPlan:
     """Place the values that live only within a chain, as float32 [num_rows, value.width], in memory of their
     own: what so many rows that go through the chain together need."""
-    views = _resolve_slices(graph)
-    buffers = [
-        buffer
-        for buffer in _buffers(graph, views, dict.fromkeys(Rows, num_rows), alignment)
-        if buffer.is_within(chain)
-    ]
+    buffers = lifetimes.buffers(dict.fromkeys(Rows, num_rows), alignment, within=chain)
     owners = {buffer.value for buffer in buffers}
-    return _to_plan({v: view for v, view in views.items() if view[0] in owners}, buffers, alignment)
+    views = {value: view for value, view in lifetimes.views.items() if view[0] in owners}
+    return _to_plan(views, buffers, alignment)
 
 
 def _to_plan(
@@ -112,26 +152,6 @@ def _resolve_slices(graph: Graph) -> dict[Value, tuple[Value, int]]:
         else:
             views.update({value: (value, 0) for value in node.outputs()})
     return views
-
-
-def _buffers(
-    graph: Graph, views: Mapping[Value, tuple[Value, int]], rows: Mapping[Rows, int], alignment: int
-) -> list[_Buffer]:
-    first: dict[Value, int] = {}
-    last: dict[Value, int] = {}
-    for position, node in enumerate(graph.nodes):
-        for value in (*node.inputs(), *node.outputs()):
-            owner, _ = views[value]
-            first.setdefault(owner, position)
-            last[owner] = position
-    for value in graph.outputs.values():
-        last[views[value][0]] = len(graph.nodes)
-    return [
-        _Buffer(
-            owner, _align(rows[owner.rows] * owner.width * FLOAT_BYTES, alignment), first[owner], last[owner]
-        )
-        for owner in first
-    ]
 
 
 def _place(buffers: Sequence[_Buffer]) -> dict[Value, int]:

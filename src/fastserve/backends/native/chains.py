@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.quantize_rows import QuantizeRows
-from fastserve.graph.memory import MemoryPlan, plan_strip
+from fastserve.graph.memory import Lifetimes, MemoryPlan, plan_strip
 from fastserve.graph.node import (
     Activation,
     Add,
@@ -77,17 +77,18 @@ def find_chains(graph: Graph) -> list[Chain]:
     by_sequence = [
         run for run in _runs(graph, _is_sequence_wise) if any(_is_attention(graph.nodes[i]) for i in run)
     ]
+    lifetimes = Lifetimes.of(graph)
     chains = []
     for run in by_sequence:
-        if rows := _strip_rows(graph, run):
-            strip = plan_strip(graph, run, MAX_SEQUENCE_ROWS)
+        if rows := _strip_rows(lifetimes, run):
+            strip = plan_strip(lifetimes, run, MAX_SEQUENCE_ROWS)
             values = frozenset(strip.placements)
             chains.append(Chain(run, MAX_SEQUENCE_ROWS, values, strip, whole_sequences=True))
     for run in _runs(graph, _is_row_wise):
         outer = next((chain for chain in chains if run.start in chain.nodes), None)
-        rows = _strip_rows(graph, outer.nodes if outer else run)
+        rows = _strip_rows(lifetimes, outer.nodes if outer else run)
         if rows:
-            strip = plan_strip(graph, run, rows)
+            strip = plan_strip(lifetimes, run, rows)
             values = frozenset(strip.placements)
             chains.append(Chain(run, rows, values, outer.strip if outer else strip))
     return chains
@@ -106,9 +107,9 @@ def _runs(graph: Graph, belongs: Callable[[Node], bool]) -> Sequence[range]:
     return runs
 
 
-def _strip_rows(graph: Graph, nodes: range) -> int:
+def _strip_rows(lifetimes: Lifetimes, nodes: range) -> int:
     """Rows of a strip; 0 where too few fit the cache."""
-    row_bytes = plan_strip(graph, nodes, STRIP_ALIGNMENT).size_bytes / STRIP_ALIGNMENT
+    row_bytes = plan_strip(lifetimes, nodes, STRIP_ALIGNMENT).size_bytes / STRIP_ALIGNMENT
     rows = min(MAX_STRIP_ROWS, int(STRIP_BYTES / max(row_bytes, 1)) // STRIP_ALIGNMENT * STRIP_ALIGNMENT)
     return rows if rows >= LEAST_STRIP_ROWS else 0
 
