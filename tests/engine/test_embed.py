@@ -49,10 +49,45 @@ def test_every_text_gets_its_own_embedding_however_the_batches_fall(
     assert embeddings.tolist() == [list(map(float, row)) for row in expected]
 
 
+def steps_of(lengths: list[int], limits: Limits) -> list[list[int]]:
+    """The lengths of the texts of every step."""
+    encoder = FakeEncoder(limits)
+    Embedder(encoder).embed([[1] * length for length in lengths])
+    return [batch.context_lengths.tolist() for batch in encoder.batches]
+
+
 def test_texts_that_fit_share_one_step() -> None:
-    encoder = FakeEncoder(Limits(max_tokens=16, max_sequences=8, num_blocks=8))
-    Embedder(encoder).embed([[1] * 5, [2] * 5, [3] * 6, [4]])
-    assert [batch.num_sequences for batch in encoder.batches] == [3, 1]
+    limits = Limits(max_tokens=16, max_sequences=8, num_blocks=8)
+    assert steps_of([5, 5, 6], limits) == [[5, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps"),
+    [
+        ([5, 5, 6, 1], [[5, 5], [6, 1]]),
+        ([4] * 9, [[4] * 3] * 3),
+        ([16, 1], [[16], [1]]),
+        ([1] * 17, [[1] * 6, [1] * 6, [1] * 5]),
+    ],
+)
+def test_texts_of_several_steps_are_shared_out_evenly(lengths: list[int], steps: list[list[int]]) -> None:
+    assert steps_of(lengths, Limits(max_tokens=16, max_sequences=8, num_blocks=8)) == steps
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(12, 40))
+def test_no_fewer_steps_would_do_and_none_of_them_could_be_smaller(
+    lengths: list[int], max_tokens: int
+) -> None:
+    def largest(cuts: tuple[int, ...]) -> int:
+        return max(sum(lengths[a:b]) for a, b in itertools.pairwise((0, *cuts, len(lengths))))
+
+    steps = steps_of(lengths, Limits(max_tokens=max_tokens, max_sequences=32, num_blocks=64))
+    assert list(itertools.chain.from_iterable(steps)) == lengths
+    if len(lengths) > 8:
+        return  # too many ways to cut them
+    ways = [cuts for n in range(len(steps)) for cuts in itertools.combinations(range(1, len(lengths)), n)]
+    fitting = [(len(cuts), largest(cuts)) for cuts in ways if largest(cuts) <= max_tokens]
+    assert min(fitting) == (len(steps) - 1, max(map(sum, steps)))
 
 
 def test_the_pool_is_free_again_after_a_failed_step() -> None:

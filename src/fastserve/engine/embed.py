@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 
@@ -37,20 +37,36 @@ class Embedder:
         finally:
             self._pool.free(list(chain.from_iterable(tables)))
 
-    def _groups(self, texts: Seq[Seq[int]]) -> Iterator[list[Seq[int]]]:
-        """Texts in their order, cut where the next one would exceed what a step takes."""
+    def _groups(self, texts: Seq[Seq[int]]) -> Iterator[Seq[Seq[int]]]:
+        """Texts in their order, in as few groups as steps can take, the largest of which has as few tokens as
+        it can: a rest of a text or two would leave threads without work.
+        """
+        lengths = [len(text) for text in texts]
+        low, high = max(lengths), self._executable.limits.max_tokens
+        starts = self._cut(lengths, high)
+        while low < high:
+            most_tokens = (low + high) // 2
+            evener = self._cut(lengths, most_tokens)
+            if len(evener) > len(starts):
+                low = most_tokens + 1
+            else:
+                starts, high = evener, most_tokens
+        for start, end in pairwise([*starts, len(texts)]):
+            yield texts[start:end]
+
+    def _cut(self, lengths: Seq[int], most_tokens: int) -> list[int]:
+        """Where groups of texts of these lengths start, each as long as `most_tokens` and a step allow."""
         limits = self._executable.limits
-        group: list[Seq[int]] = []
+        starts = [0]
         num_tokens = num_blocks = 0
-        for text in texts:
-            num_tokens += len(text)
-            num_blocks += self._pool.blocks_for(len(text))
-            full = len(group) == limits.max_sequences
-            if group and (full or num_tokens > limits.max_tokens or num_blocks > limits.num_blocks):
-                yield group
-                group, num_tokens, num_blocks = [], len(text), self._pool.blocks_for(len(text))
-            group.append(text)
-        yield group
+        for index, length in enumerate(lengths):
+            blocks = self._pool.blocks_for(length)
+            num_tokens, num_blocks = num_tokens + length, num_blocks + blocks
+            is_full = index - starts[-1] == limits.max_sequences
+            if is_full or num_tokens > most_tokens or num_blocks > limits.num_blocks:
+                starts.append(index)
+                num_tokens, num_blocks = length, blocks
+        return starts
 
 
 def build_encoder_batch(texts: Seq[Seq[int]], block_tables: Seq[Seq[int]]) -> Batch:
