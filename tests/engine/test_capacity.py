@@ -37,13 +37,14 @@ def plan(
         speculation=speculation,
     )
     graph = make_graph(causal=causal)
-    return plan_capacity(
+    capacity = plan_capacity(
         graph,
         options,
         schemes=choose_schemes(graph, "f32", {}),
         context_length=context_length,
         available_bytes=available_bytes,
     )
+    return capacity.limits, capacity.footprint
 
 
 def test_the_context_is_the_models_own_up_to_the_default() -> None:

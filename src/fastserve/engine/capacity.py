@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fastserve.backends.native.cores import count_cores
+from fastserve.backends.native.layout import Layout, lay_out
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions
-from fastserve.engine.footprint import BLOCK_SIZE, Footprint, activation_bytes, block_bytes, weights_bytes
+from fastserve.engine.footprint import BLOCK_SIZE, Footprint, block_bytes, weights_bytes
 from fastserve.errors import ContextLengthError, MemoryLimitError
+from fastserve.graph.memory import plan_memory, rows_of
 from fastserve.graph.node import Attention, Graph, Parameter
 from fastserve.types import Limits
 
@@ -19,6 +21,15 @@ _SPECULATION_OUTPUTS = 32  # a row of logits each; with more sequences than that
 # Of a step, unless options say otherwise. Nobody waits for a token of an encoder, and the fewer steps there
 # are, the less often a thread waits for the last text of another (docs/log.md: 3 to 17 % faster than 512).
 DECODER_BATCH_TOKENS, ENCODER_BATCH_TOKENS = 512, 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a model is compiled for, the memory that it takes, and, of the native backend, where it lies."""
+
+    limits: Limits
+    footprint: Footprint
+    layout: Layout | None
 
 
 def choose_context_length(options: EngineOptions, model_context: int) -> int:
@@ -43,8 +54,8 @@ def plan_capacity(
     schemes: Mapping[Parameter, WeightScheme],
     context_length: int,
     available_bytes: int | None,
-) -> tuple[Limits, Footprint]:
-    """The capacities to compile for, and the memory that they take.
+) -> Capacity:
+    """The capacities to compile for.
 
     The KV pool has as many whole blocks as `kv_memory` holds. Without it, it holds what `max_sequences` could
     fill, within half of the memory that the rest leaves and MAX_DERIVED_KV_BYTES, but at least one whole
@@ -66,14 +77,12 @@ def plan_capacity(
     # A causal sequence keeps its keys and values from step to step; an encoder's live for one step.
     most_tokens = context_length * limits.max_sequences if is_causal else limits.max_tokens
     most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences
+    layout = lay_out(graph, schemes, limits) if options.backend == "native" else None
     footprint = Footprint(
         weights_bytes=weights_bytes(graph, schemes),
-        activation_bytes=activation_bytes(
-            graph,
-            limits,
-            schemes=schemes if options.backend == "native" else None,
-            threads=options.threads or count_cores().threads,
-        ),
+        activation_bytes=layout.num_bytes(options.threads or count_cores().threads)
+        if layout
+        else plan_memory(graph, rows_of(limits)).size_bytes,
         kv_bytes=0,
     )
     per_block = block_bytes(graph, options.kv_dtype, options.backend)
@@ -85,7 +94,9 @@ def plan_capacity(
         if available_bytes is not None:
             spare_bytes = min(spare_bytes, (available_bytes - footprint.total_bytes) // 2)
         num_blocks = max(limits.num_blocks, min(most_blocks, spare_bytes // per_block))
-    return replace(limits, num_blocks=num_blocks), replace(footprint, kv_bytes=num_blocks * per_block)
+    return Capacity(
+        replace(limits, num_blocks=num_blocks), replace(footprint, kv_bytes=num_blocks * per_block), layout
+    )
 
 
 def _choose_batch_tokens(options: EngineOptions, context_length: int, *, is_causal: bool) -> int:

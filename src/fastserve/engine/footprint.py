@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastserve.backends.native.chains import find_chains
-from fastserve.backends.native.fuse import fuse
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.config import Backend, KvDtype
 from fastserve.errors import MemoryLimitError
-from fastserve.graph.memory import FLOAT_BYTES, plan_memory
-from fastserve.graph.node import Attention, Graph, Linear, Parameter, Rows
-from fastserve.types import Limits
+from fastserve.graph.memory import FLOAT_BYTES
+from fastserve.graph.node import Attention, Graph, Parameter
 
 BLOCK_SIZE = 32  # tokens of a KV block, the same in every backend
 RUNTIME_BYTES = 64 * 2**20  # tokenizer, libraries and scratch of the threads, with a margin
@@ -91,28 +88,6 @@ def block_bytes(graph: Graph, kv_dtype: KvDtype, backend: Backend = "native") ->
 
 def _padded(head_dim: int) -> int:
     return -(-head_dim // _HEAD_DIM_MULTIPLE) * _HEAD_DIM_MULTIPLE
-
-
-def activation_bytes(
-    graph: Graph, limits: Limits, *, schemes: Mapping[Parameter, WeightScheme] | None = None, threads: int = 1
-) -> int:
-    """Of an optimized graph; with `schemes`, as the native backend compiles it for so many threads."""
-    rows = {
-        Rows.TOKENS: limits.max_tokens,
-        Rows.OUTPUTS: limits.max_outputs,
-        Rows.SEQUENCES: limits.max_sequences,
-    }
-    if schemes is None:
-        return plan_memory(graph, rows).size_bytes
-
-    def group_size_of(linear: Linear) -> int | None:
-        scheme = schemes[linear.weight]
-        return scheme.activation_group_size if scheme.is_integer else None
-
-    graph = fuse(graph, group_size_of)
-    chains = find_chains(graph)
-    strips = threads * max((chain.strip.size_bytes for chain in chains), default=0)
-    return plan_memory(graph, rows, chains=[chain.nodes for chain in chains]).size_bytes + strips
 
 
 def _parameter_bytes(parameter: Parameter, schemes: Mapping[Parameter, WeightScheme]) -> int:

@@ -13,7 +13,7 @@ from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
-from fastserve.engine.capacity import choose_context_length, plan_capacity
+from fastserve.engine.capacity import Capacity, choose_context_length, plan_capacity
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint
 from fastserve.engine.processor import processor_name
 from fastserve.errors import UnsupportedError
@@ -71,7 +71,7 @@ def load_model(
     context_length = choose_context_length(options, model_context(checkpoint, config))
     # What another device has is for torch to say, which refuses what does not fit.
     available_bytes = available_memory_bytes() if options.device in (None, "cpu") else None
-    limits, footprint = plan_capacity(
+    capacity = plan_capacity(
         graph,
         options,
         schemes=choose_schemes(graph, weights, checkpoint.tensors),
@@ -79,12 +79,12 @@ def load_model(
         available_bytes=available_bytes,
     )
     if available_bytes is not None:
-        footprint.check(available_bytes)
+        capacity.footprint.check(available_bytes)
     try:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
-        executable = _compile(graph, checkpoint, options, weights=weights, limits=limits)
+        executable = _compile(graph, checkpoint, options, capacity)
     except MemoryError as error:  # others took it meanwhile, or the system grants less than it says
-        raise footprint.to_error(available_bytes and available_memory_bytes()) from error
+        raise capacity.footprint.to_error(available_bytes and available_memory_bytes()) from error
     assert executable.block_size == BLOCK_SIZE
     return LoadedModel(
         checkpoint=checkpoint,
@@ -93,7 +93,7 @@ def load_model(
         executable=executable,
         weights=weights,
         context_length=context_length,
-        footprint=footprint,
+        footprint=capacity.footprint,
     )
 
 
@@ -133,20 +133,17 @@ def _read_pooling(checkpoint: Checkpoint) -> Pooling | None:
     return Pooling.from_sentence_transformers(sentence.modules, sentence.pooling) if sentence else None
 
 
-def _compile(
-    graph: Graph, checkpoint: Checkpoint, options: EngineOptions, *, weights: WeightFormat, limits: Limits
-) -> Executable:
-    if options.backend == "torch":
-        return _compile_torch(graph, checkpoint, options, limits)
-    from fastserve.backends.native.executable import compile_native
+def _compile(graph: Graph, checkpoint: Checkpoint, options: EngineOptions, capacity: Capacity) -> Executable:
+    if capacity.layout is None:
+        return _compile_torch(graph, checkpoint, options, capacity.limits)
+    from fastserve.backends.native.executable import compile_layout
     from fastserve.backends.native.packed_cache import PackedCache
     from fastserve.backends.native.storage_choice import StorageChoice
 
-    return compile_native(
-        graph,
+    return compile_layout(
+        capacity.layout,
         checkpoint.tensors,
-        weights=weights,
-        limits=limits,
+        limits=capacity.limits,
         kv_dtype=options.kv_dtype,
         threads=options.threads,
         cache=PackedCache.of(checkpoint.files),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fastserve.graph.node import Graph, Rows, Slice, Value
+from fastserve.types import Limits
 
 FLOAT_BYTES = 4
 
@@ -51,6 +52,15 @@ class _Buffer:
                 first = min(first, chain.start) if self.first_node in chain else first
                 last = max(last, chain.stop - 1) if self.last_node in chain else last
         return replace(self, first_node=first, last_node=last)
+
+
+def rows_of(limits: Limits) -> dict[Rows, int]:
+    """How many of each kind of rows the largest step within the limits has."""
+    return {
+        Rows.TOKENS: limits.max_tokens,
+        Rows.OUTPUTS: limits.max_outputs,
+        Rows.SEQUENCES: limits.max_sequences,
+    }
 
 
 def plan_memory(

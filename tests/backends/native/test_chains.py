@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastserve import _native
-from fastserve.backends.native import chains
+from fastserve.backends.native import chains, layout
 from fastserve.backends.native import executable as native
 from fastserve.backends.native.chains import find_chains
 from fastserve.config import WeightFormat
@@ -64,7 +64,7 @@ def test_an_encoder_in_strips_gives_the_same_bits(
 ) -> None:
     lengths = BATCHES[batch]
     in_strips = [embed(lengths, weights=weights, threads=threads, isa=isa) for threads in (1, 2, 3)]
-    monkeypatch.setattr(native, "find_chains", lambda graph: [])
+    monkeypatch.setattr(layout, "find_chains", lambda graph: [])
     expected = embed(lengths, weights=weights, threads=1, isa=isa)
     assert np.isfinite(expected).all()
     for embeddings in in_strips:
@@ -88,7 +88,7 @@ def test_a_decoder_in_strips_gives_the_same_bits(
         return run_logits(executable, prompt)
 
     in_strips = [logits(threads) for threads in (1, 2)]
-    monkeypatch.setattr(native, "find_chains", lambda graph: [])
+    monkeypatch.setattr(layout, "find_chains", lambda graph: [])
     for actual in in_strips:
         np.testing.assert_array_equal(actual, logits(1))
 

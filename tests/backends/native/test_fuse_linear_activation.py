@@ -7,7 +7,7 @@ import pytest
 
 from fastserve import _native
 from fastserve.backends.native import executable as native
-from fastserve.backends.native import fuse
+from fastserve.backends.native import fuse, layout
 from fastserve.backends.native.fuse_linear_activation import fuse_linear_activation
 from fastserve.backends.native.fuse_quantize_rows import fuse_quantize_rows
 from fastserve.backends.native.quantize_rows import quantize_rows
@@ -49,7 +49,7 @@ def test_an_activation_quantized_with_its_linear_has_the_same_bits(
     graph = graph_of(depth, width, has_bias=depth != 65)
     fused = run(graph, num_tokens, isa=isa, weights=weights, threads=2)
     monkeypatch.setattr(fuse, "fuse_linear_activation", lambda graph: graph)
-    monkeypatch.setattr(native, "find_chains", lambda graph: [])
+    monkeypatch.setattr(layout, "find_chains", lambda graph: [])
     np.testing.assert_array_equal(fused, run(graph, num_tokens, isa=isa, weights=weights))
 
 

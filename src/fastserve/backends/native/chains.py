@@ -29,7 +29,7 @@ from fastserve.graph.node import (
 )
 
 MAX_STRIP_ROWS = 96  # csrc/kernels/kernel.h: kRowBlock
-STRIP_ALIGNMENT = 4  # csrc/plan.cpp: kStripAlignment
+STRIP_ALIGNMENT = 4  # csrc/stage_schedule.h: kStripAlignment
 # What strips may take of a core's second-level cache, beside the weights that stream through it.
 STRIP_BYTES = 512 * 2**10
 # Fewer rows cost more by reading weights again than is gained.

@@ -11,10 +11,9 @@ from typing import get_args
 
 import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
-from fastserve.backends.native.chains import find_chains
-from fastserve.backends.native.fuse import fuse
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
+from fastserve.backends.native.layout import Layout, lay_out
 from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
 from fastserve.backends.native.packed_cache import PackedCache
 from fastserve.backends.native.storage_choice import StorageChoice
@@ -23,7 +22,6 @@ from fastserve.backends.native.weights import Weights
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.config import KvDtype, WeightFormat
 from fastserve.errors import OptionError, UnsupportedError
-from fastserve.graph.memory import plan_memory
 from fastserve.graph.node import Attention, Graph, Rope, Rows
 from fastserve.option import check_choice, check_integer
 from fastserve.types import Batch, Limits, StepResult, UInt8Array
@@ -64,21 +62,38 @@ def compile_native(
         UnsupportedError: a shape that the kernels do not have.
     """
     check_choice("weights", weights, get_args(WeightFormat))
+    return compile_layout(
+        lay_out(graph, choose_schemes(graph, weights, tensors), limits, in_strips=in_strips),
+        tensors,
+        limits=limits,
+        kv_dtype=kv_dtype,
+        threads=threads,
+        isa=isa,
+        cache=cache,
+        storage_choice=storage_choice,
+    )
+
+
+def compile_layout(
+    layout: Layout,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    limits: Limits,
+    kv_dtype: KvDtype = "f16",
+    threads: int | None = None,
+    isa: str | None = None,
+    cache: PackedCache | None = None,
+    storage_choice: StorageChoice | None = None,
+) -> NativeExecutable:
+    """Compile what is laid out for steps of these limits. Arguments and errors as of `compile_native`."""
+    assert layout.is_for(limits)
     check_choice("kv_dtype", kv_dtype, get_args(KvDtype))
     runtime = make_runtime(threads, isa)
-    packed = Weights(runtime, tensors, choose_schemes(graph, weights, tensors), cache, storage_choice)
-    bounds = BatchBounds.from_graph(graph, limits, _native.BLOCK_SIZE)
-    graph = fuse(graph, lambda linear: packed.activation_group_size(linear.weight))
-    rows = {
-        Rows.TOKENS: limits.max_tokens,
-        Rows.OUTPUTS: limits.max_outputs,
-        Rows.SEQUENCES: limits.max_sequences,
-    }
-    chains = find_chains(graph) if in_strips else []
-    memory = plan_memory(graph, rows, chains=[chain.nodes for chain in chains])
+    packed = Weights(runtime, tensors, layout.schemes, cache, storage_choice)
+    bounds = BatchBounds.from_graph(layout.source, limits, _native.BLOCK_SIZE)
     plan = _native.Plan(
         runtime,
-        memory.size_bytes,
+        layout.memory.size_bytes,
         max_tokens=limits.max_tokens,
         max_outputs=limits.max_outputs,
         max_sequences=limits.max_sequences,
@@ -88,20 +103,25 @@ def compile_native(
         num_token_types=bounds.num_token_types,
         needs_whole_sequences=bounds.needs_whole_sequences,
     )
-    ops = [node.producer if isinstance(node, QuantizedResult) else node for node in graph.nodes]
+    ops = [node.producer if isinstance(node, QuantizedResult) else node for node in layout.graph.nodes]
     kv_pool = _make_kv_pool([op for op in ops if isinstance(op, Attention)], limits, kv_dtype)
     tables = {op.table for op in ops if isinstance(op, Rope | RopeAttention)}
     lowering = Lowering(
-        plan, memory, packed, kv_pool, {t: make_rope_table(t, bounds.num_positions) for t in tables}, chains
+        plan,
+        layout.memory,
+        packed,
+        kv_pool,
+        {t: make_rope_table(t, bounds.num_positions) for t in tables},
+        layout.chains,
     )
-    lower(graph, lowering)
+    lower(layout.graph, lowering)
     packed.keep()
     storages = packed.storages()
     if storages.keys() - {"dense"}:
         counts = ", ".join(f"{count} {storage}" for storage, count in sorted(storages.items()))
         logger.info("matrices by storage: %s", counts)
-    outputs = {name: lowering.matrix(value) for name, value in graph.outputs.items()}
-    rows_of = {name: value.rows for name, value in graph.outputs.items()}
+    outputs = {name: lowering.matrix(value) for name, value in layout.graph.outputs.items()}
+    rows_of = {name: value.rows for name, value in layout.graph.outputs.items()}
     return NativeExecutable(runtime, plan, kv_pool, bounds, outputs, rows_of)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fastserve.backends.native.weight_scheme import DEPTH_ALIGNMENT
 from fastserve.graph.node import Graph, Linear, Node, Value
 
-ALIGNMENT = 64  # bytes, of a row and of its scales (csrc/calls.h: QuantizedLayout)
+ALIGNMENT = 64  # bytes, of a row and of its scales (csrc/step.h: QuantizedLayout)
 FLOAT_BYTES = 4
 
 

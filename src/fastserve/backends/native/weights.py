@@ -46,11 +46,6 @@ class Weights:
         """Memory of all packed matrices."""
         return sum(weight.num_bytes for weight in self._matrices.values())
 
-    def activation_group_size(self, parameter: Parameter) -> int | None:
-        """Columns of a linear's input that share a scale (0: all); None where it is not quantized."""
-        scheme = self._schemes[parameter]
-        return scheme.activation_group_size if scheme.is_integer else None
-
     def matrix(self, parameter: Parameter) -> _native.Weight:
         """The parameter [out, in], packed into panels."""
         if parameter not in self._matrices:
