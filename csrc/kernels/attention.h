@@ -59,10 +59,10 @@ static inline void turn(const AttentionArgs& a, const float* x, int32_t position
 template <class Kv>
 static inline float encode(const float* x, int32_t width, typename Kv::type* out) {
   if constexpr (Kv::kIsScaled) {
-    const float largest_value = largest_magnitude(x, width);
-    const F32 inverse = set1(largest_value > kSmallestQuantized ? 127.0f / largest_value : 0.0f);
+    const Magnitude found = magnitude(x, width);
+    const F32 inverse = set1(found.largest > kSmallestQuantized ? 127.0f / found.largest : 0.0f);
     for (int32_t d = 0; d < width; d += kLanes) Kv::store(out + d, mul(load(x + d), inverse));
-    return largest_value / 127.0f;
+    return found.largest / 127.0f + found.poison;
   }
   for (int32_t d = 0; d < width; d += kLanes) Kv::store(out + d, load(x + d));
   return 1.0f;

@@ -13,9 +13,12 @@ static inline void store_up_to(float* p, F32 a, int n) {
   else store_first(p, a, n);
 }
 
+// `x` within the limits, where NaN stays: x86 takes the second operand of max and min if one is NaN.
+static inline F32 clamp(F32 x, float low, float high) { return min(set1(high), max(set1(low), x)); }
+
 // Cephes expf: 2^n * p(r), r = x - n ln 2 in two pieces. Inputs below -110 give exactly zero.
 static inline F32 exp(F32 x) {
-  x = min(max(x, set1(-110.0f)), set1(88.72f));
+  x = clamp(x, -110.0f, 88.72f);
   F32 n = round(mul(x, set1(1.44269504088896341f)));
   F32 r = fma(n, set1(-0.693359375f), x);
   r = fma(n, set1(2.12194440e-4f), r);
@@ -42,7 +45,7 @@ static inline F32 tanh(F32 x) {
 
 // x * p(x^2) / q(x^2), fitted to erf(x) / x on [0, 4] by bench/fit_erf.py: relative error 6.5e-8 before rounding.
 static inline F32 erf(F32 x) {
-  x = min(max(x, set1(-4.0f)), set1(4.0f));
+  x = clamp(x, -4.0f, 4.0f);
   const F32 x2 = mul(x, x);
   F32 p = set1(1.911071073e-08f);
   p = fma(p, x2, set1(-1.942296828e-06f));
@@ -67,4 +70,4 @@ static inline F32 gelu_tanh(F32 x) {
   F32 inner = mul(set1(0.79788456080286536f), fma(mul(mul(x, x), x), set1(0.044715f), x));
   return mul(mul(x, set1(0.5f)), add(set1(1.0f), tanh(inner)));
 }
-static inline F32 relu(F32 x) { return max(zero(), x); }  // in this order, x86 keeps NaN
+static inline F32 relu(F32 x) { return max(zero(), x); }  // in this order NaN stays, as above

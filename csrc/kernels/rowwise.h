@@ -83,7 +83,7 @@ static void l2_normalize(const float* x, float eps, int32_t width, float* out) {
     squares = fma(a, a, squares);
   });
   float norm = sqrtf(sum(squares));
-  F32 divisor = set1(norm > eps ? norm : eps);
+  F32 divisor = set1(norm < eps ? eps : norm);  // in this order, a norm that is NaN stays
   each_vector(width, [&](int32_t i, int n) { store_up_to(out + i, div(load_up_to(x + i, n), divisor), n); });
 }
 

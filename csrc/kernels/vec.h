@@ -382,7 +382,7 @@ static inline float power_of_two(int32_t n) { return bits_to_f32((uint32_t)(n + 
 static inline F32 scale_by_power(F32 a, F32 n) {
   F32 r;
   for (int i = 0; i < kLanes; ++i) {
-    int32_t whole = (int32_t)n.v[i], half = whole >> 1;
+    int32_t whole = n.v[i] == n.v[i] ? (int32_t)n.v[i] : 0, half = whole >> 1;  // a NaN is no whole number
     r.v[i] = a.v[i] * power_of_two(half) * power_of_two(whole - half);
   }
   return r;
