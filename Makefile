@@ -24,7 +24,7 @@ test: check
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
 
-# The kernels and the thread pool without Python: as built, under sanitizers, and on an emulated 64-bit ARM.
+# The kernels, plans and the thread pool without Python: as built, under sanitizers, and on an emulated 64-bit ARM.
 NATIVE_TESTS := $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DFASTSERVE_BUILD_TESTS=ON
 WITHOUT_PYTHON := -DFASTSERVE_BUILD_PYTHON=OFF
 AARCH64 := aarch64-linux-gnu
@@ -55,6 +55,7 @@ test-neon: $(VENV)/tools
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(AARCH64)-g++; \
 	$(BIN)/cmake --build build/neon; \
 	qemu-aarch64 -L /usr/$(AARCH64) build/neon/test_kernels neondot portable; \
+	qemu-aarch64 -L /usr/$(AARCH64) build/neon/test_plan neondot portable; \
 	qemu-aarch64 -L /usr/$(AARCH64) build/neon/test_threads
 
 bench: $(VENV)/dev

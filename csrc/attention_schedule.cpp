@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "plan.h"
+#include "step.h"
 
 namespace fastserve {
 namespace {

@@ -1,28 +1,17 @@
 #include "plan.h"
 
-#include <chrono>
-#include <cstring>
+#include <algorithm>
 #include <mutex>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
-#include "calls.h"
+#include "attention_calls.h"
+#include "linear_calls.h"
+#include "refuse.h"
+#include "rowwise_calls.h"
 
 namespace fastserve {
 namespace {
-
-int64_t element_bytes(KvFormat format) { return format == KvFormat::f32 ? 4 : format == KvFormat::int8 ? 1 : 2; }
-
-[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
-
-void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
-  if (value < low || value > high)
-    refuse(std::string(what) + " is " + std::to_string(value) + "; the limits are " + std::to_string(low) + " and " +
-           std::to_string(high));
-}
-
-void check_equal(const char* what, int64_t value, int64_t expected) { check_range(what, value, expected, expected); }
 
 int64_t row_bytes(const Matrix& m) {
   return m.is_quantized() ? QuantizedLayout(m).row_bytes : 4 * static_cast<int64_t>(m.width);
@@ -30,172 +19,7 @@ int64_t row_bytes(const Matrix& m) {
 // Bytes from a matrix's first to its last.
 int64_t extent(const Matrix& m, int64_t num_rows) { return (num_rows - 1) * 4 * m.stride + row_bytes(m); }
 
-// Fewer rows for each thread share their loads of weights rather than the nearness of what they write.
-constexpr int32_t kLeastStripRows = 32;
-// Strips begin at multiples of so many rows, so that few register tiles are less than full.
-constexpr int32_t kStripAlignment = 4;
-
-// Strips of whole sequences are taken where the busiest thread gets at most so much more than its share of the rows.
-constexpr double kMostUneven = 1.2;
-
-// Memory that each thread has for itself.
-struct ThreadMemory {
-  float* scratch;
-  int64_t scratch_floats;
-  uint8_t* strips;
-  int64_t strip_bytes;
-  int num_threads;
-};
-
-// All stages of a plan for one step, then the sampling of its output rows.
-class StepJob : public Job {
- public:
-  StepJob(const std::vector<std::unique_ptr<Call>>& calls, const std::vector<Stage>& stages,
-          const std::vector<RowRange>& sequence_strips, const Step& step, const SampleBatch* sampling,
-          const Matrix* logits, SampleResult* results, std::vector<SampleScratch>& sample_scratch,
-          const ThreadMemory& memory, std::vector<CallProfile>* profile)
-      : calls_(calls),
-        stages_(stages),
-        sequence_strips_(sequence_strips),
-        step_(step),
-        sampling_(sampling),
-        logits_(logits),
-        results_(results),
-        sample_scratch_(sample_scratch),
-        memory_(memory),
-        profile_(profile) {
-    if (!profile_) return;
-    seconds_.assign(calls_.size() * static_cast<std::size_t>(memory.num_threads), 0.0);
-    stage_start_ = Clock::now();
-  }
-
-  int num_stages() const override { return static_cast<int>(stages_.size()) + (sampling_ ? 1 : 0); }
-  int num_tiles(int stage) const override {
-    if (is_sampling(stage)) return sampling_->num_rows;
-    return at(stage).has_strips() ? num_strips(at(stage)) : call(at(stage).first_call).num_tiles(step_);
-  }
-  void run_tile(int stage, int tile, int thread) override {
-    if (is_sampling(stage))
-      sample_row(step_.row(*logits_, tile), logits_->width, sampling_->row(tile),
-                 sample_scratch_[static_cast<std::size_t>(thread)], results_[tile]);
-    else if (at(stage).has_strips()) run_strip(at(stage), tile, thread);
-    else call(at(stage).first_call).run_tile(step_, tile, scratch(thread));
-  }
-
-  void stage_done(int stage) override {
-    if (!profile_) return;
-    const double seconds = std::chrono::duration<double>(Clock::now() - stage_start_).count();
-    if (is_sampling(stage)) {
-      add_to_profile(static_cast<int>(calls_.size()), seconds, {});
-    } else if (at(stage).has_strips()) {
-      const double whole = seconds_of(at(stage).first_call, at(stage).end_call);
-      for (int c = at(stage).first_call; c < at(stage).end_call; ++c)
-        add_to_profile(c, seconds * seconds_of(c, c + 1) / std::max(whole, 1e-9), call(c).cost(step_));
-    } else {
-      add_to_profile(at(stage).first_call, seconds, call(at(stage).first_call).cost(step_));
-    }
-    stage_start_ = Clock::now();
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-
-  bool is_sampling(int stage) const { return stage == static_cast<int>(stages_.size()); }
-  const Stage& at(int stage) const { return stages_[static_cast<std::size_t>(stage)]; }
-  const Call& call(int index) const { return *calls_[static_cast<std::size_t>(index)]; }
-  float* scratch(int thread) const { return memory_.scratch + thread * memory_.scratch_floats; }
-
-  // Where they need not be whole sequences: as many for each thread, of about equal height.
-  int num_strips(const Stage& stage) const {
-    if (stage.has_whole_sequences) return static_cast<int>(sequence_strips_.size());
-    const int32_t rows = step_.batch.num_tokens, threads = memory_.num_threads;
-    const int32_t least = (rows + stage.strip_rows - 1) / stage.strip_rows;
-    return (least + threads - 1) / threads * threads;
-  }
-  int32_t strip_begin(const Stage& stage, int strip) const {
-    const int32_t rows = step_.batch.num_tokens;
-    const int64_t pieces = (rows + kStripAlignment - 1) / kStripAlignment;
-    return std::min(rows, static_cast<int32_t>(pieces * strip / num_strips(stage)) * kStripAlignment);
-  }
-  RowRange strip_rows(const Stage& stage, int strip) const {
-    if (stage.has_whole_sequences) return sequence_strips_[static_cast<std::size_t>(strip)];
-    return {strip_begin(stage, strip), strip_begin(stage, strip + 1)};
-  }
-  void run_strip(const Stage& stage, int index, int thread) {
-    const RowRange rows = strip_rows(stage, index);
-    const Strip strip{memory_.strips + thread * memory_.strip_bytes, rows.begin, stage.has_whole_sequences};
-    Step step = step_;
-    step.strip = &strip;
-    for (int c = stage.first_call; c < stage.end_call; ++c) {
-      const Clock::time_point start = profile_ ? Clock::now() : Clock::time_point{};
-      static_cast<const StripCall&>(call(c)).run_rows(step, rows.begin, rows.end, scratch(thread));
-      if (profile_)
-        seconds_[static_cast<std::size_t>(c * memory_.num_threads + thread)] +=
-            std::chrono::duration<double>(Clock::now() - start).count();
-    }
-  }
-
-  // Of strips of this step, over all threads.
-  double seconds_of(int first_call, int end_call) const {
-    const auto begin = seconds_.begin() + first_call * memory_.num_threads;
-    return std::accumulate(begin, begin + (end_call - first_call) * memory_.num_threads, 0.0);
-  }
-  void add_to_profile(int index, double seconds, const Cost& cost) {
-    CallProfile& p = (*profile_)[static_cast<std::size_t>(index)];
-    p.num_runs += 1;
-    p.seconds += seconds;
-    p.cost.bytes += cost.bytes;
-    p.cost.operations += cost.operations;
-  }
-
-  const std::vector<std::unique_ptr<Call>>& calls_;
-  const std::vector<Stage>& stages_;
-  const std::vector<RowRange>& sequence_strips_;
-  const Step& step_;
-  const SampleBatch* sampling_;
-  const Matrix* logits_;
-  SampleResult* results_;
-  std::vector<SampleScratch>& sample_scratch_;
-  ThreadMemory memory_;
-  std::vector<CallProfile>* profile_;
-  std::vector<double> seconds_;  // [calls][threads]: where a stage is several calls
-  Clock::time_point stage_start_;
-};
-
 }  // namespace
-
-KvPool::KvPool(int32_t num_layers, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim, KvFormat format)
-    : num_layers_(num_layers), num_blocks_(num_blocks) {
-  check_range("head_dim", head_dim, 1, kMaxHeadDim);
-  const auto padded_head_dim = static_cast<int32_t>(round_up(static_cast<std::size_t>(head_dim), 16));
-  const int64_t scale_bytes = format == KvFormat::int8 ? static_cast<int64_t>(sizeof(float)) : 0;
-  const int64_t head_bytes = kBlock * (padded_head_dim * element_bytes(format) + scale_bytes);
-  layout_ = {format, num_kv_heads, head_dim, padded_head_dim, head_bytes, num_kv_heads * head_bytes};
-  layer_bytes_ = layout_.block_bytes * num_blocks;
-  memory_ = allocate<uint8_t>(static_cast<std::size_t>(num_bytes()));
-}
-
-void KvPool::read_block(int32_t block, uint8_t* out) const {
-  check_block("block", block);
-  const auto bytes = static_cast<std::size_t>(layout_.block_bytes);
-  for (int32_t i = 0; i < num_parts(); ++i) std::memcpy(out + i * layout_.block_bytes, part(i, block), bytes);
-}
-
-void KvPool::write_block(int32_t block, const uint8_t* data) {
-  check_block("block", block);
-  const auto bytes = static_cast<std::size_t>(layout_.block_bytes);
-  for (int32_t i = 0; i < num_parts(); ++i) std::memcpy(part(i, block), data + i * layout_.block_bytes, bytes);
-}
-
-void KvPool::copy_block(int32_t source, int32_t target) {
-  check_block("source", source);
-  check_block("target", target);
-  if (source == target) return;
-  const auto bytes = static_cast<std::size_t>(layout_.block_bytes);
-  for (int32_t i = 0; i < num_parts(); ++i) std::memcpy(part(i, target), part(i, source), bytes);
-}
-
-void KvPool::check_block(const char* what, int32_t block) const { check_range(what, block, 0, num_blocks_ - 1); }
 
 Plan::Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels, ThreadPool& pool)
     : limits_(limits),
@@ -224,8 +48,8 @@ void Plan::check(const Matrix& m) const {
 void Plan::check_in_strip(const Matrix& m) const {
   if (!is_in_sequence_chain_ && (!is_in_chain_ || m.needs_whole_sequences))
     refuse("a matrix of strips is used outside of a chain");
-  const int32_t strip_rows = std::max(is_in_chain_ ? chains_.back().strip_rows : 0,
-                                      is_in_sequence_chain_ ? sequence_chains_.back().strip_rows : 0);
+  const int32_t strip_rows = std::max(is_in_chain_ ? chains_.of_rows.back().strip_rows : 0,
+                                      is_in_sequence_chain_ ? chains_.of_sequences.back().strip_rows : 0);
   if (m.rows != Rows::tokens || m.strip_offset_bytes < 0 ||
       m.strip_offset_bytes + extent(m, strip_rows) > strip_bytes_)
     refuse("a matrix of the plan lies outside its strip");
@@ -250,14 +74,14 @@ void Plan::start_chain(int32_t strip_rows, int64_t strip_bytes) {
   check_equal("rows of a strip beyond whole register tiles", strip_rows % kStripAlignment, 0);
   reserve_strips(strip_rows, strip_bytes);
   const int first_call = static_cast<int>(calls_.size());
-  chains_.push_back({first_call, first_call, strip_rows});
+  chains_.of_rows.push_back({first_call, first_call, strip_rows});
   is_in_chain_ = true;
 }
 
 void Plan::end_chain() {
   if (!is_in_chain_) refuse("no chain was begun that could be ended");
   is_in_chain_ = false;
-  chains_.back().end_call = static_cast<int>(calls_.size());
+  chains_.of_rows.back().end_call = static_cast<int>(calls_.size());
 }
 
 void Plan::start_sequence_chain(int32_t strip_rows, int64_t strip_bytes) {
@@ -265,14 +89,14 @@ void Plan::start_sequence_chain(int32_t strip_rows, int64_t strip_bytes) {
   if (!limits_.needs_whole_sequences) refuse("sequences that come in parts have no chains");
   reserve_strips(strip_rows, strip_bytes);
   const int first_call = static_cast<int>(calls_.size());
-  sequence_chains_.push_back({first_call, first_call, strip_rows, true});
+  chains_.of_sequences.push_back({first_call, first_call, strip_rows});
   is_in_sequence_chain_ = true;
 }
 
 void Plan::end_sequence_chain() {
   if (is_in_chain_ || !is_in_sequence_chain_) refuse("no chain of sequences was begun that could be ended");
   is_in_sequence_chain_ = false;
-  sequence_chains_.back().end_call = static_cast<int>(calls_.size());
+  chains_.of_sequences.back().end_call = static_cast<int>(calls_.size());
 }
 
 void Plan::reserve_strips(int32_t strip_rows, int64_t strip_bytes) {
@@ -282,44 +106,6 @@ void Plan::reserve_strips(int32_t strip_rows, int64_t strip_bytes) {
   if (needed <= strip_bytes_) return;
   strip_bytes_ = needed;
   strips_ = allocate<uint8_t>(static_cast<std::size_t>(strip_bytes_ * pool_.num_threads()));
-}
-
-// Replaces `sequence_strips_`; whether they are worth it.
-bool Plan::choose_sequence_strips(const Batch& batch) {
-  sequence_strips_.clear();
-  if (sequence_chains_.empty() || chains_.empty()) return false;
-  const int32_t threads = pool_.num_threads(), share = (batch.num_tokens + threads - 1) / threads;
-  int32_t wanted = std::max(kLeastStripRows, std::min(share, chains_.front().strip_rows));
-  for (const Stage& chain : sequence_chains_) wanted = std::min(wanted, chain.strip_rows);
-  for (int32_t s = 0; s < batch.num_sequences; ++s) {
-    const RowRange rows{batch.sequence_starts[s], batch.sequence_starts[s + 1]};
-    for (const Stage& chain : sequence_chains_)
-      if (rows.size() > chain.strip_rows) return false;
-    if (s > 0 && rows.end - sequence_strips_.back().begin <= wanted) sequence_strips_.back().end = rows.end;
-    else sequence_strips_.push_back(rows);
-  }
-  std::stable_sort(sequence_strips_.begin(), sequence_strips_.end(),
-                   [](const RowRange& a, const RowRange& b) { return a.size() > b.size(); });
-  std::vector<int32_t> rows_of_threads(static_cast<std::size_t>(threads), 0);
-  for (const RowRange& rows : sequence_strips_)
-    *std::min_element(rows_of_threads.begin(), rows_of_threads.end()) += rows.size();
-  return *std::max_element(rows_of_threads.begin(), rows_of_threads.end()) <= kMostUneven * share;
-}
-
-// Replaces `stages_`. Results do not depend on the choice.
-void Plan::choose_stages(const Batch& batch) {
-  const bool has_sequence_strips = choose_sequence_strips(batch);
-  const bool has_strips = has_sequence_strips || batch.num_tokens >= kLeastStripRows * pool_.num_threads();
-  stages_.clear();
-  const auto begins_at = [&](const std::vector<Stage>& chains, int call) {
-    return std::find_if(chains.begin(), chains.end(),
-                        [&](const Stage& chain) { return chain.first_call == call && chain.end_call > call; });
-  };
-  for (int call = 0; call < static_cast<int>(calls_.size()); call = stages_.back().end_call) {
-    const std::vector<Stage>& chains = has_sequence_strips ? sequence_chains_ : chains_;
-    const auto chain = has_strips ? begins_at(chains, call) : chains.end();
-    stages_.push_back(chain != chains.end() ? *chain : Stage{call, call + 1});
-  }
 }
 
 void Plan::embedding(IdSource ids, const Weight& weight, Matrix out) {
@@ -511,10 +297,10 @@ void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* lo
   if (batch.token_types) token_types_.assign(batch.token_types, batch.token_types + batch.num_tokens);
   schedule_attention(batch, attention_shape_, pool_.num_threads(), &attention_);
   attention_partials_.resize(static_cast<std::size_t>(attention_.num_partials() * partial_floats_));
+  schedule_stages(batch, chains_, static_cast<int>(calls_.size()), pool_.num_threads(), &stages_);
   const Step step{kernels_, arena_.get(), batch, token_types_, attention_, attention_partials_.data()};
-  choose_stages(batch);
   const ThreadMemory memory{scratch_.get(), scratch_floats_, strips_.get(), strip_bytes_, pool_.num_threads()};
-  StepJob job(calls_, stages_, sequence_strips_, step, sampling, logits, results, sample_scratch_, memory,
+  StepJob job(calls_, stages_, step, {sampling, logits, sample_scratch_, results}, memory,
               is_profiling_ ? &profile_ : nullptr);
   pool_.run(job);
 }

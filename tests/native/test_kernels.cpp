@@ -95,6 +95,54 @@ void test_rows(const Kernels& k, int width) {
   }
 }
 
+// What is computed of a NaN is one: where elements are computed apart, there alone; else everywhere.
+void test_not_a_number(const Kernels& k, int width, int place) {
+  Random random(7);
+  const auto n = static_cast<std::size_t>(width), at_place = static_cast<std::size_t>(place);
+  OddArray<float> x(n), broken(n), weight(n), out(n);
+  for (auto* a : {&x, &broken, &weight}) random.fill(*a);
+  broken[at_place] = std::numeric_limits<float>::quiet_NaN();
+  const auto expect_nan = [&](const char* what, bool is_everywhere) {
+    for (std::size_t i = 0; i < n; ++i)
+      expect(std::isnan(out[i]) == (is_everywhere || i == at_place), at(k, what, {width, place, int(i)}) + ": NaN");
+  };
+  k.add(x.data(), broken.data(), width, out.data());
+  expect_nan("add", false);
+  k.rms_norm(broken.data(), weight.data(), 1e-5f, width, out.data());
+  expect_nan("rms_norm", true);
+  k.layer_norm(broken.data(), weight.data(), weight.data(), 1e-5f, width, out.data());
+  expect_nan("layer_norm", true);
+  k.l2_normalize(broken.data(), 1e-12f, width, out.data());
+  expect_nan("l2_normalize", true);
+  for (const ActivationKind kind : {ActivationKind::silu, ActivationKind::gelu, ActivationKind::gelu_tanh,
+                                    ActivationKind::relu, ActivationKind::tanh}) {
+    k.activation(kind, broken.data(), width, out.data());
+    expect_nan("activation", false);
+    k.gated_activation(kind, broken.data(), x.data(), width, out.data());
+    expect_nan("gated_activation", false);
+    k.gated_activation(kind, x.data(), broken.data(), width, out.data());
+    expect_nan("gated_activation", false);
+  }
+  const int num_groups = (width + 31) / 32;
+  OddArray<int8_t> bytes(static_cast<std::size_t>(32 * num_groups));
+  OddArray<float> scales(static_cast<std::size_t>(num_groups));
+  OddArray<int32_t> corrections(static_cast<std::size_t>(num_groups));
+  k.quantize_row(broken.data(), width, 32 * num_groups, 32, bytes.data(), scales.data(), corrections.data());
+  for (std::size_t g = 0; g < scales.size(); ++g)
+    expect(std::isnan(scales[g]) == (g == at_place / 32), at(k, "quantize_row", {width, place, int(g)}) + ": NaN");
+}
+
+// Turns one head by its position's cosines and sines [dim / 2].
+template <class X>
+void turn(const X* x, const float* cosines, const float* sines, int head_dim, int dim, double* out) {
+  const int half = dim / 2;
+  std::copy_n(x, head_dim, out);
+  for (int i = 0; i < half; ++i) {
+    out[i] = double(x[i]) * cosines[i] - double(x[half + i]) * sines[i];
+    out[half + i] = double(x[half + i]) * cosines[i] + double(x[i]) * sines[i];
+  }
+}
+
 void test_rope(const Kernels& k, int head_dim, int dim) {
   Random random(2);
   constexpr int kHeads = 3;
@@ -102,14 +150,8 @@ void test_rope(const Kernels& k, int head_dim, int dim) {
   OddArray<float> x(n), out(n), cosines(half), sines(half);
   for (auto* a : {&x, &cosines, &sines}) random.fill(*a);
   std::vector<double> expected(n);
-  for (std::size_t h = 0; h < n; h += static_cast<std::size_t>(head_dim)) {
-    for (std::size_t i = 0; i < static_cast<std::size_t>(head_dim); ++i) expected[h + i] = x[h + i];
-    for (std::size_t i = 0; i < half; ++i) {
-      const double a = x[h + i], b = x[h + half + i];
-      expected[h + i] = a * cosines[i] - b * sines[i];
-      expected[h + half + i] = b * cosines[i] + a * sines[i];
-    }
-  }
+  for (std::size_t h = 0; h < n; h += static_cast<std::size_t>(head_dim))
+    turn(x.data() + h, cosines.data(), sines.data(), head_dim, dim, expected.data() + h);
   k.rope(x.data(), cosines.data(), sines.data(), dim, head_dim, kHeads, out.data());
   expect_close(out, expected, kFloatTolerance, at(k, "rope", {head_dim, dim}));
 }
@@ -199,9 +241,8 @@ std::vector<double> keep(const WeightScheme& scheme, const float* row, int depth
 
 // x @ weight.T + bias for a packed weight whose rows stand for `kept`, and its rows read back. Returns the product.
 std::vector<float> test_packed(const Kernels& k, const Weight& packed, const std::vector<std::vector<double>>& kept,
-                               const std::string& name) {
+                               int num_rows, const std::string& name) {
   Random random(3);
-  constexpr int kRows = 13;  // two register tiles and a rest on every instruction set
   const auto size = [](int n) { return static_cast<std::size_t>(n); };
   const PackedWeight& w = packed.packed();
   const int width = w.rows, depth = w.depth;
@@ -211,7 +252,7 @@ std::vector<float> test_packed(const Kernels& k, const Weight& packed, const std
     expect_close(row, kept[size(c)], 1e-6, name + ": packed and read back");
   }
 
-  OddArray<float> x(size(kRows * depth)), bias(size(width));
+  OddArray<float> x(size(num_rows * depth)), bias(size(width));
   random.fill(x);
   random.fill(bias);
   LinearArgs args{};
@@ -220,7 +261,7 @@ std::vector<float> test_packed(const Kernels& k, const Weight& packed, const std
   std::vector<double> seen(x.data(), x.data() + x.size());
   QuantizedX quantized;
   if (is_integer(w.format)) {
-    quantized = quantize(k, x, kRows, w);
+    quantized = quantize(k, x, num_rows, w);
     args.quantized = quantized.rows;
     seen = quantized.values;
   } else {
@@ -228,28 +269,31 @@ std::vector<float> test_packed(const Kernels& k, const Weight& packed, const std
     args.x_stride = depth;
   }
   std::vector<double> expected;
-  for (int r = 0; r < kRows; ++r)
+  for (int r = 0; r < num_rows; ++r)
     for (int c = 0; c < width; ++c) {
       double sum = bias[size(c)];
       for (int i = 0; i < depth; ++i) sum += seen[size(r * depth + i)] * kept[size(c)][size(i)];
       expected.push_back(sum);
     }
-  OddArray<float> out(size(kRows * width)), alone(size(kRows * width));
+  OddArray<float> out(size(num_rows * width)), alone(size(num_rows * width));
   args.out = out.data();
   args.out_stride = width;
   const int num_panels = (width + kPanel - 1) / kPanel;
-  k.linear(args, 0, kRows, 0, num_panels);
+  k.linear(args, 0, num_rows, 0, num_panels);
   expect_close(out, expected, 1e-5, name + ": linear");
   args.out = alone.data();
   for (int panel = num_panels - 1; panel >= 0; --panel)
-    for (int r = 0; r < kRows; ++r) k.linear(args, r, r + 1, panel, panel + 1);
+    for (int r = 0; r < num_rows; ++r) k.linear(args, r, r + 1, panel, panel + 1);
   expect(std::memcmp(out.data(), alone.data(), out.size() * sizeof(float)) == 0, name + ": a row alone differs");
   return {out.data(), out.data() + out.size()};
 }
 
+constexpr int kFewRows = 13;  // two register tiles and a rest on every instruction set
+constexpr int kManyRows = kRowBlock + 35;
+
 // Weights rounded from float32, of which so many in a hundred are zeros; however they are stored, the bits are the same.
 void test_linear(const Kernels& k, ThreadPool& pool, const WeightScheme& scheme, int depth, int width,
-                 int percent_zeros = 0) {
+                 int percent_zeros = 0, int num_rows = kFewRows) {
   Random random(6);
   OddArray<float> weights(static_cast<std::size_t>(width * depth));
   random.fill(weights);
@@ -266,8 +310,8 @@ void test_linear(const Kernels& k, ThreadPool& pool, const WeightScheme& scheme,
     WeightScheme stored_so = scheme;
     stored_so.storage = storage;
     const std::string name = at(k, "weights", {int(scheme.format), int(storage), int(scheme.offset), scheme.group_size,
-                                               depth, width, percent_zeros});
-    const std::vector<float> product = test_packed(k, Weight({stored}, stored_so, k, pool), kept, name);
+                                               depth, width, percent_zeros, num_rows});
+    const std::vector<float> product = test_packed(k, Weight({stored}, stored_so, k, pool), kept, num_rows, name);
     if (storage == WeightStorage::dense) dense = product;
     expect(std::memcmp(product.data(), dense.data(), dense.size() * sizeof(float)) == 0, name + ": not as dense");
   }
@@ -314,12 +358,13 @@ struct Stored {
 
 // Weights as a file's blocks have them.
 void test_stored_linear(const Kernels& k, ThreadPool& pool, StoredFormat format, const WeightScheme& scheme, int depth,
-                        int width) {
+                        int width, int num_rows = kFewRows) {
   const Stored stored(format, depth * width);
   std::vector<std::vector<double>> kept;
   for (auto row = stored.values.begin(); row != stored.values.end(); row += depth) kept.emplace_back(row, row + depth);
   const StoredMatrix matrix{format, stored.bytes.data(), static_cast<int64_t>(stored.bytes.size()), width, depth};
-  test_packed(k, Weight({matrix}, scheme, k, pool), kept, at(k, "stored weights", {int(format), depth, width}));
+  test_packed(k, Weight({matrix}, scheme, k, pool), kept, num_rows,
+              at(k, "stored weights", {int(format), depth, width, num_rows}));
 }
 
 void test_decode(const Kernels& k, StoredFormat format, int count) {
@@ -329,89 +374,221 @@ void test_decode(const Kernels& k, StoredFormat format, int count) {
   expect_close(out, stored.values, 1e-6, at(k, "decode_row", {int(format), count}));
 }
 
-// One sequence of `context` tokens whose last rows attend. Slots that hold no token are not numbers.
-void test_attention(const Kernels& k, KvFormat format, int head_dim, int group, int context, bool is_causal) {
-  Random random(5);
-  constexpr int kKvHeads = 2;
-  const auto size = [](int64_t n) { return static_cast<std::size_t>(n); };
-  const int padded = (head_dim + 15) / 16 * 16, heads = kKvHeads * group;
-  const int num_rows = std::min(context, 9), num_blocks = (context + kBlock - 1) / kBlock + 1;
-  const int element_bytes = format == KvFormat::f32 ? 4 : format == KvFormat::int8 ? 1 : 2;
-  const int head_bytes = kBlock * (padded * element_bytes + (format == KvFormat::int8 ? 4 : 0));
-  const KvLayout kv{format, kKvHeads, head_dim, padded, head_bytes, kKvHeads * head_bytes};
-  AlignedArray<uint8_t> keys = allocate<uint8_t>(size(num_blocks * kv.block_bytes));
-  AlignedArray<uint8_t> values = allocate<uint8_t>(size(num_blocks * kv.block_bytes));
-  std::fill_n(keys.get(), num_blocks * kv.block_bytes, 0xff);
-  std::fill_n(values.get(), num_blocks * kv.block_bytes, 0xff);
+// One sequence of `context` tokens, of which the last `num_rows` attend, and the pool that its keys and values go to.
+// Slots that hold no token are not numbers.
+struct Attention {
+  static constexpr int kKvHeads = 2;
+
+  const Kernels& k;
+  int head_dim, group, context, num_rows, rotary_dim, padded, heads, num_splits;
+  KvLayout kv;
+  AlignedArray<uint8_t> keys, values;
+  AlignedArray<float> scratch;
   std::vector<int32_t> table;
-  for (int b = num_blocks - 1; b > 0; --b) table.push_back(b);
-
-  OddArray<float> k_rows(size(context * kKvHeads * head_dim)), v_rows(k_rows.size());
-  OddArray<float> q(size(num_rows * heads * head_dim)), out(q.size());
-  for (auto* a : {&k_rows, &v_rows, &q}) random.fill(*a);
-  AlignedArray<float> scratch = allocate<float>(size(attention_scratch_floats(padded)));
+  OddArray<float> k_rows, v_rows, q, cosines, sines, out;
   AttentionArgs args{};
-  args.kv = kv;
-  args.keys = keys.get();
-  args.values = values.get();
-  args.q = q.data();
-  args.k = k_rows.data();
-  args.v = v_rows.data();
-  args.q_stride = heads * head_dim;
-  args.k_stride = args.v_stride = kKvHeads * head_dim;
-  args.num_heads = heads;
-  args.scale = 1 / std::sqrt(static_cast<float>(head_dim));
-  args.causal = is_causal;
-  const int num_splits = (context + kSplit - 1) / kSplit;
-  const AttentionTask all{table.data(), 0, context, 0, context, 0, num_splits, true, -1};
-  const AttentionTask last{table.data(), 0, num_rows, context - num_rows, context, 0, num_splits, false, -1};
-  for (int h = 0; h < kKvHeads; ++h) {
-    k.store_kv(args, all, h, scratch.get());
-    k.attention(args, last, h, scratch.get(), out.data() + h * group * head_dim, args.q_stride, nullptr);
+
+  static std::size_t size(int64_t n) { return static_cast<std::size_t>(n); }
+
+  Attention(const Kernels& kernels, KvFormat format, int head_dim, int group, int context, int rotary_dim,
+            bool is_causal)
+      : k(kernels),
+        head_dim(head_dim),
+        group(group),
+        context(context),
+        num_rows(std::min(context, 9)),
+        rotary_dim(rotary_dim),
+        padded((head_dim + 15) / 16 * 16),
+        heads(kKvHeads * group),
+        num_splits((context + kSplit - 1) / kSplit),
+        k_rows(size(context * kKvHeads * head_dim)),
+        v_rows(k_rows.size()),
+        q(size(num_rows * heads * head_dim)),
+        cosines(size(context * (rotary_dim / 2))),
+        sines(cosines.size()),
+        out(q.size()) {
+    const int element_bytes = format == KvFormat::f32 ? 4 : format == KvFormat::int8 ? 1 : 2;
+    const int head_bytes = kBlock * (padded * element_bytes + (format == KvFormat::int8 ? 4 : 0));
+    const int num_blocks = (context + kBlock - 1) / kBlock + 1;
+    kv = {format, kKvHeads, head_dim, padded, head_bytes, kKvHeads * head_bytes};
+    keys = allocate<uint8_t>(size(num_blocks * kv.block_bytes));
+    values = allocate<uint8_t>(size(num_blocks * kv.block_bytes));
+    scratch = allocate<float>(size(attention_scratch_floats(padded)));
+    for (int b = num_blocks - 1; b > 0; --b) table.push_back(b);
+    Random random(5);
+    for (auto* a : {&k_rows, &v_rows, &q}) random.fill(*a);
+    for (std::size_t i = 0; i < cosines.size(); ++i) {
+      const float angle = random.normal();
+      cosines[i] = std::cos(angle), sines[i] = std::sin(angle);
+    }
+    args.kv = kv;
+    args.keys = keys.get();
+    args.values = values.get();
+    args.q = q.data();
+    args.k = k_rows.data();
+    args.v = v_rows.data();
+    args.q_stride = heads * head_dim;
+    args.k_stride = args.v_stride = kKvHeads * head_dim;
+    args.cosines = cosines.data();
+    args.sines = sines.data();
+    args.rotary_dim = rotary_dim;
+    args.num_heads = heads;
+    args.scale = 1 / std::sqrt(static_cast<float>(head_dim));
+    args.causal = is_causal;
   }
-  const std::string where = at(k, "attention", {int(format), head_dim, group, context, is_causal});
 
-  // The last row again, a split at a time and merged: the same bits.
-  const int64_t stride = partial_floats(padded);
-  OddArray<float> partials(size(num_splits * heads * stride)), merged(size(heads * head_dim));
-  AttentionTask split = last;
-  split.first_row = num_rows - 1, split.num_rows = 1, split.first_position = context - 1;
-  for (int h = 0; h < kKvHeads; ++h)
-    for (int s = 0; s < num_splits; ++s) {
-      split.first_split = s, split.end_split = s + 1;
-      k.attention(args, split, h, scratch.get(), nullptr, 0, partials.data() + (s * heads + h * group) * stride);
+  AttentionTask task(int first_position, int rows, bool stores) const {
+    return {table.data(), 0, rows, first_position, context, 0, num_splits, stores, -1};
+  }
+
+  void run() {
+    std::fill_n(keys.get(), (table.size() + 1) * size(kv.block_bytes), 0xff);
+    std::fill_n(values.get(), (table.size() + 1) * size(kv.block_bytes), 0xff);
+    for (int h = 0; h < kKvHeads; ++h) {
+      k.store_kv(args, task(0, context, false), h, scratch.get());
+      k.attention(args, task(context - num_rows, num_rows, false), h, scratch.get(),
+                  out.data() + h * group * head_dim, args.q_stride, nullptr);
     }
-  for (int h = 0; h < heads; ++h)
-    k.merge_attention(partials.data() + h * stride, heads * stride, num_splits, head_dim, padded,
-                      merged.data() + h * head_dim);
-  const float* whole = out.data() + (num_rows - 1) * heads * head_dim;
-  expect(std::equal(whole, whole + heads * head_dim, merged.data()), where + ": merged splits differ");
+  }
 
-  std::vector<double> expected(q.size());
-  for (int r = 0; r < num_rows; ++r)
-    for (int h = 0; h < heads; ++h) {
-      const int visible = is_causal ? context - num_rows + r + 1 : context, kv = h / group * head_dim;
-      std::vector<double> weights;
-      double largest = -std::numeric_limits<double>::infinity(), total = 0;
-      for (int t = 0; t < visible; ++t) {
-        double score = 0;
-        for (int d = 0; d < head_dim; ++d)
-          score += double(q[size((r * heads + h) * head_dim + d)]) * k_rows[size(t * kKvHeads * head_dim + kv + d)];
-        weights.push_back(score * args.scale);
-        largest = std::max(largest, weights.back());
+  // The same in two steps, the second of which stores its rows' keys and values as it attends.
+  std::vector<float> run_storing() {
+    const int before = context - num_rows;
+    std::fill_n(keys.get(), (table.size() + 1) * size(kv.block_bytes), 0xff);
+    std::fill_n(values.get(), (table.size() + 1) * size(kv.block_bytes), 0xff);
+    std::vector<float> stored(q.size());
+    AttentionArgs last = args;
+    last.k += before * args.k_stride;
+    last.v += before * args.v_stride;
+    for (int h = 0; h < kKvHeads; ++h) {
+      if (before > 0) k.store_kv(args, task(0, before, false), h, scratch.get());
+      k.attention(last, task(before, num_rows, true), h, scratch.get(), stored.data() + h * group * head_dim,
+                  args.q_stride, nullptr);
+    }
+    return stored;
+  }
+
+  // The last row, a split at a time and merged.
+  std::vector<float> run_splits() {
+    const int64_t stride = partial_floats(padded);
+    OddArray<float> partials(size(num_splits * heads * stride));
+    std::vector<float> merged(size(heads * head_dim));
+    AttentionTask split = task(context - 1, 1, false);
+    split.first_row = num_rows - 1;
+    for (int h = 0; h < kKvHeads; ++h)
+      for (int s = 0; s < num_splits; ++s) {
+        split.first_split = s, split.end_split = s + 1;
+        k.attention(args, split, h, scratch.get(), nullptr, 0, partials.data() + (s * heads + h * group) * stride);
       }
-      for (double& weight : weights) total += weight = std::exp(weight - largest);
-      for (int t = 0; t < visible; ++t)
-        for (int d = 0; d < head_dim; ++d)
-          expected[size((r * heads + h) * head_dim + d)] +=
-              weights[size(t)] / total * v_rows[size(t * kKvHeads * head_dim + kv + d)];
+    for (int h = 0; h < heads; ++h)
+      k.merge_attention(partials.data() + h * stride, heads * stride, num_splits, head_dim, padded,
+                        merged.data() + h * head_dim);
+    return merged;
+  }
+
+  // Rows of q or k from a position on, turned.
+  std::vector<double> turned(const OddArray<float>& x, int first_position, int num_heads) const {
+    std::vector<double> rows(x.size());
+    for (int at = 0; at < static_cast<int>(x.size()); at += head_dim) {
+      const int angles = (first_position + at / (num_heads * head_dim)) * (rotary_dim / 2);
+      turn(x.data() + at, cosines.data() + angles, sines.data() + angles, head_dim, rotary_dim, rows.data() + at);
     }
+    return rows;
+  }
+
+  std::vector<double> reference() const {
+    const std::vector<double> queries = turned(q, context - num_rows, heads), all_keys = turned(k_rows, 0, kKvHeads);
+    std::vector<double> expected(q.size());
+    for (int r = 0; r < num_rows; ++r)
+      for (int h = 0; h < heads; ++h) {
+        const int visible = args.causal ? context - num_rows + r + 1 : context, kv_column = h / group * head_dim;
+        const double* query = queries.data() + (r * heads + h) * head_dim;
+        std::vector<double> weights;
+        double largest = -std::numeric_limits<double>::infinity(), total = 0;
+        for (int t = 0; t < visible; ++t) {
+          const double* key = all_keys.data() + t * kKvHeads * head_dim + kv_column;
+          double score = 0;
+          for (int d = 0; d < head_dim; ++d) score += query[d] * key[d];
+          weights.push_back(score * args.scale);
+          largest = std::max(largest, weights.back());
+        }
+        for (double& weight : weights) total += weight = std::exp(weight - largest);
+        for (int t = 0; t < visible; ++t)
+          for (int d = 0; d < head_dim; ++d)
+            expected[size((r * heads + h) * head_dim + d)] +=
+                weights[size(t)] / total * v_rows[size(t * kKvHeads * head_dim + kv_column + d)];
+      }
+    return expected;
+  }
+};
+
+void test_attention(const Kernels& k, KvFormat format, int head_dim, int group, int context, int rotary_dim,
+                    bool is_causal) {
+  Attention a(k, format, head_dim, group, context, rotary_dim, is_causal);
+  const std::string where = at(k, "attention", {int(format), head_dim, group, context, rotary_dim, is_causal});
+  a.run();
   const double tolerance = format == KvFormat::f32 ? 1e-5 : format == KvFormat::f16 ? 4e-3 : 3e-2;
-  expect_close(out, expected, tolerance, where);
+  expect_close(a.out, a.reference(), tolerance, where);
+  const std::vector<float> merged = a.run_splits(), stored = a.run_storing();
+  expect(std::equal(stored.begin(), stored.end(), a.out.data()), where + ": of keys stored on the way differs");
+  expect(std::equal(merged.begin(), merged.end(), a.out.data() + a.out.size() - merged.size()),
+         where + ": merged splits differ");
+}
+
+// A NaN among the keys or the values is seen by the rows that attend to it, in all of a key head's queries, and by no
+// others.
+void test_attention_of_nan(const Kernels& k, KvFormat format, bool is_in_keys) {
+  constexpr int kContext = 40, kPlace = 35;
+  Attention a(k, format, 18, 3, kContext, 18, true);
+  a.run();
+  const std::vector<float> whole(a.out.data(), a.out.data() + a.out.size());
+  const int heads = a.heads, group = a.group, head_dim = a.head_dim;
+  (is_in_keys ? a.k_rows : a.v_rows)[Attention::size(kPlace * Attention::kKvHeads * head_dim + 7)] =
+      std::numeric_limits<float>::quiet_NaN();
+  a.run();
+  for (int r = 0; r < a.num_rows; ++r)
+    for (int h = 0; h < heads; ++h) {
+      const float* row = a.out.data() + (r * heads + h) * head_dim;
+      const bool sees = kContext - a.num_rows + r >= kPlace && h < group;
+      const bool has_nan = std::any_of(row, row + head_dim, [](float value) { return std::isnan(value); });
+      const std::string where = at(k, "attention of NaN", {int(format), is_in_keys, r, h});
+      expect(has_nan == sees, where + (sees ? ": is lost" : ": is seen"));
+      if (!sees) expect(std::equal(row, row + head_dim, whole.data() + (r * heads + h) * head_dim), where);
+    }
+}
+
+// What measures the machine's limits: that it reads, and computes, what it says.
+void test_peak(const Kernels& k) {
+  constexpr int kCount = 4096;  // whole steps of every kernel
+  Random random(8);
+  OddArray<float> floats(kCount);
+  double total = 0;
+  for (std::size_t i = 0; i < floats.size(); ++i) total += floats[i] = static_cast<float>(random.below(64));
+  for (ReadKind kind : {ReadKind::plain, ReadKind::interleaved, ReadKind::prefetched,
+                        ReadKind::prefetched_interleaved, ReadKind::non_temporal})
+    expect(double(k.read_memory(kind, floats.data(), kCount)) == total, at(k, "read_memory", {int(kind)}));
+
+  OddArray<int8_t> bytes(64);
+  for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<int8_t>(random.below(255) - 127);
+  OddArray<float> x(16);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = i % 2 == 0 ? 0.25f : -0.25f;
+  float none, some, twice;
+  int64_t operations = k.dot_products(16, bytes.data(), &some);
+  expect(operations > 0 && k.dot_products(32, bytes.data(), &twice) == 2 * operations, at(k, "dot_products", {}));
+  expect(k.dot_products(0, bytes.data(), &none) == 0 && some != none && twice - none == 2 * (some - none),
+         at(k, "dot_products: sums", {}));
+  operations = k.multiply_adds(16, x.data(), &some);
+  expect(operations > 0 && k.multiply_adds(32, x.data(), &twice) == 2 * operations, at(k, "multiply_adds", {}));
+  expect(k.multiply_adds(0, x.data(), &none) == 0 && some == none && twice == none, at(k, "multiply_adds: sums", {}));
+  k.multiply_adds(1, x.data(), &some);
+  expect(some != none, at(k, "multiply_adds: one", {}));
 }
 
 void test_all(const Kernels& k, ThreadPool& pool) {
-  for (int width : kSizes) test_rows(k, width);
+  for (int width : kSizes) {
+    test_rows(k, width);
+    for (int place : {0, width / 2, width - 1}) test_not_a_number(k, width, place);
+  }
   for (int head_dim : {2, 18, 64, 80})
     for (int dim : {2, head_dim}) test_rope(k, head_dim, dim);
   constexpr ScaleFormat kBf16 = ScaleFormat::bf16, kF16 = ScaleFormat::f16;
@@ -436,6 +613,19 @@ void test_all(const Kernels& k, ThreadPool& pool) {
       test_stored_linear(k, pool, StoredFormat::q4_1, {WeightFormat::int4, kF16, WeightOffset::minimum, 32, 32}, depth,
                          width);
     }
+  // More rows than a block: integers are unpacked, or expanded, once for many.
+  for (int depth : {17, 257, 576}) {
+    for (WeightFormat format : {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16})
+      test_linear(k, pool, {format, kBf16, kNone, 0, 0}, depth, 70, 0, kManyRows);
+    for (int group_size : {0, 32, 64, 128}) {
+      const int activations = group_size == 32 ? 32 : 64;
+      for (WeightFormat format : {WeightFormat::int8, WeightFormat::int4})
+        test_linear(k, pool, {format, kBf16, kNone, group_size, activations}, depth, 70, 60, kManyRows);
+      test_linear(k, pool, {WeightFormat::int4, kBf16, kZero, group_size, activations}, depth, 70, 0, kManyRows);
+    }
+  }
+  test_stored_linear(k, pool, StoredFormat::q4_1, {WeightFormat::int4, kF16, WeightOffset::minimum, 32, 32}, 288, 70,
+                     kManyRows);
   for (StoredFormat format : {StoredFormat::f32, StoredFormat::f16, StoredFormat::bf16})
     for (int count : kSizes) test_decode(k, format, count);
   for (StoredFormat format : {StoredFormat::q8_0, StoredFormat::q4_0, StoredFormat::q4_1})
@@ -445,7 +635,11 @@ void test_all(const Kernels& k, ThreadPool& pool) {
       for (int context : {1, 31, 33, 257, 600})
         for (bool is_causal : {true, false})
           for (KvFormat format : {KvFormat::f32, KvFormat::f16, KvFormat::bf16, KvFormat::int8})
-            test_attention(k, format, head_dim, group, context, is_causal);
+            for (int rotary_dim : head_dim > 2 ? std::vector{0, head_dim - 2} : std::vector{0})
+              test_attention(k, format, head_dim, group, context, rotary_dim, is_causal);
+  for (KvFormat format : {KvFormat::f32, KvFormat::f16, KvFormat::bf16, KvFormat::int8})
+    for (bool is_in_keys : {true, false}) test_attention_of_nan(k, format, is_in_keys);
+  test_peak(k);
 }
 
 }  // namespace

@@ -1,0 +1,112 @@
+// The calls of products with weights: tiles of a panel and a block of rows.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "row_writer.h"
+#include "step.h"
+#include "weight.h"
+
+namespace fastserve {
+
+class LinearCall : public StripCall {
+ public:
+  LinearCall(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out)
+      : x_(x), weight_(weight), bias_(std::move(bias)), out_(out) {}
+
+  const char* name() const override { return "linear"; }
+  std::string shape() const override {
+    const PackedWeight& w = weight_.packed();
+    const std::string size = std::to_string(w.rows) + "x" + std::to_string(w.depth);
+    return w.storage == WeightStorage::dense ? size : size + " " + to_name(w.storage);
+  }
+  Cost cost(const Step& step) const override {
+    const PackedWeight& w = weight_.packed();
+    return {weight_.num_bytes(), 2 * static_cast<int64_t>(step.num_rows(out_.rows)) * w.rows * w.depth};
+  }
+  int num_tiles(const Step& step) const override { return num_panels() * num_row_blocks(step); }
+
+  void run_tile(const Step& step, int tile, float* scratch) const override {
+    const int32_t panel = tile / num_row_blocks(step), block = tile % num_row_blocks(step);
+    const int32_t row_end = std::min(step.num_rows(out_.rows), (block + 1) * kRowBlock);
+    run_panels(step, block * kRowBlock, row_end, panel, panel + 1, scratch);
+  }
+  Rows rows() const override { return out_.rows; }
+  void run_rows(const Step& step, int32_t begin, int32_t end, float* scratch) const override {
+    run_panels(step, begin, end, 0, num_panels(), scratch);
+  }
+
+ protected:
+  virtual void run_panels(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel_begin,
+                          int32_t panel_end, float*) const {
+    LinearArgs args = inputs(step, row_begin);
+    args.out = step.row(out_, row_begin);
+    args.out_stride = out_.stride;
+    step.kernels.linear(args, 0, row_end - row_begin, panel_begin, panel_end);
+  }
+
+  // All arguments but the result's; rows are counted from `row_begin`.
+  LinearArgs inputs(const Step& step, int32_t row_begin) const {
+    const PackedWeight& w = weight_.packed();
+    LinearArgs args{};
+    args.weight = &w;
+    if (is_integer(w.format)) {
+      const QuantizedLayout layout(w.depth, w.activation_group_size);
+      args.quantized = {reinterpret_cast<const int8_t*>(step.row(x_, row_begin)), layout.row_bytes,
+                        layout.scales_offset, layout.corrections_offset};
+    } else {
+      args.x = step.row(x_, row_begin);
+      args.x_stride = x_.stride;
+    }
+    args.bias = bias_.empty() ? nullptr : bias_.data();
+    return args;
+  }
+
+  Matrix x_;
+  const Weight& weight_;
+  std::vector<float> bias_;
+  Matrix out_;
+
+ private:
+  int num_panels() const { return (weight_.packed().rows + kPanel - 1) / kPanel; }
+  int num_row_blocks(const Step& step) const { return (step.num_rows(out_.rows) + kRowBlock - 1) / kRowBlock; }
+};
+
+// linear, then an activation, quantized: a panel of a block of rows at a time, while it is in the nearest cache. Groups
+// of columns that share a scale make whole panels.
+class LinearActivationCall : public LinearCall {
+ public:
+  LinearActivationCall(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias, Matrix out)
+      : LinearCall(x, weight, std::move(bias), out), kind_(kind), writer_(out) {}
+
+  const char* name() const override { return "linear_activation"; }
+  int64_t scratch_floats() const override { return kRowBlock * kPanel; }
+
+ protected:
+  void run_panels(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel_begin, int32_t panel_end,
+                  float* scratch) const override {
+    for (int32_t panel = panel_begin; panel < panel_end; ++panel)
+      for (int32_t row = row_begin; row < row_end; row += kRowBlock)
+        run_panel(step, row, std::min(row_end, row + kRowBlock), panel, scratch);
+  }
+
+ private:
+  void run_panel(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel, float* scratch) const {
+    const int32_t column = panel * kPanel, width = std::min(kPanel, out_.width - column);
+    LinearArgs args = inputs(step, row_begin);
+    args.out = scratch;
+    args.out_stride = width;
+    args.first_channel = column;
+    step.kernels.linear(args, 0, row_end - row_begin, panel, panel + 1);
+    step.kernels.activation(kind_, scratch, (row_end - row_begin) * width, scratch);
+    for (int32_t row = row_begin; row < row_end; ++row)
+      writer_.finish(step, row, column, width, scratch + (row - row_begin) * width);
+  }
+
+  ActivationKind kind_;
+  RowWriter writer_;
+};
+
+}  // namespace fastserve

@@ -1,0 +1,416 @@
+// Plans of small models: in strips and out of them, with ops fused and apart, on any number of threads the same bits;
+// and how steps are cut into stages and strips. Without Python, so that it runs under emulators and sanitizers.
+//
+//   test_plan [ISA ...]: fails where a named instruction set does not run here.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "dispatch.h"
+#include "plan.h"
+#include "stage_schedule.h"
+#include "threads.h"
+#include "weight.h"
+
+namespace fastserve::test {
+namespace {
+
+constexpr int kVocab = 50, kHeads = 4, kHeadDim = 16, kWidth = kHeads * kHeadDim, kInner = 131, kLayers = 2;
+constexpr int kMaxTokens = 600, kMaxSequences = 24, kMaxContext = 320, kSequenceBlocks = kMaxContext / kBlock;
+constexpr int kGroup = 64;  // columns of quantized activations that share a scale
+constexpr int kStripRows = 48, kSequenceStripRows = 64;
+
+enum class InStrips { no, rows, sequences };
+
+// Sequences of these lengths from their first tokens on.
+struct Sequences {
+  std::vector<int32_t> token_ids, positions, starts{0}, lengths, block_tables, output_rows;
+
+  explicit Sequences(const std::vector<int>& lengths_of) {
+    Random random(9);
+    for (int length : lengths_of) {
+      for (int position = 0; position < length; ++position) {
+        token_ids.push_back(random.below(kVocab));
+        positions.push_back(position);
+      }
+      starts.push_back(static_cast<int32_t>(token_ids.size()));
+      lengths.push_back(length);
+      for (int block = 0; block < kSequenceBlocks; ++block)
+        block_tables.push_back(block * kMaxSequences + static_cast<int>(lengths.size()) - 1);
+      output_rows.push_back(starts.back() - 1);
+    }
+  }
+
+  Batch batch() const {
+    return {static_cast<int32_t>(token_ids.size()),
+            static_cast<int32_t>(lengths.size()),
+            static_cast<int32_t>(output_rows.size()),
+            kSequenceBlocks,
+            token_ids.data(),
+            positions.data(),
+            nullptr,
+            starts.data(),
+            lengths.data(),
+            block_tables.data(),
+            output_rows.data()};
+  }
+};
+
+std::vector<float> random_vector(std::size_t count, unsigned seed) {
+  Random random(seed);
+  std::vector<float> values(count);
+  random.fill(values);
+  return values;
+}
+
+// The weights of either model; all layers have the same.
+class Parameters {
+ public:
+  Parameters(const WeightScheme& scheme, const Kernels& kernels, ThreadPool& pool)
+      : table(make({WeightFormat::f32, ScaleFormat::bf16, WeightOffset::none, 0, 0}, kVocab, kWidth, 1, kernels, pool)),
+        qkv(make(scheme, 3 * kWidth, kWidth, 2, kernels, pool)),
+        q_kv(make(scheme, kWidth + 2 * kHeadDim, kWidth, 2, kernels, pool)),
+        out(make(scheme, kWidth, kWidth, 3, kernels, pool)),
+        up(make(scheme, kInner, kWidth, 4, kernels, pool)),
+        gate_up(make(scheme, 2 * kInner, kWidth, 5, kernels, pool)),
+        down(make(scheme, kWidth, kInner, 6, kernels, pool)) {
+    std::vector<float> cosines, sines;
+    for (int i = 0; i < kMaxContext * (kHeadDim / 2); ++i) {
+      cosines.push_back(std::cos(0.1f * static_cast<float>(i % 63)));
+      sines.push_back(std::sin(0.1f * static_cast<float>(i % 63)));
+    }
+    rope = {std::make_shared<std::vector<float>>(cosines), std::make_shared<std::vector<float>>(sines),
+            kHeadDim / 2 * 2};
+  }
+
+  Weight table, qkv, q_kv, out, up, gate_up, down;
+  std::vector<float> norm = random_vector(kWidth, 7), bias = random_vector(kWidth, 8);
+  std::vector<float> up_bias = random_vector(kInner, 9);
+  RopeTables rope;
+
+ private:
+  static Weight make(const WeightScheme& scheme, int rows, int depth, unsigned seed, const Kernels& kernels,
+                     ThreadPool& pool) {
+    const std::vector<float> values = random_vector(static_cast<std::size_t>(rows * depth), seed);
+    const StoredMatrix stored{StoredFormat::f32, reinterpret_cast<const uint8_t*>(values.data()),
+                              static_cast<int64_t>(values.size() * sizeof(float)), rows, depth};
+    return Weight({stored}, scheme, kernels, pool);
+  }
+};
+
+// Who reads a value: calls of its chain of rows, of its chain of sequences, or others too.
+enum class Readers { chain_of_rows, chain_of_sequences, others };
+
+// Gives every value a place of its own, in the arena and, where its readers allow it, in strips.
+class Places {
+ public:
+  explicit Places(InStrips in_strips) : in_strips_(in_strips) {}
+
+  Matrix add(Readers readers, int width, int group_size = Matrix::kFloats, Rows rows = Rows::tokens) {
+    const bool is_quantized = group_size != Matrix::kFloats;
+    const auto stride =
+        is_quantized ? static_cast<int32_t>(QuantizedLayout(width, group_size).row_bytes / 4) : width;
+    Matrix m{arena_bytes, stride, width, rows, group_size};
+    arena_bytes += 4 * static_cast<int64_t>(stride) * kMaxTokens;
+    const bool is_within = readers == Readers::chain_of_rows ? in_strips_ != InStrips::no
+                                                             : readers == Readers::chain_of_sequences &&
+                                                                   in_strips_ == InStrips::sequences;
+    if (!is_within) return m;
+    m.strip_offset_bytes = strip_bytes;
+    m.needs_whole_sequences = readers == Readers::chain_of_sequences;
+    strip_bytes += 4 * static_cast<int64_t>(stride) * kSequenceStripRows;
+    return m;
+  }
+
+  int64_t arena_bytes = 0, strip_bytes = 0;
+
+ private:
+  InStrips in_strips_;
+};
+
+Matrix columns(Matrix m, int begin, int width) {
+  m.offset_bytes += 4 * begin;
+  if (m.is_in_strips()) m.strip_offset_bytes += 4 * begin;
+  m.width = width;
+  return m;
+}
+
+// A model's plan, and what it runs on.
+class Model {
+ public:
+  Model(const Kernels& kernels, int num_threads, const WeightScheme& scheme, InStrips in_strips, bool is_fused)
+      : pool_(num_threads),
+        parameters_(scheme, kernels, pool_),
+        kv_(kLayers, kSequenceBlocks * kMaxSequences, kHeads, kHeadDim, KvFormat::f16),
+        shared_kv_(kLayers, kSequenceBlocks * kMaxSequences, 1, kHeadDim, KvFormat::f16),
+        kernels_(kernels),
+        in_strips_(in_strips),
+        is_fused_(is_fused),
+        places_(in_strips) {}
+
+  // A sentence encoder: attention to all of a sequence, layer norms after the sums, GELU; sequences' means.
+  void build_encoder() {
+    struct Layer {
+      Matrix quantized, qkv, attended, attended_quantized, projected, mixed, mixed_quantized, inner, activated, down, out;
+    };
+    const Matrix embedded = places_.add(Readers::chain_of_sequences, kWidth);
+    std::vector<Layer> layers;
+    for (int i = 0; i < kLayers; ++i)
+      layers.push_back({places_.add(Readers::chain_of_rows, kWidth, kGroup),
+                        places_.add(Readers::chain_of_sequences, 3 * kWidth),
+                        places_.add(Readers::chain_of_sequences, kWidth),
+                        places_.add(Readers::chain_of_rows, kWidth, kGroup),
+                        places_.add(Readers::chain_of_rows, kWidth),
+                        places_.add(Readers::chain_of_rows, kWidth),
+                        places_.add(Readers::chain_of_rows, kWidth, kGroup),
+                        places_.add(Readers::chain_of_rows, kInner),
+                        places_.add(Readers::chain_of_rows, kInner, kGroup),
+                        places_.add(Readers::chain_of_rows, kWidth),
+                        places_.add(i + 1 < kLayers ? Readers::chain_of_sequences : Readers::others, kWidth)});
+    const Matrix pooled = places_.add(Readers::others, kWidth, Matrix::kFloats, Rows::sequences);
+    result_ = places_.add(Readers::others, kWidth, Matrix::kFloats, Rows::sequences);
+    Plan& plan = make_plan(true);
+    const Parameters& p = parameters_;
+    if (in_strips_ == InStrips::sequences) plan.start_sequence_chain(kSequenceStripRows, places_.strip_bytes);
+    start_chain();
+    plan.embedding(IdSource::token_ids, p.table, embedded);
+    Matrix x = embedded;
+    for (int i = 0; i < kLayers; ++i) {
+      const Layer& l = layers[static_cast<std::size_t>(i)];
+      plan.quantize_rows(x, l.quantized);
+      plan.linear(l.quantized, p.qkv, {}, l.qkv);
+      end_chain();
+      plan.attention(columns(l.qkv, 0, kWidth), columns(l.qkv, kWidth, kWidth), columns(l.qkv, 2 * kWidth, kWidth), kv_,
+                     i, 0.3f, false, l.attended);
+      start_chain();
+      plan.quantize_rows(l.attended, l.attended_quantized);
+      plan.linear(l.attended_quantized, p.out, p.bias, l.projected);
+      plan.add_layer_norm(l.projected, x, p.norm, p.bias, 1e-5f, no_matrix(), l.mixed);
+      plan.quantize_rows(l.mixed, l.mixed_quantized);
+      add_linear_activation(ActivationKind::gelu, l.mixed_quantized, l.inner, l.activated);
+      plan.linear(l.activated, p.down, {}, l.down);
+      plan.add_layer_norm(l.down, l.mixed, p.norm, p.bias, 1e-5f, no_matrix(), l.out);
+      x = l.out;
+    }
+    end_chain();
+    if (in_strips_ == InStrips::sequences) plan.end_sequence_chain();
+    plan.pool(PoolKind::mean, x, pooled);
+    plan.l2_normalize(pooled, 1e-12f, result_);
+  }
+
+  // A decoder: rotary attention to what came before, by one key head, RMS norms before the products, gated SiLU; rows
+  // of outputs.
+  void build_decoder() {
+    struct Layer {
+      Matrix qkv, attended, projected, mixed, mixed_quantized, gate_up, activated, down, out, normed;
+    };
+    const Matrix embedded = places_.add(Readers::others, kWidth);
+    const Matrix first_normed = places_.add(Readers::chain_of_rows, kWidth, kGroup);
+    std::vector<Layer> layers;
+    for (int i = 0; i < kLayers; ++i)
+      layers.push_back({places_.add(Readers::others, kWidth + 2 * kHeadDim),
+                        places_.add(Readers::others, kWidth, kGroup),
+                        places_.add(Readers::chain_of_rows, kWidth), places_.add(Readers::chain_of_rows, kWidth),
+                        places_.add(Readers::chain_of_rows, kWidth, kGroup),
+                        places_.add(Readers::chain_of_rows, 2 * kInner),
+                        places_.add(Readers::chain_of_rows, kInner, kGroup),
+                        places_.add(Readers::chain_of_rows, kWidth), places_.add(Readers::others, kWidth),
+                        places_.add(Readers::chain_of_rows, kWidth, kGroup)});
+    result_ = places_.add(Readers::others, kWidth, Matrix::kFloats, Rows::outputs);
+    Plan& plan = make_plan(false);
+    const Parameters& p = parameters_;
+    start_chain();
+    plan.embedding(IdSource::token_ids, p.table, embedded);
+    plan.rms_norm(embedded, p.norm, 1e-5f, first_normed);
+    Matrix x = embedded, normed = first_normed;
+    for (int i = 0; i < kLayers; ++i) {
+      const Layer& l = layers[static_cast<std::size_t>(i)];
+      plan.linear(normed, p.q_kv, {}, l.qkv);
+      end_chain();
+      plan.rope_attention(columns(l.qkv, 0, kWidth), columns(l.qkv, kWidth, kHeadDim),
+                          columns(l.qkv, kWidth + kHeadDim, kHeadDim), p.rope, shared_kv_, i, 0.3f, true, l.attended);
+      start_chain();
+      plan.linear(l.attended, p.out, p.bias, l.projected);
+      plan.add_rms_norm(l.projected, x, p.norm, 1e-5f, l.mixed, l.mixed_quantized);
+      plan.linear(l.mixed_quantized, p.gate_up, {}, l.gate_up);
+      plan.gated_activation(ActivationKind::silu, columns(l.gate_up, 0, kInner), columns(l.gate_up, kInner, kInner),
+                            l.activated);
+      plan.linear(l.activated, p.down, {}, l.down);
+      plan.add(l.down, l.mixed, l.out);
+      plan.rms_norm(l.out, p.norm, 1e-5f, l.normed);
+      x = l.out, normed = l.normed;
+    }
+    end_chain();
+    plan.gather_rows(x, result_);
+  }
+
+  std::vector<float> run(const Batch& batch) {
+    plan_->run(batch, nullptr, nullptr, nullptr);
+    const float* data = plan_->data(result_);
+    return {data, data + batch.num_sequences * kWidth};
+  }
+
+ private:
+  static Matrix no_matrix() { return {0, 0, 0, Rows::tokens}; }
+
+  Plan& make_plan(bool needs_whole_sequences) {
+    const PlanLimits limits{kMaxTokens, kMaxTokens, kMaxSequences, kv_.num_blocks(), kMaxContext, kVocab, 1,
+                            needs_whole_sequences};
+    plan_ = std::make_unique<Plan>(places_.arena_bytes, limits, kernels_, pool_);
+    return *plan_;
+  }
+  void start_chain() {
+    if (in_strips_ != InStrips::no) plan_->start_chain(kStripRows, places_.strip_bytes);
+  }
+  void end_chain() {
+    if (in_strips_ != InStrips::no) plan_->end_chain();
+  }
+  void add_linear_activation(ActivationKind kind, Matrix x, Matrix inner, Matrix out) {
+    if (is_fused_) return plan_->linear_activation(kind, x, parameters_.up, parameters_.up_bias, out);
+    plan_->linear(x, parameters_.up, parameters_.up_bias, inner);
+    plan_->activation(kind, inner, out);
+  }
+
+  ThreadPool pool_;
+  Parameters parameters_;
+  KvPool kv_, shared_kv_;
+  const Kernels& kernels_;
+  InStrips in_strips_;
+  bool is_fused_;
+  Places places_;
+  Matrix result_{};
+  std::unique_ptr<Plan> plan_;
+};
+
+std::string sizes_of(const std::vector<int>& numbers) {
+  std::string text;
+  for (int number : numbers) (text += ' ') += std::to_string(number);
+  return text;
+}
+
+const std::vector<std::vector<int>>& batches() {
+  static const std::vector<std::vector<int>> all{
+      {33, 33, 33, 33, 33, 33, 33, 33, 33, 33, 33, 33, 33, 33, 33, 33},
+      {64, 5, 41, 17, 1, 60, 33, 2, 50, 29, 64, 12, 48, 63, 20, 31, 7, 39},
+      {64, 65, 300, 1},
+      {577 - 300, 300},
+      {3, 1, 7},
+  };
+  return all;
+}
+
+void expect_same(const std::vector<float>& actual, const std::vector<float>& expected, const std::string& what) {
+  for (float value : expected) expect(std::isfinite(value), what + ": not finite");
+  expect(actual.size() == expected.size() &&
+             std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(float)) == 0,
+         what + " differs");
+}
+
+void test_models(const Kernels& kernels, const WeightScheme& scheme) {
+  const auto make = [&](int threads, InStrips in_strips, bool is_fused, bool is_encoder) {
+    auto model = std::make_unique<Model>(kernels, threads, scheme, in_strips, is_fused);
+    is_encoder ? model->build_encoder() : model->build_decoder();
+    return model;
+  };
+  const auto plain_encoder = make(1, InStrips::no, false, true), plain_decoder = make(1, InStrips::no, false, false);
+  for (int threads : {1, 2, 3})
+    for (InStrips in_strips : {InStrips::no, InStrips::rows, InStrips::sequences})
+      for (bool is_encoder : {true, false}) {
+        if (!is_encoder && in_strips == InStrips::sequences) continue;
+        const auto model = make(threads, in_strips, true, is_encoder);
+        for (const std::vector<int>& lengths : batches()) {
+          const Sequences sequences(lengths);
+          const auto expected = (is_encoder ? plain_encoder : plain_decoder)->run(sequences.batch());
+          expect_same(model->run(sequences.batch()), expected,
+                      std::string(kernels.name) + (is_encoder ? " encoder" : " decoder") + " in strips " +
+                          std::to_string(int(in_strips)) + ", threads " + std::to_string(threads) + ", format " +
+                          std::to_string(int(scheme.format)) + ", sequences" + sizes_of(lengths));
+        }
+      }
+}
+
+// Chains of the calls [1, 4) and [5, 9) of 10, and where sequences have one, that of [0, 9) about them.
+Chains chains_of(int32_t strip_rows, int32_t sequence_rows) {
+  Chains chains{{{1, 4, strip_rows}, {5, 9, strip_rows}}, {}};
+  if (sequence_rows > 0) chains.of_sequences.push_back({0, 9, sequence_rows});
+  return chains;
+}
+
+// Every call in order, every row of a stage once, strips of whole register tiles, enough of them for each thread.
+StageSchedule check_schedule(const std::vector<int>& lengths, const Chains& chains, int num_threads) {
+  const Sequences sequences(lengths);
+  const Batch batch = sequences.batch();
+  StageSchedule schedule;
+  schedule_stages(batch, chains, 10, num_threads, &schedule);
+  const std::string where =
+      "schedule for " + std::to_string(num_threads) + " threads of sequences" + sizes_of(lengths);
+  int call = 0;
+  for (const Stage& stage : schedule.stages) {
+    expect(stage.first_call == call && stage.end_call > call, where + ": calls left out");
+    call = stage.end_call;
+    if (!stage.has_strips()) continue;
+    expect(num_threads == 1 || stage.num_strips >= kLeastStripsPerThread * num_threads, where + ": few strips");
+    std::vector<RowRange> strips;
+    for (int i = 0; i < stage.num_strips; ++i) strips.push_back(schedule.strip(stage, i));
+    std::sort(strips.begin(), strips.end(), [](const RowRange& a, const RowRange& b) { return a.begin < b.begin; });
+    int32_t row = 0;
+    const auto& of = stage.has_whole_sequences ? chains.of_sequences : chains.of_rows;
+    for (const RowRange& strip : strips) {
+      expect(strip.begin == row && strip.end > row, where + ": rows left out or taken twice");
+      expect(strip.size() <= of.front().strip_rows, where + ": a strip is too high");
+      if (stage.has_whole_sequences)
+        expect(std::count(sequences.starts.begin(), sequences.starts.end(), strip.begin) == 1, where + ": cut");
+      else
+        expect(strip.begin % kStripAlignment == 0, where + ": a strip begins within a register tile");
+      row = strip.end;
+    }
+    expect(row == batch.num_tokens, where + ": rows left out at the end");
+  }
+  expect(call == 10, where + ": calls left out at the end");
+  return schedule;
+}
+
+void test_schedules() {
+  for (int threads : {1, 2, 3, 16})
+    for (int32_t strip_rows : {24, 48, 96})
+      for (int32_t sequence_rows : {0, 64, 128})
+        for (const std::vector<int>& lengths : batches())
+          check_schedule(lengths, chains_of(strip_rows, sequence_rows), threads);
+  const std::vector<int> equal(16, 33);
+  const auto num_stages = [&](const std::vector<int>& lengths, int32_t sequence_rows, int threads) {
+    return check_schedule(lengths, chains_of(48, sequence_rows), threads).stages.size();
+  };
+  expect(num_stages(equal, 64, 2) == 2, "16 sequences are no strips of two threads");
+  expect(num_stages(equal, 32, 2) == 5, "sequences that are too long are no strips of rows");
+  expect(num_stages(equal, 0, 2) == 5, "528 rows are no strips of two threads");
+  expect(num_stages({64}, 64, 2) == 10, "one sequence is in strips");
+  expect(num_stages({32, 32}, 64, 2) == 10, "each of two threads has half of the rows, and cannot help the other");
+  expect(num_stages(std::vector<int>(15, 8), 64, 2) == 10, "strips have few rows");
+  expect(num_stages({64, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 64, 2) == 10, "a thread has most of the rows");
+}
+
+void test_all(const Kernels& kernels) {
+  for (const WeightScheme& scheme :
+       {WeightScheme{WeightFormat::int8, ScaleFormat::bf16, WeightOffset::none, 0, kGroup},
+        WeightScheme{WeightFormat::int4, ScaleFormat::bf16, WeightOffset::zero_point, kGroup, kGroup}})
+    test_models(kernels, scheme);
+}
+
+}  // namespace
+}  // namespace fastserve::test
+
+int main(int argc, char** argv) {
+  using namespace fastserve;
+  test::test_schedules();
+  const std::vector<std::string> isas = argc > 1 ? std::vector<std::string>(argv + 1, argv + argc) : runnable_isas();
+  for (const std::string& isa : isas) {
+    test::test_all(choose_kernels(isa));
+    std::printf("%s: %d failures\n", isa.c_str(), test::num_failures);
+  }
+  return test::finish("plan");
+}
