@@ -1,9 +1,10 @@
 """What one busy Python thread costs a step, in this process and in another, beyond the CPU that it takes.
 
-A step is a run of the plan: decoding one token, or a prompt of 512. Steps alone and beside a neighbour run in
-turns; the neighbour counts its own CPU time. Of C cores it leaves C - share to the step, which may take
-C / (C - share) times as long: `excess` is how much longer than that it took. After a step, a thread of this
-process has to give the interpreter back first, which it does after `--switch-interval`.
+A step is a run of the plan: of a decoder one token, 64 at once or a prompt of 512, of an encoder 32 sentences
+of 64 tokens. Steps alone and beside a neighbour run in turns; the neighbour counts its own CPU time. Of C
+cores it leaves C - share to the step, which may take C / (C - share) times as long: `excess` is how much
+longer than that it took. After a step, a thread of this process has to give the interpreter back first,
+which it does after `--switch-interval`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from fastserve.backends.native.cores import count_cores
 from fastserve.backends.native.executable import compile_native
 from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.engine.embed import build_encoder_batch
 from fastserve.evaluate.estimate import Estimate, estimate_median
 from fastserve.evaluate.kernel_speed import make_batch
 from fastserve.graph.passes import optimize
@@ -29,7 +33,20 @@ from fastserve.types import Batch, Limits
 from report import DEFAULT_MODEL, make_parser, publish
 
 CONTEXT = 512
-STEPS = {"decode": make_batch(1, CONTEXT), "prefill": make_batch(CONTEXT, CONTEXT)}
+SENTENCES, SENTENCE_TOKENS = 32, 64
+BLOCK_SIZE = 32
+DECODER_LIMITS = Limits(
+    max_tokens=CONTEXT, max_outputs=1, max_sequences=1, num_blocks=CONTEXT // BLOCK_SIZE, max_context=CONTEXT
+)
+ENCODER_LIMITS = Limits(
+    max_tokens=SENTENCES * SENTENCE_TOKENS,
+    max_sequences=SENTENCES,
+    num_blocks=SENTENCES * SENTENCE_TOKENS // BLOCK_SIZE,
+    max_context=SENTENCE_TOKENS,
+)
+# Batches of the decoder, by how many tokens end the context; then those of the encoder.
+DECODER_STEPS = {"decode": 1, "rows-64": 64, "prefill": CONTEXT}
+ENCODER_STEP = "sentences"
 SPIN = "import sys, time\nprint(flush=True)\nwhile True: pass"
 
 
@@ -81,12 +98,14 @@ NEIGHBOURS = {"thread of this process": Thread, "another process": Process}
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="the decoder")
+    parser.add_argument("--encoder", default="all-minilm-l6-v2")
     parser.add_argument("--weights", default="int8")
     parser.add_argument("--threads", type=int, default=count_cores().threads)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of steps, alone and beside the neighbour")
-    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    steps = [*DECODER_STEPS, ENCODER_STEP]
+    parser.add_argument("--steps", nargs="+", choices=steps, default=steps)
     parser.add_argument(
         "--switch-interval",
         type=float,
@@ -97,10 +116,9 @@ def main() -> None:
     sys.setswitchinterval(arguments.switch_interval)
     results: dict[str, Any] = {}
     rows: list[tuple[str, object]] = []
-    executable = compile_model(arguments)
     num_cores = count_cores().physical_cores
     for step in arguments.steps:
-        batch = STEPS[step]
+        executable, batch = make_step(step, arguments)
         for neighbour, kind in NEIGHBOURS.items():
             slowdowns, shares, excesses = [], [], []
             for _ in range(arguments.pairs):
@@ -131,15 +149,22 @@ def describe(estimates: dict[str, Estimate]) -> str:
     )
 
 
-def compile_model(arguments: Any) -> Any:
-    checkpoint = open_checkpoint(resolve(arguments.model))
-    graph = optimize(build_graph(read_config(checkpoint.config), checkpoint.tensors))
-    limits = Limits(
-        max_tokens=CONTEXT, max_outputs=1, max_sequences=1, num_blocks=CONTEXT // 32, max_context=CONTEXT
+def make_step(step: str, arguments: Any) -> tuple[Any, Batch]:
+    """What runs it, and its batch."""
+    is_encoder = step == ENCODER_STEP
+    checkpoint = open_checkpoint(resolve(arguments.encoder if is_encoder else arguments.model))
+    executable = compile_native(
+        optimize(build_graph(read_config(checkpoint.config), checkpoint.tensors)),
+        checkpoint.tensors,
+        weights=arguments.weights,
+        threads=arguments.threads,
+        limits=ENCODER_LIMITS if is_encoder else DECODER_LIMITS,
     )
-    return compile_native(
-        graph, checkpoint.tensors, weights=arguments.weights, threads=arguments.threads, limits=limits
-    )
+    if not is_encoder:
+        return executable, make_batch(DECODER_STEPS[step], CONTEXT)
+    ids = np.random.default_rng(0).integers(executable.vocab_size, size=(SENTENCES, SENTENCE_TOKENS)).tolist()
+    blocks = np.arange(ENCODER_LIMITS.num_blocks).reshape(SENTENCES, -1).tolist()
+    return executable, build_encoder_batch(ids, blocks)
 
 
 def time_steps(executable: Any, batch: Batch, seconds: float) -> float:

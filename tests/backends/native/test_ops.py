@@ -16,7 +16,7 @@ from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph, RopeTable, Value
 from fastserve.graph.passes import fuse_add_norm
 from fastserve.types import Float32Array, Limits
-from native_graphs import VOCAB, columns, misaligned, random_parameters
+from native_graphs import VOCAB, misaligned, random_parameters
 from parity import Run, make_batch, run_embeddings, run_logits, step_together, store_f32
 
 ISAS = _native.runnable_isas()
@@ -216,29 +216,6 @@ def test_attention_never_reads_what_another_sequence_left_in_a_block(kv_dtype: K
     fresh = run_logits(native, [1, 2, 3])
     run_logits(native, [VOCAB - 1] * 32)
     np.testing.assert_array_equal(run_logits(native, [1, 2, 3]), fresh)
-
-
-@pytest.mark.parametrize("weights", ["f32", "f16", "bf16", "int8", "int4", "int4:g32:asymmetric"])
-def test_rows_do_not_depend_on_the_other_rows_of_a_step(weights: str, isa: str) -> None:
-    """Register tiles of every height, row blocks of a linear, and chunks of attention: the same bits."""
-    b = GraphBuilder()
-    x = misaligned(b, "x", 150)
-    y = b.linear(x, "qkv", width=3 * 48)
-    parts = [columns(b, y, start, 48) for start in (0, 48, 96)]
-    z = b.attention(*parts, layer_index=0, head_dim=16, scale=0.25, causal=True)
-    graph = b.finish(logits=b.gather_rows(b.linear(z, "head", width=70)))
-    limits = Limits(max_tokens=300, max_outputs=300, max_sequences=4, num_blocks=64, max_context=512)
-    native = compile_native(
-        graph,
-        store_f32(random_parameters(graph)),
-        weights=weights,
-        limits=limits,
-        isa=isa,  # type: ignore[arg-type]
-    )
-    ids = np.random.default_rng(3).integers(0, VOCAB, size=290).tolist()
-    whole = run_logits(native, ids)
-    for chunk in (1, 2, 3, 5, 7, 13, 97, 256):
-        np.testing.assert_array_equal(run_logits(native, ids, chunk=chunk), whole)
 
 
 def test_output_rows_may_be_any_rows_in_any_order(isa: str) -> None:

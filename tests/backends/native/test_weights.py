@@ -27,33 +27,9 @@ from fastserve.graph.node import Graph
 from fastserve.graph.passes import merge_linears
 from fastserve.types import Batch, Float32Array, Limits
 from parity import run_logits, store_f32
+from stored_tensors import CAN_BE_SPARSE, random_stored, random_with_zeros
 
 ISAS = _native.runnable_isas()
-
-
-def random_stored(stored_format: TensorFormat, shape: tuple[int, int], name: str = "weight") -> StoredTensor:
-    """A tensor of random blocks whose scales are moderate numbers."""
-    rng = np.random.default_rng(5)
-    if stored_format is TensorFormat.F32:
-        data = rng.normal(size=shape).astype(np.float32).view(np.uint8).reshape(-1)
-    elif stored_format is TensorFormat.F16:
-        data = rng.normal(size=shape).astype(np.float16).view(np.uint8).reshape(-1)
-    elif stored_format is TensorFormat.BF16:
-        data = (
-            (rng.normal(size=shape).astype(np.float32).view(np.uint32) >> 16)
-            .astype(np.uint16)
-            .view(np.uint8)
-            .reshape(-1)
-        )
-    else:
-        blocks = rng.integers(
-            0, 256, size=(shape[0] * shape[1] // 32, stored_format.block_bytes), dtype=np.uint8
-        )
-        num_halves = 2 if stored_format is TensorFormat.Q4_1 else 1
-        halves = rng.normal(size=(len(blocks), num_halves)).astype(np.float16)
-        blocks[:, : 2 * num_halves] = halves.view(np.uint8).reshape(len(blocks), -1)
-        data = blocks.reshape(-1)
-    return StoredTensor(name, stored_format, shape, data)
 
 
 def pack(runtime: _native.Runtime, stored: StoredTensor, scheme: WeightScheme) -> _native.Weight:
@@ -259,27 +235,6 @@ def test_a_product_does_not_depend_on_the_other_rows(scheme: WeightScheme, isa: 
     whole = multiply(x, stored, scheme, isa)
     for rows in (1, 2, 3, 4, 5, 7, 13, 97):
         np.testing.assert_array_equal(multiply(x[:rows], stored, scheme, isa), whole[:rows])
-
-
-CAN_BE_SPARSE = [
-    scheme
-    for scheme in (*SCHEMES.values(), *STORED_SCHEMES.values())
-    if scheme.is_integer and scheme.offset == "none"
-]
-
-
-def random_with_zeros(scheme: WeightScheme, shape: tuple[int, int], share_of_zeros: float) -> StoredTensor:
-    rng = np.random.default_rng(8)
-    values = np.where(rng.random(shape) < share_of_zeros, 0, rng.normal(size=shape)).astype(np.float32)
-    if scheme.scale_format == "bf16":
-        return store_f32({"weight": values})["weight"]
-    stored_format = next(f for f, s in STORED_SCHEMES.items() if s == scheme)
-    stored = random_stored(stored_format, shape)
-    blocks = stored.data.reshape(-1, stored_format.block_bytes).copy()
-    numbers = np.asarray(blocks[:, 2:], np.uint8)
-    numbers[rng.random(numbers.shape) < share_of_zeros] = 0x88 if scheme.format == "int4" else 0
-    blocks[:, 2:] = numbers
-    return StoredTensor("weight", stored_format, shape, blocks.reshape(-1))
 
 
 @pytest.mark.parametrize("isa", ISAS)
