@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--weights", default="int8")
     parser.add_argument("--threads", type=int, default=count_cores().threads)
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of steps, alone and beside the neighbour")
+    parser.add_argument("--seconds", type=float, default=0.6, help="of steps, alone and beside the neighbour")
     steps = [*DECODER_STEPS, ENCODER_STEP]
     parser.add_argument("--steps", nargs="+", choices=steps, default=steps)
     parser.add_argument(
