@@ -321,6 +321,14 @@ void bind_plan(nb::module_& m) {
             p.linear_activation(parse_activation(kind), x, weight, bias ? to_vector(*bias) : std::vector<float>{}, out);
           },
           nb::keep_alive<1, 4>(), "kind"_a, "x"_a, "weight"_a, "bias"_a.none(), "out"_a)
+      .def(
+          "linear_gated_activation",
+          [](Plan& p, const std::string& kind, Matrix x, const Weight& weight, const std::optional<Floats>& bias,
+             Matrix out) {
+            p.linear_gated_activation(parse_activation(kind), x, weight,
+                                      bias ? to_vector(*bias) : std::vector<float>{}, out);
+          },
+          nb::keep_alive<1, 4>(), "kind"_a, "x"_a, "weight"_a, "bias"_a.none(), "out"_a)
       .def("quantize_rows", &Plan::quantize_rows, "x"_a, "out"_a)
       .def(
           "rms_norm",

@@ -70,19 +70,22 @@ class LinearCall : public StripCall {
   Matrix out_;
 
  private:
-  int num_panels() const { return (weight_.packed().rows + kPanel - 1) / kPanel; }
+  // Of the result, which may be narrower than the weight has rows.
+  int num_panels() const { return (out_.width + kPanel - 1) / kPanel; }
   int num_row_blocks(const Step& step) const { return (step.num_rows(out_.rows) + kRowBlock - 1) / kRowBlock; }
 };
 
 // linear, then an activation, quantized: a panel of a block of rows at a time, while it is in the nearest cache. Groups
-// of columns that share a scale make whole panels.
+// of columns that share a scale make whole panels. Where it is gated, the weight's first half of rows makes the gate,
+// its second half what is gated; halves are whole panels.
 class LinearActivationCall : public LinearCall {
  public:
-  LinearActivationCall(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias, Matrix out)
-      : LinearCall(x, weight, std::move(bias), out), kind_(kind), writer_(out) {}
+  LinearActivationCall(ActivationKind kind, bool is_gated, Matrix x, const Weight& weight, std::vector<float> bias,
+                       Matrix out)
+      : LinearCall(x, weight, std::move(bias), out), kind_(kind), is_gated_(is_gated), writer_(out) {}
 
-  const char* name() const override { return "linear_activation"; }
-  int64_t scratch_floats() const override { return kRowBlock * kPanel; }
+  const char* name() const override { return is_gated_ ? "linear_gated_activation" : "linear_activation"; }
+  int64_t scratch_floats() const override { return (is_gated_ ? 2 : 1) * kRowBlock * kPanel; }
 
  protected:
   void run_panels(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel_begin, int32_t panel_end,
@@ -95,17 +98,28 @@ class LinearActivationCall : public LinearCall {
  private:
   void run_panel(const Step& step, int32_t row_begin, int32_t row_end, int32_t panel, float* scratch) const {
     const int32_t column = panel * kPanel, width = std::min(kPanel, out_.width - column);
+    const int32_t num_rows = row_end - row_begin, count = num_rows * width;
     LinearArgs args = inputs(step, row_begin);
-    args.out = scratch;
     args.out_stride = width;
-    args.first_channel = column;
-    step.kernels.linear(args, 0, row_end - row_begin, panel, panel + 1);
-    step.kernels.activation(kind_, scratch, (row_end - row_begin) * width, scratch);
+    const auto multiply = [&](int32_t first_channel, float* out) {
+      args.out = out;
+      args.first_channel = first_channel;
+      step.kernels.linear(args, 0, num_rows, first_channel / kPanel, first_channel / kPanel + 1);
+    };
+    multiply(column, scratch);
+    if (is_gated_) {
+      float* gated = scratch + count;
+      multiply(out_.width + column, gated);
+      step.kernels.gated_activation(kind_, scratch, gated, count, scratch);
+    } else {
+      step.kernels.activation(kind_, scratch, count, scratch);
+    }
     for (int32_t row = row_begin; row < row_end; ++row)
       writer_.finish(step, row, column, width, scratch + (row - row_begin) * width);
   }
 
   ActivationKind kind_;
+  bool is_gated_;
   RowWriter writer_;
 };
 

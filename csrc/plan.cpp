@@ -118,30 +118,42 @@ void Plan::embedding(IdSource ids, const Weight& weight, Matrix out) {
   add_call(std::make_unique<EmbeddingCall>(ids, weight, out));
 }
 
-void Plan::check_linear(const Matrix& x, const Weight& weight, const std::vector<float>& bias,
-                        const Matrix& out) const {
-  check(x), check(out);
+void Plan::check_linear(const Matrix& x, const Weight& weight, const std::vector<float>& bias, int32_t columns) const {
+  check(x);
   const PackedWeight& w = weight.packed();
   if (is_integer(w.format))
     check_equal("bytes of a linear's quantized input", 4 * static_cast<int64_t>(x.stride),
                 QuantizedLayout(w.depth, w.activation_group_size).row_bytes);
   else check_equal("columns of a linear's input", x.width, w.depth);
-  check_equal("columns of a linear's result", out.width, w.rows);
+  check_equal("columns of a linear's result", columns, w.rows);
   if (!bias.empty()) check_equal("biases of a linear", static_cast<int64_t>(bias.size()), w.rows);
 }
 
 void Plan::linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out) {
-  check_linear(x, weight, bias, out);
+  check_linear(x, weight, bias, out.width), check(out);
   if (out.is_quantized()) refuse("a linear without an activation writes floats");
   add_call(std::make_unique<LinearCall>(x, weight, std::move(bias), out));
 }
 
 void Plan::linear_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias,
                              Matrix out) {
-  check_linear(x, weight, bias, out);
+  check_linear(x, weight, bias, out.width);
+  check_whole_panels(out);
+  add_call(std::make_unique<LinearActivationCall>(kind, false, x, weight, std::move(bias), out));
+}
+
+void Plan::linear_gated_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias,
+                                   Matrix out) {
+  check_linear(x, weight, bias, 2 * out.width);
+  check_whole_panels(out);
+  check_equal("columns of a gate beyond whole panels", out.width % kPanel, 0);
+  add_call(std::make_unique<LinearActivationCall>(kind, true, x, weight, std::move(bias), out));
+}
+
+void Plan::check_whole_panels(const Matrix& out) const {
+  check(out);
   if (out.group_size <= 0 || kPanel % out.group_size != 0)
     refuse("groups of a quantized activation must make whole panels");
-  add_call(std::make_unique<LinearActivationCall>(kind, x, weight, std::move(bias), out));
 }
 
 void Plan::quantize_rows(Matrix x, Matrix out) {

@@ -44,6 +44,9 @@ class Plan {
   void linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
   // `out` is quantized, by groups that make whole panels.
   void linear_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
+  // The same of two halves of the weight's rows, each whole panels: the gate, then what is gated.
+  void linear_gated_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias,
+                               Matrix out);
   void quantize_rows(Matrix x, Matrix out);
   void rms_norm(Matrix x, std::vector<float> weight, float eps, Matrix out);
   void layer_norm(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out);
@@ -90,7 +93,8 @@ class Plan {
   void check(const Batch& batch) const;
   void check(const Matrix& m) const;
   void check_in_strip(const Matrix& m) const;
-  void check_linear(const Matrix& x, const Weight& weight, const std::vector<float>& bias, const Matrix& out) const;
+  void check_linear(const Matrix& x, const Weight& weight, const std::vector<float>& bias, int32_t columns) const;
+  void check_whole_panels(const Matrix& out) const;
   void check(const RopeTables& tables) const;
   void add_call(std::unique_ptr<Call> call);
   void add_attention(const AttentionInputs& inputs, Matrix out);

@@ -104,6 +104,12 @@ static inline const uint8_t* panel_at(const PackedWeight& w, int32_t panel) {
 
 static inline bool has_row_scales(const PackedWeight& w) { return w.num_groups == 1; }
 
+// scale * offset or offset of a group: see WeightOffset.
+static inline F32 load_offsets(const PackedWeight& w, const uint16_t* p, F32 scales) {
+  const F32 offsets = load_scales(w.scale_format, p);
+  return w.offset == WeightOffset::zero_point ? mul(scales, offsets) : offsets;
+}
+
 // Some columns of a panel as register tiles read them: bytes of value + 128, scales and offsets widened. Where a scale
 // spans a whole row, it waits for the row's end.
 struct Chunk {
@@ -113,9 +119,30 @@ struct Chunk {
   alignas(64) uint8_t unpacked[kChunk * kPanel];
   alignas(64) float scales[kChunk / kSmallestGroup][kPanel];  // of every group of activations
   alignas(64) float offsets[kChunk / kSmallestGroup][kPanel];
+
+  // Of a group of activations of these columns, channels from `at` on.
+  F32 load_scale(int32_t g, int at) const { return load(scales[g] + at); }
+  F32 load_offset(int32_t g, int at) const { return load(offsets[g] + at); }
 };
 
-// scale * offset or offset of one group: see WeightOffset.
+// The same of columns whose scales and offsets are read as they are stored.
+struct StoredColumns {
+  int32_t begin, end;
+  const PackedWeight& weight;
+  const uint8_t* panel;
+
+  F32 load_scale(int32_t g, int at) const {
+    return load_scales(weight.scale_format, (const uint16_t*)(panel + weight.scales_offset) + first_of_group(g) + at);
+  }
+  F32 load_offset(int32_t g, int at) const {
+    const uint16_t* offsets = (const uint16_t*)(panel + weight.offsets_offset) + first_of_group(g) + at;
+    return load_offsets(weight, offsets, load_scale(g, at));
+  }
+  int32_t first_of_group(int32_t g) const {
+    return (begin + g * weight.activation_group_size) / weight.group_size * kPanel;
+  }
+};
+
 static inline void widen_group(const PackedWeight& w, const uint8_t* panel, int32_t group, float* scales,
                                float* offsets) {
   const uint16_t* stored_scales = (const uint16_t*)(panel + w.scales_offset) + group * kPanel;
@@ -123,9 +150,7 @@ static inline void widen_group(const PackedWeight& w, const uint8_t* panel, int3
   for (int c = 0; c < kPanel; c += kLanes) {
     const F32 scale = load_scales(w.scale_format, stored_scales + c);
     store(scales + c, scale);
-    if (w.offset == WeightOffset::none) continue;
-    const F32 offset = load_scales(w.scale_format, stored_offsets + c);
-    store(offsets + c, w.offset == WeightOffset::zero_point ? mul(scale, offset) : offset);
+    if (w.offset != WeightOffset::none) store(offsets + c, load_offsets(w, stored_offsets + c, scale));
   }
 }
 
@@ -170,6 +195,21 @@ static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, in
   for (int32_t k = begin, g = 0; k < end; k += w.activation_group_size, ++g)
     widen_group(w, panel, k / w.group_size, c.scales[g], c.offsets[g]);
 }
+
+// How far ahead of itself a tile of few rows asks for memory: what the processor asks for by itself ends with every page.
+// It has the time to wait where it parts nibbles, and asking costs more than it gains.
+constexpr int64_t kStreamAhead = 4096;
+
+// As they are stored; asks for what comes.
+struct StreamedWeights {
+  StoredWeights stored;
+  static int32_t start(int32_t correction) { return StoredWeights::start(correction); }
+  template <int V>
+  void next(int32_t k, Weights4 (&w)[V]) {
+    prefetch(stored.bytes, kStreamAhead, V * kLanes * 4);
+    stored.next(k, w);
+  }
+};
 
 // Four columns of a panel of nibbles at a time, parted in registers: two of them share the bytes that are loaded.
 // Nibbles stand for value + 8, or with an offset for the value.
@@ -230,8 +270,8 @@ struct Results {
 };
 
 // R rows by V vectors of channels from `column` of a panel.
-template <int R, int V, Scaling scaling, class Source, class Sums>
-static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column, Source& source,
+template <int R, int V, Scaling scaling, class Columns, class Source, class Sums>
+static inline void linear_tile_int(const LinearArgs& a, const Columns& c, int32_t row, int32_t column, Source& source,
                                    const Sums& sums) {
   const int32_t group_size = a.weight->activation_group_size;
   const int64_t stride = a.quantized.row_bytes, word_stride = stride / 4;
@@ -263,8 +303,8 @@ static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t 
         const int at = column + v * kLanes;
         F32 total = totals[r][v];
         if constexpr (scaling == Scaling::row) total = fma(to_f32(acc[r][v]), set1(x_scale), total);
-        else total = fma(mul(to_f32(acc[r][v]), set1(x_scale)), load(c.scales[g] + at), total);
-        if constexpr (scaling == Scaling::group_and_offset) total = fma(load(c.offsets[g] + at), set1(x_sum), total);
+        else total = fma(mul(to_f32(acc[r][v]), set1(x_scale)), c.load_scale(g, at), total);
+        if constexpr (scaling == Scaling::group_and_offset) total = fma(c.load_offset(g, at), set1(x_sum), total);
         totals[r][v] = total;
       }
     }
@@ -274,12 +314,28 @@ static inline void linear_tile_int(const LinearArgs& a, const Chunk& c, int32_t 
   source = weights;
 }
 
-// The same out of line, for many rows and for nibbles: compilers that have all of a panel's tiles in one function put
+// The same out of line, for many rows and for one tile's: compilers that have all of a panel's tiles in one function put
 // sums on the stack. Other few rows, which take a chunk at a time, are faster without the call.
-template <int R, int V, Scaling scaling, class Source, class Sums>
-FASTSERVE_NOINLINE static void linear_tile_apart(const LinearArgs& a, const Chunk& c, int32_t row, int32_t column,
+template <int R, int V, Scaling scaling, class Columns, class Source, class Sums>
+FASTSERVE_NOINLINE static void linear_tile_apart(const LinearArgs& a, const Columns& c, int32_t row, int32_t column,
                                                    Source source, Sums sums) {
   linear_tile_int<R, V, scaling>(a, c, row, column, source, sums);
+}
+
+// R rows against columns of a panel of dense weights that no other rows read.
+template <int R, Scaling scaling>
+static inline void linear_tile_streamed(const LinearArgs& a, int32_t row, const StoredColumns& c,
+                                        float (*sums)[kPanel]) {
+  const PackedWeight& w = *a.weight;
+  for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
+    const uint8_t* values = c.panel + value_bytes(w, c.begin) + column * 4;
+    const KeptSums kept{sums[0]};
+    if (w.format == WeightFormat::int8)
+      linear_tile_apart<R, kTileVectors, scaling>(a, c, row, column, StreamedWeights{StoredWeights{values}}, kept);
+    else
+      linear_tile_apart<R, kTileVectors, scaling>(
+          a, c, row, column, NibbleWeights<scaling != Scaling::group_and_offset>{values, {}}, kept);
+  }
 }
 
 #if defined(FASTSERVE_ISA_AVX512VBMI2)
@@ -347,21 +403,22 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
   const int64_t size = panel_at(w, panel + 1) - data;
   const int32_t group = w.activation_group_size;
   const int32_t num_rows = row_end - row_begin;
-  // One tile of rows takes nibbles as they come; more of them share what is unpacked once. Few rows take short
-  // chunks, so that products overlap with the loads of the next chunk.
+  // One tile of rows takes dense weights as they are stored; more of them share what is unpacked once. Few rows take
+  // short chunks, so that products overlap with the loads of the next chunk.
   const bool is_few = num_rows <= 2 * kIntegerTileRows;
   const bool is_dense = w.storage == WeightStorage::dense;
-  const bool are_nibbles_parted_later =
-      num_rows <= kIntegerTileRows && is_dense && w.format == WeightFormat::int4;
+  const bool is_streamed = num_rows <= kIntegerTileRows && is_dense;
   // One tile of rows takes a bitmask's weights as they come; more of them share what is expanded once.
   const bool is_expanded_later =
       (kExpandsInRegisters && w.storage == WeightStorage::bitmask && num_rows <= kSparseTileRows) ||
       (kMultipliesCsr && w.storage == WeightStorage::csr);
   if (!is_few && is_dense && w.format == WeightFormat::int8 && scaling == Scaling::row)
     return linear_panel_stored(a, row_begin, row_end, panel);
-  const bool is_unpacked_for_few = is_few && !are_nibbles_parted_later && !is_expanded_later;
+  const bool is_unpacked_for_few = is_few && !is_streamed && !is_expanded_later;
   const int32_t most = is_unpacked_for_few ? group : kChunk;
-  const int32_t columns = group < most ? most / group * group : group;
+  // Tiles of all channels of a panel go down its whole depth; others come back for the rest while a piece is near.
+  const bool is_whole = is_streamed && kTileVectors * kLanes == kPanel;
+  const int32_t columns = is_whole ? w.padded_depth : group < most ? most / group * group : group;
   alignas(64) float sums[kRowBlock][kPanel];
   memset(sums, 0, (size_t)num_rows * sizeof sums[0]);
   Chunk chunk;
@@ -369,7 +426,13 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
   const int64_t column_bytes = size / w.padded_depth;
   for (int32_t begin = 0; begin < w.padded_depth; begin += columns) {
     const int32_t end = begin + columns < w.padded_depth ? begin + columns : w.padded_depth;
-    prepare_chunk(w, data, begin, end, is_expanded_later || are_nibbles_parted_later, chunk);
+    if (is_streamed) {
+      with_height<kIntegerTileRows>(num_rows, [&]<int R>() {
+        linear_tile_streamed<R, scaling>(a, row_begin, StoredColumns{begin, end, w, data}, sums);
+      });
+      continue;
+    }
+    prepare_chunk(w, data, begin, end, is_expanded_later, chunk);
 #if defined(FASTSERVE_ISA_AVX512VBMI2)
     if constexpr (scaling != Scaling::group_and_offset) {
       if (is_expanded_later) {
@@ -387,12 +450,7 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
       for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
         const KeptSums tile_sums{sums[row - row_begin]};
         StoredWeights stored{chunk.bytes + column * 4};
-        if (are_nibbles_parted_later) {
-          linear_tile_apart<R, kTileVectors, scaling>(
-              a, chunk, row, column,
-              NibbleWeights<scaling != Scaling::group_and_offset>{data + value_bytes(w, begin) + column * 4, {}},
-              tile_sums);
-        } else if (is_few) {
+        if (is_few) {
           linear_tile_int<R, kTileVectors, scaling>(a, chunk, row, column, stored, tile_sums);
         } else if (num_rows > kMostAskingRows) {
           linear_tile_apart<R, kTileVectors, scaling>(a, chunk, row, column, stored, tile_sums);

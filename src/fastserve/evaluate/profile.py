@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fastserve.backends.native.executable import CallProfile
 from fastserve.evaluate.machine import MachineLimits
 
-LINEARS = ("linear", "linear_activation")  # ops that multiply with a matrix of weights
+# Ops that multiply with a matrix of weights.
+LINEARS = ("linear", "linear_activation", "linear_gated_activation")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.weight_scheme import PANEL
-from fastserve.graph.node import Activation, ActivationKind, Graph, Linear, Node, Value
+from fastserve.graph.node import (
+    Activation,
+    ActivationKind,
+    GatedActivation,
+    Graph,
+    Linear,
+    Node,
+    Slice,
+    Value,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,23 +25,48 @@ class LinearActivation(Linear):
     kind: ActivationKind
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearGatedActivation(Linear):
+    """out = kind(gate) * up, where x @ weight.T + bias is gate, then up. Never alone either."""
+
+    kind: ActivationKind
+
+
 def fuse_linear_activation(graph: Graph) -> Graph:
     """Take every linear whose result only a quantized activation reads into that node, where groups of
     columns that share a scale make whole panels: who computes a panel has all that its scales depend on.
+    Of a gated activation, the gate and what it gates are halves of one linear, each whole panels.
     """
+    fused: dict[Value, QuantizedResult] = {}  # by what it defines
+    absorbed: set[Value] = set()  # what the absorbed linears and their slices define
     consumers = graph.consumers()
     producers = graph.producers()
-    fused: dict[Value, QuantizedResult] = {}  # by what it defines
-    absorbed: set[Value] = set()  # what the absorbed linears define
+
+    def is_read_by(value: Value, *readers: Node) -> bool:
+        """Whether these read it, and nobody else."""
+        return tuple(consumers[value]) == readers and value not in graph.outputs.values()
+
     for node in graph.nodes:
-        if not isinstance(node, QuantizedResult) or not isinstance(node.producer, Activation):
+        if not isinstance(node, QuantizedResult) or node.group_size <= 0 or PANEL % node.group_size != 0:
             continue
-        linear = producers[node.producer.x]
-        is_read_once = len(consumers[node.producer.x]) == 1 and node.producer.x not in graph.outputs.values()
-        makes_panels = node.group_size > 0 and PANEL % node.group_size == 0
-        if isinstance(linear, Linear) and is_read_once and makes_panels:
-            fused[node.out] = replace(node, producer=_fuse(linear, node.producer))
-            absorbed.add(linear.out)
+        activation = node.producer
+        if isinstance(activation, Activation):
+            linear = producers[activation.x]
+            if isinstance(linear, Linear) and is_read_by(linear.out, node):
+                fused[node.out] = _fuse(node, LinearActivation, linear, activation)
+                absorbed.add(linear.out)
+        elif isinstance(activation, GatedActivation):
+            gate, up = producers[activation.gate], producers[activation.up]
+            if not (isinstance(gate, Slice) and isinstance(up, Slice) and gate.x == up.x):
+                continue
+            linear, width = producers[gate.x], activation.out.width
+            are_halves = (gate.start, up.start, gate.x.width) == (0, width, 2 * width) and width % PANEL == 0
+            is_read_once = (
+                is_read_by(gate.x, gate, up) and is_read_by(gate.out, node) and is_read_by(up.out, node)
+            )
+            if isinstance(linear, Linear) and are_halves and is_read_once:
+                fused[node.out] = _fuse(node, LinearGatedActivation, linear, activation)
+                absorbed.update((linear.out, gate.out, up.out))
     nodes: list[Node] = []
     for node in graph.nodes:
         if isinstance(node, QuantizedResult):
@@ -42,7 +76,13 @@ def fuse_linear_activation(graph: Graph) -> Graph:
     return Graph(tuple(nodes), dict(graph.outputs))
 
 
-def _fuse(linear: Linear, activation: Activation) -> LinearActivation:
-    return LinearActivation(
+def _fuse(
+    node: QuantizedResult,
+    made: type[LinearActivation] | type[LinearGatedActivation],
+    linear: Linear,
+    activation: Activation | GatedActivation,
+) -> QuantizedResult:
+    producer = made(
         x=linear.x, weight=linear.weight, bias=linear.bias, kind=activation.kind, out=activation.out
     )
+    return replace(node, producer=producer)

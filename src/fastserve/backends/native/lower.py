@@ -9,7 +9,7 @@ import numpy as np
 
 import fastserve._native as _native
 from fastserve.backends.native.chains import Chain
-from fastserve.backends.native.fuse_linear_activation import LinearActivation
+from fastserve.backends.native.fuse_linear_activation import LinearActivation, LinearGatedActivation
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.quantize_rows import QuantizeRows
@@ -112,9 +112,11 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
         case Embedding():
             ids = getattr(_native.IdSource, node.ids)
             plan.embedding(ids, to.weights.matrix(node.weight), at(node.out))
-        case LinearActivation():
+        case LinearActivation() | LinearGatedActivation():
             bias = vector(node.bias) if node.bias else None
-            plan.linear_activation(node.kind, at(node.x), to.weights.matrix(node.weight), bias, at(node.out))
+            is_gated = isinstance(node, LinearGatedActivation)
+            call = plan.linear_gated_activation if is_gated else plan.linear_activation
+            call(node.kind, at(node.x), to.weights.matrix(node.weight), bias, at(node.out))
         case Linear():
             bias = vector(node.bias) if node.bias else None
             plan.linear(at(node.x), to.weights.matrix(node.weight), bias, at(node.out))
