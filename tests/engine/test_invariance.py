@@ -166,7 +166,7 @@ def speculate_on_everything(llm: LLM) -> None:
     assert speculator is not None
     speculator._cost = FreeDrafts(engine.scheduler.cost)
     for _ in range(1000):
-        speculator._acceptance.observe(1, True)
+        speculator.guesser.acceptance.observe(1, True)
 
 
 class FreeDrafts(VerificationCost):

@@ -371,7 +371,8 @@ def test_a_finished_sequence_is_forgotten() -> None:
         engine.step()
     engine.abort(request)
     assert engine.scheduler._speculator is not None
-    assert not engine.scheduler._speculator._subjects
+    assert not engine.scheduler._speculator._accounts
+    assert not engine.scheduler._speculator.guesser._texts
 
 
 def test_who_chats_is_not_delayed_for_who_copies() -> None:
