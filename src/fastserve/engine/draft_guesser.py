@@ -77,6 +77,7 @@ class DraftGuesser:
     def look(self, decodes: Seq[Sequence], bounds: Bounds) -> list[Guess]:
         if self._is_broken or not decodes:
             return []
+        self._is_trial = False
         self.model.release_absent()
         for sequence in decodes:
             self.model.follow(sequence)
@@ -111,9 +112,9 @@ class DraftGuesser:
             seconds.append(seconds[-1] + more)
         return seconds
 
-    def trial(self, decodes: Seq[Sequence], bounds: Bounds) -> dict[int, int]:
+    def trial(self, decodes: Seq[Sequence], num_rows: int, bounds: Bounds) -> dict[int, int]:
         """A few guesses at the sequence with the least to read, where that fits what is in store."""
-        num_tokens = min(_TRIAL_TOKENS, self._max_draft_tokens, len(self._decode_curve) - 1)
+        num_tokens = min(_TRIAL_TOKENS, self._max_draft_tokens, len(self._decode_curve) - 1, num_rows)
         if self._is_broken or self._gain >= LEAST_GAIN or self._trial_steps <= 0 or num_tokens < 1:
             return {}
         places = [i for i, s in enumerate(decodes) if self._room(s) >= num_tokens]

@@ -75,9 +75,9 @@ class Guesser(Protocol):
         """Seconds that the first 0, 1, ... of these guesses take to be made."""
         ...
 
-    def trial(self, decodes: Seq[Sequence], bounds: Bounds) -> dict[int, int]:
+    def trial(self, decodes: Seq[Sequence], num_rows: int, bounds: Bounds) -> dict[int, int]:
         """Where no guess pays: how many to make all the same, by the place of their sequence, to learn from
-        them."""
+        them; `num_rows` at most."""
         ...
 
     def guess(self, lengths: Mapping[int, int], decodes: Seq[Sequence]) -> dict[int, tuple[int, ...]]:

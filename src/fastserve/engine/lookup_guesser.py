@@ -73,7 +73,7 @@ class LookupGuesser:
     def curve(self, decodes: Seq[Sequence], guesses: Seq[Guess]) -> list[float]:
         return [0.0] * (len(guesses) + 1)
 
-    def trial(self, decodes: Seq[Sequence], bounds: Bounds) -> dict[int, int]:
+    def trial(self, decodes: Seq[Sequence], num_rows: int, bounds: Bounds) -> dict[int, int]:
         return {}  # every guess is compared anyway
 
     def guess(self, lengths: Mapping[int, int], decodes: Seq[Sequence]) -> dict[int, tuple[int, ...]]:

@@ -94,7 +94,7 @@ class Speculator:
             spare_seconds = max(bounds.spare_seconds() - (self.guesser.seconds - before), 0.0)
             lengths = self._choose_lengths(turns, places, decodes, guesses, spare_seconds)
         if not lengths:
-            lengths = self.guesser.trial(decodes, bounds) if self._free_rows(turns) > 0 else {}
+            lengths = self.guesser.trial(decodes, self._free_rows(turns), bounds)
             self._step_seconds = self._decode_seconds
         lengths = self._fit_blocks(turns, decodes, lengths) if lengths else {}
         for index, drafts in (self.guesser.guess(lengths, decodes) if lengths else {}).items():
