@@ -20,7 +20,7 @@ from fastserve.engine.engine import Engine
 from fastserve.engine.policy import POLICY_NAMES
 from fastserve.engine.sequence import Sequence
 from fastserve.engine.verification_cost import VerificationCost
-from fastserve.types import Limits, SamplingParams
+from fastserve.types import Batch, Limits, SamplingParams, StepResult
 
 DEAR = StepCost(fixed_seconds=0.001, decode_seconds=0.01, draft_seconds=0.02)
 FREE = StepCost(fixed_seconds=0.01, decode_seconds=0.0, draft_seconds=0.0)
@@ -39,6 +39,17 @@ class FixedStepCost(OnlineStepCost):
 
     def observe(self, work: StepWork, seconds: float) -> None:
         pass
+
+
+class SlowExecutable(FakeExecutable):
+    """Its steps take some seconds of the clock."""
+
+    clock: Clock
+    seconds: float
+
+    def run(self, batch: Batch) -> StepResult:
+        self.clock.seconds += self.seconds
+        return super().run(batch)
 
 
 def often_right(next_token: NextToken) -> NextToken:
@@ -65,10 +76,12 @@ def make(
     draft_blocks: int = 40,
     draft_context: int = 64,
     guess_cost: StepCost | None = FREE_GUESSES,
+    guess_seconds: float = 0.0,
     **options: object,
 ) -> tuple[Engine, SlowMover | None]:
     """`draft_cost` and `guess_cost` are what speculation goes by for verifying a draft, and for the steps of
-    a draft model; None: what is fitted to the steps."""
+    a draft model; None: what is fitted to the steps, of which one of the draft model takes `guess_seconds`
+    more."""
     limits = Limits(
         max_tokens=max_tokens, max_outputs=max_outputs, max_sequences=6, num_blocks=num_blocks, max_context=64
     )
@@ -79,7 +92,9 @@ def make(
     if speculation == "draft":
         draft_limits = replace(limits, num_blocks=draft_blocks, max_context=draft_context)
         token = draft_token or often_right(next_token)
-        draft_model = DraftModel(FakeExecutable(draft_limits, block_size=4, next_token=token), clock=clock)
+        draft_executable = SlowExecutable(draft_limits, block_size=4, next_token=token)
+        draft_executable.clock, draft_executable.seconds = clock, guess_seconds
+        draft_model = DraftModel(draft_executable, clock=clock)
         if guess_cost is not None:
             draft_model.cost = FixedStepCost(guess_cost)
     engine = Engine(
@@ -476,7 +491,8 @@ def test_a_draft_model_that_is_wrong_gets_a_small_share_of_the_time() -> None:
         next_token=hashed_token,
         draft_token=wrong,
         draft_cost=StepCost(fixed_seconds=0.01, decode_seconds=0.0, draft_seconds=0.001),
-        guess_cost=StepCost(fixed_seconds=0.004, prefill_seconds=0.0, decode_seconds=0.0, draft_seconds=0.0),
+        guess_cost=None,
+        guess_seconds=0.004,
     )
     for family in range(40):
         engine.add(prompt_of(20, family=family), SamplingParams(max_tokens=40))
@@ -489,8 +505,8 @@ def test_a_draft_model_that_is_wrong_gets_a_small_share_of_the_time() -> None:
 
 
 def test_a_draft_model_that_takes_what_it_saves_is_not_used() -> None:
-    dear = StepCost(fixed_seconds=0.01, prefill_seconds=0.0, decode_seconds=0.0, draft_seconds=0.0)
-    engine, _ = make(speculation="draft", next_token=hashed_token, draft_token=hashed_token, guess_cost=dear)
+    dear = {"guess_cost": None, "guess_seconds": 0.01}
+    engine, _ = make(speculation="draft", next_token=hashed_token, draft_token=hashed_token, **dear)
     for family in range(20):
         engine.add(prompt_of(20, family=family), SamplingParams(max_tokens=40))
     finish(engine)
@@ -500,11 +516,9 @@ def test_a_draft_model_that_takes_what_it_saves_is_not_used() -> None:
 def test_a_draft_model_keeps_nothing_of_sequences_that_were_evicted_or_aborted() -> None:
     engine, _ = make(speculation="draft", next_token=hashed_token, draft_token=hashed_token)
     ids = [engine.add(prompt_of(20, family=n), SamplingParams(max_tokens=40)) for n in range(3)]
-    pool = draft_model_of(engine).pool
-    while pool.num_blocks - pool.num_free < 12:
-        engine.step()
     shadows = draft_model_of(engine)._shadows
-    assert set(shadows) == set(ids)
+    while set(shadows) != set(ids):
+        engine.step()
     evicted = next(s for s in engine.scheduler.sequences if s.sequence_id == ids[0])
     engine.scheduler.residency.evict(evicted)
     engine.abort(ids[1])
@@ -545,16 +559,13 @@ def test_a_draft_model_that_fails_ends_no_request(caplog: pytest.LogCaptureFixtu
 
 def test_seconds_of_guesses_are_not_taken_for_those_of_steps() -> None:
     """A step takes 1 ms of the clock, one of the draft model 5."""
-    engine, _ = make(speculation="draft", next_token=hashed_token, draft_token=hashed_token, draft_cost=None)
-    model = draft_model_of(engine)
-    clock = model._clock
-    run = model._executable.run
-
-    def slow_run(batch):  # type: ignore[no-untyped-def]
-        clock.seconds += 0.004
-        return run(batch)
-
-    model._executable.run = slow_run  # type: ignore[method-assign]
+    engine, _ = make(
+        speculation="draft",
+        next_token=hashed_token,
+        draft_token=hashed_token,
+        draft_cost=None,
+        guess_seconds=0.004,
+    )
     for family in range(4):
         engine.add(prompt_of(20, family=family), SamplingParams(max_tokens=40))
     finish(engine)
