@@ -53,11 +53,14 @@ def test_a_random_draft_changes_nothing_and_is_given_up(stories: Path, tmp_path:
     with LLM(stories) as llm:
         expected = llm.generate(PROMPT, PARAMS)[0].token_ids
     with LLM(stories, speculation="draft", draft_model=write_draft(stories, tmp_path / "d")) as llm:
-        for _ in range(4):
+        drafted = []
+        for _ in range(12):
             assert llm.generate(PROMPT, PARAMS)[0].token_ids == expected
-        counters = llm._engine.status().speculation
-    assert 0 < counters.drafted_tokens < 100
-    assert counters.accepted_tokens < 0.2 * counters.drafted_tokens
+            drafted.append(llm._engine.status().speculation.drafted_tokens)
+        accepted = llm._engine.status().speculation.accepted_tokens
+    assert drafted[0] > 0
+    assert drafted[-1] - drafted[-5] < 20  # of 400 tokens
+    assert accepted < 0.2 * drafted[-1]
 
 
 def test_the_same_model_from_another_file_is_mostly_right(stories: Path) -> None:
@@ -98,7 +101,8 @@ def test_a_draft_has_a_fourth_of_the_kv_memory_or_what_is_said(stories: Path) ->
     model = load.load_model(stories, options)
     assert model.draft is not None
     block_bytes = model.draft.executable.block_bytes
-    assert 2**18 - block_bytes < model.draft.footprint.kv_bytes <= 2**18
+    fourth = model.footprint.kv_bytes // 4
+    assert fourth - block_bytes < model.draft.footprint.kv_bytes <= fourth
     model = load.load_model(stories, replace(options, draft_kv_memory=3 * block_bytes))
     assert model.draft is not None
     assert model.draft.executable.limits.num_blocks == 3
