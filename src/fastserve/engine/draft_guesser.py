@@ -31,6 +31,7 @@ _MOST_TRIAL_SHARE, _LEAST_TRIAL_SHARE = 0.01, 0.0005  # of the time of steps wit
 _DISCOURAGEMENT = 0.8  # by a trial, of the share, as long as there is no gain
 _TRIAL_TOKENS = 4  # drafts of one
 _MOST_UNREAD = 16  # tokens: with more of its text to read, a sequence is not guessed at beside the others
+_READING_STEPS = 4  # in one of which texts are read: whether that is worth it takes time to say, too
 _LEAST_LEFT = 32  # tokens, that a completion is expected to go on for; later, as many as it has
 _FORECAST_SHARE = 0.5  # of what reading a text may bring, that is reckoned with
 
@@ -58,6 +59,7 @@ class DraftGuesser:
         self._trial_steps = float(_FIRST_TRIALS_STEPS)  # in store: their time
         self._trial_share = _MOST_TRIAL_SHARE
         self._is_trial = False  # what is guessed next
+        self._num_steps = 0
         self._is_broken = False
 
     @property
@@ -78,6 +80,7 @@ class DraftGuesser:
         if self._is_broken or not decodes:
             return []
         self._is_trial = False
+        self._num_steps += 1
         self.model.release_absent()
         for sequence in decodes:
             self.model.follow(sequence)
@@ -85,7 +88,8 @@ class DraftGuesser:
             self._gain = self._best_gain(self.acceptance, len(decodes))
         if self._gain >= LEAST_GAIN:
             self._trial_share = _MOST_TRIAL_SHARE
-            self._read(decodes, bounds)
+            if self._num_steps % _READING_STEPS == 0:
+                self._read(decodes, bounds)
         return [
             (likely, index)
             for index, sequence in enumerate(decodes)
