@@ -27,7 +27,7 @@ from fastserve.engine.guesser import (
 from fastserve.engine.sequence import Sequence
 
 _FIRST_TRIALS_STEPS = 32  # whose time may go to trials to begin with, and is at most in store
-_MOST_TRIAL_SHARE, _LEAST_TRIAL_SHARE = 0.01, 0.0005  # of the time of steps with decodes
+_MOST_TRIAL_SHARE, _LEAST_TRIAL_SHARE = 0.005, 0.0005  # of the time of steps with decodes
 _DISCOURAGEMENT = 0.8  # by a trial, of the share, as long as there is no gain
 _TRIAL_TOKENS = 4  # drafts of one
 _MOST_UNREAD = 16  # tokens: with more of its text to read, a sequence is not guessed at beside the others
