@@ -236,7 +236,7 @@ def test_completions_are_the_same_with_speculation(stories, kv_dtype, options) -
         {"draft_weights": "int4"},
         {"draft_layers": 4},
         {"draft_layers": 4, "threads": 3, "max_sequences": 2},
-        {"draft_weights": "int8", "max_batch_tokens": 6},
+        {"draft_weights": "int8", "max_batch_tokens": 24},
         {"draft_weights": "int4", "prefill_chunk_tokens": 5, "draft_kv_memory": 5 * 2 * 5 * 4 * 32 * 20},
     ],
     ids=str,
