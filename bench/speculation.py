@@ -7,18 +7,26 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
 from fastserve.config import EngineOptions
+from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.engine import Engine
 from fastserve.engine.load import LoadedModel, load_model
 from fastserve.engine.prompt import encode_chat
+from fastserve.evaluate.model_folder import write_model_folder
 from fastserve.hub.resolve import resolve
-from fastserve.types import Batch, Executable, SamplingParams, StepResult
+from fastserve.models.family import build_graph, read_config
+from fastserve.models.parameters import expected_parameters
+from fastserve.types import Batch, Executable, Float32Array, SamplingParams, StepResult
 from report import DEFAULT_MODEL, make_parser, publish
 
 NUM_CHAT_TOKENS = 64
@@ -27,6 +35,7 @@ RANDOM_PROMPT_TOKENS = 64
 MOST_EDITED_TOKENS = 160
 PARAGRAPH_CHARACTERS = range(400, 900)
 SEED = 1
+_LAYERS = "model.layers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,8 @@ class Case:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     completion_tokens: int = 0
+    guess_seconds: float = 0.0  # of a draft model
+    seconds: float = 0.0  # of the sides with speculation
 
 
 def main() -> None:
@@ -63,19 +74,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="pairs of a batch of chat and random")
     parser.add_argument("--texts", type=int, default=8, help="to edit and to summarize, a pair each")
     parser.add_argument("--max-draft-tokens", type=int, default=EngineOptions().max_draft_tokens)
+    parser.add_argument("--draft-model", help="by default the model itself, with the next two")
+    parser.add_argument("--draft-layers", type=int)
+    parser.add_argument("--draft-weights", default="auto")
+    parser.add_argument(
+        "--idle-layers",
+        type=int,
+        default=0,
+        help="that are added behind the model's own, and change nothing: as dear as they look",
+    )
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data names the folder of the texts")
     options = EngineOptions(
-        speculation="prompt-lookup",
+        **draft_options(arguments),
         max_draft_tokens=arguments.max_draft_tokens,
         threads=arguments.threads,
         prefix_cache="off",  # every pair computes its prompts twice
         kv_memory="1GiB",
         context_length=2048,
     )
-    model = load_model(resolve(arguments.model), options)
+    with TemporaryDirectory() as folder:
+        path = resolve(arguments.model)
+        if arguments.idle_layers:
+            os.environ["FASTSERVE_PACKED_CACHE"] = "0"  # it is gone when it is loaded
+            path = add_idle_layers(path, Path(folder), arguments.idle_layers)
+        model = load_model(path, options)
     cases = make_cases(model, arguments.data, arguments)
     measure(model, options, cases)
     results = {name: summarize(case) for name, case in cases.items()}
@@ -83,6 +108,42 @@ def main() -> None:
         (f"{name}: decode with over without", describe(result)) for name, result in results.items()
     ]
     publish(arguments, results, [*rows, ("completions", "identical")])
+
+
+def draft_options(arguments: Any) -> dict[str, Any]:
+    drafts = {
+        "draft_model": arguments.draft_model and resolve(arguments.draft_model),
+        "draft_layers": arguments.draft_layers,
+        "draft_weights": arguments.draft_weights,
+    }
+    if all(value in (None, "auto") for value in drafts.values()):
+        return {"speculation": "prompt-lookup"}
+    return {"speculation": "draft", **drafts}
+
+
+def add_idle_layers(path: Path, folder: Path, num_layers: int) -> Path:
+    """The model of a .gguf file with more layers, whose last products are zero: it says the same, and takes
+    longer, as a large model beside a small one of like mind does."""
+    checkpoint = open_checkpoint(path)
+    num_own = checkpoint.config["num_hidden_layers"]
+    config = {**checkpoint.config, "num_hidden_layers": num_own + num_layers}
+    shapes = expected_parameters(build_graph(read_config(config)))
+
+    def blocks(name: str) -> list[Float32Array]:
+        index, rest = "0", name
+        if name.startswith(_LAYERS):
+            index, rest = name.removeprefix(_LAYERS).split(".", 1)
+            name = f"{_LAYERS}{int(index) % num_own}.{rest}"
+        values = to_f32(checkpoint.tensors[name])
+        is_idle = int(index) >= num_own and ("o_proj" in rest or "down_proj" in rest)
+        return [np.zeros_like(values) if is_idle else values]
+
+    assert checkpoint.metadata is not None
+    tokenizer, special_tokens = build_from_gguf(checkpoint.metadata)
+    write_model_folder(folder, config, tokenizer.to_str(), shapes, blocks)
+    chat = {**special_tokens, "chat_template": checkpoint.chat_template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(chat), encoding="utf-8")
+    return folder
 
 
 def make_cases(model: LoadedModel, data: Path, arguments: Any) -> dict[str, Case]:
@@ -208,7 +269,9 @@ class Side:
 
 
 def measure(model: LoadedModel, options: EngineOptions, cases: dict[str, Case]) -> None:
-    off = replace(options, speculation="off", max_draft_tokens=EngineOptions().max_draft_tokens)
+    defaults = {field.name: getattr(EngineOptions(), field.name) for field in fields(EngineOptions)}
+    changed = {name: value for name, value in defaults.items() if "draft" in name}
+    off = replace(options, speculation="off", **changed)
     engines = [make_engine(model, side, index) for index, side in enumerate((off, options))]
     first = next(iter(cases.values()))
     run(engines, first.requests(first.rounds))  # the cost of a step is learned, memory is touched
@@ -225,6 +288,7 @@ def make_engine(model: LoadedModel, options: EngineOptions, index: int) -> Engin
         make_decoder=model.tokenizer.stream_decoder,
         context_length=model.context_length,
         options=options,
+        draft_model=DraftModel(model.draft.executable) if options.speculation == "draft" else None,
     )
 
 
@@ -237,6 +301,8 @@ def measure_round(case: Case, engines: Sequence[Engine], requests: Sequence[Requ
     case.completion_tokens += sum(map(len, tokens[1]))
     case.drafted_tokens += after.drafted_tokens - before.drafted_tokens
     case.accepted_tokens += after.accepted_tokens - before.accepted_tokens
+    case.guess_seconds += after.guess_seconds - before.guess_seconds
+    case.seconds += with_.seconds
     case.decode_ratios.append(with_.decode_rate / without.decode_rate)
     case.whole_ratios.append(without.seconds / with_.seconds)
 
@@ -263,6 +329,7 @@ def summarize(case: Case) -> dict[str, Any]:
         "drafted_tokens": case.drafted_tokens,
         "accepted_tokens": case.accepted_tokens,
         "completion_tokens": case.completion_tokens,
+        "guess_share": case.guess_seconds / case.seconds,
     }
 
 
@@ -272,7 +339,7 @@ def describe(result: Mapping[str, Any]) -> str:
         f"{result['decode_ratio_median']:.2f} ({spread}), "
         f"prompts included {result['whole_ratio_median']:.2f}; "
         f"{result['accepted_tokens']} of {result['drafted_tokens']} drafts, "
-        f"{result['completion_tokens']} tokens"
+        f"{result['completion_tokens']} tokens; guesses took {100 * result['guess_share']:.0f} % of the time"
     )
 
 

@@ -52,6 +52,10 @@ def test_what_is_no_size_is_refused_by_name(text: str) -> None:
         ("prompt_lookup_min", 0),
         ("prompt_lookup_max", 1),  # below prompt_lookup_min
         ("prompt_lookup_max", 2.5),
+        ("draft_model", 3),
+        ("draft_weights", "int3"),
+        ("draft_layers", 0),
+        ("draft_kv_memory", "0 MiB"),
     ],
 )
 def test_an_option_out_of_range_is_refused_by_name_and_value(name: str, value: object) -> None:
@@ -60,12 +64,40 @@ def test_an_option_out_of_range_is_refused_by_name_and_value(name: str, value: o
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_draft_tokens", 4), ("prompt_lookup_min", 1), ("prompt_lookup_max", 5)]
+    ("name", "value", "kinds"),
+    [
+        ("max_draft_tokens", 4, {"prompt-lookup", "draft"}),
+        ("prompt_lookup_min", 1, {"prompt-lookup"}),
+        ("prompt_lookup_max", 5, {"prompt-lookup"}),
+        ("draft_model", "a", {"draft"}),
+        ("draft_layers", 3, {"draft"}),
+        ("draft_weights", "int4", {"draft"}),
+        ("draft_kv_memory", "1MiB", {"draft"}),
+    ],
 )
-def test_knobs_of_a_speculation_that_is_off_are_refused(name: str, value: int) -> None:
-    with pytest.raises(OptionError, match=f"{name}={value} has no use with speculation='off'"):
-        EngineOptions(**{name: value})
-    assert getattr(EngineOptions(speculation="prompt-lookup", **{name: value}), name) == value
+def test_knobs_that_a_kind_of_speculation_has_no_use_for_are_refused(
+    name: str, value: object, kinds: set[str]
+) -> None:
+    for kind in ("off", "prompt-lookup", "draft"):
+        options = {"speculation": kind, name: value}
+        if kind == "draft" and name not in ("draft_model", "draft_layers", "draft_weights"):
+            options["draft_layers"] = 2
+        if kind in kinds:
+            assert getattr(EngineOptions(**options), name) == value
+        else:
+            with pytest.raises(OptionError, match=f"{name}={value!r} has no use with speculation='{kind}'"):
+                EngineOptions(**options)
+
+
+def test_a_model_that_would_be_its_own_draft_as_it_is_is_refused() -> None:
+    with pytest.raises(OptionError, match="no draft model"):
+        EngineOptions(speculation="draft")
+
+
+@pytest.mark.parametrize(("size", "num_bytes"), [(None, None), (4096, 4096), ("1MiB", 2**20)])
+def test_the_kv_memory_of_a_draft_model_is_a_size(size: int | str | None, num_bytes: int | None) -> None:
+    options = EngineOptions(speculation="draft", draft_layers=1, draft_kv_memory=size)
+    assert options.draft_kv_memory_bytes == num_bytes
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ PrefixCache = Literal["lru", "lfu", "off"]
 PrefixScope = Literal["tenant", "all"]
 FairShare = Literal["tenant", "off"]
 UnknownTenants = Literal["admit", "refuse"]
-Speculation = Literal["off", "prompt-lookup"]
+Speculation = Literal["off", "prompt-lookup", "draft"]
 
 DEFAULT_CONTEXT_LENGTH = 8192  # keeps the KV memory of a long-context model within a small machine
 
@@ -73,8 +73,8 @@ class ScheduleOptions:
         queue_timeout_ms: how long a request may wait for its first turn; None is for ever.
         session_idle_seconds: a session without requests for so long is forgotten.
         speculation: whether several tokens of a sequence are verified in one step where that pays:
-            `prompt-lookup` guesses them from earlier places of its own text (see
-            `fastserve.engine.speculator`). Completions are the same.
+            `prompt-lookup` guesses them from earlier places of its own text, `draft` by a second, smaller
+            model (see `fastserve.engine.speculator`). Completions are the same.
         max_draft_tokens: most tokens that are guessed for a sequence in one step.
         prompt_lookup_min: tokens that must have occurred before, for a guess at what follows them.
         prompt_lookup_max: of several places the one that agrees with the most tokens is taken, up to so many.
@@ -107,7 +107,7 @@ class ScheduleOptions:
             check_number("queue_timeout_ms", self.queue_timeout_ms, 0, MOST_TIMEOUT_MS, is_low_open=True)
         check_number("session_idle_seconds", self.session_idle_seconds, 1, MOST_TIMEOUT_MS / 1000)
         check_choice("speculation", self.speculation, get_args(Speculation))
-        _check_lookup(self)
+        _check_speculation(self)
         check_choice("prefix_cache", self.prefix_cache, get_args(PrefixCache))
         check_choice("share_prefixes", self.share_prefixes, get_args(PrefixScope))
         if self.prefill_chunk_tokens is not None:
@@ -173,6 +173,14 @@ class EngineOptions(ScheduleOptions):
             as "1GiB": a file where the model runs on the CPU, else host memory. None and 0 are off.
         spill_dir: folder for that file; None is the system's folder of temporary files, or /var/tmp where
             that one lies in memory.
+        draft_model: a folder or .gguf file, or, for LLM and AsyncLLM, a name: the model that guesses with
+            speculation="draft", of the same vocabulary. None is the model itself, made smaller by the next
+            two.
+        draft_weights: format of its weights, as `weights`.
+        draft_layers: how many of its layers are computed, from the first; what they say has not been trained
+            to be the end. None is all.
+        draft_kv_memory: bytes for its keys and values, or a text such as "64MiB"; None is a fourth of the
+            model's own. What is used least gives way.
 
     The others are those of ScheduleOptions.
 
@@ -194,6 +202,10 @@ class EngineOptions(ScheduleOptions):
     kv_memory: int | str | None = None
     kv_spill: int | str | None = None
     spill_dir: str | Path | None = None
+    draft_model: str | Path | None = None
+    draft_weights: WeightsChoice = "auto"
+    draft_layers: int | None = None
+    draft_kv_memory: int | str | None = None
 
     def __post_init__(self) -> None:
         ScheduleOptions.__post_init__(self)
@@ -221,6 +233,7 @@ class EngineOptions(ScheduleOptions):
                     f"spill_dir={str(self.spill_dir)!r} has no use without kv_spill",
                     hint="say with kv_spill how much may be kept there",
                 )
+        self._check_draft()
         if self.backend == "torch":
             _refuse_with_torch("threads", self.threads, (None,))
             _refuse_with_torch("weights", self.weights, ("auto", "f32"))
@@ -236,10 +249,32 @@ class EngineOptions(ScheduleOptions):
         return parse_bytes("kv_memory", self.kv_memory) if isinstance(self.kv_memory, str) else self.kv_memory
 
     @property
+    def draft_kv_memory_bytes(self) -> int | None:
+        size = self.draft_kv_memory
+        return parse_bytes("draft_kv_memory", size) if isinstance(size, str) else size
+
+    @property
     def kv_spill_bytes(self) -> int:
         if self.kv_spill is None:
             return 0
         return parse_bytes("kv_spill", self.kv_spill) if isinstance(self.kv_spill, str) else self.kv_spill
+
+    def _check_draft(self) -> None:
+        if self.draft_model is not None:
+            check_kind("draft_model", self.draft_model, (str, Path), "the name or the folder of a model")
+        check_choice("draft_weights", self.draft_weights, get_args(WeightsChoice))
+        if self.draft_layers is not None:
+            check_integer("draft_layers", self.draft_layers, low=1)
+        if self.draft_kv_memory is not None:
+            check_integer("draft_kv_memory", self.draft_kv_memory_bytes, low=1, high=INT64_MAX)
+        if self.speculation != "draft":
+            names = ("draft_model", "draft_weights", "draft_layers", "draft_kv_memory")
+            _refuse_without_use(self, names, "choose speculation='draft'")
+        elif self.draft_model is None and self.draft_layers is None and self.draft_weights == "auto":
+            raise OptionError(
+                "speculation='draft' has no draft model: as it is, the model itself saves nothing",
+                hint="name a draft_model, or choose draft_layers or draft_weights",
+            )
 
 
 def parse_bytes(name: str, text: str) -> int:
@@ -259,7 +294,7 @@ def parse_bytes(name: str, text: str) -> int:
     return int(float(match[1]) * _UNIT_BYTES[match[2]])
 
 
-def _check_lookup(options: ScheduleOptions) -> None:
+def _check_speculation(options: ScheduleOptions) -> None:
     check_integer("max_draft_tokens", options.max_draft_tokens, low=1, high=MOST_DRAFT_TOKENS)
     check_integer("prompt_lookup_min", options.prompt_lookup_min, low=1, high=MOST_NGRAM_TOKENS)
     check_integer("prompt_lookup_max", options.prompt_lookup_max, low=1, high=MOST_NGRAM_TOKENS)
@@ -270,13 +305,23 @@ def _check_lookup(options: ScheduleOptions) -> None:
             hint="choose a prompt_lookup_max of at least prompt_lookup_min",
         )
     if options.speculation == "off":
-        defaults = {field.name: field.default for field in fields(ScheduleOptions)}
-        for name in ("max_draft_tokens", "prompt_lookup_min", "prompt_lookup_max"):
-            if getattr(options, name) != defaults[name]:
-                raise OptionError(
-                    f"{name}={getattr(options, name)} has no use with speculation='off'",
-                    hint="choose speculation='prompt-lookup'",
-                )
+        _refuse_without_use(options, ("max_draft_tokens",), "choose a kind of speculation")
+    if options.speculation != "prompt-lookup":
+        names = ("prompt_lookup_min", "prompt_lookup_max")
+        _refuse_without_use(options, names, "choose speculation='prompt-lookup'")
+
+
+def _refuse_without_use(options: ScheduleOptions, names: Sequence[str], hint: str) -> None:
+    """Raise where one of these fields is not as it is by default: the kind of speculation has no use for
+    it."""
+    defaults = {field.name: field.default for field in fields(options)}
+    for name in names:
+        value = getattr(options, name)
+        if value != defaults[name]:
+            shown = repr(str(value) if isinstance(value, Path) else value)
+            raise OptionError(
+                f"{name}={shown} has no use with speculation={options.speculation!r}", hint=hint
+            )
 
 
 def _refuse_with_torch(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -43,6 +43,10 @@ ENGINE_NAMES = (
     "max_draft_tokens",
     "prompt_lookup_min",
     "prompt_lookup_max",
+    "draft_model",
+    "draft_weights",
+    "draft_layers",
+    "draft_kv_memory",
     "backend",
     "device",
 )
@@ -84,6 +88,18 @@ def test_every_argument_reaches_the_field_of_its_name() -> None:
 def test_the_device_reaches_its_field_with_the_backend_that_has_one() -> None:
     got = run(["--backend", "torch", "--device", "cuda:1"])
     assert got["options"] == EngineOptions(backend="torch", device="cuda:1")
+
+
+def test_the_draft_model_reaches_its_fields() -> None:
+    draft = "--draft-model tiny --draft-weights int4 --draft-layers 3 --draft-kv-memory 1MiB"
+    got = run(["--speculation", "draft", *draft.split()])
+    assert got["options"] == EngineOptions(
+        speculation="draft",
+        draft_model="tiny",
+        draft_weights="int4",
+        draft_layers=3,
+        draft_kv_memory="1MiB",
+    )
 
 
 def test_a_number_that_is_none_is_refused_by_the_flag() -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from fastserve.engine.completion import Chunk
-from fastserve.engine.cost import StepWork
+from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
+from fastserve.engine.draft_guesser import DraftGuesser
 from fastserve.engine.llm import LLM
+from fastserve.engine.lookup_guesser import LookupGuesser
 from fastserve.engine.verification_cost import VerificationCost
 from fastserve.types import SamplingParams
 
@@ -24,6 +26,9 @@ PROMPTS = [
     "He",
     "Mom said: do not open the box! But Sam was curious, and when nobody looked, he opened it and saw",
 ]
+
+
+DRAFTED = {"speculation": "draft", "draft_weights": "int4"}
 
 
 def params_of(index: int) -> SamplingParams:
@@ -159,14 +164,25 @@ def test_tokens_of_the_real_model_are_the_same_preempted_and_moved(model_dir, re
 
 
 def speculate_on_everything(llm: LLM) -> None:
-    """Every guess is drafted: a row costs nothing, and every text is thought to go on as before."""
+    """Every guess is drafted: making and verifying it costs nothing, and every text is thought to go on as
+    guessed."""
     engine = llm._engine
     assert engine is not None
     speculator = engine.scheduler._speculator
     assert speculator is not None
     speculator._cost = FreeDrafts(engine.scheduler.cost)
-    for _ in range(1000):
-        speculator._acceptance.observe(1, True)
+    guesser = speculator.guesser
+    assert isinstance(guesser, LookupGuesser | DraftGuesser)
+    for match_length in (0, *(2**n for n in range(8))):
+        for _ in range(1000):
+            guesser.acceptance.observe(match_length, True)
+    if isinstance(guesser, DraftGuesser):
+        guesser.model.cost = FreeSteps(StepCost(fixed_seconds=0, prefill_seconds=0, decode_seconds=0))
+
+
+class FreeSteps(OnlineStepCost):
+    def observe(self, work: StepWork, seconds: float) -> None:
+        pass
 
 
 class FreeDrafts(VerificationCost):
@@ -213,15 +229,43 @@ def test_completions_are_the_same_with_speculation(stories, kv_dtype, options) -
     assert 0 < counters.accepted_tokens < counters.drafted_tokens
 
 
+@pytest.mark.parametrize("kv_dtype", ["f16", "int8"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"draft_weights": "int4"},
+        {"draft_layers": 4},
+        {"draft_layers": 4, "threads": 3, "max_sequences": 2},
+        {"draft_weights": "int8", "max_batch_tokens": 24},
+        {"draft_weights": "int4", "prefill_chunk_tokens": 5, "draft_kv_memory": 5 * 2 * 5 * 4 * 32 * 20},
+    ],
+    ids=str,
+)
+def test_completions_are_the_same_with_a_draft_model(stories, kv_dtype, options) -> None:
+    pytest.importorskip("fastserve._native")
+    prompts = [3 * f"{prompt}. " for prompt in PROMPTS]
+    with LLM(stories, weights="int8", kv_dtype=kv_dtype, threads=1) as llm:
+        expected = completions_of(llm, prompts)
+    with LLM(stories, weights="int8", kv_dtype=kv_dtype, speculation="draft", **options) as llm:
+        speculate_on_everything(llm)
+        assert completions_of(llm, prompts) == expected
+        counters = llm._engine.status().speculation
+    assert 0 < counters.accepted_tokens <= counters.drafted_tokens
+    assert counters.guess_seconds > 0
+
+
+@pytest.mark.parametrize("speculation", [{"speculation": "prompt-lookup"}, DRAFTED], ids=str)
 @pytest.mark.parametrize("kv_spill", [None, "8MiB"])
-def test_completions_are_the_same_with_speculation_while_blocks_are_taken(stories, kv_spill) -> None:
+def test_completions_are_the_same_with_speculation_while_blocks_are_taken(
+    stories, kv_spill, speculation
+) -> None:
     pytest.importorskip("fastserve._native")
     prompts = [3 * f"{prompt}. " for prompt in PROMPTS]
     options = {"context_length": 512, "weights": "int8", "max_batch_tokens": 64}
     with LLM(stories, **options) as llm:
         expected = completions_of(llm, prompts)
     memory = {"kv_memory": 16 * 2 * 5 * 4 * 32 * 16 * 2, "kv_spill": kv_spill, "policy": "mlfq"}
-    with LLM(stories, speculation="prompt-lookup", **options, **memory) as llm:
+    with LLM(stories, **speculation, **options, **memory) as llm:
         speculate_on_everything(llm)
         evict_again_and_again(llm)
         assert completions_of(llm, prompts) == expected
@@ -230,7 +274,8 @@ def test_completions_are_the_same_with_speculation_while_blocks_are_taken(storie
         assert llm._engine.scheduler.residency.counters.evictions > 10
 
 
-def test_completions_of_the_real_model_are_the_same_with_speculation(model_dir) -> None:
+@pytest.mark.parametrize("speculation", [{"speculation": "prompt-lookup"}, DRAFTED], ids=str)
+def test_completions_of_the_real_model_are_the_same_with_speculation(model_dir, speculation) -> None:
     pytest.importorskip("fastserve._native")
     text = "The lighthouse keeper, who had lived there for forty years, polished the lamp every evening. "
     prompts = [f"{text}\nAgain, word by word: {text}\nOnce more: ", 2 * text, "To be, or not to be"]
@@ -242,7 +287,7 @@ def test_completions_of_the_real_model_are_the_same_with_speculation(model_dir) 
     ]
     with LLM(model) as llm:
         expected = [completion.token_ids for completion in llm.generate(prompts, params)]
-    with LLM(model, speculation="prompt-lookup") as llm:
+    with LLM(model, **speculation) as llm:
         speculate_on_everything(llm)
         assert [completion.token_ids for completion in llm.generate(prompts, params)] == expected
         counters = llm._engine.status().speculation

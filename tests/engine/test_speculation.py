@@ -14,14 +14,17 @@ from fastserve.config import ScheduleOptions
 from fastserve.engine.block import prefix_key, scope_of
 from fastserve.engine.completion import Completion
 from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
+from fastserve.engine.draft_guesser import DraftGuesser
+from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.engine import Engine
 from fastserve.engine.policy import POLICY_NAMES
 from fastserve.engine.sequence import Sequence
 from fastserve.engine.verification_cost import VerificationCost
-from fastserve.types import Limits, SamplingParams
+from fastserve.types import Batch, Limits, SamplingParams, StepResult
 
 DEAR = StepCost(fixed_seconds=0.001, decode_seconds=0.01, draft_seconds=0.02)
 FREE = StepCost(fixed_seconds=0.01, decode_seconds=0.0, draft_seconds=0.0)
+FREE_GUESSES = StepCost(fixed_seconds=0.0, prefill_seconds=0.0, decode_seconds=0.0, draft_seconds=0.0)
 
 
 class FixedCost(VerificationCost):
@@ -29,6 +32,34 @@ class FixedCost(VerificationCost):
 
     def observe(self, work: StepWork, seconds: float) -> None:
         pass
+
+
+class FixedStepCost(OnlineStepCost):
+    """The same, of the draft model's steps."""
+
+    def observe(self, work: StepWork, seconds: float) -> None:
+        pass
+
+
+class SlowExecutable(FakeExecutable):
+    """Its steps take some seconds of the clock."""
+
+    clock: Clock
+    seconds: float
+
+    def run(self, batch: Batch) -> StepResult:
+        self.clock.seconds += self.seconds
+        return super().run(batch)
+
+
+def often_right(next_token: NextToken) -> NextToken:
+    """The draft model's next token: three times of four it is that of the model."""
+
+    def guess(context: list[int], temperature: float, seed: int, draw: int) -> int:
+        token_id = next_token(context, temperature, seed, draw)
+        return token_id if sum(context) % 4 else (token_id + 1) % 97
+
+    return guess
 
 
 def make(
@@ -41,14 +72,31 @@ def make(
     max_outputs: int = 12,
     eos_token_ids: tuple[int, ...] = (),
     draft_cost: StepCost | None = FREE,
+    draft_token: NextToken | None = None,
+    draft_blocks: int = 40,
+    draft_context: int = 64,
+    guess_cost: StepCost | None = FREE_GUESSES,
+    guess_seconds: float = 0.0,
     **options: object,
 ) -> tuple[Engine, SlowMover | None]:
-    """`draft_cost` is what speculation goes by; None: what is fitted to the steps."""
+    """`draft_cost` and `guess_cost` are what speculation goes by for verifying a draft, and for the steps of
+    a draft model; None: what is fitted to the steps, of which one of the draft model takes `guess_seconds`
+    more."""
     limits = Limits(
         max_tokens=max_tokens, max_outputs=max_outputs, max_sequences=6, num_blocks=num_blocks, max_context=64
     )
     executable = FakeExecutable(limits, block_size=4, next_token=next_token)
     mover = SlowMover(executable, slow_blocks) if slow_blocks else None
+    clock = Clock()
+    draft_model = None
+    if speculation == "draft":
+        draft_limits = replace(limits, num_blocks=draft_blocks, max_context=draft_context)
+        token = draft_token or often_right(next_token)
+        draft_executable = SlowExecutable(draft_limits, block_size=4, next_token=token)
+        draft_executable.clock, draft_executable.seconds = clock, guess_seconds
+        draft_model = DraftModel(draft_executable, clock=clock)
+        if guess_cost is not None:
+            draft_model.cost = FixedStepCost(guess_cost)
     engine = Engine(
         executable,
         eos_token_ids=eos_token_ids,
@@ -56,12 +104,20 @@ def make(
         context_length=64,
         options=ScheduleOptions(speculation=speculation, **options),
         mover=mover,
-        clock=Clock(),
+        draft_model=draft_model,
+        clock=clock,
     )
     speculator = engine.scheduler._speculator
     if speculator is not None and draft_cost is not None:
         speculator._cost = FixedCost(OnlineStepCost(draft_cost))
     return engine, mover
+
+
+def draft_model_of(engine: Engine) -> DraftModel:
+    assert engine.scheduler._speculator is not None
+    guesser = engine.scheduler._speculator.guesser
+    assert isinstance(guesser, DraftGuesser)
+    return guesser.model
 
 
 def finish(engine: Engine) -> dict[tuple[int, int], Completion]:
@@ -71,6 +127,9 @@ def finish(engine: Engine) -> dict[tuple[int, int], Completion]:
         engine.check_invariants()
         done |= {(c.request_id, c.index): c.completion for c in chunks if c.completion is not None}
     assert engine.pool.num_free == engine.pool.num_blocks
+    if engine.status().speculation.guess_seconds:
+        pool = draft_model_of(engine).pool
+        assert pool.num_free == pool.num_blocks
     return done
 
 
@@ -142,7 +201,7 @@ requests = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=250)
 @given(
     requests=requests,
     aborts=st.dictionaries(st.integers(0, 60), st.integers(0, 9), max_size=3),
@@ -155,7 +214,9 @@ requests = st.lists(
     max_outputs=st.integers(6, 16),
     prefill_chunk_tokens=st.sampled_from([None, 1, 5]),
     max_draft_tokens=st.integers(1, 9),
-    ngrams=st.sampled_from([(1, 1), (1, 3), (2, 4)]),
+    ngrams=st.sampled_from([None, None, (1, 1), (1, 3), (2, 4)]),
+    draft_blocks=st.integers(3, 40),
+    draft_context=st.sampled_from([20, 64]),
     prefix_cache=st.sampled_from(["lru", "off"]),
     draft_cost=st.sampled_from([FREE, None]),
 )
@@ -172,11 +233,16 @@ def test_completions_are_those_without_speculation(
     prefill_chunk_tokens,
     max_draft_tokens,
     ngrams,
+    draft_blocks,
+    draft_context,
     prefix_cache,
     draft_cost,
 ) -> None:
-    """The executable refuses a step of more rows or output rows than its limits, and checks what penalties
-    count."""
+    """By a draft model where there are no `ngrams`. The executables refuse steps of more rows or output rows
+    than their limits, and check what penalties count."""
+    kind: dict[str, object] = {"speculation": "draft"}
+    if ngrams is not None:
+        kind = {"prompt_lookup_min": ngrams[0], "prompt_lookup_max": ngrams[1]}
     engine, _ = make(
         policy=policies[0],
         num_blocks=num_blocks,
@@ -186,10 +252,12 @@ def test_completions_are_those_without_speculation(
         eos_token_ids=(11,),
         prefill_chunk_tokens=prefill_chunk_tokens,
         max_draft_tokens=max_draft_tokens,
-        prompt_lookup_min=ngrams[0],
-        prompt_lookup_max=ngrams[1],
         prefix_cache=prefix_cache,
         draft_cost=draft_cost,
+        draft_blocks=draft_blocks,
+        draft_context=draft_context,
+        guess_cost=None if draft_cost is None else FREE_GUESSES,
+        **kind,
     )
     bystander = Bystander(engine)
     ids: dict[int, int] = {}  # index of a request -> request_id
@@ -227,6 +295,8 @@ def test_completions_are_those_without_speculation(
     assert engine.pool.num_free == num_blocks
     counters = engine.status().speculation
     assert 0 <= counters.accepted_tokens <= counters.drafted_tokens
+    if ngrams is None:
+        assert draft_model_of(engine).pool.num_free == draft_blocks
     for index, (prompt, family, _, _, params) in enumerate(requests):
         for i in range(params.n):
             completion = done.get((ids[index], i))
@@ -371,7 +441,8 @@ def test_a_finished_sequence_is_forgotten() -> None:
         engine.step()
     engine.abort(request)
     assert engine.scheduler._speculator is not None
-    assert not engine.scheduler._speculator._subjects
+    assert not engine.scheduler._speculator._accounts
+    assert not engine.scheduler._speculator.guesser._texts
 
 
 def test_who_chats_is_not_delayed_for_who_copies() -> None:
@@ -393,3 +464,111 @@ def test_who_chats_is_not_delayed_for_who_copies() -> None:
             drafted_beside_others = engine.status().speculation.drafted_tokens
     assert drafted_beside_others == 0
     assert engine.status().speculation.accepted_tokens > 10
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_model_of_the_same_mind_is_right_about_drawn_tokens_too(temperature: float) -> None:
+    """Its draws are those of the request: another seed or index would give other tokens."""
+    engine, _ = make(speculation="draft", next_token=hashed_token, draft_token=hashed_token)
+    params = SamplingParams(max_tokens=30, temperature=temperature, seed=3, repetition_penalty=1.3)
+    prompt = prompt_of(21, family=1)
+    engine.add(prompt, params)
+    (completion,) = finish(engine).values()
+    assert content(completion) == content(alone(prompt, params, next_token=hashed_token))
+    counters = engine.status().speculation
+    assert counters.drafted_tokens == counters.accepted_tokens > 20
+    executable = engine._executable
+    assert isinstance(executable, FakeExecutable)
+    assert len(executable.batches) == 1 + 30 - 1 - counters.accepted_tokens
+
+
+def test_a_draft_model_that_is_wrong_gets_a_small_share_of_the_time() -> None:
+    def wrong(context: list[int], temperature: float, seed: int, draw: int) -> int:
+        return (hashed_token(context, temperature, seed, draw) + 1) % 97
+
+    engine, _ = make(
+        speculation="draft",
+        next_token=hashed_token,
+        draft_token=wrong,
+        draft_cost=StepCost(fixed_seconds=0.01, decode_seconds=0.0, draft_seconds=0.001),
+        guess_cost=None,
+        guess_seconds=0.004,
+    )
+    for family in range(40):
+        engine.add(prompt_of(20, family=family), SamplingParams(max_tokens=40))
+    finish(engine)
+    counters = engine.status().speculation
+    assert counters.accepted_tokens == 0
+    assert 0 < counters.drafted_tokens < 100
+    assert isinstance(engine._executable, FakeExecutable)
+    assert sum(len(batch.output_rows) for batch in engine._executable.batches) > 40 * 40
+
+
+def test_a_draft_model_that_takes_what_it_saves_is_not_used() -> None:
+    dear = {"guess_cost": None, "guess_seconds": 0.01}
+    engine, _ = make(speculation="draft", next_token=hashed_token, draft_token=hashed_token, **dear)
+    for family in range(20):
+        engine.add(prompt_of(20, family=family), SamplingParams(max_tokens=40))
+    finish(engine)
+    assert engine.status().speculation.drafted_tokens < 40
+
+
+def test_a_draft_model_keeps_nothing_of_sequences_that_were_evicted_or_aborted() -> None:
+    engine, _ = make(speculation="draft", next_token=hashed_token, draft_token=hashed_token)
+    ids = [engine.add(prompt_of(20, family=n), SamplingParams(max_tokens=40)) for n in range(3)]
+    shadows = draft_model_of(engine)._shadows
+    while set(shadows) != set(ids):
+        engine.step()
+    evicted = next(s for s in engine.scheduler.sequences if s.sequence_id == ids[0])
+    engine.scheduler.residency.evict(evicted)
+    engine.abort(ids[1])
+    evicted.is_held = True
+    engine.step()
+    engine.check_invariants()
+    assert set(shadows) == {ids[2]}
+    evicted.is_held = False
+    finish(engine)
+
+
+def test_a_draft_model_without_room_for_all_guesses_for_some() -> None:
+    """Seven blocks hold one sequence of 28 tokens, or parts of several."""
+    engine, _ = make(speculation="draft", next_token=hashed_token, draft_token=hashed_token, draft_blocks=7)
+    requests = [(prompt_of(8, family=n), SamplingParams(max_tokens=20)) for n in range(4)]
+    for prompt, params in requests:
+        engine.add(prompt, params)
+    done = finish(engine)
+    for (prompt, params), completion in zip(requests, (done[i, 0] for i in range(4)), strict=True):
+        assert content(completion) == content(alone(prompt, params, next_token=hashed_token))
+    assert engine.status().speculation.accepted_tokens > 0
+
+
+def test_a_draft_model_that_fails_ends_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(context: list[int], temperature: float, seed: int, draw: int) -> int:
+        if len(context) > 24:
+            raise MemoryError
+        return hashed_token(context, temperature, seed, draw)
+
+    engine, _ = make(speculation="draft", next_token=hashed_token, draft_token=failing)
+    params = SamplingParams(max_tokens=30)
+    engine.add(prompt_of(10, family=1), params)
+    (completion,) = finish(engine).values()
+    assert content(completion) == content(alone(prompt_of(10, family=1), params, next_token=hashed_token))
+    assert engine.status().speculation.accepted_tokens > 0
+    assert sum("no drafts from here on" in record.message for record in caplog.records) == 1
+
+
+def test_seconds_of_guesses_are_not_taken_for_those_of_steps() -> None:
+    """A step takes 1 ms of the clock, one of the draft model 5."""
+    engine, _ = make(
+        speculation="draft",
+        next_token=hashed_token,
+        draft_token=hashed_token,
+        draft_cost=None,
+        guess_seconds=0.004,
+    )
+    for family in range(4):
+        engine.add(prompt_of(20, family=family), SamplingParams(max_tokens=40))
+    finish(engine)
+    status = engine.status()
+    assert status.speculation.guess_seconds > 0.01
+    assert status.cost.seconds(StepWork(decode_tokens=1)) < 0.004

@@ -40,6 +40,10 @@ _PROBE = ({"role": "user", "content": "Hello!"},)
     "max_draft_tokens",
     "prompt_lookup_min",
     "prompt_lookup_max",
+    "draft_model",
+    "draft_weights",
+    "draft_layers",
+    "draft_kv_memory",
     "backend",
     "device",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -42,12 +42,19 @@ _ENGINE_HELP: Mapping[str, str] = {
     "one lies in memory.",
     "policy": "Who goes first when not all can run: boost, fcfs, priority, sjf, hrrn, gittins, mlfq or "
     "mlfq-published, each with its knobs, such as boost:strength=1.",
-    "speculation": "Guess tokens from earlier places of a text and verify several at once, where that is "
-    "faster; the completions are the same.",
+    "speculation": "Guess tokens, from earlier places of a text or by a draft model, and verify several at "
+    "once, where that is faster; the completions are the same.",
     "max_draft_tokens": "Most tokens to guess at once. Only with --speculation.",
-    "prompt_lookup_min": "Tokens that must have occurred before for a guess. Only with --speculation.",
+    "prompt_lookup_min": "Tokens that must have occurred before for a guess. Only with --speculation "
+    "prompt-lookup.",
     "prompt_lookup_max": "Up to so many tokens in common, the place with the most is taken. Only with "
-    "--speculation.",
+    "--speculation prompt-lookup.",
+    "draft_model": "Smaller model of the same vocabulary that guesses, named as the model is; by default the "
+    "model itself, with the next two. Only with --speculation draft.",
+    "draft_weights": "Format of its weights, as --weights. Only with --speculation draft.",
+    "draft_layers": "Compute only so many of its layers. Only with --speculation draft.",
+    "draft_kv_memory": "Memory to keep its past tokens in, such as 64MiB; by default a fourth of what the "
+    "model has. Only with --speculation draft.",
     "backend": "What computes: native, or PyTorch where it is installed, slow and for comparison.",
     "device": "Where PyTorch computes, such as cuda or mps; by default the CPU. Only with --backend torch.",
 }
@@ -81,6 +88,9 @@ def open_llm(model: str, options: EngineOptions, *, task: Task, offline: bool, s
 
     with download_progress(shown=show_progress) as progress:
         path = resolve(model, offline=offline, progress=progress)
+        if options.draft_model is not None:
+            draft_path = resolve(options.draft_model, offline=offline, progress=progress)
+            options = replace(options, draft_model=draft_path)
     return LLM(path, name=model, task=task, **asdict(options))
 
 

@@ -15,7 +15,7 @@ from typing import Self
 from fastserve.config import EngineOptions
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.engine import EngineStatus
-from fastserve.engine.llm import make_engine
+from fastserve.engine.llm import make_engine, resolve_draft
 from fastserve.engine.load import LoadedModel, check_task, load_model
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
@@ -125,6 +125,7 @@ class AsyncLLM:
         options = options or EngineOptions()
         parse_policy(options.policy)  # before anything is loaded
         self.name = name or str(model)
+        options = resolve_draft(options, offline=offline)
         self.model: LoadedModel = load_model(
             resolve(model, offline=offline), options, name=self.name, task="generate"
         )

@@ -19,6 +19,7 @@ from fastserve.engine.batch import build_batch
 from fastserve.engine.block import scope_of
 from fastserve.engine.completion import NO_TOKEN, Chunk, TokenLogprobs
 from fastserve.engine.cost import StepCost
+from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.mover import Mover
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.residency import ResidencyCounters
@@ -74,6 +75,7 @@ class Engine:
         cost: of a step, as long as none has run.
         length_predictor: tells requests apart whose completions differ in length, for policies that reckon
             with it.
+        draft_model: guesses, where the options say so; None: they do not. It is the engine's from here on.
         clock: seconds, monotonic.
     """
 
@@ -88,6 +90,7 @@ class Engine:
         mover: Mover | None = None,
         cost: StepCost | None = None,
         length_predictor: LengthPredictor | None = None,
+        draft_model: DraftModel | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         limits = executable.limits
@@ -100,6 +103,7 @@ class Engine:
             mover=mover,
             initial_cost=cost,
             predictor=length_predictor,
+            draft_model=draft_model,
         )
         self.pool = self.scheduler.residency.pool
         self._admission = Admission(

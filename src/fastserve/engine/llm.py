@@ -25,6 +25,7 @@ from fastserve.config import (
     WeightsChoice,
 )
 from fastserve.engine.completion import Chunk, Completion
+from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.embed import Embedder
 from fastserve.engine.engine import Engine
 from fastserve.engine.load import LoadedModel, Task, check_task, load_model
@@ -98,6 +99,10 @@ class LLM:
         max_draft_tokens: int = 8,
         prompt_lookup_min: int = 2,
         prompt_lookup_max: int = 4,
+        draft_model: str | Path | None = None,
+        draft_weights: WeightsChoice = "auto",
+        draft_layers: int | None = None,
+        draft_kv_memory: int | str | None = None,
         offline: bool = False,
         name: str | None = None,
         task: Task | None = None,
@@ -131,10 +136,15 @@ class LLM:
             max_draft_tokens=max_draft_tokens,
             prompt_lookup_min=prompt_lookup_min,
             prompt_lookup_max=prompt_lookup_max,
+            draft_model=draft_model,
+            draft_weights=draft_weights,
+            draft_layers=draft_layers,
+            draft_kv_memory=draft_kv_memory,
         )
         parse_policy(policy)  # before anything is loaded
         self.name = name or str(model)
         path = resolve(model, offline=offline)
+        options = resolve_draft(options, offline=offline)
         self._model: LoadedModel | None = load_model(path, options, name=self.name, task=task)
         if target_gap_seconds is None:  # nobody waits between two tokens: steps are as full as they can be
             options = replace(options, target_gap_seconds=MOST_GAP_SECONDS)
@@ -385,6 +395,13 @@ class LLM:
         self._inboxes.pop(request_id, None)
 
 
+def resolve_draft(options: EngineOptions, *, offline: bool) -> EngineOptions:
+    """The options, with the folder of their draft model for its name. Raises as `resolve`."""
+    if options.draft_model is None:
+        return options
+    return replace(options, draft_model=resolve(options.draft_model, offline=offline))
+
+
 def make_engine(
     model: LoadedModel, options: EngineOptions, *, length_predictor: LengthPredictor | None = None
 ) -> Engine:
@@ -397,6 +414,7 @@ def make_engine(
         options=options,
         mover=make_mover(model.executable, options),
         length_predictor=length_predictor,
+        draft_model=DraftModel(model.draft.executable) if model.draft else None,
     )
 
 

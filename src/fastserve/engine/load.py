@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from fastserve.engine.available_memory import available_memory_bytes
 from fastserve.engine.capacity import Capacity, choose_context_length, plan_capacity
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint
 from fastserve.engine.processor import processor_name
-from fastserve.errors import UnsupportedError
+from fastserve.errors import MemoryLimitError, OptionError, UnsupportedError
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
 from fastserve.models.config import DecoderConfig
@@ -27,12 +27,15 @@ from fastserve.types import Executable, Limits
 
 Task = Literal["generate", "embed"]
 
+_DRAFT_KV_SHARE = 4  # a draft model has a fourth of the model's KV memory, unless options say otherwise
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model ready to run. `weights` and `context_length` are what the options came to."""
+    """A model ready to run. `weights` and `context_length` are what the options came to; `draft` guesses at
+    its tokens, where the options ask for it."""
 
     checkpoint: Checkpoint
     config: ModelConfig
@@ -41,6 +44,7 @@ class LoadedModel:
     weights: WeightFormat
     context_length: int
     footprint: Footprint
+    draft: LoadedModel | None = None
 
     @property
     def is_decoder(self) -> bool:
@@ -50,10 +54,12 @@ class LoadedModel:
 def load_model(
     path: Path, options: EngineOptions, *, name: str | None = None, task: Task | None = None
 ) -> LoadedModel:
-    """Load the model in a folder or .gguf file. Messages call it `name`, by default its path.
+    """Load the model in a folder or .gguf file, and its draft model. Messages call it `name`, by default its
+    path.
 
     Raises:
-        UnsupportedError: it is not made for `task`; said before weights are read.
+        UnsupportedError: it is not made for `task`, or its draft model has another vocabulary; said before
+            weights are read.
         CheckpointError, UnsupportedError: it cannot be read, or has something that we do not compute.
         ContextLengthError: `context_length` is beyond the model's own.
         MemoryLimitError: it needs more memory than there is; said before weights are read.
@@ -62,15 +68,34 @@ def load_model(
     config = read_config(checkpoint.config)
     if task is not None:
         check_task(task, config, name or str(path))
+    if options.speculation != "draft":
+        return _load(checkpoint, config, options)
+    check_task("generate", config, name or str(path))
+    draft_checkpoint = (
+        checkpoint if options.draft_model is None else open_checkpoint(Path(options.draft_model))
+    )
+    draft_config = _read_draft_config(draft_checkpoint, options, name or str(path))
+    _check_vocabulary(checkpoint, config, draft_checkpoint, draft_config)
+    model = _load(checkpoint, config, options)
+    return replace(model, draft=_load_draft(draft_checkpoint, draft_config, options, model))
+
+
+def _load(
+    checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, *, reserved_bytes: int = 0
+) -> LoadedModel:
+    """Load one model. `reserved_bytes` of what looks free are somebody else's."""
     graph = build_graph(config, checkpoint.tensors.keys(), pooling=_read_pooling(checkpoint))
     for name in check_parameters(graph, checkpoint.tensors):
-        logger.info("%s: tensor %s is not used", path, name)
+        if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
+            logger.info("%s: tensor %s is not used", checkpoint.path, name)
     graph = optimize(graph)
     is_decoder = isinstance(config, DecoderConfig)
     weights = choose_weights(options, is_decoder=is_decoder)
     context_length = choose_context_length(options, model_context(checkpoint, config))
     # What another device has is for torch to say, which refuses what does not fit.
     available_bytes = available_memory_bytes() if options.device in (None, "cpu") else None
+    if available_bytes is not None:
+        available_bytes -= reserved_bytes
     capacity = plan_capacity(
         graph,
         options,
@@ -95,6 +120,69 @@ def load_model(
         context_length=context_length,
         footprint=capacity.footprint,
     )
+
+
+def _read_draft_config(checkpoint: Checkpoint, options: EngineOptions, name: str) -> DecoderConfig:
+    """The config of a draft model, of its first layers where the options say so."""
+    config = read_config(checkpoint.config)
+    draft_name = name if options.draft_model is None else str(options.draft_model)
+    check_task("generate", config, draft_name)
+    assert isinstance(config, DecoderConfig)
+    if options.draft_layers is None:
+        return config
+    if options.draft_layers > config.num_layers:
+        raise OptionError(
+            f"draft_layers is {options.draft_layers}; the model {draft_name!r} has {config.num_layers}",
+            hint=f"choose draft_layers from 1 to {config.num_layers}",
+        )
+    return replace(config, num_layers=options.draft_layers)
+
+
+def _check_vocabulary(
+    checkpoint: Checkpoint, config: ModelConfig, draft_checkpoint: Checkpoint, draft_config: DecoderConfig
+) -> None:
+    """
+    Raises:
+        UnsupportedError: a draft model's tokens are not those of the model.
+    """
+    if checkpoint is draft_checkpoint:
+        return
+    sizes = config.vocab_size, draft_config.vocab_size
+    difference = f"{sizes[1]} tokens, the model {sizes[0]}" if sizes[0] != sizes[1] else None
+    if difference is None:
+        tokenizer, draft_tokenizer = map(Tokenizer.from_checkpoint, (checkpoint, draft_checkpoint))
+        for token_id in range(sizes[0]):
+            texts = tokenizer.token_text(token_id), draft_tokenizer.token_text(token_id)
+            if texts[0] != texts[1]:
+                difference = f"{texts[1]!r} as token {token_id}, the model {texts[0]!r}"
+                break
+    if difference is not None:
+        raise UnsupportedError(
+            f"the draft model {str(draft_checkpoint.path)!r} has another vocabulary: {difference}",
+            hint="choose a draft_model of the same family, whose tokenizer is the same",
+        )
+
+
+def _load_draft(
+    checkpoint: Checkpoint, config: DecoderConfig, options: EngineOptions, model: LoadedModel
+) -> LoadedModel:
+    """Load a draft model for a model that is loaded: as that is, but for its weights and its smaller pool."""
+    kv_bytes = options.draft_kv_memory_bytes
+    own_options = replace(
+        options,
+        weights=options.draft_weights,
+        kv_memory=model.footprint.kv_bytes // _DRAFT_KV_SHARE if kv_bytes is None else kv_bytes,
+        context_length=min(model.context_length, model_context(checkpoint, config)),
+    )
+    footprint = model.footprint  # of which nothing has been touched but the weights
+    reserved_bytes = footprint.kv_bytes + footprint.activation_bytes
+    try:
+        return _load(checkpoint, config, own_options, reserved_bytes=reserved_bytes)
+    except MemoryLimitError as error:
+        raise MemoryLimitError(
+            f"of the draft model: {error.message}",
+            hint="choose a smaller draft_model, fewer draft_layers, another draft_kv_memory, or free memory",
+        ) from error
 
 
 def check_task(task: Task, config: ModelConfig, name: str) -> None:

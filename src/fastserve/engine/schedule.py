@@ -8,7 +8,11 @@ from collections.abc import Sequence as Seq
 from fastserve.config import ScheduleOptions
 from fastserve.engine.block import BlockPool
 from fastserve.engine.cost import OnlineStepCost, StepCost
+from fastserve.engine.draft_guesser import DraftGuesser
+from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.guard import Guard
+from fastserve.engine.guesser import Guesser
+from fastserve.engine.lookup_guesser import LookupGuesser
 from fastserve.engine.mover import Mover
 from fastserve.engine.pace import Pace
 from fastserve.engine.policy import make_policy
@@ -128,7 +132,8 @@ class Scheduler:
         """A step has run these turns: their tokens are computed. Their outputs get their tokens after
         this."""
         work = total_work(turns)
-        self.cost.observe(work, seconds)
+        guess_seconds = 0.0 if self._speculator is None else self._speculator.last_guess_seconds
+        self.cost.observe(work, max(seconds - guess_seconds, 0.0))
         if self._speculator is not None:
             self._speculator.observe(work, seconds)
         self._recent_starts *= _STARTS_MEMORY
@@ -173,6 +178,8 @@ class Scheduler:
         """Assert that blocks and sequences belong together."""
         self.residency.check_invariants(self._live)
         self._precedence.check_invariants(self._live)
+        if self._speculator is not None:
+            self._speculator.guesser.check_invariants()
         assert self.num_unstarted == sum(not sequence.is_started for sequence in self._live)
         for sequence in self._live:
             assert sequence.num_computed_tokens <= len(sequence.token_ids) <= sequence.max_length
@@ -220,6 +227,7 @@ def make_scheduler(
     mover: Mover | None = None,
     initial_cost: StepCost | None = None,
     predictor: LengthPredictor | None = None,
+    draft_model: DraftModel | None = None,
 ) -> Scheduler:
     """A scheduler and all that it works with.
 
@@ -227,6 +235,7 @@ def make_scheduler(
         mover: copies blocks to a slow tier; None: there is none.
         initial_cost: of a step, as long as none has run.
         predictor: tells requests apart whose completions differ in length, for policies that reckon with it.
+        draft_model: where the options say that one guesses.
 
     Raises:
         OptionError: an unknown policy or knob, or a value out of its range.
@@ -252,21 +261,34 @@ def make_scheduler(
         pace=Pace(cost, max_tokens=limits.max_tokens, target_gap_seconds=options.target_gap_seconds),
         prefill_chunk_tokens=options.prefill_chunk_tokens,
         predictor=predictor,
-        speculator=_make_speculator(residency, limits, cost, options),
+        speculator=_make_speculator(residency, limits, cost, options, draft_model),
     )
 
 
 def _make_speculator(
-    residency: Residency, limits: Limits, cost: OnlineStepCost, options: ScheduleOptions
+    residency: Residency,
+    limits: Limits,
+    cost: OnlineStepCost,
+    options: ScheduleOptions,
+    draft_model: DraftModel | None,
 ) -> Speculator | None:
+    assert (draft_model is not None) == (options.speculation == "draft")
     if options.speculation == "off":
         return None
+    guesser: Guesser
+    if draft_model is not None:
+        guesser = DraftGuesser(draft_model, max_draft_tokens=options.max_draft_tokens)
+    else:
+        guesser = LookupGuesser(
+            max_draft_tokens=options.max_draft_tokens,
+            prompt_lookup_min=options.prompt_lookup_min,
+            prompt_lookup_max=options.prompt_lookup_max,
+        )
     return Speculator(
         residency,
         limits,
+        guesser,
         cost=cost,
         max_draft_tokens=options.max_draft_tokens,
-        prompt_lookup_min=options.prompt_lookup_min,
-        prompt_lookup_max=options.prompt_lookup_max,
         target_gap_seconds=options.target_gap_seconds,
     )
