@@ -15,6 +15,9 @@ _OUTLIER = 4.0  # times what was expected; beyond, the machine was somewhere els
 _PRIOR_STEPS = 0.1  # how many observations the initial coefficients count for
 # Typical sizes of the features, so that the normal equations are well conditioned.
 _SCALE = np.array([1.0, 64.0, 16.0, 16384.0, 65536.0, 1.0, 16.0])
+_RIDGE = 1e-6  # on the scaled normal equations: features that always go together share what they cost
+_LEAST_GRADIENT = 1e-9  # relative, of a feature that is worth having
+_MOST_ROUNDS = 3  # of the fit, for each feature
 _LEAST_DRAFTS = 0.5  # sum of squares of scaled counts: with less remembered, a draft costs a prompt's row
 
 
@@ -198,14 +201,26 @@ class OnlineStepCost:
 
 
 def _solve_non_negative(gram: Float64Array, moment: Float64Array) -> Float64Array:
-    """Least squares by the normal equations, where features whose weight would be negative are left out."""
-    kept = np.arange(len(moment))
-    ridge = 1e-6 * np.eye(len(moment))
-    while len(kept):
-        weights = np.linalg.solve((gram + ridge)[np.ix_(kept, kept)], moment[kept])
-        if (weights >= 0).all():
+    """Least squares without negative weights, by the normal equations (Lawson and Hanson, "Solving Least
+    Squares Problems", 1974, chapter 23): features come in one by one, and go where their weight would be
+    negative beside those that have come."""
+    gram = gram + _RIDGE * np.eye(len(moment))
+    weights = np.zeros(len(moment))
+    is_in = np.zeros(len(moment), np.bool_)
+    for _ in range(_MOST_ROUNDS * len(moment)):
+        gradient = np.where(is_in, -np.inf, moment - gram @ weights)
+        best = int(gradient.argmax())
+        if gradient[best] <= _LEAST_GRADIENT * abs(float(moment[best])):
+            break
+        is_in[best] = True
+        while True:
             solution = np.zeros(len(moment))
-            solution[kept] = weights
-            return solution
-        kept = kept[weights >= 0]
-    return np.zeros(len(moment))
+            solution[is_in] = np.linalg.solve(gram[np.ix_(is_in, is_in)], moment[is_in])
+            goes = is_in & (solution <= 0)
+            if not goes.any():
+                break
+            share = float((weights[goes] / (weights[goes] - solution[goes])).min())
+            weights += share * (solution - weights)
+            is_in &= weights > 0
+        weights = solution
+    return weights
