@@ -52,7 +52,7 @@ PRESSURES = (
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--policy", default="boost")
-    parser.add_argument("--quantiles", type=float, nargs="+", default=[0.0, 0.5, 0.6, 0.8])
+    parser.add_argument("--quantiles", type=float, nargs="+", default=[0.0, 0.6, 0.8])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--data", type=Path, help=f"folder of traces (also: {DATA_VARIABLE})")
     parser.add_argument("--table", action="store_true", help="write the table from the results there are")
