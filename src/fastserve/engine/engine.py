@@ -53,6 +53,8 @@ class EngineStatus:
     num_unstarted: int  # requests that wait for their first turn
     num_refused: int  # requests, as the queue was full or their deadline could not be kept
     num_expired: int  # requests that took too long, or waited too long
+    num_relegated: int  # sequences that cannot be in time any more, and go last
+    num_insistent: int  # streams that have been paused for as long as may be, and go first
     residency: ResidencyCounters
     speculation: SpeculationCounters
     cost: StepCost  # as fitted to the steps so far
@@ -284,6 +286,8 @@ class Engine:
             num_unstarted=scheduler.num_unstarted,
             num_refused=self._admission.num_refused,
             num_expired=self._admission.num_expired,
+            num_relegated=sum(sequence.is_relegated for sequence in scheduler.sequences),
+            num_insistent=sum(sequence.is_insistent for sequence in scheduler.sequences),
             residency=replace(residency.counters),
             speculation=replace(scheduler.speculation),
             cost=scheduler.cost.model,
