@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from itertools import chain
+from operator import attrgetter
 
 from fastserve.engine.policy.policy import Policy, rank
 from fastserve.engine.sequence import Sequence
@@ -84,7 +85,7 @@ class Precedence:
             for queue in queues.values():
                 queue.sort(key=rank)
                 if self.has_exceptions:
-                    queue.sort(key=_exception)
+                    _except(queue)
         is_one = len(classes) <= 1 and all(len(queues) == 1 for queues in classes)
         self._is_plain = is_one and not self.has_exceptions
         if self._tenants is None or all(len(queues) == 1 for queues in classes):
@@ -135,10 +136,14 @@ class Precedence:
         return "" if self._tenants is None else sequence.tenant
 
 
-def _exception(sequence: Sequence) -> tuple[float, ...]:
-    """What goes before the policy's ranks."""
-    if sequence.is_relegated:
-        return (2,)
-    if sequence.is_insistent:  # of these, whoever came first
-        return 0, sequence.arrival_seconds, sequence.sequence_id
-    return (1,)
+def _except(queue: list[Sequence]) -> None:
+    """Put those first that have been paused for long enough, as they came, and those last that are late."""
+    late = [sequence for sequence in queue if sequence.is_relegated]
+    first = [sequence for sequence in queue if sequence.is_insistent and not sequence.is_relegated]
+    if late or first:
+        first.sort(key=arrival)
+        others = [sequence for sequence in queue if not (sequence.is_insistent or sequence.is_relegated)]
+        queue[:] = first + others + late
+
+
+arrival = attrgetter("arrival_seconds", "sequence_id")

@@ -148,13 +148,15 @@ class Round:
             outputs = (sequence, *sequence.forks)
         if num_tokens == 0 or len(outputs) > self._outputs_left:
             return
-        if not self._make_room_to_grow(sequence, num_tokens):
-            self._is_blocked = True
-            return
+        copy = None
+        if num_tokens > 1 or not self._residency.has_slot(sequence):
+            if not self._make_room_to_grow(sequence, num_tokens):
+                self._is_blocked = True
+                return
+            copy = self._residency.grow(sequence, num_tokens)
         if takes_prefill_tokens:
             self._prefill.spend(num_tokens, sequence.num_computed_tokens)
         self._outputs_left -= len(outputs)
-        copy = self._residency.grow(sequence, num_tokens)
         self._turns.append(Turn(sequence, num_tokens, outputs, copy))
         self._has_turn.add(sequence.sequence_id)
 
