@@ -6,12 +6,13 @@ import asyncio
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from fastserve.config import EngineOptions
+from fastserve.config import EngineOptions, ScheduleOptions
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.engine.cost import StepCost
 from fastserve.types import SamplingParams
 from report import DEFAULT_MODEL, make_parser, publish
 
@@ -38,16 +39,18 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=3.0, help="seconds between intruders")
     parser.add_argument("--seconds", type=float, default=30.0, help="of a part")
     parser.add_argument("--rounds", type=int, default=3, help="of a part without and one with intruders")
-    parser.add_argument("--policy", default="fcfs")
+    parser.add_argument("--policy", default="boost")
+    parser.add_argument("--most-slack-seconds", type=float, default=ScheduleOptions().most_slack_seconds)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
     options = EngineOptions(
         policy=arguments.policy,
+        most_slack_seconds=arguments.most_slack_seconds,
         threads=arguments.threads,
         kv_memory="2GiB",
         prefix_cache="off",  # every intruder is new
     )
-    rounds = asyncio.run(observe_rounds(arguments.model, options, arguments))
+    rounds, cost = asyncio.run(observe_rounds(arguments.model, options, arguments))
     ratios = [with_.p99_gap / without.p99_gap for without, with_ in rounds]
     first_tokens = [seconds for _, with_ in rounds for seconds in with_.first_tokens]
     publish(
@@ -57,6 +60,7 @@ def main() -> None:
             "p99_gap_with_seconds": [with_.p99_gap for _, with_ in rounds],
             "p99_gap_ratio_median": float(np.median(ratios)),
             "first_token_seconds": first_tokens,
+            "fitted_cost": asdict(cost),
         },
         [
             ("p99 gap without intruders, seconds", _list(without.p99_gap for without, _ in rounds)),
@@ -64,20 +68,21 @@ def main() -> None:
             ("ratio of a round", _list(ratios)),
             ("median ratio (bound: 2)", f"{np.median(ratios):.2f}"),
             ("intruders' first token, seconds", f"{max(first_tokens):.2f} at most (bound: 3)"),
+            ("the fitted cost of a step, microseconds", _microseconds(cost)),
         ],
     )
 
 
 async def observe_rounds(
     model: str, options: EngineOptions, arguments: Namespace
-) -> list[tuple[Observation, Observation]]:
+) -> tuple[list[tuple[Observation, Observation]], StepCost]:
     rounds = []
     async with AsyncLLM(model, options) as llm:
         await observe(llm, arguments, seconds=5.0, has_intruders=True)  # the cost of a step is learned
         for _ in range(arguments.rounds):
             without = await observe(llm, arguments, has_intruders=False)
             rounds.append((without, await observe(llm, arguments, has_intruders=True)))
-    return rounds
+        return rounds, (await llm.status()).cost
 
 
 async def observe(
@@ -126,6 +131,12 @@ async def first_token(llm: AsyncLLM, prompt: Sequence[int]) -> float:
     await anext(stream)
     stream.close()
     return time.perf_counter() - start
+
+
+def _microseconds(cost: StepCost) -> str:
+    return ", ".join(
+        f"{name.removesuffix('_seconds')} {1e6 * value:.4g}" for name, value in asdict(cost).items()
+    )
 
 
 def _list(values: Iterable[float]) -> str:

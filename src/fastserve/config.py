@@ -58,6 +58,15 @@ class ScheduleOptions:
         target_gap_seconds: how long a step may take while sequences decode, which is the time between two
             tokens of a stream; None adapts to the decodes and to the prompts that wait (see
             `fastserve.engine.pace`).
+        most_slack_seconds: how much longer a step may take where all sequences that decode have saved it
+            up, by tokens that came sooner than the target; 0 is none.
+        peak_quantile: a sequence is let in when the pool holds what all that are in are expected to grow
+            to: each by this quantile of what completions like it went on for (see `fastserve.engine.peak`).
+            0 expects nothing: it is let in when the pool holds what they have now.
+        pause_budget_seconds: how long a stream may be paused for others in all; then it goes first to its
+            end (see `fastserve.engine.pause`; `mlfq-published` does not have it). None is no limit.
+        first_token_seconds: an objective: requests whose first token cannot come so soon after their arrival
+            go behind those of their tenant whose can (see `fastserve.engine.relegation`). None is none.
         prefix_cache: which prefix of earlier requests is given up first when memory is needed, the least
             recently or the least frequently used; `off` keeps none.
         share_prefixes: with whom: requests of the same tenant, or all.
@@ -83,6 +92,10 @@ class ScheduleOptions:
     policy: str = "boost"
     prefill_chunk_tokens: int | None = None
     target_gap_seconds: float | None = None
+    most_slack_seconds: float = 0.1
+    peak_quantile: float = 0.6
+    pause_budget_seconds: float | None = 1.8
+    first_token_seconds: float | None = None
     prefix_cache: PrefixCache = "lru"
     share_prefixes: PrefixScope = "tenant"
     fair_share: FairShare = "tenant"
@@ -114,6 +127,12 @@ class ScheduleOptions:
             check_integer("prefill_chunk_tokens", self.prefill_chunk_tokens, low=1)
         if self.target_gap_seconds is not None:
             check_number("target_gap_seconds", self.target_gap_seconds, 0.001, MOST_GAP_SECONDS)
+        check_number("most_slack_seconds", self.most_slack_seconds, 0.0, MOST_GAP_SECONDS)
+        check_number("peak_quantile", self.peak_quantile, 0.0, 0.99)
+        if self.pause_budget_seconds is not None:
+            check_number("pause_budget_seconds", self.pause_budget_seconds, 0.0, MOST_TIMEOUT_MS / 1000)
+        if self.first_token_seconds is not None:
+            check_number("first_token_seconds", self.first_token_seconds, 0.001, MOST_TIMEOUT_MS / 1000)
 
     def _check_tenants(self) -> None:
         check_choice("fair_share", self.fair_share, get_args(FairShare))

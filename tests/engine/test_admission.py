@@ -15,7 +15,7 @@ from fastserve.engine.policy import POLICY_NAMES
 from fastserve.errors import DeadlineError, MemoryLimitError, OptionError, QueueFullError, StepError
 from fastserve.types import Batch, Limits, SamplingParams, StepResult
 
-STEP_SECONDS = 0.01
+STEP_SECONDS, ROW_SECONDS = 0.01, 0.001
 
 
 class TimedExecutable(FakeExecutable):
@@ -24,6 +24,7 @@ class TimedExecutable(FakeExecutable):
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
         self.seconds = 0.0
+        self.step_seconds, self.row_seconds = STEP_SECONDS, ROW_SECONDS
         self.num_failures = 0
         self.most_rows = 10**6
 
@@ -34,7 +35,7 @@ class TimedExecutable(FakeExecutable):
         if batch.num_tokens > self.most_rows:
             self.num_failures += 1
             raise MemoryError("no room for activations")
-        self.seconds += STEP_SECONDS + 0.001 * batch.num_tokens
+        self.seconds += self.step_seconds + self.row_seconds * batch.num_tokens
         return super().run(batch)
 
 
@@ -340,6 +341,8 @@ def test_every_request_is_refused_or_ends_once_and_leaves_nothing(
     assert not engine.has_work
     assert engine.pool.num_free == 32
     assert not engine._admission._watched
+    ended = [request_id for (request_id, _), c in done.items() if "ran out of memory" in (c.error or "")]
+    assert len(set(ended)) <= executable.num_failures, "one shortage ended several requests"
     for index, request_id in ids.items():
         prompt, length, n, *_ = stream[index]
         for i in range(n):
@@ -352,3 +355,81 @@ def test_every_request_is_refused_or_ends_once_and_leaves_nothing(
             num_tokens = completion.completion_tokens
             assert list(completion.token_ids) == expected[:num_tokens]
             assert num_tokens == length or completion.error is not None
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+@settings(deadline=None, max_examples=15)
+@given(jumps=st.dictionaries(st.integers(0, 60), st.sampled_from([-1024.0, -5.0, -0.125]), min_size=1))
+def test_a_clock_that_jumps_back_changes_nothing(policy, jumps) -> None:
+    def tokens_by_step(jumps: dict[int, float]) -> list[list[int]]:
+        engine, executable = make(policy=policy, num_blocks=24, queue_timeout_ms=2000)
+        executable.step_seconds, executable.row_seconds = 1 / 128, 1 / 1024  # sums have no rounding
+        steps = []
+        for step in range(2000):
+            if step < 12:
+                engine.add([step] * (5 + 20 * (step % 2)), params_of(10 + step), timeout_ms=5000)
+            if step >= 12 and not engine.has_work:
+                return steps
+            executable.seconds += jumps.get(step, 0.0)
+            steps.append([chunk.request_id for chunk in engine.step()])
+        raise AssertionError("a sequence is stuck")
+
+    assert tokens_by_step(jumps) == tokens_by_step({})
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority", "mlfq"])  # for the others no two are alike
+@settings(deadline=None, max_examples=15)
+@given(jumps=st.dictionaries(st.integers(0, 40), st.sampled_from([0.5, 30.0, 4000.0]), max_size=4))
+def test_a_clock_that_jumps_forward_does_not_let_later_ones_start_before_earlier_ones_like_them(
+    policy, jumps
+) -> None:
+    engine, executable = make(policy=policy, num_blocks=32)
+    first: dict[int, int] = {}
+    for step in range(3000):
+        if step < 12:
+            engine.add([step] * 9, params_of(12))
+        executable.seconds += jumps.get(step, 0.0)
+        for chunk in engine.step():
+            first.setdefault(chunk.request_id, step)
+        engine.check_invariants()
+        if step >= 12 and not engine.has_work:
+            break
+    assert len(first) == 12
+    assert [first[request] for request in sorted(first)] == sorted(first.values())
+
+
+@pytest.mark.parametrize("policy", POLICY_NAMES)
+def test_completions_that_end_with_their_first_token_are_empty_and_the_next_ones_come(policy) -> None:
+    engine, _ = make(policy=policy)
+    completions: list[Completion | None] = []
+    for index in range(200):
+        prompt = [index % 7, index % 5]
+        (token,) = plain_loop(prompt, params_of(1), 1)
+        params = SamplingParams(max_tokens=50, stop_token_ids=[token])
+        engine.add(prompt, params)
+        if index % 3 == 0:
+            completions += [chunk.completion for chunk in engine.step()]
+    completions += finish(engine).values()
+    assert len(completions) == 200
+    assert {(c.finish_reason, c.text, c.completion_tokens) for c in completions if c} == {("stop", "", 1)}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    policy=st.sampled_from([name for name in POLICY_NAMES if name != "mlfq-published"]),
+    sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=4, max_size=24),
+    num_blocks=st.integers(31, 60),
+)
+def test_under_any_pressure_a_request_is_evicted_a_few_times_at_most(policy, sizes, num_blocks) -> None:
+    engine, _ = make(policy=policy, num_blocks=num_blocks, max_sequences=8)
+    most = 0
+    for step in range(4000):
+        if step < len(sizes):
+            prompt, length = sizes[step]
+            engine.add([step] * prompt, params_of(length), priority=step % 3)
+        engine.step()
+        most = max([most, *(sequence.num_evictions for sequence in engine.scheduler.sequences)])
+        if step >= len(sizes) and not engine.has_work:
+            break
+    assert not engine.has_work
+    assert most <= 8

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import astuple
 
 import pytest
 
 from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
 
-TRUE = StepCost(fixed_seconds=0.012, prefill_seconds=0.0004, decode_seconds=0.0011, attended_seconds=2e-7)
+TRUE = StepCost(
+    fixed_seconds=0.012,
+    prefill_seconds=0.0004,
+    decode_seconds=0.0011,
+    attended_seconds=6e-7,
+    prefill_attended_seconds=2e-7,
+    prefill_fixed_seconds=0.003,
+)
 
 
 def random_work(rng: random.Random) -> StepWork:
@@ -19,7 +27,7 @@ def random_work(rng: random.Random) -> StepWork:
 def test_a_prompts_rows_read_the_keys_before_them_and_their_own() -> None:
     whole = StepWork.of_prefill(100)
     parts = StepWork.of_prefill(60) + StepWork.of_prefill(40, first_position=60)
-    assert whole == parts == StepWork(100, 0, sum(range(1, 101)))
+    assert whole == parts == StepWork(prefill_tokens=100, prefill_attended_tokens=sum(range(1, 101)))
 
 
 def test_the_fit_comes_to_the_coefficients_that_made_the_steps() -> None:
@@ -58,10 +66,7 @@ def test_no_coefficient_is_ever_negative() -> None:
     cost = OnlineStepCost(StepCost())
     for _ in range(200):
         cost.observe(random_work(rng), rng.uniform(0.0, 0.1))
-        model = cost.model
-        assert (
-            min(model.fixed_seconds, model.prefill_seconds, model.decode_seconds, model.attended_seconds) >= 0
-        )
+        assert min(astuple(cost.model)) >= 0
 
 
 def test_a_draft_costs_a_prompts_row_until_drafts_were_verified() -> None:

@@ -572,3 +572,25 @@ def test_seconds_of_guesses_are_not_taken_for_those_of_steps() -> None:
     status = engine.status()
     assert status.speculation.guess_seconds > 0.01
     assert status.cost.seconds(StepWork(decode_tokens=1)) < 0.004
+
+
+def test_memory_that_runs_out_by_drafts_costs_the_drafts_and_nobody_a_request() -> None:
+    engine, _ = make(next_token=_repeat)
+    executable = engine._executable
+    run = executable.run
+    num_shortages = 0
+
+    def run_with_little_memory(batch):
+        nonlocal num_shortages
+        if batch.num_tokens > len(batch.sequence_starts) - 1 and batch.positions.min() > 0:
+            num_shortages += 1
+            raise MemoryError("no room for activations")
+        return run(batch)
+
+    executable.run = run_with_little_memory
+    params = SamplingParams(max_tokens=30)
+    engine.add(prompt_of(7, family=1) * 3, params)
+    ((_, completion),) = finish(engine).items()
+    assert num_shortages > 0
+    assert completion.error is None
+    assert content(completion) == content(alone(prompt_of(7, family=1) * 3, params, next_token=_repeat))

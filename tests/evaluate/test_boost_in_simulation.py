@@ -58,6 +58,37 @@ def test_while_the_machine_keeps_up_nobody_loses() -> None:
     assert np.nanquantile(ours.longest_gap_seconds, 0.99) < 2.0
 
 
+@pytest.mark.parametrize("name", ["a100", "cpu"])
+def test_while_the_machine_keeps_up_no_stream_stands_still_for_two_seconds(name) -> None:
+    machine = load_machine(name)
+    outcome = run("boost", at_load(many_sizes(300, 3), 0.7, machine), machine)
+    assert np.nanquantile(outcome.longest_gap_seconds, 0.99) < 2.0
+
+
+def test_admission_by_peak_makes_evictions_for_lack_of_blocks_rare() -> None:
+    machine = replace(load_machine("cpu"), num_blocks=400, num_slow_blocks=0)
+    arrivals = at_load(many_sizes(400, 4), 1.1, machine)
+    evictions = {}
+    for quantile in (0.0, 0.6):
+        options = ScheduleOptions(policy="fcfs", prefix_cache="off", fair_share="off", peak_quantile=quantile)
+        evictions[quantile] = simulate(machine, options, arrivals).evictions.mean()
+    assert evictions[0.6] < 0.5 * evictions[0.0]
+
+
+def test_an_objective_of_the_first_token_is_kept_by_more_where_the_late_go_last() -> None:
+    machine = load_machine("cpu")
+    arrivals = at_load(many_sizes(400, 5), 1.2, machine)
+    kept = {}
+    for objective in (None, 5.0):
+        options = ScheduleOptions(
+            policy="fcfs", prefix_cache="off", fair_share="off", first_token_seconds=objective
+        )
+        outcome = simulate(machine, options, arrivals)
+        kept[objective] = (outcome.first_token_seconds - outcome.arrival_seconds <= 5.0).mean()
+        assert not np.isnan(outcome.end_seconds).any()
+    assert kept[5.0] > 1.5 * kept[None]
+
+
 def test_a_stream_of_tiny_requests_does_not_starve_a_long_prompt() -> None:
     machine = load_machine("a100")
     tiny = [

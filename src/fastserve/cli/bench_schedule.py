@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastserve.cli.engine_option import schedule_options
 from fastserve.cli.option import json_option
 from fastserve.cli.report import print_json, print_table
-from fastserve.config import FairShare, ScheduleOptions
+from fastserve.config import ScheduleOptions
 from fastserve.errors import OptionError
 
 if TYPE_CHECKING:
@@ -45,11 +46,14 @@ _COLUMNS = {
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of traces (also: FASTSERVE_TEST_DATA).")
 @click.option("--cv", type=float, help="Of the gaps between arrivals of a mix, in place of its own.")
 @click.option("--kv-tokens", type=int, help="Room for keys and values, in place of the machine's.")
-@click.option(
-    "--fair-share",
-    type=click.Choice(get_args(FairShare)),
-    default="off",
-    help="Whether the kinds of requests that a trace or a mix has share like tenants.",
+@schedule_options(
+    ScheduleOptions(fair_share="off"),
+    "fair_share",
+    "target_gap_seconds",
+    "most_slack_seconds",
+    "peak_quantile",
+    "pause_budget_seconds",
+    "first_token_seconds",
 )
 @click.option("--ttft-objective", type=float, default=2.0, help="Seconds, of a good request.")
 @click.option("--tpot-objective", type=float, default=0.1, help="Seconds, of a good request.")
@@ -67,7 +71,7 @@ def schedule(
     data: Path | None,
     cv: float | None,
     kv_tokens: int | None,
-    fair_share: FairShare,
+    options: ScheduleOptions,
     ttft_objective: float,
     tpot_objective: float,
     processes: int | None,
@@ -96,7 +100,7 @@ def schedule(
         num_requests=requests,
         data=data_folder(data),
         cv=cv,
-        options=ScheduleOptions(fair_share=fair_share),
+        options=options,
         objective=Objective(ttft_seconds=ttft_objective, tpot_seconds=tpot_objective),
         checks=check,
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import click
 
-from fastserve.config import EngineOptions
+from fastserve.config import EngineOptions, ScheduleOptions
 from fastserve.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -42,6 +42,17 @@ _ENGINE_HELP: Mapping[str, str] = {
     "one lies in memory.",
     "policy": "Who goes first when not all can run: boost, fcfs, priority, sjf, hrrn, gittins, mlfq or "
     "mlfq-published, each with its knobs, such as boost:strength=1.",
+    "target_gap_seconds": "How long a step may take while streams run; by default it follows what their "
+    "tokens take alone, and the prompts that wait.",
+    "most_slack_seconds": "By how much a step may be longer where all streams have been ahead of that by so "
+    "much.",
+    "peak_quantile": "Let requests in when there is room for what all that run are expected to grow to, by "
+    "this quantile of earlier lengths; 0 expects no growth.",
+    "pause_budget_seconds": "How long a stream may be paused for others in all.",
+    "first_token_seconds": "Requests whose first token cannot come so soon go behind those whose can; by "
+    "default all are alike.",
+    "fair_share": "Whether tenants share service fairly; in a simulation they are the kinds of requests that "
+    "a trace or a mix has.",
     "speculation": "Guess tokens, from earlier places of a text or by a draft model, and verify several at "
     "once, where that is faster; the completions are the same.",
     "max_draft_tokens": "Most tokens to guess at once. Only with --speculation.",
@@ -75,6 +86,11 @@ def engine_options(*names: str) -> Decorator:
     return _pack("options", EngineOptions(), {name: _ENGINE_HELP[name] for name in names})
 
 
+def schedule_options(defaults: ScheduleOptions, *names: str) -> Decorator:
+    """Give a command these options of ScheduleOptions, with its own defaults; it gets them as `options`."""
+    return _pack("options", defaults, {name: _ENGINE_HELP[name] for name in names})
+
+
 def sampling_options(defaults: SamplingParams) -> Decorator:
     """Give a command the options of SamplingParams, with its own defaults; it gets them as `params`."""
     return _pack("params", defaults, _SAMPLING_HELP)
@@ -94,7 +110,7 @@ def open_llm(model: str, options: EngineOptions, *, task: Task, offline: bool, s
     return LLM(path, name=model, task=task, **asdict(options))
 
 
-def _pack(argument: str, defaults: EngineOptions | SamplingParams, helps: Mapping[str, str]) -> Decorator:
+def _pack(argument: str, defaults: ScheduleOptions | SamplingParams, helps: Mapping[str, str]) -> Decorator:
     """Give a command options named as the fields that `helps` explains; it gets them as one argument, an
     object of the class of `defaults`.
     """

@@ -11,12 +11,12 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count
 
-import numpy as np
-
 from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions
 from fastserve.engine.admission import Admission
 from fastserve.engine.batch import build_batch
 from fastserve.engine.block import scope_of
+from fastserve.engine.capability import Capability
+from fastserve.engine.clock import SteadyClock
 from fastserve.engine.completion import NO_TOKEN, Chunk, TokenLogprobs
 from fastserve.engine.cost import StepCost
 from fastserve.engine.draft_model import DraftModel
@@ -29,8 +29,8 @@ from fastserve.engine.speculator import SpeculationCounters
 from fastserve.engine.text import CompletionText, TokenDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
-from fastserve.errors import ContextLengthError, DeadlineError, MemoryLimitError, OptionError
-from fastserve.option import check_choice, check_integer, check_kind, check_number
+from fastserve.errors import DeadlineError
+from fastserve.option import check_integer, check_kind, check_number
 from fastserve.types import Executable, SamplingParams, StepResult
 
 _LONGEST_WAIT_SECONDS = 0.05  # for a move to finish, where nobody can run
@@ -54,6 +54,8 @@ class EngineStatus:
     num_unstarted: int  # requests that wait for their first turn
     num_refused: int  # requests, as the queue was full or their deadline could not be kept
     num_expired: int  # requests that took too long, or waited too long
+    num_relegated: int  # sequences that cannot be in time any more, and go last
+    num_insistent: int  # streams that have been paused for as long as may be, and go first
     residency: ResidencyCounters
     speculation: SpeculationCounters
     cost: StepCost  # as fitted to the steps so far
@@ -76,7 +78,7 @@ class Engine:
         length_predictor: tells requests apart whose completions differ in length, for policies that reckon
             with it.
         draft_model: guesses, where the options say so; None: they do not. It is the engine's from here on.
-        clock: seconds, monotonic.
+        clock: seconds. Where it jumps back, the engine's time goes on.
     """
 
     def __init__(
@@ -117,8 +119,14 @@ class Engine:
         self._mover = mover
         self._eos_token_ids = frozenset(eos_token_ids)
         self._make_decoder = make_decoder
-        self._context_length = context_length
-        self._clock = clock
+        self._capability = Capability(
+            executable.limits,
+            options,
+            context_length=context_length,
+            kv_tokens=self.pool.num_blocks * self.pool.block_size,
+            vocab_size=executable.vocab_size,
+        )
+        self._clock = SteadyClock(clock)
         self._ids = count()
         self._is_waiting = False
         self._transcripts: dict[int, Transcript] = {}  # by sequence_id
@@ -172,23 +180,15 @@ class Engine:
             DeadlineError: it cannot be complete in time.
         """
         check_integer("priority", priority, low=-(2**31), high=2**31)
-        self._check_tenant(tenant)
-        class_index = self._class_index(priority_class)
         check_kind("session", session, str, "a name")
         if timeout_ms is not None:
             check_number("timeout_ms", timeout_ms, 0, MOST_TIMEOUT_MS, is_low_open=True)
-        max_tokens = fit_max_tokens(len(prompt_ids), params.max_tokens, self._context_length)
-        self._check_token_ids("prompt", prompt_ids)
-        self._check_token_ids("logit_bias", tuple(params.logit_bias))
-        if params.n > self._executable.limits.max_outputs:
-            raise OptionError(
-                f"n is {params.n}; a step has {self._executable.limits.max_outputs} output rows",
-                hint="ask for fewer completions, or load the model with a larger max_sequences",
-            )
-        max_tokens = self._fit_memory(len(prompt_ids), params.max_tokens, max_tokens)
+        self._capability.check_tenant(tenant)
+        class_index = self._capability.class_index(priority_class)
+        max_tokens = self._capability.check(prompt_ids, params)
         self._admission.check_queue()
         now = self._clock()
-        arrival_seconds = now if arrival_seconds is None else arrival_seconds
+        arrival_seconds = now if arrival_seconds is None else min(self._clock.of(arrival_seconds), now)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         request_id = next(self._ids)
         sequences = [
@@ -236,7 +236,7 @@ class Engine:
             self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
             return []
         try:
-            result = self._run(turns)
+            turns, result = self._run_or_retry(turns)
         except MemoryError as error:
             return self._fail_largest(turns, error)
         except Exception as error:
@@ -255,7 +255,10 @@ class Engine:
     def hold(self, request_id: int, *, is_held: bool = True) -> None:
         """Give a request no turns until it is let go again (`is_held=False`): its reader is behind."""
         for transcript in self._requests.get(request_id, ()):
-            transcript.sequence.is_held = is_held
+            sequence = transcript.sequence
+            sequence.is_held = is_held
+            if sequence.last_token_seconds is not None:  # what its reader makes it wait is no pause
+                sequence.last_token_seconds = self._clock()
 
     def set_policy(self, spec: str) -> None:
         """Go on by another scheduling policy.
@@ -287,6 +290,8 @@ class Engine:
             num_unstarted=scheduler.num_unstarted,
             num_refused=self._admission.num_refused,
             num_expired=self._admission.num_expired,
+            num_relegated=sum(sequence.is_relegated for sequence in scheduler.sequences),
+            num_insistent=sum(sequence.is_insistent for sequence in scheduler.sequences),
             residency=replace(residency.counters),
             speculation=replace(scheduler.speculation),
             cost=scheduler.cost.model,
@@ -304,6 +309,17 @@ class Engine:
         live = {s.sequence_id for s in (*self.scheduler.sequences, *waiting)}
         assert live == self._transcripts.keys()
         assert sum(map(len, self._requests.values())) == len(live)
+
+    def _run_or_retry(self, turns: list[Turn]) -> tuple[list[Turn], StepResult]:
+        """Run these turns; where memory runs out, and there are drafts, without them."""
+        try:
+            return turns, self._run(turns)
+        except MemoryError:
+            if not any(turn.drafts for turn in turns):
+                raise
+            logger.warning("memory ran out in a step with drafts; it runs without them")
+        turns = [replace(turn, drafts=()) for turn in turns]
+        return turns, self._run(turns)
 
     def _run(self, turns: Seq[Turn]) -> StepResult:
         for turn in turns:
@@ -390,7 +406,7 @@ class Engine:
     def _fail_largest(self, turns: Seq[Turn], error: MemoryError) -> list[Chunk]:
         """There was not enough memory for the step that these turns make: the request that takes most of it
         ends. The others have their turns again: nothing is committed, and what was written is written
-        anew."""
+        anew. Drafts do not count: they were left out before."""
         largest = max(reversed(turns), key=lambda turn: turn.num_tokens).sequence
         logger.exception("memory ran out in a step of %d sequences; one request ends", len(turns))
         try:
@@ -418,51 +434,6 @@ class Engine:
         is_eos = token_id in self._eos_token_ids and not params.ignore_eos
         return is_eos or token_id in params.stop_token_ids
 
-    def _fit_memory(self, num_prompt_tokens: int, wanted: int | None, max_tokens: int) -> int:
-        """`max_tokens`, or, where the request names none, what the KV memory holds beside the prompt.
-
-        The last token of a completion is never computed, so it needs no place.
-        """
-        held = self.pool.num_blocks * self.pool.block_size
-        room = held + 1 - num_prompt_tokens
-        if room < (wanted or 1):
-            raise MemoryLimitError(
-                f"the request needs keys and values of {num_prompt_tokens + (wanted or 1) - 1} tokens; "
-                f"the KV memory holds {held}",
-                hint="shorten the prompt or max_tokens, or load the model with a larger kv_memory",
-            )
-        return min(max_tokens, room)
-
-    def _check_tenant(self, tenant: str) -> None:
-        check_kind("tenant", tenant, str, "a name")
-        weights = self._options.tenant_weights or {}
-        if self._options.unknown_tenants == "refuse" and tenant not in weights:
-            raise OptionError(
-                f"tenant {tenant!r} is unknown; tenant_weights has {', '.join(map(repr, weights))}",
-                hint="name one of them, or load the model with unknown_tenants='admit'",
-            )
-
-    def _class_index(self, priority_class: str | None) -> int:
-        """Place of a class, the best first."""
-        classes = tuple(self._options.priority_classes)
-        if priority_class is None:
-            priority_class = self._options.default_class
-        check_choice("priority_class", priority_class, classes)
-        return classes.index(priority_class)
-
-    def _check_token_ids(self, name: str, token_ids: Seq[int]) -> None:
-        size = self._executable.vocab_size
-        for token_id in token_ids:
-            if not isinstance(token_id, int | np.integer):
-                raise OptionError(
-                    f"{name} has {token_id!r} among its tokens", hint="give a text, or whole numbers"
-                )
-            if not 0 <= token_id < size:
-                raise OptionError(
-                    f"{name} names token {token_id}, outside the model's vocabulary of {size}",
-                    hint=f"token ids are 0 to {size - 1}",
-                )
-
 
 def read_logprobs(result: StepResult, row: int, *, num_top: int) -> TokenLogprobs:
     """The log-probabilities of one output row."""
@@ -475,32 +446,3 @@ def read_logprobs(result: StepResult, row: int, *, num_top: int) -> TokenLogprob
         ids, logprobs = result.top_token_ids[row, :num_top], result.top_logprobs[row, :num_top]
         top = tuple(zip(ids.tolist(), logprobs.tolist(), strict=True))
     return TokenLogprobs(int(result.token_ids[row]), float(result.logprobs[row]), top)
-
-
-def fit_max_tokens(num_prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
-    """How long a completion may be: `max_tokens`, or up to the end of the context where it is None.
-
-    Raises:
-        OptionError: the prompt is empty.
-        ContextLengthError: they do not fit the context.
-    """
-    if num_prompt_tokens == 0:
-        raise OptionError("the prompt has no tokens", hint="give at least one character")
-    if num_prompt_tokens >= context_length:
-        raise ContextLengthError(
-            f"the prompt has {_tokens(num_prompt_tokens)}; the context is {context_length} tokens and must "
-            "hold at least one more",
-            hint="shorten the prompt, or load the model with a larger context_length if it allows one",
-        )
-    left = context_length - num_prompt_tokens
-    if max_tokens is not None and max_tokens > left:
-        raise ContextLengthError(
-            f"the prompt has {_tokens(num_prompt_tokens)} and max_tokens is {max_tokens}, together "
-            f"{num_prompt_tokens + max_tokens}; the context is {context_length} tokens",
-            hint=f"ask for max_tokens of at most {left}, or leave it out to go on until the context is full",
-        )
-    return left if max_tokens is None else max_tokens
-
-
-def _tokens(count: int) -> str:
-    return "1 token" if count == 1 else f"{count} tokens"

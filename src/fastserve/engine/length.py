@@ -21,6 +21,7 @@ _NUM_PRIOR = 64  # quantiles that stand for completions as long as few are known
 _PRIOR_MEDIAN, _PRIOR_SIGMA = 128.0, 1.2  # log-normal, as chats are
 _LEAST_REST = 8  # longer ones than the age; fewer say nothing of the tail
 _REFRESH_SHARE = 1 / 8  # of a window that is new when its distribution is made again
+_QUANTILE_STEPS = 100  # quantiles are asked to a hundredth
 _PRICE_STEP = 1.05  # prices within such a factor count as equal
 
 
@@ -58,6 +59,13 @@ class LengthDistribution:
     def mean_left(self, age: int) -> float:
         """Tokens to the end, on average."""
         return self._answer("mean", age, 0, lambda rest, _: float(rest.mean()))
+
+    def quantile_left(self, age: int, quantile: float) -> float:
+        """Tokens to the end that such a share of completions does not exceed."""
+        index = round(_QUANTILE_STEPS * quantile)
+        return self._answer(
+            "quantile", age, index, lambda rest, _: float(np.quantile(rest, index / _QUANTILE_STEPS))
+        )
 
     def log_moment(self, age: int, price: float) -> float:
         """ln E[exp(price * tokens left)]."""
@@ -124,6 +132,11 @@ class OutputLengths:
         """A completion has ended."""
         self._all.add(num_tokens)
         self._window(kind).add(num_tokens)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether enough have ended to speak for those of which nothing is known."""
+        return len(self._all.lengths) >= _NUM_PRIOR
 
     def of(self, kind: str) -> LengthDistribution:
         """What is known of completions of a kind."""

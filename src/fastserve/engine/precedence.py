@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from itertools import chain
+from operator import attrgetter
 
 from fastserve.engine.policy.policy import Policy, rank
 from fastserve.engine.sequence import Sequence
@@ -14,9 +15,10 @@ from fastserve.engine.turn import Turn
 class Precedence:
     """A policy with classes and tenants put before it; towards a Round it stands for the policy.
 
-    A better class goes first, always. Within a class, tenants go by what they have been served; within a
-    tenant, the policy's ranks decide. With one class and one tenant the order, and whatever else is asked, is
-    the policy's.
+    A better class goes first, always. Within a class, tenants go by what they have been served. Within a
+    tenant the policy's ranks decide, except that streams which have been paused for long enough go first,
+    as they came, and who cannot be in time last. With one class, one tenant and neither of these the order,
+    and whatever else is asked, is the policy's.
 
     Args:
         tenants: the accounts; None: tenants make no difference.
@@ -28,6 +30,7 @@ class Precedence:
         # By class_index and tenant, none of them empty; all are of one tenant where there are no accounts.
         self._queues: dict[int, dict[str, list[Sequence]]] = {}
         self._is_plain = True  # of the last order: it was the policy's
+        self.has_exceptions = False  # whether some may be insistent or relegated
         self._wanting: set[str] = set()  # tenants that the last step left wanting
 
     @property
@@ -81,7 +84,10 @@ class Precedence:
         for queues in classes:
             for queue in queues.values():
                 queue.sort(key=rank)
-        self._is_plain = len(classes) <= 1 and all(len(queues) == 1 for queues in classes)
+                if self.has_exceptions:
+                    _except(queue)
+        is_one = len(classes) <= 1 and all(len(queues) == 1 for queues in classes)
+        self._is_plain = is_one and not self.has_exceptions
         if self._tenants is None or all(len(queues) == 1 for queues in classes):
             order = [queue for queues in classes for queue in queues.values()]
             return order[0] if len(order) == 1 else list(chain.from_iterable(order))
@@ -100,9 +106,14 @@ class Precedence:
             }
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
-        """A better class takes the memory of a worse one; within a class the policy decides."""
+        """A better class takes the memory of a worse one, and within a tenant who can be in time that of who
+        cannot; nobody that of a stream which is not to be paused again; else the policy decides."""
         if better.class_index != resident.class_index:
             return better.class_index < resident.class_index
+        if better.is_relegated or (resident.is_insistent and not resident.is_relegated):
+            return False
+        if resident.is_relegated and better.tenant == resident.tenant:
+            return True
         return self.policy.outranks(better, resident)
 
     def departures(self, residents: Seq[Sequence], now: float) -> list[Sequence]:
@@ -123,3 +134,16 @@ class Precedence:
 
     def _tenant_of(self, sequence: Sequence) -> str:
         return "" if self._tenants is None else sequence.tenant
+
+
+def _except(queue: list[Sequence]) -> None:
+    """Put those first that have been paused for long enough, as they came, and those last that are late."""
+    late = [sequence for sequence in queue if sequence.is_relegated]
+    first = [sequence for sequence in queue if sequence.is_insistent and not sequence.is_relegated]
+    if late or first:
+        first.sort(key=arrival)
+        others = [sequence for sequence in queue if not (sequence.is_insistent or sequence.is_relegated)]
+        queue[:] = first + others + late
+
+
+arrival = attrgetter("arrival_seconds", "sequence_id")

@@ -113,6 +113,12 @@ class Residency:
         else:
             self._let_in(sequence)
 
+    def has_slot(self, sequence: Sequence) -> bool:
+        """Whether its next token has a slot already, in a block that is its own: it need not grow."""
+        index = sequence.num_computed_tokens // self.pool.block_size
+        table = sequence.block_table
+        return index < len(table) and not self.pool.is_shared(table[index])
+
     def blocks_to_grow(self, sequence: Sequence, num_tokens: int) -> int:
         """Free blocks that it needs to compute so many more tokens."""
         end = sequence.num_computed_tokens + num_tokens

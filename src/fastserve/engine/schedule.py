@@ -15,10 +15,13 @@ from fastserve.engine.guesser import Guesser
 from fastserve.engine.lookup_guesser import LookupGuesser
 from fastserve.engine.mover import Mover
 from fastserve.engine.pace import Pace
+from fastserve.engine.pause import PauseBudget
+from fastserve.engine.peak import PeakForecast
 from fastserve.engine.policy import make_policy
 from fastserve.engine.policy.policy import Policy
-from fastserve.engine.policy.work import LengthPredictor
+from fastserve.engine.policy.work import ExpectedWork, LengthPredictor
 from fastserve.engine.precedence import Precedence
+from fastserve.engine.relegation import Relegation
 from fastserve.engine.residency import Residency
 from fastserve.engine.sequence import Residence, Sequence
 from fastserve.engine.session import Sessions
@@ -38,7 +41,10 @@ class Scheduler:
         sessions: what those of the sequences that have one have attained.
         cost: of a step; what `commit` says is observed by it.
         prefill_chunk_tokens: most tokens of one prompt in one step.
-        predictor: of policies that reckon with the lengths of completions.
+        forecast: of the residents' blocks, for admission; None: free blocks are all that is asked for.
+        relegation: marks those that cannot be in time.
+        pauses: marks those that have been paused for long enough; not with a policy that has no guards.
+        work: what is expected of sequences, which policies, forecast and relegation read; here it learns.
         speculator: adds drafts to the turns; None: there are none.
     """
 
@@ -51,8 +57,11 @@ class Scheduler:
         sessions: Sessions,
         cost: OnlineStepCost,
         pace: Pace,
+        work: ExpectedWork,
+        relegation: Relegation,
+        pauses: PauseBudget,
+        forecast: PeakForecast | None = None,
         prefill_chunk_tokens: int | None = None,
-        predictor: LengthPredictor | None = None,
         speculator: Speculator | None = None,
     ) -> None:
         self.residency = residency
@@ -62,7 +71,10 @@ class Scheduler:
         self.cost = cost
         self._pace = pace
         self._guard = Guard()
-        self._predictor = predictor
+        self._work = work
+        self._relegation = relegation
+        self._pauses = pauses
+        self._forecast = forecast
         self.chunk_tokens = min(prefill_chunk_tokens or limits.max_tokens, limits.max_tokens)
         self._speculator = speculator
         self._live: list[Sequence] = []  # in the order in which they came
@@ -104,22 +116,27 @@ class Scheduler:
 
     def set_policy(self, spec: str, now: float) -> None:
         """Go on by another policy, from what every sequence has come to. Raises as make_policy."""
-        policy = make_policy(
-            spec, cost=self.cost, max_sequences=self._limits.max_sequences, predictor=self._predictor
-        )
+        policy = make_policy(spec, work=self._work, max_sequences=self._limits.max_sequences)
         arrived = sorted(self._live, key=lambda s: (s.arrival_seconds, s.sequence_id))
         self._precedence.set_policy(policy, arrived, now)
+        for sequence in arrived:
+            self._work.enter(sequence)
 
     def schedule(self, now: float) -> list[Turn]:
         """The turns of the next step. Empty where nobody can run now: all wait for a move, or are held."""
         self.residency.settle()
         self._precedence.charge(self._had_turn)  # their tokens have come
+        self._relegation.refresh(self._live, now)
+        if self.policy.is_guarded:
+            self._pauses.refresh(self._live, now)
+        self._precedence.has_exceptions = self._relegation.has_any or self._pauses.has_any
         self._precedence.refresh(self._live, now)
         turns = Round(
             self.residency,
             policy=self._precedence,
             guard=self._guard,
             pace=self._pace,
+            forecast=self._forecast,
             limits=self._limits,
             prefill_chunk_tokens=self.chunk_tokens,
             now=now,
@@ -133,7 +150,9 @@ class Scheduler:
         this."""
         work = total_work(turns)
         guess_seconds = 0.0 if self._speculator is None else self._speculator.last_guess_seconds
-        self.cost.observe(work, max(seconds - guess_seconds, 0.0))
+        step_seconds = self.cost.plausible_seconds(work, max(seconds - guess_seconds, 0.0))
+        self.cost.observe(work, step_seconds)
+        seconds = step_seconds + guess_seconds  # what nobody has had is not charged
         if self._speculator is not None:
             self._speculator.observe(work, seconds)
         self._recent_starts *= _STARTS_MEMORY
@@ -152,6 +171,9 @@ class Scheduler:
             serve(sequence, seconds, now)
             if turn.outputs and sequence.forks:
                 self._fork(sequence, now)
+        streams = [sequence for turn in turns for sequence in turn.outputs]
+        self._pace.give(streams, now)
+        self._pauses.give(streams, seconds, now)
 
     def accept(self, sequence: Sequence) -> None:
         """The last token that it got was drafted, and right: its keys and values are computed already."""
@@ -170,6 +192,9 @@ class Scheduler:
             if sequence.session:
                 self._sessions.leave(sequence)
             self.num_unstarted -= not sequence.is_started
+            self._work.leave(sequence)
+            if self._forecast is not None:
+                self._forecast.forget(sequence)
         if self._speculator is not None:
             self._speculator.forget(sequence)
         self.residency.release(sequence)
@@ -189,6 +214,7 @@ class Scheduler:
             self._sessions.enter(sequence, now)
         if sequence.residence is Residence.NOWHERE:
             sequence.num_cached_tokens = len(sequence.token_ids) - self.residency.num_to_compute(sequence)
+        self._work.enter(sequence)
         self._precedence.enter(sequence, now)
         self._live.append(sequence)
 
@@ -241,6 +267,7 @@ def make_scheduler(
         OptionError: an unknown policy or knob, or a value out of its range.
     """
     cost = OnlineStepCost(initial_cost or StepCost())
+    work = ExpectedWork(cost, predictor=predictor)
     chunk_tokens = min(options.prefill_chunk_tokens or limits.max_tokens, limits.max_tokens)
     tenants = Tenants(options.tenant_weights, chunk_tokens=chunk_tokens, most_turns=limits.max_sequences)
     pool = BlockPool(
@@ -253,16 +280,30 @@ def make_scheduler(
         residency,
         limits,
         precedence=Precedence(
-            make_policy(options.policy, cost=cost, max_sequences=limits.max_sequences, predictor=predictor),
+            make_policy(options.policy, work=work, max_sequences=limits.max_sequences),
             tenants=None if options.fair_share == "off" else tenants,
         ),
         sessions=Sessions(idle_seconds=options.session_idle_seconds),
         cost=cost,
-        pace=Pace(cost, max_tokens=limits.max_tokens, target_gap_seconds=options.target_gap_seconds),
+        pace=Pace(
+            cost,
+            max_tokens=limits.max_tokens,
+            target_gap_seconds=options.target_gap_seconds,
+            most_slack_seconds=options.most_slack_seconds,
+        ),
+        work=work,
+        relegation=Relegation(work, first_token_seconds=options.first_token_seconds),
+        pauses=PauseBudget(options.pause_budget_seconds),
+        forecast=_make_forecast(residency, work, options),
         prefill_chunk_tokens=options.prefill_chunk_tokens,
-        predictor=predictor,
         speculator=_make_speculator(residency, limits, cost, options, draft_model),
     )
+
+
+def _make_forecast(residency: Residency, work: ExpectedWork, options: ScheduleOptions) -> PeakForecast | None:
+    if not options.peak_quantile:
+        return None
+    return PeakForecast(work, residency, quantile=options.peak_quantile)
 
 
 def _make_speculator(

@@ -58,11 +58,16 @@ class Sequence:
     rank: Any = 0
     standing: Any = None
     is_started: bool = False  # it has had a turn
+    is_relegated: bool = False  # it cannot be in time any more: those that can go first
     is_complete: bool = False  # its last token has come: it was not aborted, and has not failed or expired
     num_charged_tokens: int = 0  # of the first of its tokens, which its tenant has been charged for
     attained_seconds: float = 0.0  # of the steps in which it had a turn
     inherited_seconds: float = 0.0  # attained by its session before it came: to count as its own
     resident_seconds: float = 0.0  # the same, since it came into the fast pool
+    last_token_seconds: float | None = None  # when its newest token came, or its reader had caught up
+    paused_seconds: float = 0.0  # of its stream, in all: its next token waited while others had turns
+    is_insistent: bool = False  # it has been paused for as long as may be: it goes first
+    slack_seconds: float = 0.0  # its tokens came so much sooner than their pace
     num_evictions: int = 0  # how often it lost its blocks, moved or dropped
     num_preemptions: int = 0  # how often it was passed over after a turn, before it was finished
 

@@ -7,13 +7,15 @@ another block, or for a better one that waits, if the guard allows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from fastserve.engine.cost import StepWork
 from fastserve.engine.guard import Guard
-from fastserve.engine.pace import Pace
+from fastserve.engine.pace import Pace, PrefillBudget
+from fastserve.engine.peak import Peak, PeakForecast
 from fastserve.engine.policy.policy import Policy
 from fastserve.engine.residency import Residency
 from fastserve.engine.sequence import Residence, Sequence
@@ -47,16 +49,17 @@ class Turn:
 
 def total_work(turns: Seq[Turn]) -> StepWork:
     """What the turns of a step add up to, before they are computed."""
-    prefill = decode = attended = draft = 0
+    prefill = decode = attended = draft = prefill_attended = 0
     for turn in turns:
         start, num_tokens = turn.sequence.num_computed_tokens, turn.num_tokens
-        attended += num_tokens * start + num_tokens * (num_tokens + 1) // 2
         draft += len(turn.drafts)
         if num_tokens == 1 and turn.outputs:
             decode += 1
+            attended += start + 1
         else:
             prefill += num_tokens
-    return StepWork(prefill, decode, attended, draft)
+            prefill_attended += num_tokens * start + num_tokens * (num_tokens + 1) // 2
+    return StepWork(prefill, decode, attended, draft, prefill_attended)
 
 
 class Round:
@@ -69,6 +72,7 @@ class Round:
         policy: Policy,
         guard: Guard,
         pace: Pace,
+        forecast: PeakForecast | None,
         limits: Limits,
         prefill_chunk_tokens: int,
         now: float,
@@ -78,12 +82,13 @@ class Round:
         self._policy = policy
         self._guard = guard
         self._pace = pace
+        self._forecast = forecast
+        self._peak: Peak | None = None  # of the residents, from when it is first asked for
         self._now = now
         # One token and one output row each: every sequence with a turn can decode.
         self._max_turns = min(limits.max_sequences, limits.max_outputs, limits.max_tokens)
         self._outputs_left = limits.max_outputs
         self._prefill_chunk_tokens = prefill_chunk_tokens
-        self._prefill_tokens_left = 0
         self._turns: list[Turn] = []
         self._has_turn: set[int] = set()  # sequence_ids
         self._is_blocked = False  # somebody waits for memory: nobody behind is let in to take it
@@ -94,7 +99,7 @@ class Round:
     def make_turns(self, order: Seq[Sequence]) -> list[Turn]:
         """The turns of sequences in the order of their ranks."""
         self._order = order
-        self._prefill_tokens_left = self._prefill_budget()
+        self._prefill = self._prefill_budget()
         num_seen = 0
         for sequence in order:
             if len(self._turns) == self._max_turns:
@@ -113,23 +118,22 @@ class Round:
         self._send_away()
         return self._turns
 
-    def _prefill_budget(self) -> int:
-        """Prompt tokens of this step, beside the sequences that will decode in it."""
+    def _prefill_budget(self) -> PrefillBudget:
+        """For prompts of this step, beside the sequences that will decode in it."""
         num_decodes = attended = backlog = 0
-        first_position: int | None = None  # of the prompt that is being computed
+        slack = math.inf
         for sequence in self._order:
             if sequence.is_held:
                 continue
             uncomputed = len(sequence.token_ids) - sequence.num_computed_tokens
             if uncomputed > 1:
                 backlog += uncomputed
-                if first_position is None and sequence.residence is Residence.FAST:
-                    first_position = sequence.num_computed_tokens
             elif sequence.residence is Residence.FAST and num_decodes < self._max_turns:
                 num_decodes += 1
                 attended += sequence.num_computed_tokens
+                slack = min(slack, sequence.slack_seconds)
         decodes = StepWork(0, num_decodes, attended)
-        return self._pace.prefill_tokens(decodes, backlog, first_position=first_position or 0)
+        return self._pace.prefill_budget(decodes, backlog, slack_seconds=slack if num_decodes else 0.0)
 
     def _give_turn(self, sequence: Sequence, *, is_new: bool) -> None:
         """A turn of a resident, if there are rows and memory for it. Those that decode have their rows
@@ -137,19 +141,22 @@ class Round:
         num_tokens = sequence.num_uncomputed_tokens
         takes_prefill_tokens = is_new or num_tokens > 1
         if takes_prefill_tokens:
-            num_tokens = min(num_tokens, self._prefill_chunk_tokens, self._prefill_tokens_left)
+            num_tokens = min(num_tokens, self._prefill_chunk_tokens)
+            num_tokens = self._prefill.fit(num_tokens, sequence.num_computed_tokens)
         outputs: Seq[Sequence] = ()
         if num_tokens == sequence.num_uncomputed_tokens:
             outputs = (sequence, *sequence.forks)
         if num_tokens == 0 or len(outputs) > self._outputs_left:
             return
-        if not self._make_room_to_grow(sequence, num_tokens):
-            self._is_blocked = True
-            return
+        copy = None
+        if num_tokens > 1 or not self._residency.has_slot(sequence):
+            if not self._make_room_to_grow(sequence, num_tokens):
+                self._is_blocked = True
+                return
+            copy = self._residency.grow(sequence, num_tokens)
         if takes_prefill_tokens:
-            self._prefill_tokens_left -= num_tokens
+            self._prefill.spend(num_tokens, sequence.num_computed_tokens)
         self._outputs_left -= len(outputs)
-        copy = self._residency.grow(sequence, num_tokens)
         self._turns.append(Turn(sequence, num_tokens, outputs, copy))
         self._has_turn.add(sequence.sequence_id)
 
@@ -166,7 +173,7 @@ class Round:
 
     def _may_enter(self, sequence: Sequence) -> bool:
         if sequence.residence is Residence.NOWHERE:
-            return self._prefill_tokens_left > 0
+            return not self._prefill.is_spent
         return sequence.residence is Residence.SLOW
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -177,12 +184,30 @@ class Round:
             if needed <= self._pool.num_free + self._residency.num_leaving:
                 return False  # soon
             self._displace(sequence, needed)
-            needed = (
-                self._residency.blocks_to_enter(sequence) + self._reserve
-            )  # what it shared may be nobody's now
+            # What it shared may be nobody's now.
+            needed = self._residency.blocks_to_enter(sequence) + self._reserve
+            self._peak = None
+        elif not self._will_fit(sequence, needed - self._reserve):
+            return False
         if needed > self._pool.num_free:
             return False
         self._residency.enter(sequence)
+        return True
+
+    def _will_fit(self, sequence: Sequence, num_blocks: int) -> bool:
+        """Whether the pool will hold what residents are expected to grow to, with one more that has so many
+        blocks at first. Where nobody else is, it is let in in any case."""
+        if self._forecast is None:
+            return True
+        if self._peak is None:
+            self._peak = self._forecast.peak_of(self._order)
+        if self._peak is None:
+            return True
+        tokens_left = self._forecast.expect(sequence)
+        is_alone = not self._peak.num_added
+        if not is_alone and self._peak.num_blocks_with(tokens_left, num_blocks) > self._pool.num_blocks:
+            return False
+        self._peak.add(tokens_left, num_blocks)
         return True
 
     @property
@@ -226,7 +251,8 @@ class Round:
         """Let sequences of the slow tier, whose turn is near, arrive before it comes."""
         for sequence in order:
             if sequence.residence is Residence.SLOW and not sequence.is_held:
-                if self._residency.blocks_to_enter(sequence) + 2 * self._reserve > self._pool.num_free:
+                needed = self._residency.blocks_to_enter(sequence)
+                if needed + 2 * self._reserve > self._pool.num_free or not self._will_fit(sequence, needed):
                     return
                 self._residency.enter(sequence)
 

@@ -85,7 +85,8 @@ class SimulatedCost:
             fixed_seconds=self.fixed_seconds,
             prefill_seconds=self.prefill_seconds,
             decode_seconds=self.decode_seconds,
-            attended_seconds=self.prefill_attended_seconds,
+            attended_seconds=self.decode_attended_seconds,
+            prefill_attended_seconds=self.prefill_attended_seconds,
         )
 
 

@@ -14,7 +14,7 @@ from fastserve.engine.policy.mlfq import Mlfq
 from fastserve.engine.policy.policy import Policy
 from fastserve.engine.policy.priority import Priority
 from fastserve.engine.policy.sjf import Sjf
-from fastserve.engine.policy.work import ExpectedWork, LengthPredictor
+from fastserve.engine.policy.work import ExpectedWork
 from fastserve.errors import OptionError
 from fastserve.option import check_number
 
@@ -89,25 +89,23 @@ _POLICIES: Mapping[
 POLICY_NAMES = tuple(_POLICIES)
 
 
-def make_policy(
-    spec: str, *, cost: OnlineStepCost, max_sequences: int, predictor: LengthPredictor | None = None
-) -> Policy:
+def make_policy(spec: str, *, work: ExpectedWork, max_sequences: int) -> Policy:
     """The policy that a text names: `NAME`, or `NAME:KNOB=VALUE,...`.
 
     >>> from fastserve.engine.cost import StepCost
-    >>> make_policy("mlfq:growth=4", cost=OnlineStepCost(StepCost()), max_sequences=8).name
+    >>> work = ExpectedWork(OnlineStepCost(StepCost()))
+    >>> make_policy("mlfq:growth=4", work=work, max_sequences=8).name
     'mlfq'
 
     Args:
-        cost: of a step, which policies that reckon with work read.
+        work: what is expected of sequences, and what a step costs; policies read it.
         max_sequences: most sequences of one step.
-        predictor: tells requests apart for policies that reckon with the lengths of completions.
 
     Raises:
         OptionError: an unknown policy or knob, or a value out of its range.
     """
     name, knobs = parse_policy(spec)
-    return _POLICIES[name][1](ExpectedWork(cost, predictor=predictor), max_sequences, knobs)
+    return _POLICIES[name][1](work, max_sequences, knobs)
 
 
 def parse_policy(spec: str) -> tuple[str, dict[str, float]]:

@@ -21,7 +21,8 @@ class LengthPredictor(Protocol):
 
 
 class ExpectedWork:
-    """Seconds of machine time that sequences are expected to need yet.
+    """Seconds of machine time that sequences are expected to need yet. One is there for as long as the
+    scheduler is, whatever the policy: what is learned of lengths outlives a change of policy.
 
     Args:
         cost: of a step. A decoded token costs its row, and its share of what a step costs anyway.
@@ -35,6 +36,9 @@ class ExpectedWork:
         self._kinds: dict[int, str] = {}  # by sequence_id
 
     def enter(self, sequence: Sequence) -> None:
+        """It has come, if it had not: the scheduler says so of all, and policies that reckon with it too."""
+        if sequence.sequence_id in self._kinds:
+            return
         kind = sequence.tenant
         if self._predictor is not None:
             try:
@@ -44,9 +48,15 @@ class ExpectedWork:
         self._kinds[sequence.sequence_id] = kind
 
     def leave(self, sequence: Sequence) -> None:
-        kind = self._kinds.pop(sequence.sequence_id)
-        if sequence.is_complete:
+        """It is gone, if it had come; where it is complete, learn once how long it has become."""
+        kind = self._kinds.pop(sequence.sequence_id, None)
+        if kind is not None and sequence.is_complete:
             self._lengths.observe(kind, sequence.num_completion_tokens)
+
+    @property
+    def knows_lengths(self) -> bool:
+        """Whether enough completions have ended that what is expected of others is more than a guess."""
+        return self._lengths.is_known
 
     def lengths(self, sequence: Sequence) -> LengthDistribution:
         return self._lengths.of(self._kinds[sequence.sequence_id])

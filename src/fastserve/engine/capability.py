@@ -1,0 +1,137 @@
+"""Which requests a model can run at all, however long they wait: what is out of range is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from fastserve.config import ScheduleOptions
+from fastserve.errors import ContextLengthError, MemoryLimitError, OptionError
+from fastserve.option import check_choice, check_kind
+from fastserve.types import Limits, SamplingParams
+
+
+class Capability:
+    """What an engine was made for.
+
+    Args:
+        context_length: tokens that a prompt and its completion may have together.
+        kv_tokens: tokens whose keys and values the memory holds.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        options: ScheduleOptions,
+        *,
+        context_length: int,
+        kv_tokens: int,
+        vocab_size: int,
+    ) -> None:
+        self._limits = limits
+        self._options = options
+        self._context_length = context_length
+        self._kv_tokens = kv_tokens
+        self._vocab_size = vocab_size
+
+    def check(self, prompt_ids: Seq[int], params: SamplingParams) -> int:
+        """How many tokens a completion of this prompt may have.
+
+        Raises:
+            OptionError: the prompt is empty, or names a token that is not in the vocabulary; more completions
+                are asked for than a step has output rows.
+            ContextLengthError: the prompt, with `max_tokens`, does not fit the context.
+            MemoryLimitError: it does not fit the KV memory, even alone.
+        """
+        max_tokens = fit_max_tokens(len(prompt_ids), params.max_tokens, self._context_length)
+        self._check_token_ids("prompt", prompt_ids)
+        self._check_token_ids("logit_bias", tuple(params.logit_bias))
+        if params.n > self._limits.max_outputs:
+            raise OptionError(
+                f"n is {params.n}; a step has {self._limits.max_outputs} output rows",
+                hint="ask for fewer completions, or load the model with a larger max_sequences",
+            )
+        return self._fit_memory(len(prompt_ids), params.max_tokens, max_tokens)
+
+    def check_tenant(self, tenant: str) -> None:
+        """
+        Raises:
+            OptionError: there is no such tenant.
+        """
+        check_kind("tenant", tenant, str, "a name")
+        weights = self._options.tenant_weights or {}
+        if self._options.unknown_tenants == "refuse" and tenant not in weights:
+            raise OptionError(
+                f"tenant {tenant!r} is unknown; tenant_weights has {', '.join(map(repr, weights))}",
+                hint="name one of them, or load the model with unknown_tenants='admit'",
+            )
+
+    def class_index(self, priority_class: str | None) -> int:
+        """Place of a class, the best first.
+
+        Raises:
+            OptionError: there is no such class.
+        """
+        classes = tuple(self._options.priority_classes)
+        if priority_class is None:
+            priority_class = self._options.default_class
+        check_choice("priority_class", priority_class, classes)
+        return classes.index(priority_class)
+
+    def _fit_memory(self, num_prompt_tokens: int, wanted: int | None, max_tokens: int) -> int:
+        """`max_tokens`, or, where the request names none, what the KV memory holds beside the prompt.
+
+        The last token of a completion is never computed, so it needs no place.
+        """
+        held = self._kv_tokens
+        room = held + 1 - num_prompt_tokens
+        if room < (wanted or 1):
+            raise MemoryLimitError(
+                f"the request needs keys and values of {num_prompt_tokens + (wanted or 1) - 1} tokens; "
+                f"the KV memory holds {held}",
+                hint="shorten the prompt or max_tokens, or load the model with a larger kv_memory",
+            )
+        return min(max_tokens, room)
+
+    def _check_token_ids(self, name: str, token_ids: Seq[int]) -> None:
+        size = self._vocab_size
+        for token_id in token_ids:
+            if not isinstance(token_id, int | np.integer):
+                raise OptionError(
+                    f"{name} has {token_id!r} among its tokens", hint="give a text, or whole numbers"
+                )
+            if not 0 <= token_id < size:
+                raise OptionError(
+                    f"{name} names token {token_id}, outside the model's vocabulary of {size}",
+                    hint=f"token ids are 0 to {size - 1}",
+                )
+
+
+def fit_max_tokens(num_prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
+    """How long a completion may be: `max_tokens`, or up to the end of the context where it is None.
+
+    Raises:
+        OptionError: the prompt is empty.
+        ContextLengthError: they do not fit the context.
+    """
+    if num_prompt_tokens == 0:
+        raise OptionError("the prompt has no tokens", hint="give at least one character")
+    if num_prompt_tokens >= context_length:
+        raise ContextLengthError(
+            f"the prompt has {_tokens(num_prompt_tokens)}; the context is {context_length} tokens and must "
+            "hold at least one more",
+            hint="shorten the prompt, or load the model with a larger context_length if it allows one",
+        )
+    left = context_length - num_prompt_tokens
+    if max_tokens is not None and max_tokens > left:
+        raise ContextLengthError(
+            f"the prompt has {_tokens(num_prompt_tokens)} and max_tokens is {max_tokens}, together "
+            f"{num_prompt_tokens + max_tokens}; the context is {context_length} tokens",
+            hint=f"ask for max_tokens of at most {left}, or leave it out to go on until the context is full",
+        )
+    return left if max_tokens is None else max_tokens
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count} tokens"
