@@ -61,7 +61,10 @@ PEERS = {
 # Who may import a heavy dependency, be it within a function.
 OWNERS: dict[str, set[str]] = {
     "fastapi": {"serve"},
+    "starlette": {"serve"},
+    "pydantic": {"serve"},
     "uvicorn": {"serve"},
+    "prometheus_client": {"serve"},
     "ray": {"deploy", "tune"},
     "torch": {"backends.torch", "tune", "compress", "evaluate", "explain"},
     "transformers": {"backends.torch", "tune", "compress", "evaluate", "explain"},

@@ -110,6 +110,10 @@ class Tokenizer:
         """
         return StreamDecoder(self._detokenizer, skip_special_tokens=skip_special_tokens)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token adds to a text that it does not begin; nothing for ids outside the vocabulary."""
+        return self._detokenizer.piece(token_id, False) or b""
+
     def token_text(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it (`Ġthe`); None outside of it."""
         if not 0 <= token_id < 2**32:

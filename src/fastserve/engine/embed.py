@@ -27,9 +27,10 @@ class Embedder:
         Returns float32 [texts, width].
         """
         assert texts, "nothing to embed"
-        return np.concatenate([self._run(group) for group in self._groups(texts)])
+        return np.concatenate([self.run(group) for group in self.groups(texts)])
 
-    def _run(self, texts: Seq[Seq[int]]) -> Float32Array:
+    def run(self, texts: Seq[Seq[int]]) -> Float32Array:
+        """Embed texts that fit one step. Returns float32 [texts, width]."""
         tables = [self._pool.allocate(self._pool.blocks_for(len(text))) for text in texts]
         try:
             result = self._executable.run(build_encoder_batch(texts, tables))
@@ -37,7 +38,7 @@ class Embedder:
         finally:
             self._pool.free(list(chain.from_iterable(tables)))
 
-    def _groups(self, texts: Seq[Seq[int]]) -> Iterator[list[Seq[int]]]:
+    def groups(self, texts: Seq[Seq[int]]) -> Iterator[list[Seq[int]]]:
         """Texts in their order, cut where the next one would exceed what a step takes."""
         limits = self._executable.limits
         group: list[Seq[int]] = []

@@ -1,0 +1,57 @@
+"""What Prometheus reads: counters and histograms of requests, and the state of the engines."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from fastserve.engine.completion import Completion
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+
+
+class Metrics:
+    """Of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.http_requests = Counter(
+            "fastserve_http_requests",
+            "Requests that have ended, by status; 499 is a client that went before its answer.",
+            ["method", "route", "status"],
+            registry=registry,
+        )
+        self.http_in_flight = Gauge(
+            "fastserve_http_requests_in_flight", "Requests without their whole answer.", registry=registry
+        )
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"fastserve_{name}", text, ["model"], registry=registry, buckets=buckets)
+
+        self.first_token_seconds = histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token.", _SECONDS
+        )
+        self.token_seconds = histogram(
+            "time_per_output_token_seconds", "Of a completion, after its first token.", _TOKEN_SECONDS
+        )
+        self.completion_seconds = histogram(
+            "completion_seconds", "From a request's arrival to the end of a completion.", _SECONDS
+        )
+        self.prompt_tokens = Counter(
+            "fastserve_prompt_tokens", "Tokens of the prompts of requests.", ["model"], registry=registry
+        )
+        self.completion_tokens = Counter(
+            "fastserve_completion_tokens", "Tokens of completions.", ["model"], registry=registry
+        )
+        self.completions = Counter(
+            "fastserve_completions", "By why they ended.", ["model", "finish_reason"], registry=registry
+        )
+
+    def observe(self, model: str, completion: Completion) -> None:
+        """A completion has ended."""
+        self.completions.labels(model, completion.finish_reason).inc()
+        self.completion_tokens.labels(model).inc(completion.completion_tokens)
+        if completion.completion_tokens:
+            self.first_token_seconds.labels(model).observe(completion.time_to_first_token_seconds)
+        if completion.decode_tokens_per_second:
+            self.token_seconds.labels(model).observe(1 / completion.decode_tokens_per_second)
