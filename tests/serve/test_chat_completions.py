@@ -1,4 +1,4 @@
-"""/v1/chat/completions in this process: what is streamed is what is answered whole.
+"""/v1/chat/completions in this process: what is streamed is what is answered whole."""
 
 from __future__ import annotations
 
