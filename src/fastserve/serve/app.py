@@ -59,6 +59,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.state.service = service
     for router in (models_router(service), chat_completions_router(service)):
         app.include_router(router)
     app.add_exception_handler(FastServeError, _refuse)
