@@ -22,9 +22,22 @@ from fastserve.serve.metrics import Metrics
 from fastserve.serve.model_table import ModelTable, ServedModel
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.routes.chat_completions import chat_completions_router
+from fastserve.serve.routes.completions import completions_router
+from fastserve.serve.routes.embeddings import embeddings_router
 from fastserve.serve.routes.models import models_router
+from fastserve.serve.routes.score import score_router
+from fastserve.serve.routes.tokenize import tokenize_router
 from fastserve.serve.security import ApiKeys, Security, check_exposure
 from fastserve.serve.service import Service
+
+ROUTERS = (
+    models_router,
+    chat_completions_router,
+    completions_router,
+    embeddings_router,
+    score_router,
+    tokenize_router,
+)
 
 
 def create_app(
@@ -60,8 +73,8 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    for router in (models_router(service), chat_completions_router(service)):
-        app.include_router(router)
+    for make_router in ROUTERS:
+        app.include_router(make_router(service))
     app.add_exception_handler(FastServeError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_route)

@@ -60,6 +60,10 @@ class Generation:
     usage: Usage = field(default_factory=Usage)
 
     @property
+    def num_completions(self) -> int:
+        return len(self.prompts) * self.num_each
+
+    @property
     def has_ended(self) -> bool:
         """Whether all there is has been read, or the request was closed."""
         return all(stream.has_ended for stream in self.streams)
