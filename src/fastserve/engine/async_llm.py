@@ -299,6 +299,11 @@ class AsyncLLM:
         return answer.status
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs, as it does until `close`, unless by a defect."""
+        return self._worker.is_alive
+
+    @property
     def seconds_without_step(self) -> float:
         """How long ago the engine last made progress, or had nothing to do."""
         return self._worker.seconds_without_step

@@ -18,12 +18,12 @@ from fastserve.errors import FastServeError, RequestError
 from fastserve.serve.body import BodyLimit
 from fastserve.serve.errors import defect_response, error_response, validation_error
 from fastserve.serve.log import RequestLog
-from fastserve.serve.metrics import Metrics
 from fastserve.serve.model_table import ModelTable, ServedModel
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.routes.chat_completions import chat_completions_router
 from fastserve.serve.routes.completions import completions_router
 from fastserve.serve.routes.embeddings import embeddings_router
+from fastserve.serve.routes.health import health_router
 from fastserve.serve.routes.models import models_router
 from fastserve.serve.routes.score import score_router
 from fastserve.serve.routes.tokenize import tokenize_router
@@ -37,6 +37,7 @@ ROUTERS = (
     embeddings_router,
     score_router,
     tokenize_router,
+    health_router,
 )
 
 
@@ -57,7 +58,7 @@ def create_app(
     options = options or ServeOptions()
     keys = ApiKeys.load(options) if keys is None else keys
     check_exposure(options, keys)
-    service = Service(ModelTable(models), options, Metrics())
+    service = Service.of(ModelTable(models), options)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

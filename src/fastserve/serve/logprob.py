@@ -23,7 +23,7 @@ class LogprobWriter:
     def text(self, token_id: int) -> str:
         """A token of completions, which have no bytes: what is no whole character is written in hexadecimal,
         so that two tokens are never one."""
-        data = self._tokenizer.token_bytes(token_id)
+        data = self._tokenizer.token_bytes(token_id) or b""
         try:
             return data.decode()
         except UnicodeDecodeError:
@@ -35,5 +35,5 @@ class LogprobWriter:
         return {self.text(token_id): logprob for token_id, logprob in (*logprobs.top, chosen)}
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        data = self._tokenizer.token_bytes(token_id)
+        data = self._tokenizer.token_bytes(token_id) or b""
         return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
