@@ -93,13 +93,15 @@ def serve(
     A line on standard output says where, once requests are taken; what happens is logged on standard error, a
     line of JSON each. Ends by Ctrl-C or SIGTERM, after the requests that run.
     """
+    from fastserve.engine.policy import parse_policy
     from fastserve.serve.app import create_app
     from fastserve.serve.log import log_to
     from fastserve.serve.run import serve as run
     from fastserve.serve.security import ApiKeys, check_exposure
 
     keys = ApiKeys.load(serve_options)
-    check_exposure(serve_options, keys)  # before anything is loaded
+    check_exposure(serve_options, keys)  # before anything is loaded or fetched
+    parse_policy(options.policy)
     served = [_open(name, options, offline=offline, show_progress=not json) for name in models]
     app = create_app(served, serve_options, keys=keys)
     log_to(sys.stderr)

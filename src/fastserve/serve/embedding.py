@@ -37,10 +37,12 @@ async def embed(
     request: Request,
     *,
     options: ServeOptions,
+    tenant: str,
     param: str,
     truncate: bool,
 ) -> Embedded:
-    """Embed texts, or token ids that are used as they are. Messages call them `param`.
+    """Embed texts, or token ids that are used as they are. Messages call them `param`; the tenant is for the
+    log.
 
     Raises:
         OptionError: they are too many, or a token is not in the vocabulary.
@@ -55,7 +57,8 @@ async def embed(
         )
     token_ids = await asyncio.to_thread(_encode_all, embedder, texts, param, truncate)
     num_tokens = sum(map(len, token_ids))
-    RequestRecord.of(request.scope).details |= {"model": embedder.name, "prompt_tokens": num_tokens}
+    record = RequestRecord.of(request.scope)
+    record.details |= {"model": embedder.name, "tenant": tenant, "prompt_tokens": num_tokens}
     vectors = await run_while_connected(request.receive, embedder.embed(token_ids))
     return Embedded(vectors, num_tokens)
 

@@ -8,13 +8,11 @@ from fastserve.config import EngineOptions
 from fastserve.engine.async_embedder import AsyncEmbedder
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.load import load_model
-from fastserve.engine.policy import parse_policy
 from fastserve.serve.model_table import ServedModel
 
 
 def open_model(path: Path, options: EngineOptions, *, name: str) -> ServedModel:
     """Load the model in a folder or .gguf file, to generate text or to embed. Raises as `load_model`."""
-    parse_policy(options.policy)  # before anything is loaded
     model = load_model(path, options, name=name)
     if model.is_decoder:
         return AsyncLLM(model, options, name=name)

@@ -12,6 +12,7 @@ from fastserve.serve.embedding import embed, shorten
 from fastserve.serve.schema.body import ERRORS
 from fastserve.serve.schema.embedding import EmbeddingDocument, EmbeddingRequest
 from fastserve.serve.schema.text_input import to_prompts
+from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
 from fastserve.serve.stream import json_response
 
@@ -27,6 +28,7 @@ def embeddings_router(service: Service) -> APIRouter:
             to_prompts(body.input),
             request,
             options=service.options,
+            tenant=tenant_of(request.scope, body.user),
             param="input",
             truncate=bool(body.truncate),
         )

@@ -14,6 +14,7 @@ from fastserve.option import check_integer
 from fastserve.serve.embedding import embed, normalize
 from fastserve.serve.schema.body import ERRORS
 from fastserve.serve.schema.score import RerankDocument, RerankRequest, ScoreDocument, ScoreRequest
+from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
 from fastserve.serve.stream import json_response
 
@@ -37,6 +38,7 @@ def score_router(service: Service) -> APIRouter:
             [*first, *second],
             request,
             options=service.options,
+            tenant=tenant_of(request.scope, body.user),
             param="text_1 and text_2",
             truncate=bool(body.truncate),
         )
@@ -55,6 +57,7 @@ def score_router(service: Service) -> APIRouter:
             [body.query, *body.documents],
             request,
             options=service.options,
+            tenant=tenant_of(request.scope, body.user),
             param="documents",
             truncate=bool(body.truncate),
         )
