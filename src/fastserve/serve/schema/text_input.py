@@ -26,5 +26,5 @@ def to_prompts(value: str | list[int] | list[str] | list[list[int]]) -> list[Pro
     if isinstance(value, str):
         return [value]
     if isinstance(value[0], int):
-        return [cast(list[int], value)]
+        return [value]
     return cast(list[Prompt], value)
