@@ -305,7 +305,7 @@ class AsyncLLM:
 
     @property
     def seconds_without_step(self) -> float:
-        """How long ago the engine last made progress, or had nothing to do."""
+        """How long ago a step has ended, or work came; 0 where there is nothing to do."""
         return self._worker.seconds_without_step
 
     async def close(self) -> None:

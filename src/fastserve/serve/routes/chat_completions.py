@@ -18,7 +18,7 @@ from fastserve.engine.prompt import encode_chat
 from fastserve.errors import FastServeError
 from fastserve.serve.generation import Generation
 from fastserve.serve.logprob import LogprobWriter
-from fastserve.serve.schema.body import ERRORS
+from fastserve.serve.schema.body import ERRORS, STREAMED
 from fastserve.serve.schema.chat import ChatDocument, ChatRequest
 from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
@@ -28,7 +28,7 @@ from fastserve.serve.stream import error_event, event, to_json_text
 def chat_completions_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["generate"], responses=ERRORS)
 
-    @router.post("/v1/chat/completions", response_model=ChatDocument)
+    @router.post("/v1/chat/completions", response_model=ChatDocument, responses=STREAMED)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         llm = service.models.find_generator(body.model)
         messages = [message.to_template() for message in body.messages]

@@ -19,7 +19,7 @@ from fastserve.engine.prompt import Prompt
 from fastserve.errors import FastServeError, OptionError
 from fastserve.serve.generation import Generation
 from fastserve.serve.logprob import LogprobWriter
-from fastserve.serve.schema.body import ERRORS
+from fastserve.serve.schema.body import ERRORS, STREAMED
 from fastserve.serve.schema.completion import DEFAULT_MAX_TOKENS, CompletionDocument, CompletionRequest
 from fastserve.serve.schema.text_input import to_prompts
 from fastserve.serve.security import tenant_of
@@ -30,7 +30,7 @@ from fastserve.serve.stream import error_event, event, to_json_text
 def completions_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["generate"], responses=ERRORS)
 
-    @router.post("/v1/completions", response_model=CompletionDocument)
+    @router.post("/v1/completions", response_model=CompletionDocument, responses=STREAMED)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         llm = service.models.find_generator(body.model)
         if body.echo and body.logprobs is not None:
