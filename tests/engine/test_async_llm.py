@@ -256,13 +256,13 @@ def test_an_engine_is_late_only_while_it_has_work(stories, monkeypatch) -> None:
 
             monkeypatch.setattr(engine, "_run", wait)
             await llm.status()
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
             assert llm.seconds_without_step == 0
             call = asyncio.create_task(llm.generate("He", SamplingParams(max_tokens=2)))
             await asyncio.to_thread(is_running.wait, 20)
-            assert llm.seconds_without_step < 0.1
-            await asyncio.sleep(0.1)
-            assert llm.seconds_without_step >= 0.1
+            assert llm.seconds_without_step < 0.5
+            await asyncio.sleep(0.5)
+            assert llm.seconds_without_step >= 0.5
             may_end.set()
             await call
 
