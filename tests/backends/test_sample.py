@@ -25,9 +25,10 @@ class Row:
     prompt: Sequence[int] = ()
     completion: Sequence[int] = ()
     draw: int = 0
+    allowed: Sequence[int] | None = None  # tokens that may come; None: all
 
 
-def batch_of(rows: Sequence[Row]) -> SamplingBatch:
+def batch_of(rows: Sequence[Row], vocab_size: int = 0) -> SamplingBatch:
     def floats(values: Sequence[float]) -> Float32Array:
         return np.array(values, np.float32)
 
@@ -38,6 +39,7 @@ def batch_of(rows: Sequence[Row]) -> SamplingBatch:
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
     params = [row.params for row in rows]
+    masks = [mask_of(row.allowed, vocab_size) for row in rows]
     return SamplingBatch(
         temperature=floats([p.temperature for p in params]),
         top_k=ids([p.top_k for p in params]),
@@ -55,7 +57,17 @@ def batch_of(rows: Sequence[Row]) -> SamplingBatch:
         bias_starts=starts([len(p.logit_bias) for p in params]),
         bias_ids=ids([token_id for p in params for token_id in p.logit_bias]),
         bias_values=floats([bias for p in params for bias in p.logit_bias.values()]),
+        mask_starts=starts([len(mask) for mask in masks]),
+        mask_words=np.concatenate(masks) if masks else np.zeros(0, np.uint32),
     )
+
+
+def mask_of(allowed: Sequence[int] | None, vocab_size: int) -> np.ndarray:
+    """Bit by bit, as a second implementation."""
+    words = [0] * (0 if allowed is None else -(-vocab_size // 32))
+    for token_id in allowed or ():
+        words[token_id // 32] |= 1 << token_id % 32
+    return np.array(words, np.uint32)
 
 
 def sample_native(logits: Float32Array, sampling: SamplingBatch) -> SampledRows:

@@ -109,6 +109,9 @@ class FakeExecutable:
 class LetterDecoder:
     """Token n is the letter n % 26."""
 
+    def __init__(self, *, skip_special_tokens: bool = True) -> None:
+        pass
+
     def push(self, token_id: int) -> str:
         return letter(token_id)
 

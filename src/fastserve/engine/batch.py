@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from fastserve.engine.sequence import Sequence
 from fastserve.engine.turn import Turn
-from fastserve.types import Batch, Int32Array, SamplingBatch
+from fastserve.types import Batch, Int32Array, SamplingBatch, UInt32Array
 
 T = TypeVar("T", bound=np.generic)
 
 
-def build_batch(turns: Seq[Turn]) -> Batch:
-    """The batch of these turns. A turn's outputs all read the row of its last token; each of its drafts has a
+def build_batch(turns: Seq[Turn], *, vocab_size: int) -> Batch:
+    """The batch of these turns for a model of so many logits. A turn's outputs all read the row of its last token; each of its drafts has a
     row, and an output for what follows it, behind."""
     starts = [0, *accumulate(turn.num_rows for turn in turns)]
     ranges = [(t.sequence.num_computed_tokens, t.sequence.num_computed_tokens + t.num_rows) for t in turns]
@@ -35,14 +35,18 @@ def build_batch(turns: Seq[Turn]) -> Batch:
         block_tables=pad_block_tables([turn.sequence.block_table for turn in turns]),
         output_rows=_int32(row for row, _, _ in outputs),
         sampling=build_sampling_batch(
-            [sequence for _, sequence, _ in outputs], drafts=[drafts for _, _, drafts in outputs]
+            [sequence for _, sequence, _ in outputs],
+            drafts=[drafts for _, _, drafts in outputs],
+            masks=build_masks(turns, vocab_size=vocab_size),
         ),
     )
 
 
-def build_sampling_batch(sequences: Seq[Sequence], *, drafts: Seq[Seq[int]] | None = None) -> SamplingBatch:
+def build_sampling_batch(
+    sequences: Seq[Sequence], *, drafts: Seq[Seq[int]] | None = None, masks: UInt32Array
+) -> SamplingBatch:
     """How the next token of each sequence is chosen, where that follows its tokens and the drafts that are
-    named for it."""
+    named for it. `masks` [constrained ones, words] say which may be."""
     params = [sequence.params for sequence in sequences]
     drafts = drafts or [()] * len(sequences)
     histories = [
@@ -68,7 +72,23 @@ def build_sampling_batch(sequences: Seq[Sequence], *, drafts: Seq[Seq[int]] | No
         bias_starts=_int32([0, *accumulate(len(p.logit_bias) for p in params)]),
         bias_ids=_int32(chain.from_iterable(p.logit_bias for p in params)),
         bias_values=_array([value for p in params for value in p.logit_bias.values()], np.float32),
+        mask_starts=_int32([0, *accumulate(masks.shape[1] * (s.guide is not None) for s in sequences)]),
+        mask_words=masks.reshape(-1),
     )
+
+
+def build_masks(turns: Seq[Turn], *, vocab_size: int) -> UInt32Array:
+    """Which tokens may come next, for every output row of a sequence with a constraint: [such rows, words]."""
+    guided = [turn for turn in turns if turn.sequence.guide is not None]
+    masks = np.zeros((sum(turn.num_outputs for turn in guided), -(-vocab_size // 32)), np.uint32)
+    row = 0
+    for turn in guided:
+        for sequence in turn.outputs:
+            assert sequence.guide is not None
+            num_rows = turn.num_outputs - len(turn.outputs) + 1  # drafts have no forks beside them
+            sequence.guide.fill_masks(masks[row : row + num_rows], turn.drafts)
+            row += num_rows
+    return masks
 
 
 def _outputs(turn: Turn, start: int) -> Iterator[tuple[int, Sequence, Seq[int]]]:

@@ -19,6 +19,9 @@ FinishReason = Literal["stop", "length", "error"]
 NO_TOKEN = "the model computed logits that are not numbers"
 """The error of a completion whose next token cannot be chosen: all logits are NaN or -inf."""
 
+NO_ALLOWED_TOKEN = "no token that its constraint allows has a probability"
+"""The same, of a completion with a constraint."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:

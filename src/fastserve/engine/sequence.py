@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from fastserve.engine.block import PrefixKey, prefix_key
+from fastserve.engine.guide import Guide
 from fastserve.types import SamplingParams
 
 
@@ -37,6 +38,7 @@ class Sequence:
     arrival_seconds: float
     params: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
+    guide: Guide | None = None  # of its constraint
     tenant: str = ""
     priority: int = 0  # the lower goes first
     class_index: int = 0  # of its priority class: the lower goes first, whatever the policy

@@ -13,6 +13,7 @@ from threading import Event, Thread
 
 from fastserve.engine.completion import Chunk
 from fastserve.engine.engine import Engine, EngineStatus
+from fastserve.engine.guide import Guide
 from fastserve.errors import FastServeError, StepError
 from fastserve.types import SamplingParams
 
@@ -34,6 +35,7 @@ class Add:
     timeout_ms: float | None
     session: str
     arrival_seconds: float
+    guide: Guide | None = None  # of the parameters' constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ class EngineWorker:
                 timeout_ms=command.timeout_ms,
                 session=command.session,
                 arrival_seconds=command.arrival_seconds,
+                guide=command.guide,
             )
             self._tickets[request_id] = command.ticket
             self._request_ids[command.ticket] = request_id
