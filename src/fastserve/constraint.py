@@ -116,11 +116,6 @@ class Grammar:
         return self.grammar
 
 
-Constraint = JsonSchema | Regex | Choice | Grammar
-
-ANY_OBJECT = JsonSchema({"type": "object"})
-
-
 def _checked(name: str, text: str) -> str:
     if not text.strip():
         raise ConstraintError(f"the {name} is empty")
@@ -136,3 +131,8 @@ def _to_plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{value!r} is not JSON")
+
+
+Constraint = JsonSchema | Regex | Choice | Grammar
+
+ANY_OBJECT = JsonSchema({"type": "object"})

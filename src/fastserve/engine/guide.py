@@ -7,20 +7,28 @@ the text with it can still become one that the constraint allows.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.constraint import Choice, Constraint, Grammar, JsonSchema, Regex
+from fastserve.engine.narrow import narrow_schema
 from fastserve.errors import ConstraintError
 from fastserve.types import UInt32Array
 
 if TYPE_CHECKING:
     import llguidance
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 _NUM_KEPT = 64  # compiled constraints
 
@@ -31,8 +39,8 @@ _JSON_SPACE = r"( |\n[ \t]{0,32})?"
 # Rules may refer to each other as deep as the text is long, and the compiler descends by recursion: on a common
 # stack a grammar of 10,000 characters ends the process. Measured with chains of rules, terminals and references as
 # long as MAX_CONSTRAINT_CHARACTERS allows. It is address space, and used only as deep as it goes.
-_COMPILER_STACK_BYTES = 512 * 2**20
-_COMPILER_THREAD = threading.Lock()  # the size of stacks is the process's
+_DEEP_STACK_BYTES = 512 * 2**20
+_DEEP_STACK = threading.Lock()  # the size of new stacks is the process's
 
 _NUM_ERROR_CHARACTERS = 300  # of a reason
 _UNSUPPORTED_KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")
@@ -135,7 +143,9 @@ class ConstraintCompiler:
         tokens = [self._tokenizer.token_bytes(token_id) or b"" for token_id in range(self._vocab_size)]
         vocabulary = _Vocabulary(
             self._tokenizer,
-            tokens=[b"\xff" + token if token_id in special else token for token_id, token in enumerate(tokens)],
+            tokens=[
+                b"\xff" + token if token_id in special else token for token_id, token in enumerate(tokens)
+            ],
             eos_token_id=self._eos_token_ids[0],
             special_token_ids=sorted(special),
         )
@@ -146,22 +156,14 @@ class ConstraintCompiler:
     def _compile(self, vocabulary: llguidance.LLTokenizer, constraint: Constraint) -> Guide:
         import llguidance
 
-        grammar = _to_grammar(constraint)
-        matchers: list[llguidance.LLMatcher] = []
-        with _COMPILER_THREAD:
-            before = threading.stack_size(_COMPILER_STACK_BYTES)
-            try:
-                thread = threading.Thread(
-                    target=lambda: matchers.append(llguidance.LLMatcher(vocabulary, grammar, log_level=0))
-                )
-                thread.start()
-            finally:
-                threading.stack_size(before)
-        thread.join()
-        guide = Guide(matchers[0], frozenset(self._eos_token_ids))
-        if guide.error is not None:
-            raise _to_error(constraint, matchers[0].get_error())
-        return guide
+        if isinstance(constraint, JsonSchema):
+            grammar = _schema_to_grammar(supported_schema(constraint))
+        else:
+            grammar = _to_grammar(constraint)
+        matcher = _on_deep_stack(lambda: llguidance.LLMatcher(vocabulary, grammar, log_level=0))
+        if matcher.is_error():
+            raise _to_error(constraint, matcher.get_error())
+        return Guide(matcher, frozenset(self._eos_token_ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +180,51 @@ class _Vocabulary:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
 
-def _to_grammar(constraint: Constraint) -> str:
+def supported_schema(constraint: JsonSchema) -> JsonSchema:
+    """The schema itself, or, where it has keywords that llguidance lacks, a narrower one without them. Its
+    `x-guidance` tells llguidance how JSON is written, in grammars too.
+
+    Raises:
+        ConstraintError: it has an error, or something that is not supported.
+    """
+    reason = _find_error(constraint.schema)
+    if reason is None:
+        return _with_space(constraint.schema)
+    try:
+        narrowed = _on_deep_stack(lambda: narrow_schema(constraint.schema))
+    except (TypeError, AttributeError, ValueError, KeyError, RecursionError) as error:
+        if isinstance(error, ConstraintError):
+            raise
+        raise _to_error(constraint, reason) from error  # it is no schema at some place
+    if _find_error(narrowed) is not None:
+        raise _to_error(constraint, reason)
+    logger.info("a schema is narrowed, to be followed: %s", _brief(reason))
+    return _with_space(narrowed)
+
+
+def _with_space(schema: Mapping[str, Any] | bool) -> JsonSchema:
+    options = {"x-guidance": {"whitespace_pattern": _JSON_SPACE}}
+    return JsonSchema(options if isinstance(schema, bool) else {**schema, **options})
+
+
+def _find_error(schema: Mapping[str, Any] | bool) -> str | None:
+    from llguidance import LLMatcher
+
+    text = JsonSchema(schema).text
+    error = _on_deep_stack(lambda: LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(text)))
+    return str(error) or None
+
+
+def _schema_to_grammar(constraint: JsonSchema) -> str:
+    from llguidance import LLMatcher
+
+    return str(LLMatcher.grammar_from_json_schema(constraint.text))
+
+
+def _to_grammar(constraint: Regex | Choice | Grammar) -> str:
     from llguidance import LLMatcher
 
     match constraint:
-        case JsonSchema(text=text):
-            overrides: Any = {"whitespace_pattern": _JSON_SPACE}
-            return str(LLMatcher.grammar_from_json_schema(text, overrides=overrides))
         case Regex(pattern):
             return str(LLMatcher.grammar_from_regex(pattern))
         case Choice(options):
@@ -192,6 +232,17 @@ def _to_grammar(constraint: Constraint) -> str:
             return str(LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}"))
         case Grammar(grammar):
             return str(LLMatcher.grammar_from_lark(grammar))
+
+
+def _on_deep_stack(act: Callable[[], T]) -> T:
+    """What `act` gives, or raises, in a thread with room for deep recursion."""
+    with _DEEP_STACK, ThreadPoolExecutor(max_workers=1) as executor:
+        before = threading.stack_size(_DEEP_STACK_BYTES)
+        try:
+            future = executor.submit(act)  # which starts the thread
+        finally:
+            threading.stack_size(before)
+        return future.result()
 
 
 def _to_error(constraint: Constraint, reason: str) -> ConstraintError:
