@@ -11,14 +11,15 @@ How to use it:
     llm.generate(prompt, SamplingParams(constraint=Grammar('start: "a" | "b" start')))
     SamplingParams(constraint=ANY_OBJECT)  # any JSON object
 
-- Making one checks its kind and size; `LLM.generate` and `AsyncLLM.submit` compile it and raise `ConstraintError`
-  (an `OptionError`: HTTP 400), which names the reason or the unsupported keywords. Compiled ones are kept.
-- A completion ends with `stop` as soon as nothing may follow, or where the model chooses to end and the text is
-  whole. With `length`, at a stop string or a stop token it may be incomplete.
-- It goes with every other parameter but `ignore_eos`: n, stop, seed, penalties, logprobs (which stay those of the
-  model itself), speculation.
-- A grammar may demand special tokens (`<[128010]>`); `SamplingParams(skip_special_tokens=False)` shows them in the
-  text.
+- Making one checks its kind and size; `LLM.generate` and `AsyncLLM.submit` compile it and raise
+  `ConstraintError` (an `OptionError`: HTTP 400), which names the reason or the unsupported keywords.
+  Compiled ones are kept.
+- A completion ends with `stop` as soon as nothing may follow, or where the model chooses to end and the text
+  is whole. With `length`, at a stop string or a stop token it may be incomplete.
+- It goes with every other parameter but `ignore_eos`: n, stop, seed, penalties, logprobs (which stay those
+  of the model itself), speculation.
+- A grammar may demand special tokens (`<[128010]>`); `SamplingParams(skip_special_tokens=False)` shows them
+  in the text.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ class SamplingParams:
     one prompt, completion i as if it were alone with the seed `seed + i`. The penalties follow the OpenAI API
     (presence, frequency: subtracted from the logits of tokens of the completion) and CTRL (repetition, arXiv
     1909.05858: divides positive and multiplies negative logits of tokens of the prompt and the completion).
-    `constraint` is what the text must be, see `fastserve.constraint`. `skip_special_tokens=False` shows tokens
-    in the text that are none, such as those that mark calls of tools.
+    `constraint` is what the text must be, see `fastserve.constraint`. `skip_special_tokens=False` shows
+    tokens in the text that are none, such as those that mark calls of tools.
 
     >>> SamplingParams(max_tokens=16, temperature=0.7, top_p=0.9, seed=1).temperature
     0.7

@@ -1,4 +1,5 @@
-"""The vocabulary of the fake executable, as constraints see it: token n is the letter n % 26; the last one ends."""
+"""The vocabulary of the fake executable, as constraints see it: token n is the letter n % 26; the last one
+ends."""
 
 from __future__ import annotations
 

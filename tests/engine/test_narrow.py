@@ -24,68 +24,69 @@ def texts_of(schema: Any, *, count: int = 30) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("schema", "is_varied"),
+    "schema",
     [
-        ({"not": {"type": ["integer", "object", "array", "string"]}}, True),
-        ({"type": "object", "properties": {"a": {"enum": [1, 2]}}, "not": {"required": ["a"]}}, True),
-        ({"type": "integer", "not": {"minimum": 3}}, True),
-        ({"type": "string", "maxLength": 5, "not": {"minLength": 3}}, True),
-        (
-            {
-                "type": "object",
-                "properties": {"kind": {"enum": ["a", "b"]}, "x": NUMBER, "y": STRING},
-                "required": ["kind"],
-                "additionalProperties": False,
-                "if": {"properties": {"kind": {"type": "string", "maxLength": 1}}, "required": ["x"]},
-                "then": {"required": ["y"]},
-                "else": {"properties": {"y": False}},
+        {"not": {"type": ["integer", "object", "array", "string"]}},
+        {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "not": {"required": ["a"]}},
+        {"type": "integer", "not": {"minimum": 3}},
+        {"type": "string", "maxLength": 5, "not": {"minLength": 3}},
+        {
+            "type": "object",
+            "properties": {"kind": {"enum": ["a", "b"]}, "x": NUMBER, "y": STRING},
+            "required": ["kind"],
+            "additionalProperties": False,
+            "if": {"properties": {"kind": {"type": "string", "maxLength": 1}}, "required": ["x"]},
+            "then": {"required": ["y"]},
+            "else": {"properties": {"y": False}},
+        },
+        {
+            "type": "object",
+            "properties": {"card": NUMBER, "address": STRING},
+            "additionalProperties": False,
+            "dependentRequired": {"card": ["address"]},
+        },
+        {
+            "type": "object",
+            "properties": {"a": NUMBER, "b": True},
+            "additionalProperties": False,
+            "dependentSchemas": {"a": {"properties": {"b": STRING}, "required": ["b"]}},
+        },
+        {"type": "array", "items": {"enum": [1, "x"]}, "contains": STRING, "maxItems": 3},
+        {"items": {"enum": [1, "x"]}, "contains": STRING, "minContains": 2, "maxContains": 3},
+        {"type": "object", "propertyNames": {"pattern": "^[ab]$"}, "additionalProperties": NUMBER},
+        {"type": "object", "propertyNames": {"maxLength": 2}, "maxProperties": 2},
+        {"type": "object", "propertyNames": {"enum": ["x", "y"]}},
+        {
+            "type": "object",
+            "allOf": [{"properties": {"a": NUMBER}}],
+            "anyOf": [{"properties": {"b": STRING}, "required": ["b"]}, {"properties": {"c": {"const": 1}}}],
+            "unevaluatedProperties": False,
+        },
+        {
+            "type": "array",
+            "prefixItems": [STRING],
+            "anyOf": [{"prefixItems": [True, NUMBER]}, True],
+            "unevaluatedItems": False,
+        },
+        {"oneOf": [{"type": "integer", "minimum": 3}, {"type": "integer", "maximum": 5}]},
+        {
+            "$dynamicRef": "#node",
+            "$defs": {
+                "node": {
+                    "$dynamicAnchor": "node",
+                    "type": "object",
+                    "properties": {"next": {"$dynamicRef": "#node"}},
+                    "additionalProperties": False,
+                }
             },
-            True,
-        ),
-        (
-            {
-                "type": "object",
-                "properties": {"card": NUMBER, "address": STRING},
-                "additionalProperties": False,
-                "dependentRequired": {"card": ["address"]},
-            },
-            True,
-        ),
-        (
-            {
-                "type": "object",
-                "properties": {"a": NUMBER, "b": True},
-                "additionalProperties": False,
-                "dependentSchemas": {"a": {"properties": {"b": STRING}, "required": ["b"]}},
-            },
-            True,
-        ),
-        ({"type": "array", "items": {"enum": [1, "x"]}, "contains": {"type": "string"}, "maxItems": 3}, True),
-        ({"type": "array", "items": {"enum": [1, "x"]}, "contains": STRING, "minContains": 2, "maxContains": 3}, True),
-        ({"type": "object", "propertyNames": {"pattern": "^[ab]$"}, "additionalProperties": NUMBER}, True),
-        ({"type": "object", "propertyNames": {"maxLength": 2}, "maxProperties": 2}, True),
-        ({"type": "object", "propertyNames": {"enum": ["x", "y"]}}, True),
-        (
-            {
-                "type": "object",
-                "allOf": [{"properties": {"a": NUMBER}}],
-                "anyOf": [{"properties": {"b": STRING}, "required": ["b"]}, {"properties": {"c": {"const": 1}}}],
-                "unevaluatedProperties": False,
-            },
-            True,
-        ),
-        ({"type": "array", "prefixItems": [STRING], "anyOf": [{"prefixItems": [True, NUMBER]}, True],
-          "unevaluatedItems": False}, True),
-        ({"oneOf": [{"type": "integer", "minimum": 3}, {"type": "integer", "maximum": 5}]}, True),
-        ({"$dynamicRef": "#node", "$defs": {"node": {"$dynamicAnchor": "node", "type": "object", "properties":
-          {"next": {"$dynamicRef": "#node"}}, "additionalProperties": False}}}, True),
-        ({"type": "string", "format": "idn-email", "maxLength": 4}, True),
-        ({"type": "array", "maxItems": 2.0, "items": {"type": "null"}}, True),
-        ({"uniqueItems": True}, True),
+        },
+        {"type": "string", "format": "idn-email", "maxLength": 4},
+        {"type": "array", "maxItems": 2.0, "items": {"type": "null"}},
+        {"uniqueItems": True},
     ],
-    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
-)  # fmt: skip
-def test_what_is_written_is_valid_and_not_always_the_same(schema: Any, is_varied: bool) -> None:
+    ids=lambda schema: json.dumps(schema)[:60],
+)
+def test_what_is_written_is_valid_and_not_always_the_same(schema: Any) -> None:
     values = texts_of(schema, count=40)
     validator = jsonschema.Draft202012Validator(schema)
     for value in values:
@@ -113,7 +114,7 @@ def test_narrowing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         ({"allOf": [{"$ref": "#"}], "unevaluatedProperties": False}, "refers to itself without end"),
         ({"not": {"$ref": "other.json"}}, "refers to 'other.json', which is not within it"),
         (
-            {"not": {"type": "null"}, "allOf": [{"anyOf": [{"minimum": i}, {"maximum": -i}]} for i in range(12)]},
+            {"not": {"type": "null"}, "allOf": [{"anyOf": [{"minimum": i}, {"maximum": i}]} for i in range(9)]},
             "more than 256 alternatives",
         ),
     ],

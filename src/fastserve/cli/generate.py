@@ -76,9 +76,9 @@ def generate(
 ) -> None:
     """Complete prompts.
 
-    The model goes on from where each prompt ends; with --chat it answers it. With --json-schema, --regex, --choice
-    or --grammar the text is what that one demands, unless --max-tokens ends it before. The text of a single prompt is
-    printed as it comes, that of several, which run together, at the end.
+    The model goes on from where each prompt ends; with --chat it answers it. With --json-schema, --regex,
+    --choice or --grammar the text is what that one demands, unless --max-tokens ends it before. The text of
+    a single prompt is printed as it comes, that of several, which run together, at the end.
     """
     texts = read_texts(prompts)
     params = replace(params, constraint=constraint)

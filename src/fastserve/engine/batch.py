@@ -18,8 +18,8 @@ T = TypeVar("T", bound=np.generic)
 
 
 def build_batch(turns: Seq[Turn], *, vocab_size: int) -> Batch:
-    """The batch of these turns for a model of so many logits. A turn's outputs all read the row of its last token; each of its drafts has a
-    row, and an output for what follows it, behind."""
+    """The batch of these turns for a model of so many logits. A turn's outputs all read the row of its last
+    token; each of its drafts has a row, and an output for what follows it, behind."""
     starts = [0, *accumulate(turn.num_rows for turn in turns)]
     ranges = [(t.sequence.num_computed_tokens, t.sequence.num_computed_tokens + t.num_rows) for t in turns]
     token_ids = (
@@ -78,7 +78,8 @@ def build_sampling_batch(
 
 
 def build_masks(turns: Seq[Turn], *, vocab_size: int) -> UInt32Array:
-    """Which tokens may come next, for every output row of a sequence with a constraint: [such rows, words]."""
+    """Which tokens may come next, for every output row of a sequence with a constraint: [such rows,
+    words]."""
     guided = [turn for turn in turns if turn.sequence.guide is not None]
     masks = np.zeros((sum(turn.num_outputs for turn in guided), -(-vocab_size // 32)), np.uint32)
     row = 0

@@ -1,7 +1,7 @@
 """Follows a completion through its constraint and tells which tokens may come next.
 
-llguidance keeps the grammars (github.com/guidance-ai/llguidance). A mask is exact: a token may come if, and only if,
-the text with it can still become one that the constraint allows.
+llguidance keeps the grammars (github.com/guidance-ai/llguidance). A mask is exact: a token may come if, and
+only if, the text with it can still become one that the constraint allows.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ logger = logging.getLogger(__name__)
 
 _NUM_KEPT = 64  # compiled constraints
 
-# What programs print: nothing, a space, or a new line with its indentation. Unbounded, as JSON allows it, small
-# models fill their context with it.
+# What programs print: nothing, a space, or a new line with its indentation. Unbounded, as JSON allows it,
+# small models fill their context with it.
 _JSON_SPACE = r"( |\n[ \t]{0,32})?"
 
-# Rules may refer to each other as deep as the text is long, and the compiler descends by recursion: on a common
-# stack a grammar of 10,000 characters ends the process. Measured with chains of rules, terminals and references as
-# long as MAX_CONSTRAINT_CHARACTERS allows. It is address space, and used only as deep as it goes.
+# Rules may refer to each other as deep as the text is long, and the compiler descends by recursion: on a
+# common stack a grammar of 10,000 characters ends the process. Measured with chains of rules, terminals and
+# references as long as MAX_CONSTRAINT_CHARACTERS allows. It is address space, and used only as deep as it
+# goes.
 _DEEP_STACK_BYTES = 512 * 2**20
 _DEEP_STACK = threading.Lock()  # the size of new stacks is the process's
 

@@ -1,9 +1,9 @@
 """Writes a JSON schema without the keywords that the compiler of constraints lacks.
 
-What the new schema accepts the old one accepts too; the reverse need not hold. Where several schemas apply to one
-value it makes alternatives of them, each a conjunction: what an alternative evaluates is then known, as
-`unevaluatedProperties` asks, and a negation is a matter of single keywords. Keywords: JSON Schema draft 2020-12, core
-and validation.
+What the new schema accepts the old one accepts too; the reverse need not hold. Where several schemas apply
+to one value it makes alternatives of them, each a conjunction: what an alternative evaluates is then known,
+as `unevaluatedProperties` asks, and a negation is a matter of single keywords. Keywords: JSON Schema draft
+2020-12, core and validation.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ _MOST_NESTED = 32  # references that apply to one value, and negations
 
 _TYPES = ("null", "boolean", "object", "array", "number", "string")
 _COUNTS = (
-    "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains",
+    "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains",
+    "maxContains",
 )  # fmt: skip
-_ONE = ("items", "additionalProperties", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties",
-        "not", "if", "then", "else")  # fmt: skip
+_ONE = (
+    "items", "additionalProperties", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties",
+    "not", "if", "then", "else",
+)  # fmt: skip
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _ANNOTATIONS = (
@@ -37,11 +40,14 @@ _ANNOTATIONS = (
 # These say nothing without the other.
 _MEANT_WITH = {"then": "if", "else": "if", "minContains": "contains", "maxContains": "contains"}
 # What the compiler lacks, or does not always have.
-_REWRITTEN = ("not", "if", "dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems",
-              "contains", "propertyNames", "uniqueItems", "oneOf")  # fmt: skip
+_REWRITTEN = (
+    "not", "if", "dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems",
+    "contains", "propertyNames", "uniqueItems", "oneOf",
+)  # fmt: skip
+# Those of the compiler. Others say nothing about what is valid, as the draft has it.
 _FORMATS = (
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
-)  # fmt: skip  # those of the compiler; others say nothing about what is valid, as the draft has it
+)  # fmt: skip
 
 
 def narrow_schema(schema: Schema) -> Schema:

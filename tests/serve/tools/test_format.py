@@ -53,7 +53,7 @@ def test_an_opening_that_is_a_special_token_is_known_by_its_number() -> None:
 
 
 def test_calls_that_are_not_json_are_refused() -> None:
-    with pytest.raises(UnsupportedError, match="<function=...>"):
+    with pytest.raises(UnsupportedError, match="teaches calls as <function="):
         detect_format("<tool_call><function=", Words())
 
 

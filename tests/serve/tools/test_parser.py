@@ -49,12 +49,14 @@ FORMATS = [HERMES, LLAMA, MISTRAL, JSON]
         (LLAMA, '{"name": "add", "parameters": {"a": 1}}', ("", [Call("add", '{"a": 1}')])),
         (
             LLAMA,
-            '<|python_tag|>{"type": "function", "name": "add", "parameters": {}}; {"name": "add", "parameters": {"b": 2}}',
+            '<|python_tag|>{"type": "function", "name": "add", "parameters": {}}; '
+            '{"name": "add", "parameters": {"b": 2}}',
             ("", [Call("add", "{}"), Call("add", '{"b": 2}')]),
         ),
         (
             MISTRAL,
-            '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}, "id": "x1"}, {"name": "math.root", "arguments": null}]',
+            '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}, "id": "x1"}, '
+            '{"name": "math.root", "arguments": null}]',
             ("", [Call("add", '{"a": 1}'), Call("math.root", "{}")]),
         ),
         (
@@ -135,8 +137,8 @@ values = st.recursive(
 arguments = st.dictionaries(st.text(max_size=5), values, max_size=3)
 pieces = st.sampled_from(
     [
-        "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "[ARGS]", "[CALL_ID]", "\n", " ", "; ", ", ",
-        "{", "}", "[", "]", '"', "\\", '"name"', '"arguments"', ":", "null", "add", "text", "<", "🙂",
+        "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "[ARGS]", "[CALL_ID]", "\n", " ",
+        "; ", ", ", "{", "}", "[", "]", '"', "\\", '"name"', '"arguments"', ":", "null", "add", "text", "<", "🙂",
     ]
 )  # fmt: skip
 

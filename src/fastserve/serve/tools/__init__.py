@@ -10,16 +10,16 @@ How a route uses it (nothing here knows of HTTP):
     params = SamplingParams(
         ...,
         constraint=forced_call_constraint(tools, choice, format, is_parallel=True),  # None: not forced
-        skip_special_tokens=False,   # whenever there are tools that may be called: markers may be special tokens
+        skip_special_tokens=False,  # where tools may be called: what marks a call may be a special token
     )
-    parser = ToolParser(format, tools)                      # one a completion; none with choice.kind == "none"
+    parser = ToolParser(format, tools)  # one a completion; not with choice.kind == "none"
     for chunk in stream:
-        for event in parser.feed(chunk.text): ...           # TextDelta | CallStart | ArgumentsDelta
+        for event in parser.feed(chunk.text): ...  # TextDelta | CallStart | ArgumentsDelta
     for event in parser.finish(): ...
-    parser.has_calls                                        # finish_reason "tool_calls" where it was "stop"
+    parser.has_calls  # finish_reason "tool_calls" where it was "stop"
 
-- `CallStart(index, name)` begins the delta of a call (give it an id), `ArgumentsDelta(index, text)` goes on with its
-  arguments, which are the JSON that the model wrote.
+- `CallStart(index, name)` begins the delta of a call (give it an id), `ArgumentsDelta(index, text)` goes on
+  with its arguments, which are the JSON that the model wrote.
 - `read_calls(text, format, tools)` is the same for a whole completion: (text, [Call(name, arguments)]).
 - However a completion is cut into pieces, the events joined are the same.
 """

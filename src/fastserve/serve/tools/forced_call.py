@@ -1,4 +1,5 @@
-"""What a completion must be where a call is forced: the format's frame around arguments that follow their schema."""
+"""What a completion must be where a call is forced: the format's frame around arguments that follow their
+schema."""
 
 from __future__ import annotations
 
@@ -17,12 +18,13 @@ def forced_call_constraint(
     """The grammar of one call, or, where `required` and parallel, of several; None where none is forced.
 
     >>> from fastserve.serve.tools.format import JSON
-    >>> constraint = forced_call_constraint([Tool(name="now")], ToolChoice("required"), JSON, is_parallel=False)
-    >>> print(constraint.grammar.splitlines()[2])
-    call_0: "{\\"name\\": \\"now\\", \\"arguments\\": " arguments_0 "}"
+    >>> constraint = forced_call_constraint([Tool(name="now")], ToolChoice("required"), JSON,
+    is_parallel=False) >>> print(constraint.grammar.splitlines()[2]) call_0: "{\\"name\\": \\"now\\",
+    \\"arguments\\": " arguments_0 "}"
 
     Raises:
-        ConstraintError: a schema has an error or something that is not supported, or they are too large together.
+        ConstraintError: a schema has an error or something that is not supported, or they are too large
+            together.
     """
     if not choice.is_forced:
         return None

@@ -1,11 +1,9 @@
 """How the families write calls, as data, and which of these a model's chat template teaches.
 
-| format | a call | families |
-|---|---|---|
-| `hermes` | `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, or a list of them within | Hermes, Qwen, SmolLM |
-| `llama` | `{"name": ..., "parameters": {...}}`, the whole answer; `<|python_tag|>` may stand before | Llama 3 |
-| `mistral` | `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{...}` | Mistral |
-| `json` | `{"name": ..., "arguments": {...}}`, or a list of them: the whole answer | others whose template has tools |
+- `hermes` (Hermes, Qwen, SmolLM): `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, or a list;
+- `llama` (Llama 3): `{"name": ..., "parameters": {...}}`, the whole answer; `<|python_tag|>` may be before;
+- `mistral`: `[TOOL_CALLS][{"name": ..., "arguments": {...}}]`, or `[TOOL_CALLS]name[ARGS]{...}`;
+- `json` (others whose template has tools): `{"name": ..., "arguments": {...}}`, or a list: the whole answer.
 """
 
 from __future__ import annotations
@@ -78,8 +76,8 @@ JSON = ToolFormat(
 
 
 def detect_format(template: str | None, vocabulary: Vocabulary) -> ToolFormat:
-    """The format that a model's chat template teaches; `hermes` where it knows of no tools, which `tell_tools`
-    then tells of.
+    """The format that a model's chat template teaches; `hermes` where it knows of no tools, which
+    `tell_tools` then tells of.
 
     Raises:
         UnsupportedError: calls that are not written as JSON.

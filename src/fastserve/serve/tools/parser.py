@@ -1,7 +1,8 @@
 """Splits a completion, as it comes, into text and calls.
 
 It reads character by character, so that the events, joined, do not depend on how the completion was cut. What
-looks like a call and is none - broken before its name is known, or of a function that was not offered - is text.
+looks like a call and is none - broken before its name is known, or of a function that was not offered - is
+text.
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ class ToolParser:
             yield from reader.take_mark(self._format.closing)
 
     def _read_call(self) -> Reading[None]:
-        """`{"name": ..., "arguments": {...}}`, in either order. Arguments that are an object are passed on as they
-        come, once the name is known."""
+        """`{"name": ..., "arguments": {...}}`, in either order. Arguments that are an object are passed on
+        as they come, once the name is known."""
         reader = self._reader
         name, held = None, ""
         has_arguments = False

@@ -59,8 +59,8 @@ def parse_tools(tools: Seq[JsonObject]) -> list[Tool]:
     """The functions of OpenAI's `tools`: `{"type": "function", "function": {"name": ..., ...}}`.
 
     Raises:
-        OptionError: an entry is no function, or has a field that is missing or of another kind, or two have one
-            name, or there are too many.
+        OptionError: an entry is no function, or has a field that is missing or of another kind, or two have
+            one name, or there are too many.
     """
     if len(tools) > MAX_TOOLS:
         raise OptionError(f"there are {len(tools)} tools; the most is {MAX_TOOLS}", hint="offer fewer")
