@@ -114,7 +114,7 @@ def test_narrowing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         ({"allOf": [{"$ref": "#"}], "unevaluatedProperties": False}, "refers to itself without end"),
         ({"not": {"$ref": "other.json"}}, "refers to 'other.json', which is not within it"),
         (
-            {"not": {"type": "null"}, "allOf": [{"anyOf": [{"minimum": i}, {"maximum": i}]} for i in range(9)]},
+            {"not": STRING, "allOf": [{"anyOf": [{"minimum": i}, {"maximum": i}]} for i in range(9)]},
             "more than 256 alternatives",
         ),
     ],

@@ -138,7 +138,8 @@ arguments = st.dictionaries(st.text(max_size=5), values, max_size=3)
 pieces = st.sampled_from(
     [
         "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "[ARGS]", "[CALL_ID]", "\n", " ",
-        "; ", ", ", "{", "}", "[", "]", '"', "\\", '"name"', '"arguments"', ":", "null", "add", "text", "<", "🙂",
+        "; ", ", ", "{", "}", "[", "]", '"', "\\", '"name"', '"arguments"', ":", "null", "add",
+        "text", "<", "🙂",
     ]
 )  # fmt: skip
 
