@@ -17,9 +17,9 @@ def function(**fields: object) -> dict[str, Any]:
 
 
 def test_functions_are_read_with_their_schemas() -> None:
-    tools = parse_tools([function(description="Adds.", parameters=SCHEMA), function(name="now")])
+    tools = parse_tools([function(description="Adds.", parameters=SCHEMA), function(name="now", strict=True)])
     assert tools[0] == Tool(name="add", description="Adds.", parameters=SCHEMA)
-    assert tools[1].parameters == {"type": "object", "properties": {}}
+    assert tools[1] == Tool(name="now", parameters={"type": "object", "properties": {}}, is_strict=True)
 
 
 @pytest.mark.parametrize(

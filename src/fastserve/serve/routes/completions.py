@@ -43,6 +43,7 @@ def completions_router(service: Service) -> APIRouter:
             tenant=tenant_of(request.scope, body.user),
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
             logprobs=body.logprobs,
+            constraint=body.to_constraint(),
         )
         tokenizer = llm.model.tokenizer
         echoes = await asyncio.to_thread(_echo, tokenizer, prompts) if body.echo else [""] * len(prompts)

@@ -9,7 +9,7 @@ How a route uses it (nothing here knows of HTTP):
     prompt = encode_chat(model, messages, tools=shown, variables=...)
     params = SamplingParams(
         ...,
-        constraint=forced_call_constraint(tools, choice, format, is_parallel=True),  # None: not forced
+        constraint=call_constraint(tools, choice, format, is_parallel=True),  # None: calls are free
         skip_special_tokens=False,  # where tools may be called: what marks a call may be a special token
     )
     parser = ToolParser(format, tools)  # one a completion; not with choice.kind == "none"

@@ -17,11 +17,17 @@ _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")  # OpenAI's, and the dot that names 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function. `parameters` is the schema of its arguments, an object."""
+    """A function.
+
+    Attributes:
+        parameters: the schema of its arguments, an object.
+        is_strict: a call's arguments follow the schema, be the call forced or not.
+    """
 
     name: str
     description: str = ""
     parameters: JsonObject = field(default_factory=lambda: {"type": "object", "properties": {}})
+    is_strict: bool = False
 
     def to_template(self) -> dict[str, Any]:
         """As chat templates read it."""
@@ -127,7 +133,8 @@ def _parse_tool(place: str, tool: JsonObject) -> Tool:
             f"{place}: the parameters of {name} are not the schema of an object",
             hint='give {"type": "object", "properties": ...}, or leave them out',
         )
-    return Tool(name=name, description=description, parameters=parameters)
+    is_strict = bool(function.get("strict"))
+    return Tool(name=name, description=description, parameters=parameters, is_strict=is_strict)
 
 
 def _text(value: Any, *path: str) -> str | None:
