@@ -146,7 +146,7 @@ def test_earlier_calls_and_their_results_are_told(server: Server) -> None:
         ({"tools": None, "parallel_tool_calls": True}, "parallel_tool_calls=True has no use without tools"),
         ({"json_schema": {}}, "contradicts tools that may be called"),
         (
-            {"tool_choice": "required", "tools": [function("a", parameters={"type": "object", "not": {"$ref": "x"}})]},
+            {"tool_choice": "required", "tools": [function("a", parameters={"not": {"$ref": "x"}})]},
             "refers to 'x', which is not within it",
         ),
     ],
