@@ -37,7 +37,8 @@ OPEN_MODULES: dict[str, set[str]] = {
     "_version": set(),
     "errors": set(),
     "option": {"errors"},
-    "types": {"errors", "option"},
+    "constraint": {"errors", "option"},
+    "types": {"constraint", "errors", "option"},
     "config": {"errors", "option"},
 }
 
@@ -61,13 +62,17 @@ PEERS = {
 # Who may import a heavy dependency, be it within a function.
 OWNERS: dict[str, set[str]] = {
     "fastapi": {"serve"},
+    "starlette": {"serve"},
+    "pydantic": {"serve"},
     "uvicorn": {"serve"},
+    "prometheus_client": {"serve"},
     "ray": {"deploy", "tune"},
     "torch": {"backends.torch", "tune", "compress", "evaluate", "explain"},
     "transformers": {"backends.torch", "tune", "compress", "evaluate", "explain"},
     "matplotlib": {"evaluate", "explain"},
     "huggingface_hub": {"hub"},
     "tokenizers": {"checkpoint"},
+    "llguidance": {"engine"},
     "jinja2": {"checkpoint"},
     "click": {"cli"},
     "tqdm": {"cli"},
@@ -133,7 +138,7 @@ def allowed_packages(package: str) -> set[str]:
     if package in OPEN_MODULES:
         return OPEN_MODULES[package]
     if package == "":  # fastserve/__init__.py re-exports lazily what it names
-        return {"_version", "engine", "types"}
+        return {"_version", "constraint", "engine", "types"}
     return reachable()[package] | {package} | OPEN_MODULES.keys()
 
 

@@ -2,6 +2,8 @@
 
 FastServeError
 ├── OptionError            an option or parameter is unknown or out of range
+│   ├── ClosedError        a model is asked for something after it was closed
+│   └── ConstraintError    a schema, pattern or grammar cannot be compiled, or is too large
 ├── ModelNotFoundError     no model of that name, folder or source
 ├── DownloadError          a source could not be fetched or did not match its checksum
 ├── OfflineError           a network access was needed while offline
@@ -13,6 +15,7 @@ FastServeError
 ├── StepError              a request could not go on: its step failed, or the model is broken
 ├── DeadlineError          a request cannot be complete in its time, or was not, or waited too long for a turn
 ├── QueueFullError         as many requests wait as may; it says when to try again
+├── RequestError           an HTTP request that the server does not take
 ├── TraceError             a trace of requests is missing, broken or of no known format
 └── MeasurementError       a measurement contradicts itself, or what was to be measured failed
 """
@@ -36,7 +39,23 @@ class FastServeError(Exception):
 
 
 class OptionError(FastServeError, ValueError):
-    """An option or parameter is unknown or out of range."""
+    """An option or parameter is unknown or out of range.
+
+    Attributes:
+        option: its name, where the message is about a single one.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, option: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.option = option
+
+
+class ClosedError(OptionError):
+    """A model was closed, and is asked for something, or has yet to answer."""
+
+
+class ConstraintError(OptionError):
+    """A schema, pattern or grammar that a completion is to follow cannot be compiled, or is too large."""
 
 
 class ModelNotFoundError(FastServeError):
@@ -89,6 +108,24 @@ class QueueFullError(FastServeError):
     def __init__(self, message: str, *, retry_after_seconds: float, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_seconds = retry_after_seconds
+
+
+class RequestError(FastServeError):
+    """An HTTP request that the server does not take: its address, key, size, or a field of its body.
+
+    Attributes:
+        status: of the answer, 4xx; 503 where the server ends.
+        code: what is wrong, in a word.
+        param: the field that is wrong, where it is one.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, code: str, param: str | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.code = code
+        self.param = param
 
 
 class TraceError(FastServeError):

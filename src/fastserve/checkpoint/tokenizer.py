@@ -117,6 +117,11 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(token_id)
         return token
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What the token adds to a text that has others before it; None outside of the vocabulary. Special
+        tokens, which `decode` skips, give their names."""
+        return self._detokenizer.piece(token_id, is_first=False)
+
     def token_id(self, text: str) -> int | None:
         """The id of the token that the vocabulary spells `text`."""
         token_id: int | None = self._backend.token_to_id(text)

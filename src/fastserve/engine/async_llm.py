@@ -15,7 +15,7 @@ from typing import Self
 from fastserve.config import EngineOptions
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.engine import EngineStatus
-from fastserve.engine.llm import make_engine, resolve_draft
+from fastserve.engine.llm import make_constraint_compiler, make_engine, resolve_draft
 from fastserve.engine.load import LoadedModel, check_task, load_model
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
@@ -31,7 +31,7 @@ from fastserve.engine.worker import (
     Hold,
     SetPolicy,
 )
-from fastserve.errors import FastServeError, OptionError, StepError
+from fastserve.errors import ClosedError, FastServeError, StepError
 from fastserve.hub.resolve import resolve
 from fastserve.types import SamplingParams
 
@@ -43,12 +43,12 @@ class Stream:
     """The chunks of one request as they come. Iterate over it; close it to abort the request at any
     moment."""
 
-    def __init__(self, llm: AsyncLLM, ticket: int, num_completions: int) -> None:
+    def __init__(self, llm: AsyncLLM, ticket: int, num_completions: int, has_news: asyncio.Event) -> None:
         self._llm = llm
         self._ticket = ticket
         self._num_unfinished = num_completions
         self._unread: deque[Chunk] = deque()
-        self._has_news = asyncio.Event()
+        self._has_news = has_news
         self._is_held = False
         self._error: FastServeError | None = None
 
@@ -67,6 +67,25 @@ class Stream:
         if self._is_held and len(self._unread) <= _FEW_UNREAD:
             self._hold(is_held=False)
         return chunk
+
+    def take(self) -> list[Chunk]:
+        """All chunks that have come and are not read; none where there are none.
+
+        Raises:
+            StepError, ClosedError: there are none, and the model does not run any more, or was closed.
+        """
+        if not self._unread and self._error is not None:
+            raise self._error
+        chunks = list(self._unread)
+        self._unread.clear()
+        if self._is_held:
+            self._hold(is_held=False)
+        return chunks
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no chunk will come that has not been read."""
+        return not self._num_unfinished and not self._unread
 
     def close(self) -> None:
         """Abort the request, if it has not ended. Closing again does nothing."""
@@ -105,7 +124,8 @@ class AsyncLLM:
     ...             print(chunk.text, end="")
 
     Args:
-        model: a short name, a source, a folder or a .gguf file.
+        model: a short name, a source, a folder or a .gguf file; or a model that is loaded already, with the
+            same options, and from here on this one's.
         offline: open no network connection.
         name: what messages call the model; by default what `model` says.
 
@@ -115,7 +135,7 @@ class AsyncLLM:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | LoadedModel,
         options: EngineOptions | None = None,
         *,
         offline: bool = False,
@@ -124,11 +144,16 @@ class AsyncLLM:
     ) -> None:
         options = options or EngineOptions()
         parse_policy(options.policy)  # before anything is loaded
-        self.name = name or str(model)
-        options = resolve_draft(options, offline=offline)
-        self.model: LoadedModel = load_model(
-            resolve(model, offline=offline), options, name=self.name, task="generate"
-        )
+        if isinstance(model, LoadedModel):
+            self.name = name or model.checkpoint.path.name
+            check_task("generate", model.config, self.name)
+            self.model = model
+        else:
+            self.name = name or str(model)
+            path = resolve(model, offline=offline)
+            options = resolve_draft(options, offline=offline)
+            self.model = load_model(path, options, name=self.name, task="generate")
+        self._constraints = make_constraint_compiler(self.model)
         self._tickets = count()
         self._streams: dict[int, Stream] = {}
         self._answers: dict[int, asyncio.Future[Answer]] = {}
@@ -157,6 +182,8 @@ class AsyncLLM:
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
+        arrival_seconds: float | None = None,
+        has_news: asyncio.Event | None = None,
     ) -> Stream:
         """Queue a request; its chunks come from the stream. The caller closes it.
 
@@ -166,22 +193,30 @@ class AsyncLLM:
             priority_class: one of the options' classes; None is their default.
             timeout_ms: it is to be complete within so long of this call; else it ends with an error.
             session: of the tenant's program that it belongs to, whose requests are charged together.
+            arrival_seconds: when it came, by `time.perf_counter`; None is now.
+            has_news: set when there is something to `take`, or the stream has broken: streams that are read
+                together share one.
 
         Raises:
             OptionError, ContextLengthError, MemoryLimitError: it is refused; see `Engine.add`.
+            ConstraintError: its constraint cannot be compiled.
             QueueFullError: as many requests wait as may; it says when to try again.
             DeadlineError: it cannot be complete in time.
         """
-        arrival_seconds = time.perf_counter()
+        arrival_seconds = time.perf_counter() if arrival_seconds is None else arrival_seconds
         self._check_open()
         check_task("generate", self.model.config, self.name)
         params = params or SamplingParams()
-        prompt_ids = await asyncio.to_thread(encode_prompt, self.model, prompt)
+        if isinstance(prompt, str):
+            prompt = await asyncio.to_thread(encode_prompt, self.model, prompt)
+        guide = None
+        if params.constraint is not None:
+            guide = await asyncio.to_thread(self._constraints.compile, params.constraint)
         ticket = next(self._tickets)
-        stream = self._streams[ticket] = Stream(self, ticket, params.n)
+        stream = self._streams[ticket] = Stream(self, ticket, params.n, has_news or asyncio.Event())
         command = Add(
             ticket=ticket,
-            prompt_ids=prompt_ids,
+            prompt_ids=prompt,
             params=params,
             priority=priority,
             tenant=tenant,
@@ -189,6 +224,7 @@ class AsyncLLM:
             timeout_ms=timeout_ms,
             session=session,
             arrival_seconds=arrival_seconds,
+            guide=guide,
         )
         try:
             await self._ask(command)
@@ -270,8 +306,13 @@ class AsyncLLM:
         return answer.status
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs, as it does until `close`, unless by a defect."""
+        return self._worker.is_alive
+
+    @property
     def seconds_without_step(self) -> float:
-        """How long ago the engine last made progress, or had nothing to do."""
+        """How long ago a step has ended, or work came; 0 where there is nothing to do."""
         return self._worker.seconds_without_step
 
     async def close(self) -> None:
@@ -301,8 +342,8 @@ class AsyncLLM:
         if self._worker.failure is not None:
             raise StepError(f"the model {self.name!r} does not run: {self._worker.failure}")
 
-    def _closed_error(self) -> OptionError:
-        return OptionError(f"the model {self.name!r} is closed", hint="make a new AsyncLLM")
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the model {self.name!r} is closed", hint="make a new AsyncLLM")
 
     async def _ask(self, command: Add | SetPolicy | AskStatus) -> Answer:
         """Send a command that is answered. Raises what it is refused with."""

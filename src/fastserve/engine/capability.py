@@ -51,6 +51,7 @@ class Capability:
             raise OptionError(
                 f"n is {params.n}; a step has {self._limits.max_outputs} output rows",
                 hint="ask for fewer completions, or load the model with a larger max_sequences",
+                option="n",
             )
         return self._fit_memory(len(prompt_ids), params.max_tokens, max_tokens)
 
@@ -99,12 +100,15 @@ class Capability:
         for token_id in token_ids:
             if not isinstance(token_id, int | np.integer):
                 raise OptionError(
-                    f"{name} has {token_id!r} among its tokens", hint="give a text, or whole numbers"
+                    f"{name} has {token_id!r} among its tokens",
+                    hint="give a text, or whole numbers",
+                    option=name,
                 )
             if not 0 <= token_id < size:
                 raise OptionError(
                     f"{name} names token {token_id}, outside the model's vocabulary of {size}",
                     hint=f"token ids are 0 to {size - 1}",
+                    option=name,
                 )
 
 

@@ -70,7 +70,7 @@ class DraftModel:
         self._shadows: dict[int, _Shadow] = {}  # by sequence_id, that used last at the end
         self._observations: list[Observation] = []
         self.seconds = 0.0  # of all its steps
-        executable.run(_make_first_batch())
+        executable.run(_make_first_batch(executable.vocab_size))
 
     def take_observations(self) -> list[Observation]:
         """Of the guesses whose tokens have come since the last call."""
@@ -233,7 +233,7 @@ class DraftModel:
                 turn.sequence.token_ids = turn.sequence.token_ids[:end]
         start = self._clock()
         try:
-            result = self._executable.run(build_batch(turns))
+            result = self._executable.run(build_batch(turns, vocab_size=self._executable.vocab_size))
         finally:
             for turn, ids in zip(turns, token_ids, strict=True):
                 turn.sequence.token_ids = ids
@@ -268,7 +268,7 @@ class DraftModel:
         shadow.match_length = shadow.match_length + 1 if is_right else 0
 
 
-def _make_first_batch() -> Batch:
+def _make_first_batch(vocab_size: int) -> Batch:
     """One token, in a block that nobody owns yet."""
     own = Sequence(
         sequence_id=0,
@@ -278,7 +278,7 @@ def _make_first_batch() -> Batch:
         arrival_seconds=0.0,
         block_table=[0],
     )
-    return build_batch([Turn(own, 1, (own,))])
+    return build_batch([Turn(own, 1, (own,))], vocab_size=vocab_size)
 
 
 def _make_turn(own: Sequence, num_tokens: int, num_outputs: int) -> Turn:

@@ -27,9 +27,10 @@ class Embedder:
         Returns float32 [texts, width].
         """
         assert texts, "nothing to embed"
-        return np.concatenate([self._run(group) for group in self._groups(texts)])
+        return np.concatenate([self.run(group) for group in self.groups(texts)])
 
-    def _run(self, texts: Seq[Seq[int]]) -> Float32Array:
+    def run(self, texts: Seq[Seq[int]]) -> Float32Array:
+        """Embed texts that fit one step. Returns float32 [texts, width]."""
         tables = [self._pool.allocate(self._pool.blocks_for(len(text))) for text in texts]
         try:
             result = self._executable.run(build_encoder_batch(texts, tables))
@@ -37,7 +38,7 @@ class Embedder:
         finally:
             self._pool.free(list(chain.from_iterable(tables)))
 
-    def _groups(self, texts: Seq[Seq[int]]) -> Iterator[Seq[Seq[int]]]:
+    def groups(self, texts: Seq[Seq[int]]) -> Iterator[Seq[Seq[int]]]:
         """Texts in their order, in as few groups as steps can take, the largest of which has as few tokens as
         it can: a rest of a text or two would leave threads without work.
         """

@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count
@@ -17,16 +17,18 @@ from fastserve.engine.batch import build_batch
 from fastserve.engine.block import scope_of
 from fastserve.engine.capability import Capability
 from fastserve.engine.clock import SteadyClock
-from fastserve.engine.completion import NO_TOKEN, Chunk, TokenLogprobs
+from fastserve.engine.completion import NO_ALLOWED_TOKEN, NO_TOKEN, Chunk, TokenLogprobs
 from fastserve.engine.cost import StepCost
 from fastserve.engine.draft_model import DraftModel
+from fastserve.engine.guide import Guide
 from fastserve.engine.mover import Mover
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.residency import ResidencyCounters
-from fastserve.engine.schedule import make_scheduler
+from fastserve.engine.schedule import PreemptionReason, make_scheduler
 from fastserve.engine.sequence import Residence, Sequence
 from fastserve.engine.speculator import SpeculationCounters
-from fastserve.engine.text import CompletionText, TokenDecoder
+from fastserve.engine.statistics import StepStatistics
+from fastserve.engine.text import CompletionText, MakeDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
 from fastserve.errors import DeadlineError
@@ -51,6 +53,10 @@ class EngineStatus:
     num_cached_blocks: int
     num_slow_blocks_used: int
     num_preemptions: int
+    preemptions: Mapping[PreemptionReason, int]
+    queue_lengths: Mapping[tuple[str, int], int]  # by class and the policy's level: without keys and values
+    # in the fast pool
+    steps: StepStatistics
     num_unstarted: int  # requests that wait for their first turn
     num_refused: int  # requests, as the queue was full or their deadline could not be kept
     num_expired: int  # requests that took too long, or waited too long
@@ -86,7 +92,7 @@ class Engine:
         executable: Executable,
         *,
         eos_token_ids: Seq[int],
-        make_decoder: Callable[[], TokenDecoder],
+        make_decoder: MakeDecoder,
         context_length: int,
         options: ScheduleOptions | None = None,
         mover: Mover | None = None,
@@ -129,6 +135,7 @@ class Engine:
         self._clock = SteadyClock(clock)
         self._ids = count()
         self._is_waiting = False
+        self._steps = StepStatistics.empty()
         self._transcripts: dict[int, Transcript] = {}  # by sequence_id
         self._requests: dict[int, list[Transcript]] = {}  # by request_id: of its unfinished completions
 
@@ -157,6 +164,7 @@ class Engine:
         timeout_ms: float | None = None,
         session: str = "",
         arrival_seconds: float | None = None,
+        guide: Guide | None = None,
     ) -> int:
         """Queue a request and return its request_id.
 
@@ -169,6 +177,7 @@ class Engine:
             session: of the tenant's program that it belongs to: it begins with the service that the program's
                 requests have had. "" is none.
             arrival_seconds: when it came, by the engine's clock; None is now.
+            guide: of the parameters' constraint, at its beginning; the engine's from here on.
 
         Raises:
             OptionError: the prompt is empty, or names a token that is not in the vocabulary; more completions
@@ -179,6 +188,7 @@ class Engine:
             QueueFullError: as many requests wait for their first turn as may.
             DeadlineError: it cannot be complete in time.
         """
+        assert (guide is None) == (params.constraint is None)
         check_integer("priority", priority, low=-(2**31), high=2**31)
         check_kind("session", session, str, "a name")
         if timeout_ms is not None:
@@ -199,6 +209,7 @@ class Engine:
                 max_tokens=max_tokens,
                 params=params,
                 seed=(seed + index) % 2**64,
+                guide=guide if guide is None or index == 0 else guide.fork(),
                 arrival_seconds=arrival_seconds,
                 tenant=tenant,
                 priority=priority,
@@ -215,7 +226,11 @@ class Engine:
                 request_id=request_id,
                 index=index,
                 sequence=sequence,
-                text=CompletionText(self._make_decoder(), params.stop, prompt_ids=prompt_ids),
+                text=CompletionText(
+                    self._make_decoder(skip_special_tokens=params.skip_special_tokens),
+                    params.stop,
+                    prompt_ids=prompt_ids,
+                ),
             )
             for index, sequence in enumerate(sequences)
         ]
@@ -231,6 +246,7 @@ class Engine:
         if expired := self._expire(started):
             return expired
         turns = self.scheduler.schedule(started)
+        scheduled = self._clock()
         self._is_waiting = not turns
         if not turns:
             self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
@@ -245,7 +261,15 @@ class Engine:
         self.scheduler.commit(turns, seconds=now - started, now=now)
         starts = accumulate((turn.num_outputs for turn in turns), initial=0)
         emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
-        return list(chain.from_iterable(emitted))
+        chunks = list(chain.from_iterable(emitted))
+        self._steps.observe(
+            num_sequences=len(turns),
+            num_tokens=sum(turn.num_rows for turn in turns),
+            schedule_seconds=scheduled - started,
+            run_seconds=now - scheduled,
+            emit_seconds=self._clock() - now,
+        )
+        return chunks
 
     def abort(self, request_id: int) -> None:
         """Drop a request at any moment and free what it holds. Nothing happens where it has finished."""
@@ -287,6 +311,12 @@ class Engine:
             num_cached_blocks=self.pool.num_cached,
             num_slow_blocks_used=residency.num_slow_blocks_used,
             num_preemptions=scheduler.num_preemptions,
+            preemptions=dict(scheduler.preemptions),
+            queue_lengths={
+                (self._options.priority_classes[class_index], level): count
+                for (class_index, level), count in scheduler.queue_lengths().items()
+            },
+            steps=self._steps.copy(),
             num_unstarted=scheduler.num_unstarted,
             num_refused=self._admission.num_refused,
             num_expired=self._admission.num_expired,
@@ -325,7 +355,7 @@ class Engine:
         for turn in turns:
             if turn.copy is not None:
                 self._executable.copy_block(*turn.copy)
-        return self._executable.run(build_batch(turns))
+        return self._executable.run(build_batch(turns, vocab_size=self._executable.vocab_size))
 
     def _emit_turn(self, turn: Turn, result: StepResult, first_row: int, now: float) -> Iterator[Chunk]:
         """The chunks of a turn's new tokens: one for each output, and one more for each draft that is right.
@@ -333,6 +363,11 @@ class Engine:
         A draft's row says what follows it, which holds as long as it is itself the token that its sequence
         has got; what wrong ones have left in the blocks is overwritten.
         """
+        if turn.num_scored and not self._keep_scores(turn, result, first_row):
+            request_id = self._transcripts[turn.sequence.sequence_id].request_id
+            yield from [self._fail(t, NO_TOKEN, now) for t in list(self._requests[request_id])]
+            return
+        first_row += turn.num_scored
         for row, sequence in enumerate(turn.outputs, first_row):
             chunk = self._emit(sequence, result, row, now)
             yield chunk
@@ -343,31 +378,49 @@ class Engine:
             chunk = self._emit(turn.sequence, result, row, now)
             yield chunk
 
+    def _keep_scores(self, turn: Turn, result: StepResult, first_row: int) -> bool:
+        """Take down the logprobs of a turn's tokens of the prompt; whether they are numbers."""
+        assert result.is_valid is not None
+        sequence = turn.sequence
+        num_top = sequence.params.prompt_logprobs or 0
+        rows = range(first_row, first_row + turn.num_scored)
+        transcript = self._transcripts[sequence.sequence_id]
+        transcript.prompt_logprobs += (read_logprobs(result, row, num_top=num_top) for row in rows)
+        sequence.num_scored_tokens += turn.num_scored
+        return bool(result.is_valid[rows.start : rows.stop].all())
+
     def _emit(self, sequence: Sequence, result: StepResult, row: int, now: float) -> Chunk:
         """The chunk of a sequence's new token, which is the result's row; finishes the sequence with its
         last."""
         transcript = self._transcripts[sequence.sequence_id]
         assert result.token_ids is not None
         assert result.is_valid is not None
+        guide = sequence.guide
+        if guide is not None and guide.error is not None:
+            return self._fail(transcript, f"its constraint cannot be followed further: {guide.error}", now)
         if not result.is_valid[row]:
-            return self._fail(transcript, NO_TOKEN, now)
+            return self._fail(transcript, NO_TOKEN if guide is None else NO_ALLOWED_TOKEN, now)
         token_id = int(result.token_ids[row])
         sequence.token_ids.append(token_id)
-        if transcript.first_token_seconds is None:
+        is_first = transcript.first_token_seconds is None
+        if is_first:
             transcript.first_token_seconds = now
         if sequence.params.logprobs is not None:
             transcript.logprobs.append(read_logprobs(result, row, num_top=sequence.params.logprobs))
         is_stop_token = self._is_stop_token(token_id, sequence.params)
         text = "" if is_stop_token else transcript.text.push(token_id)
+        is_stop = is_stop_token or transcript.text.has_stopped
+        if guide is not None and not is_stop:
+            guide.advance(token_id)
+            is_stop = guide.is_over
         is_full = sequence.num_completion_tokens == sequence.max_tokens
         completion = None
-        if is_stop_token or transcript.text.has_stopped or is_full:
-            is_stop = is_stop_token or transcript.text.has_stopped
+        if is_stop or is_full:
             text += transcript.text.finish()
             completion = transcript.complete(text, "stop" if is_stop else "length", now)
             sequence.is_complete = True
             self._finish(transcript)
-        return transcript.chunk(text, token_id=token_id, completion=completion)
+        return transcript.chunk(text, token_id=token_id, completion=completion, is_first=is_first)
 
     def _take_in(self, request_id: int, sequence: Sequence, timeout_ms: float | None, now: float) -> None:
         """Have the scheduler rank it. Raises DeadlineError where it cannot be complete in time."""

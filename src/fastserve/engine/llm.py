@@ -28,12 +28,13 @@ from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.embed import Embedder
 from fastserve.engine.engine import Engine
+from fastserve.engine.guide import ConstraintCompiler
 from fastserve.engine.load import LoadedModel, Task, check_task, load_model
 from fastserve.engine.mover import make_mover
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
-from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
-from fastserve.errors import ContextLengthError, OptionError
+from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt, encode_text
+from fastserve.errors import OptionError
 from fastserve.hub.resolve import resolve
 from fastserve.types import Float32Array, JsonObject, SamplingParams
 
@@ -157,6 +158,7 @@ class LLM:
         if target_gap_seconds is None:  # nobody waits between two tokens: steps are as full as they can be
             options = replace(options, target_gap_seconds=MOST_GAP_SECONDS)
         self._engine = make_engine(self._model, options) if self._model.is_decoder else None
+        self._constraints = make_constraint_compiler(self._model) if self._model.is_decoder else None
         self._inboxes: dict[int, deque[Chunk]] = {}  # by request_id: of those that somebody is reading
 
     def __enter__(self) -> Self:
@@ -214,6 +216,7 @@ class LLM:
         Raises:
             OptionError: no prompts, an empty one, or not as many `params` as prompts; an argument is out of
                 range.
+            ConstraintError: a constraint cannot be compiled. Nothing is run then.
             ContextLengthError: a prompt with its `max_tokens` does not fit the context. Nothing is run then.
             QueueFullError, DeadlineError: a prompt is one too many, or cannot be completed in time. Nothing
             is run
@@ -332,19 +335,9 @@ class LLM:
         text_list = [texts] if isinstance(texts, str) else texts
         if not text_list:
             raise OptionError("there are no texts to embed", hint="give at least one")
-        return Embedder(model.executable).embed([self._encode_whole(text, truncate) for text in text_list])
-
-    def _encode_whole(self, text: str, truncate: bool) -> list[int]:
-        """The token ids of a text to embed, special tokens included, within the model's limit."""
-        tokenizer, limit = self.model.tokenizer, self.model.context_length
-        if not truncate and (least := tokenizer.min_tokens(text)) > limit:  # see encode_prompt
-            raise _too_long_to_embed(f"at least {least}", limit)
-        token_ids = tokenizer.encode(text)
-        if len(token_ids) <= limit:
-            return token_ids
-        if not truncate:
-            raise _too_long_to_embed(str(len(token_ids)), limit)
-        return [*token_ids[: limit - 1], token_ids[-1]]  # the last one closes the text
+        return Embedder(model.executable).embed(
+            [encode_text(model, text, truncate=truncate) for text in text_list]
+        )
 
     def _add(
         self,
@@ -359,6 +352,7 @@ class LLM:
     ) -> int:
         check_task("generate", self.model.config, self.name)
         assert self._engine is not None
+        assert self._constraints is not None
         request_id = self._engine.add(
             encode_prompt(self.model, prompt),
             params,
@@ -367,6 +361,7 @@ class LLM:
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,
+            guide=None if params.constraint is None else self._constraints.compile(params.constraint),
         )
         self._inboxes[request_id] = deque()
         return request_id
@@ -426,10 +421,12 @@ def make_engine(
     )
 
 
-def _too_long_to_embed(num_tokens: str, limit: int) -> ContextLengthError:
-    return ContextLengthError(
-        f"a text has {num_tokens} tokens; the model embeds at most {limit}",
-        hint="split the text, or ask for truncation",
+def make_constraint_compiler(model: LoadedModel) -> ConstraintCompiler:
+    """What compiles the constraints of a decoder's requests."""
+    return ConstraintCompiler(
+        model.tokenizer,
+        vocab_size=model.executable.vocab_size,
+        eos_token_ids=model.checkpoint.eos_token_ids,
     )
 
 

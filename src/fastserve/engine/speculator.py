@@ -98,6 +98,9 @@ class Speculator:
             self._step_seconds = self._decode_seconds
         lengths = self._fit_blocks(turns, decodes, lengths) if lengths else {}
         for index, drafts in (self.guesser.guess(lengths, decodes) if lengths else {}).items():
+            guide = decodes[index].guide
+            if guide is not None:  # others will not come
+                drafts = drafts[: guide.num_fitting(drafts)]
             if drafts:
                 self._residency.grow(decodes[index], 1 + len(drafts))
                 turns[places[index]] = replace(turns[places[index]], drafts=drafts)

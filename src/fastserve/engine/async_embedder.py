@@ -1,0 +1,187 @@
+"""`AsyncEmbedder`: an encoder for many callers of one event loop, run by a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+import numpy as np
+
+from fastserve.engine.embed import Embedder
+from fastserve.engine.load import LoadedModel, check_task
+from fastserve.errors import ClosedError, FastServeError, QueueFullError, StepError
+from fastserve.types import Float32Array
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """The texts of one call, and what has come of them."""
+
+    texts: Seq[Seq[int]]
+    future: asyncio.Future[Float32Array]
+    loop: asyncio.AbstractEventLoop
+    rows: list[Float32Array] = field(default_factory=list)
+
+    def finish(self, result: Float32Array | FastServeError) -> None:
+        """In the embedder's thread."""
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._set, result)
+
+    def _set(self, result: Float32Array | FastServeError) -> None:
+        if self.future.done():  # cancelled
+            return
+        if isinstance(result, FastServeError):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
+
+class AsyncEmbedder:
+    """An encoder in this process, for the coroutines of one event loop.
+
+    Texts of all calls are packed into steps, a text of each call in turn, so that nobody waits behind a call
+    of thousands. A text's embedding does not depend on what it was packed with.
+
+    >>> async def main(model: LoadedModel) -> Float32Array:
+    ...     embedder = AsyncEmbedder(model, name="all-minilm-l6-v2")
+    ...     return await embedder.embed([model.tokenizer.encode("a cat")])
+
+    Args:
+        model: the embedder's own from here on.
+        max_waiting: most calls that are not finished; more are refused. None is no limit.
+
+    Raises:
+        UnsupportedError: the model generates text.
+    """
+
+    def __init__(self, model: LoadedModel, *, name: str, max_waiting: int | None = None) -> None:
+        check_task("embed", model.config, name)
+        self.name = name
+        self.model = model
+        self._max_waiting = max_waiting
+        self._embedder = Embedder(model.executable)
+        self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
+        self._num_unfinished = 0
+        self._last_step_seconds = time.monotonic()
+        self._seconds_per_call = 0.0
+        self._thread = Thread(target=self._run, name="fastserve-embedder", daemon=True)
+        self._is_closed = False
+        self._thread.start()
+
+    async def embed(self, texts: Seq[Seq[int]]) -> Float32Array:
+        """Embed texts, given as token ids with their special tokens, each within the model's context.
+        Cancelling the call drops what has not been run.
+
+        Returns float32 [texts, width].
+
+        Raises:
+            QueueFullError: as many calls wait as may.
+            StepError, ClosedError: a step has failed, or the model was closed.
+        """
+        assert texts, "nothing to embed"
+        if self._is_closed:
+            raise self._closed_error()
+        if self._max_waiting is not None and self._num_unfinished >= self._max_waiting:
+            seconds = max(self._seconds_per_call, 0.01)
+            raise QueueFullError(
+                f"{self._num_unfinished} requests wait; max_waiting is {self._max_waiting}",
+                retry_after_seconds=seconds,
+                hint=f"try again in about {seconds:.2g} seconds",
+            )
+        loop = asyncio.get_running_loop()
+        job = _Job(texts, loop.create_future(), loop)
+        started = time.monotonic()
+        if not self._num_unfinished:
+            self._last_step_seconds = started
+        self._num_unfinished += 1
+        try:
+            self._inbox.put(job)
+            return await job.future
+        finally:
+            self._num_unfinished -= 1
+            self._seconds_per_call = time.monotonic() - started
+
+    @property
+    def num_unfinished(self) -> int:
+        """Calls that wait or run."""
+        return self._num_unfinished
+
+    @property
+    def seconds_without_step(self) -> float:
+        """How long ago a step has ended, or work came; 0 where there is nothing to do."""
+        return time.monotonic() - self._last_step_seconds if self._num_unfinished else 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    async def close(self) -> None:
+        """Stop the thread after the step that runs. What is unfinished ends with an error."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        jobs: deque[_Job] = deque()
+        while True:
+            try:
+                new = self._inbox.get(block=not jobs)
+                if new is None:
+                    break
+                jobs.append(new)
+                continue
+            except Empty:
+                pass
+            self._step(jobs)
+            self._last_step_seconds = time.monotonic()
+        for job in jobs:
+            job.finish(self._closed_error())
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the model {self.name!r} is closed", hint="make a new AsyncEmbedder")
+
+    def _step(self, jobs: deque[_Job]) -> None:
+        """Run one step of the jobs' next texts, and take out those that are done."""
+        for job in [job for job in jobs if job.future.cancelled()]:
+            jobs.remove(job)
+        turns = self._take_turns(jobs)
+        if not turns:
+            return
+        texts = [job.texts[index] for job, index in turns]
+        group = next(iter(self._embedder.groups(texts)))
+        try:
+            embeddings = self._embedder.run(group)
+        except Exception as error:
+            logger.exception("a step of %d texts failed", len(group))
+            for job in {id(job): job for job, _ in turns[: len(group)]}.values():
+                jobs.remove(job)
+                job.finish(StepError(f"its step failed: {type(error).__name__}: {error}"))
+            return
+        for (job, _), row in zip(turns, embeddings, strict=False):
+            job.rows.append(row)
+            if len(job.rows) == len(job.texts):
+                jobs.remove(job)
+                job.finish(np.stack(job.rows))
+        jobs.rotate(-1)
+
+    def _take_turns(self, jobs: deque[_Job]) -> list[tuple[_Job, int]]:
+        """Jobs and indices of their next texts, one of each job in turn, at most as many as a step takes."""
+        most = self.model.executable.limits.max_sequences
+        turns: list[tuple[_Job, int]] = []
+        offset = 0
+        while len(turns) < most:
+            ready = [(job, len(job.rows) + offset) for job in jobs if len(job.rows) + offset < len(job.texts)]
+            if not ready:
+                break
+            turns += ready
+            offset += 1
+        return turns[:most]

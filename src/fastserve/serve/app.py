@@ -1,0 +1,123 @@
+"""The application: routes and what surrounds them, made for given models. Nothing here is global."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Seq
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fastserve._version import __version__
+from fastserve.errors import FastServeError, RequestError
+from fastserve.serve.body import BodyLimit
+from fastserve.serve.errors import defect_response, error_response, validation_error
+from fastserve.serve.log import RequestLog
+from fastserve.serve.model_table import ModelTable, ServedModel
+from fastserve.serve.options import ServeOptions
+from fastserve.serve.routes.chat_completions import chat_completions_router
+from fastserve.serve.routes.completions import completions_router
+from fastserve.serve.routes.embeddings import embeddings_router
+from fastserve.serve.routes.health import health_router
+from fastserve.serve.routes.models import models_router
+from fastserve.serve.routes.score import score_router
+from fastserve.serve.routes.tokenize import tokenize_router
+from fastserve.serve.security import ApiKeys, Security, check_exposure
+from fastserve.serve.service import Service
+
+ROUTERS = (
+    models_router,
+    chat_completions_router,
+    completions_router,
+    embeddings_router,
+    score_router,
+    tokenize_router,
+    health_router,
+)
+
+
+def create_app(
+    models: Seq[ServedModel], options: ServeOptions | None = None, *, keys: ApiKeys | None = None
+) -> FastAPI:
+    """The ASGI application that serves models. It owns them: they are closed when it ends.
+
+    >>> app = create_app([AsyncLLM("smollm2-135m-instruct")])  # doctest: +SKIP
+
+    Args:
+        keys: who is let in; None: as the options and the environment say.
+
+    Raises:
+        OptionError: two models have one name, the key file is wrong, or others reach the server and nobody
+            needs a key.
+    """
+    options = options or ServeOptions()
+    keys = ApiKeys.load(options) if keys is None else keys
+    check_exposure(options, keys)
+    service = Service.of(ModelTable(models), options)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.models.close()
+
+    app = FastAPI(
+        title="FastServe",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # their scripts come from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    for make_router in ROUTERS:
+        app.include_router(make_router(service))
+    app.add_exception_handler(FastServeError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_body)
+    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(Exception, _confess)
+    # The last one is the outermost.
+    app.add_middleware(BodyLimit, options=options)
+    app.add_middleware(Security, options=options, keys=keys)
+    if options.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(options.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
+    app.add_middleware(RequestLog, metrics=service.metrics)
+    return app
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FastServeError)
+    return error_response(error)
+
+
+async def _refuse_body(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(validation_error(error.errors()))
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    """What the router refuses: no such address, or not with this method; and bodies that are no JSON."""
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path[:100], request.method
+    messages = {
+        404: (f"there is nothing at {path}", "not_found"),
+        405: (f"{path} is not there for {method}", "method_not_allowed"),
+    }
+    message, code = messages.get(error.status_code, (str(error.detail), "invalid_request"))
+    response = error_response(RequestError(message, status=error.status_code, code=code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _confess(request: Request, error: Exception) -> Response:
+    return defect_response(error)

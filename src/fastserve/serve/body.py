@@ -1,0 +1,75 @@
+"""Bounds of a request's body: how large it is, and how long it may take to come."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fastserve.errors import RequestError
+from fastserve.serve.errors import error_response
+from fastserve.serve.options import ServeOptions
+
+
+class BodyLimit:
+    """Around the routes: takes the whole body in before they run, within the options' bounds."""
+
+    def __init__(self, app: ASGIApp, *, options: ServeOptions) -> None:
+        self._app = app
+        self._max_bytes = options.max_body_bytes
+        self._seconds = options.body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_length(scope)
+            async with asyncio.timeout(self._seconds):
+                body = await self._read(receive)
+        except TimeoutError:
+            error = RequestError(
+                f"the body has not come within {self._seconds:g} seconds", status=408, code="body_timeout"
+            )
+            await error_response(error)(scope, receive, send)
+            return
+        except RequestError as refusal:
+            await error_response(refusal)(scope, receive, send)
+            return
+        if body is None:  # the client has gone
+            return
+        rest: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive_rest() -> Message:
+            return rest.pop() if rest else await receive()
+
+        await self._app(scope, receive_rest, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        parts: list[bytes] = []
+        num_bytes = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part = message.get("body", b"")
+            num_bytes += len(part)
+            if num_bytes > self._max_bytes:
+                raise self._too_large(f"more than {self._max_bytes}")
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _check_length(self, scope: Scope) -> None:
+        """Refuse by what the client says, before anything is read."""
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > self._max_bytes:
+                raise self._too_large(value.decode())
+
+    def _too_large(self, num_bytes: str) -> RequestError:
+        return RequestError(
+            f"the body has {num_bytes} bytes; max_body is {self._max_bytes}",
+            status=413,
+            code="body_too_large",
+            hint="send less at once, or start the server with a larger --max-body",
+        )

@@ -1,0 +1,152 @@
+"""Errors as OpenAI's error object: one table from the tree of `fastserve.errors` to statuses and codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+
+from fastserve.errors import (
+    ClosedError,
+    ConstraintError,
+    ContextLengthError,
+    DeadlineError,
+    FastServeError,
+    MemoryLimitError,
+    ModelNotFoundError,
+    OptionError,
+    QueueFullError,
+    RequestError,
+    StepError,
+    TemplateError,
+    UnsupportedError,
+)
+
+logger = logging.getLogger(__name__)
+
+_MOST_SHOWN = 80  # characters of a value in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an error is to a client."""
+
+    status: int
+    type: str
+    code: str
+    param: str | None = None
+
+
+_VERDICTS: Mapping[type[FastServeError], Verdict] = {
+    OptionError: Verdict(400, "invalid_request_error", "invalid_value"),
+    ConstraintError: Verdict(400, "invalid_request_error", "invalid_constraint"),
+    ContextLengthError: Verdict(400, "invalid_request_error", "context_length_exceeded"),
+    MemoryLimitError: Verdict(400, "invalid_request_error", "kv_memory_exceeded"),
+    TemplateError: Verdict(400, "invalid_request_error", "template_error", "messages"),
+    UnsupportedError: Verdict(400, "invalid_request_error", "unsupported_model", "model"),
+    ModelNotFoundError: Verdict(404, "invalid_request_error", "model_not_found", "model"),
+    QueueFullError: Verdict(429, "rate_limit_error", "queue_full"),
+    DeadlineError: Verdict(504, "timeout_error", "deadline_exceeded", "timeout_ms"),
+    ClosedError: Verdict(503, "server_error", "shutting_down"),
+    StepError: Verdict(500, "server_error", "step_failed"),
+}
+_TYPES = {401: "authentication_error", 403: "permission_error"}
+
+
+def judge(error: FastServeError) -> Verdict:
+    """What an error is to a client.
+
+    >>> judge(ContextLengthError("too long")).code
+    'context_length_exceeded'
+    """
+    if isinstance(error, RequestError):
+        type_ = "server_error" if error.status >= 500 else "invalid_request_error"
+        return Verdict(error.status, _TYPES.get(error.status, type_), error.code, error.param)
+    known = (_VERDICTS[class_] for class_ in type(error).__mro__ if class_ in _VERDICTS)
+    verdict = next(known, Verdict(500, "server_error", "internal_error"))
+    if isinstance(error, OptionError) and error.option is not None:
+        return Verdict(verdict.status, verdict.type, verdict.code, error.option)
+    return verdict
+
+
+def error_document(error: FastServeError) -> bytes:
+    """The error object, JSON in ASCII: messages may quote anything."""
+    verdict = judge(error)
+    return json.dumps(
+        {
+            "error": {
+                "message": str(error),
+                "type": verdict.type,
+                "param": verdict.param,
+                "code": verdict.code,
+            }
+        }
+    ).encode("ascii")
+
+
+def error_response(error: FastServeError) -> Response:
+    """The answer to a request that has failed."""
+    headers = {}
+    if isinstance(error, QueueFullError):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    status = judge(error).status
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status == 503:
+        headers["Retry-After"] = "1"
+    return Response(error_document(error), status, headers, media_type="application/json")
+
+
+def defect_response(error: Exception) -> Response:
+    """The answer where our own code has failed; what has failed is for the log."""
+    logger.error("a request has failed by a defect", exc_info=error)
+    return error_response(StepError(f"the server has failed by a defect: {type(error).__name__}"))
+
+
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
+    """The first of what pydantic finds wrong with a body, unknown fields before all others."""
+    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    if error["type"] in ("json_invalid", "json_type"):
+        reason = error.get("ctx", {}).get("error", error["msg"])
+        return RequestError(f"the body is not JSON: {reason}", status=400, code="invalid_json")
+    location = [part for part in error["loc"] if part != "body"]
+    param = _to_path(location) or None
+    if error["type"] == "extra_forbidden":
+        return RequestError(
+            f"{param} is not supported",
+            status=400,
+            code="unsupported_parameter",
+            param=param,
+            hint="leave it out",
+        )
+    if error["type"] == "missing" and param is None:
+        return RequestError(
+            "the request has no body", status=400, code="missing_body", hint="send a JSON object"
+        )
+    if error["type"] == "missing":
+        return RequestError(f"{param} is missing", status=400, code="missing_parameter", param=param)
+    shown = repr(error.get("input"))
+    shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
+    message = str(error["msg"])
+    return RequestError(
+        f"{param or 'the body'}={shown}: {message[:1].lower()}{message[1:]}",
+        status=400,
+        code="invalid_value",
+        param=param,
+    )
+
+
+def _to_path(location: Sequence[object]) -> str:
+    """`messages[0].role`, without the names by which pydantic tells alternatives apart."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif str(part).replace("_", "").isalnum() and str(part) not in ("str", "int", "float", "bool"):
+            path += f".{part}" if path else str(part)
+    return path

@@ -1,0 +1,203 @@
+"""From a request to the engine and back: the one way of all routes that generate text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from collections.abc import Sequence as Seq
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+from fastserve.engine.async_llm import AsyncLLM, Stream
+from fastserve.engine.completion import Chunk, Completion
+from fastserve.engine.prompt import Prompt, encode_prompt
+from fastserve.errors import ContextLengthError, OptionError
+from fastserve.serve.metrics import Metrics
+from fastserve.serve.options import ServeOptions
+from fastserve.serve.record import RequestRecord
+from fastserve.types import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What a request asks of the engine: completions of prompts, all chosen alike. Fields are those of
+    `AsyncLLM.submit`."""
+
+    prompts: Seq[Prompt]
+    params: SamplingParams
+    tenant: str = ""
+    session: str = ""
+    priority: int = 0
+    priority_class: str | None = None
+    timeout_ms: float | None = None
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of a request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """The completions of a request as they come. Completion i of prompt p has the index p * n + i."""
+
+    prompts: Seq[Seq[int]]  # token ids
+    num_each: int  # completions of a prompt
+    streams: list[Stream]
+    has_news: asyncio.Event
+    observe: Callable[[Completion], None]  # called with each that has ended, failed ones too
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def num_completions(self) -> int:
+        return len(self.prompts) * self.num_each
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all there is has been read, or the request was closed."""
+        return all(stream.has_ended for stream in self.streams)
+
+    async def read(self) -> list[tuple[int, Chunk]]:
+        """All chunks that have come, each with its completion's index; none where `nudge` or `close` was
+        called, or all has ended.
+
+        Raises:
+            DeadlineError, StepError: a completion, or the model, cannot go on.
+        """
+        chunks = self._take()
+        if not chunks and not self.has_ended:
+            self.has_news.clear()
+            await self.has_news.wait()
+            chunks = self._take()
+        return chunks
+
+    async def read_all(self) -> list[Completion]:
+        """All completions, by index. Raises as `read`."""
+        completions: dict[int, Completion] = {}
+        while not self.has_ended:
+            for index, chunk in await self.read():
+                if chunk.completion is not None:
+                    completions[index] = chunk.completion
+        return [completions[index] for index in sorted(completions)]
+
+    def nudge(self) -> None:
+        """Have who waits in `read` go on, with nothing."""
+        self.has_news.set()
+
+    def close(self) -> None:
+        """Abort what has not ended."""
+        for stream in self.streams:
+            stream.close()
+
+    def _take(self) -> list[tuple[int, Chunk]]:
+        chunks = [
+            (place * self.num_each + chunk.index, chunk)
+            for place, stream in enumerate(self.streams)
+            for chunk in stream.take()
+        ]
+        for _, chunk in chunks:
+            if chunk.completion is not None:
+                self.usage.completion_tokens += chunk.completion.completion_tokens
+                self.observe(chunk.completion)
+                chunk.completion.checked()
+        return chunks
+
+
+@asynccontextmanager
+async def generate(
+    llm: AsyncLLM,
+    request: GenerationRequest,
+    *,
+    options: ServeOptions,
+    metrics: Metrics,
+    record: RequestRecord,
+) -> AsyncIterator[Generation]:
+    """Submit a request; leaving the context aborts what has not ended.
+
+    Raises:
+        OptionError, ContextLengthError, MemoryLimitError, QueueFullError, DeadlineError: it is refused, all
+            of it.
+    """
+    check_counts(request, options)
+    prompts = [await encode(llm, prompt, options) for prompt in request.prompts]
+    num_tokens = sum(map(len, prompts))
+    record.details |= {"model": llm.name, "tenant": request.tenant, "prompt_tokens": num_tokens}
+    completed: list[str] = []
+
+    def observe(completion: Completion) -> None:
+        metrics.observe(llm.name, completion)
+        completed.append(completion.text)
+
+    generation = Generation(prompts, request.params.n, [], asyncio.Event(), observe)
+    generation.usage.prompt_tokens = num_tokens
+    try:
+        for prompt in prompts:
+            stream = await llm.submit(
+                prompt,
+                request.params,
+                priority=request.priority,
+                tenant=request.tenant,
+                priority_class=request.priority_class,
+                timeout_ms=request.timeout_ms,
+                session=request.session,
+                arrival_seconds=record.arrival_seconds,
+                has_news=generation.has_news,
+            )
+            generation.streams.append(stream)
+        metrics.prompt_tokens.labels(llm.name).inc(num_tokens)
+        yield generation
+    finally:
+        generation.close()
+        record.details["completion_tokens"] = generation.usage.completion_tokens
+        if options.log_prompts:
+            decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
+            record.details |= {"prompts": list(map(decode, prompts)), "completions": completed}
+
+
+def check_counts(request: GenerationRequest, options: ServeOptions) -> None:
+    """
+    Raises:
+        OptionError: the request has no prompts, or more prompts, completions, stop strings or biases than may
+            be.
+    """
+    if not request.prompts:
+        raise OptionError("there are no prompts", hint="give at least one", option="prompt")
+    params = request.params
+    for name, count, limit in (
+        ("prompt", len(request.prompts), options.max_prompts),
+        ("n", params.n, options.max_n),
+        ("stop", len(params.stop), options.max_stops),
+        ("logit_bias", len(params.logit_bias), options.max_logit_biases),
+    ):
+        if count > limit:
+            raise OptionError(
+                f"{name} asks for {count}; the most is {limit}", hint="ask for fewer", option=name
+            )
+
+
+async def encode(llm: AsyncLLM, prompt: Prompt, options: ServeOptions) -> Seq[int]:
+    """The token ids of a prompt.
+
+    Raises:
+        OptionError: the text is not valid Unicode.
+        ContextLengthError: it is too long.
+    """
+    if isinstance(prompt, str):
+        prompt = await asyncio.to_thread(encode_prompt, llm.model, prompt)
+    limit = options.max_prompt_tokens
+    if limit is not None and len(prompt) > limit:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt)} tokens; max_prompt_tokens is {limit}", hint="shorten the prompt"
+        )
+    return prompt

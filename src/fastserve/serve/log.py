@@ -1,0 +1,101 @@
+"""Names requests and writes one line of JSON for each, without prompts and completions unless asked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from typing import TextIO
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fastserve.serve.connection import CLIENT_GONE
+from fastserve.serve.metrics import Metrics
+from fastserve.serve.record import RequestRecord
+
+REQUEST_ID = b"x-request-id"
+_MOST_ID_CHARACTERS = 128
+
+logger = logging.getLogger("fastserve.serve.request")
+
+
+class RequestLog:
+    """Around all else: gives every request a record and a name, its own `x-request-id` or a new one, answers
+    with that name, and writes a line when it has ended."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = RequestRecord(_request_id(scope))
+        record.attach(scope)
+        header = (REQUEST_ID, record.request_id.encode("ascii"))
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [*message["headers"], header]
+            await send(message)
+
+        self._metrics.http_in_flight.inc()
+        try:
+            await self._app(scope, receive, send_named)
+        finally:
+            self._metrics.http_in_flight.dec()
+            self._finish(scope, record)
+
+    def _finish(self, scope: Scope, record: RequestRecord) -> None:
+        status = CLIENT_GONE if record.status is None else record.status
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
+        fields = {
+            "request_id": record.request_id,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "seconds": round(time.perf_counter() - record.arrival_seconds, 6),
+            "client": (scope.get("client") or (None,))[0],
+            **record.details,
+        }
+        logger.info("request", extra={"fields": fields})
+
+
+def _request_id(scope: Scope) -> str:
+    given = next((value for name, value in scope["headers"] if name == REQUEST_ID), b"")
+    is_printable = given.isascii() and given.decode("latin-1").isprintable()
+    if is_printable and 0 < len(given) <= _MOST_ID_CHARACTERS:
+        return str(given.decode("ascii"))
+    return f"req-{secrets.token_hex(12)}"
+
+
+class JsonFormatter(logging.Formatter):
+    """Records as JSON objects, one a line, in ASCII: what clients send cannot break lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        document = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        return json.dumps(document, default=str)
+
+
+def log_to(stream: TextIO, *, level: int = logging.INFO) -> None:
+    """Write what FastServe and uvicorn log to a stream, one JSON object a line."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    for name, own_level in (("fastserve", level), ("uvicorn", max(level, logging.WARNING))):
+        named = logging.getLogger(name)
+        named.handlers = [handler]
+        named.setLevel(own_level)
+        named.propagate = False

@@ -1,0 +1,107 @@
+"""Options of the server: frozen, validated when made. They hold all limits of requests but the engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from fastserve.config import parse_bytes
+from fastserve.errors import OptionError
+from fastserve.option import INT64_MAX, check_integer, check_kind, check_number
+
+_MOST_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """How models are served.
+
+    Attributes:
+        host: name or address to listen at. One that others reach (`0.0.0.0`) needs API keys.
+        port: to listen at; 0 takes a free one.
+        api_keys: file with the digests of keys that are let in, as `fastserve keys` writes it; None: the key
+            of FASTSERVE_API_KEY, if it is set, or nobody needs one.
+        allowed_hosts: further names by which requests may call this machine, where it listens on loopback.
+        cors_origins: web sites (`https://example.com`) whose pages may send requests; none by default.
+        tls_cert: file of the certificate and its chain, PEM; None is plain HTTP.
+        tls_key: file of its private key.
+        max_body: most bytes of a request's body, or a text such as "4MiB".
+        max_prompt_tokens: most tokens of a prompt; None is what the context and the KV memory hold.
+        max_prompts: most prompts, or texts to embed, of one request.
+        max_n: most completions of a prompt.
+        max_stops: most stop strings of a request.
+        max_logit_biases: most tokens with a logit bias.
+        body_seconds: how long a body may take to come.
+        keep_alive_seconds: a stream that is silent for so long gets a comment, so that nobody cuts it.
+        write_seconds: a client that takes nothing for so long is cut off.
+        drain_seconds: how long requests may go on once the server is told to end.
+        ready_seconds: an engine whose last step is older than this while there is work is not ready.
+        log_prompts: write prompts and completions to the log.
+
+    Raises:
+        OptionError: an option is out of its range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: str | None = None
+    allowed_hosts: Sequence[str] = ()
+    cors_origins: Sequence[str] = ()
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    max_body: int | str = "4MiB"
+    max_prompt_tokens: int | None = None
+    max_prompts: int = 256
+    max_n: int = 16
+    max_stops: int = 16
+    max_logit_biases: int = 1024
+    body_seconds: float = 30.0
+    keep_alive_seconds: float = 15.0
+    write_seconds: float = 60.0
+    drain_seconds: float = 30.0
+    ready_seconds: float = 60.0
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        check_kind("host", self.host, str, "a name or an address")
+        if not self.host:
+            raise OptionError("host is empty", hint="choose 127.0.0.1, or 0.0.0.0 for all of this machine's")
+        check_integer("port", self.port, low=0, high=65535)
+        check_integer("max_body", self.max_body_bytes, low=1, high=INT64_MAX)
+        if self.max_prompt_tokens is not None:
+            check_integer("max_prompt_tokens", self.max_prompt_tokens, low=1)
+        for name in ("max_prompts", "max_n", "max_stops", "max_logit_biases"):
+            check_integer(name, getattr(self, name), low=1)
+        for name in ("body_seconds", "keep_alive_seconds", "write_seconds", "drain_seconds", "ready_seconds"):
+            check_number(name, getattr(self, name), 0.01, _MOST_SECONDS)
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_cert"
+            raise OptionError(f"{missing} is missing", hint="name both tls_cert and tls_key, or neither")
+        for origin in self.cors_origins:
+            if "://" not in origin or origin.endswith("/"):
+                raise OptionError(
+                    f"cors_origins has {origin!r}, which is no origin",
+                    hint="write scheme, name and port as browsers do, such as https://example.com",
+                )
+
+    @property
+    def max_body_bytes(self) -> int:
+        return parse_bytes("max_body", self.max_body) if isinstance(self.max_body, str) else self.max_body
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether only processes of this machine reach it."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this machine itself.
+
+    >>> [is_loopback(host) for host in ("localhost", "127.0.0.2", "::1", "0.0.0.0", "example.com")]
+    [True, True, True, False, False]
+    """
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

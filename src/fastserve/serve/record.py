@@ -1,0 +1,31 @@
+"""What is known of a request when it has ended: for the log, and for metrics."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import Scope
+
+_KEY = "fastserve.record"
+
+
+@dataclass(slots=True, eq=False)
+class RequestRecord:
+    """Of one request. `details` go to the log as they are."""
+
+    request_id: str
+    arrival_seconds: float = field(default_factory=time.perf_counter)
+    status: int | None = None  # None: there was no answer
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def attach(self, scope: Scope) -> None:
+        scope[_KEY] = self
+
+    @staticmethod
+    def of(scope: Scope) -> RequestRecord:
+        """The record of a request on its way."""
+        record = scope[_KEY]
+        assert isinstance(record, RequestRecord)
+        return record

@@ -1,0 +1,21 @@
+"""/v1/models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastserve.serve.schema.body import Document
+
+
+class ModelDocument(Document):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    task: Literal["generate", "embed"]
+    context_length: int
+
+
+class ModelList(Document):
+    object: Literal["list"]
+    data: list[ModelDocument]

@@ -1,0 +1,50 @@
+"""What all routes share: the models, the options, the metrics."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Self
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fastserve.engine.async_llm import AsyncLLM
+from fastserve.serve.engine_metrics import EngineMetrics
+from fastserve.serve.generation import Generation, GenerationRequest, generate
+from fastserve.serve.metrics import Metrics
+from fastserve.serve.model_table import ModelTable
+from fastserve.serve.options import ServeOptions
+from fastserve.serve.record import RequestRecord
+from fastserve.serve.stream import Format, answer
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Of one server."""
+
+    models: ModelTable
+    options: ServeOptions
+    metrics: Metrics
+    engine_metrics: EngineMetrics
+
+    @classmethod
+    def of(cls, models: ModelTable, options: ServeOptions) -> Self:
+        metrics, engine_metrics = Metrics(), EngineMetrics(models)
+        metrics.registry.register(engine_metrics)
+        return cls(models, options, metrics, engine_metrics)
+
+    def generate(
+        self, llm: AsyncLLM, asked: GenerationRequest, request: Request
+    ) -> AbstractAsyncContextManager[Generation]:
+        """Submit what an HTTP request asks for; see `fastserve.serve.generation.generate`."""
+        return generate(
+            llm, asked, options=self.options, metrics=self.metrics, record=RequestRecord.of(request.scope)
+        )
+
+    async def answer(
+        self, llm: AsyncLLM, asked: GenerationRequest, format_: Format, request: Request, *, is_streamed: bool
+    ) -> Response:
+        """The answer to a request that generates text; see `fastserve.serve.stream.answer`."""
+        context = self.generate(llm, asked, request)
+        return await answer(context, format_, request, self.options, is_streamed=is_streamed)
