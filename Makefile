@@ -11,8 +11,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Python modules are used where they are; only what is built from these needs installing again.
 BUILT_FROM := CMakeLists.txt src/fastserve/_version.py $(shell find csrc -type f)
 
-.PHONY: chat test test-slow test-native test-sanitize test-neon bench bench-peers check format clean clean-all
+.PHONY: serve chat test test-slow test-native test-sanitize test-neon bench bench-peers check format clean clean-all
 .DELETE_ON_ERROR:
+
+serve: $(VENV)/built
+	@$(BIN)/fastserve download $(MODEL)
+	@$(BIN)/fastserve serve $(MODEL)
 
 chat: $(VENV)/built
 	@$(BIN)/fastserve download $(MODEL)

@@ -2,6 +2,7 @@
 
 FastServeError
 ├── OptionError            an option or parameter is unknown or out of range
+│   └── ClosedError        a model is asked for something after it was closed
 ├── ModelNotFoundError     no model of that name, folder or source
 ├── DownloadError          a source could not be fetched or did not match its checksum
 ├── OfflineError           a network access was needed while offline
@@ -46,6 +47,10 @@ class OptionError(FastServeError, ValueError):
     def __init__(self, message: str, *, hint: str | None = None, option: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.option = option
+
+
+class ClosedError(OptionError):
+    """A model was closed, and is asked for something, or has yet to answer."""
 
 
 class ModelNotFoundError(FastServeError):

@@ -34,7 +34,6 @@ class Server:
     ) -> None:
         self.loop = asyncio.new_event_loop()
         self.llm = AsyncLLM(model, engine, name=STORIES)
-        object.__setattr__(self.llm.model.checkpoint, "chat_template", CHAT_TEMPLATE)
         self.app = create_app([self.llm], options, keys=keys or ApiKeys({}))
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
@@ -52,8 +51,9 @@ class Server:
         return self.run(self.client.post(path, json=body, **options))
 
     def close(self) -> None:
-        status = self.run(self.llm.status())
-        assert status.num_free_blocks == status.num_blocks
+        if self.llm.is_alive:
+            status = self.run(self.llm.status())
+            assert status.num_free_blocks == status.num_blocks
         self.run(self.client.aclose())
         self.run(self.llm.close())
         self.loop.close()
@@ -66,13 +66,25 @@ def stories(shared_data: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_server(stories: Path) -> Iterator[Callable[..., Server]]:
+def stories_for_chat(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a chat template; named as it is served."""
+    folder = tmp_path_factory.mktemp("models") / STORIES
+    folder.mkdir()
+    for file in stories.iterdir():
+        if file.suffix != ".gguf":
+            (folder / file.name).symlink_to(file)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_server(stories_for_chat: Path) -> Iterator[Callable[..., Server]]:
     servers: list[Server] = []
 
     def make(
         options: ServeOptions | None = None, engine: EngineOptions = OPTIONS, keys: ApiKeys | None = None
     ) -> Server:
-        servers.append(Server(stories, options or ServeOptions(), engine, keys))
+        servers.append(Server(stories_for_chat, options or ServeOptions(), engine, keys))
         return servers[-1]
 
     yield make

@@ -110,16 +110,17 @@ class Tokenizer:
         """
         return StreamDecoder(self._detokenizer, skip_special_tokens=skip_special_tokens)
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds to a text that it does not begin; nothing for ids outside the vocabulary."""
-        return self._detokenizer.piece(token_id, False) or b""
-
     def token_text(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it (`Ġthe`); None outside of it."""
         if not 0 <= token_id < 2**32:
             return None
         token: str | None = self._backend.id_to_token(token_id)
         return token
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What the token adds to a text that has others before it; None outside of the vocabulary. Special
+        tokens, which `decode` skips, give their names."""
+        return self._detokenizer.piece(token_id, is_first=False)
 
     def token_id(self, text: str) -> int | None:
         """The id of the token that the vocabulary spells `text`."""

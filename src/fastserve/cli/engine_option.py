@@ -48,6 +48,22 @@ _ENGINE_HELP: Mapping[str, str] = {
     "prompt_lookup_min": "Tokens that must have occurred before for a guess. Only with --speculation.",
     "prompt_lookup_max": "Up to so many tokens in common, the place with the most is taken. Only with "
     "--speculation.",
+    "max_sequences": "Most completions that run at once.",
+    "max_batch_tokens": "Most tokens of one step; by default 512, and 2048 of encoders.",
+    "prefill_chunk_tokens": "Most tokens of one prompt in one step; by default as many as a step takes.",
+    "target_gap_seconds": "Time that a step may take while others wait for their next token; by default it "
+    "adapts.",
+    "prefix_cache": "Which beginnings of earlier prompts are forgotten first: the least recently or the "
+    "least frequently used; off keeps none.",
+    "share_prefixes": "Who finds them: requests of the same tenant, or all.",
+    "fair_share": "Share fairly between tenants before the policy is asked.",
+    "tenant_weights": "Share of a tenant; who is not named has 1. May be given several times.",
+    "unknown_tenants": "Whether tenants without a weight are admitted.",
+    "priority_classes": "A class of requests, a better one first. May be given several times.",
+    "default_class": "Class of requests that name none.",
+    "max_waiting": "Most requests that wait for their first turn; more are refused.",
+    "queue_timeout_ms": "How long a request may wait for its first turn; by default for ever.",
+    "session_idle_seconds": "A session without requests for so long is forgotten.",
     "backend": "What computes: native, or PyTorch where it is installed, slow and for comparison.",
     "device": "Where PyTorch computes, such as cuda or mps; by default the CPU. Only with --backend torch.",
 }
@@ -63,14 +79,14 @@ _SAMPLING_HELP: Mapping[str, str] = {
 }
 
 
-def engine_options(*names: str) -> Decorator:
+def engine_options(*names: str, defaults: EngineOptions | None = None) -> Decorator:
     """Give a command these options of EngineOptions; it gets them as `options`."""
-    return _pack("options", EngineOptions(), {name: _ENGINE_HELP[name] for name in names})
+    return pack_options("options", defaults or EngineOptions(), {name: _ENGINE_HELP[name] for name in names})
 
 
 def sampling_options(defaults: SamplingParams) -> Decorator:
     """Give a command the options of SamplingParams, with its own defaults; it gets them as `params`."""
-    return _pack("params", defaults, _SAMPLING_HELP)
+    return pack_options("params", defaults, _SAMPLING_HELP)
 
 
 def open_llm(model: str, options: EngineOptions, *, task: Task, offline: bool, show_progress: bool) -> LLM:
@@ -84,7 +100,7 @@ def open_llm(model: str, options: EngineOptions, *, task: Task, offline: bool, s
     return LLM(path, name=model, task=task, **asdict(options))
 
 
-def _pack(argument: str, defaults: EngineOptions | SamplingParams, helps: Mapping[str, str]) -> Decorator:
+def pack_options(argument: str, defaults: object, helps: Mapping[str, str]) -> Decorator:
     """Give a command options named as the fields that `helps` explains; it gets them as one argument, an
     object of the class of `defaults`.
     """
@@ -106,11 +122,32 @@ def _pack(argument: str, defaults: EngineOptions | SamplingParams, helps: Mappin
 
 
 def _option(name: str, kind: Any, default: Any, text: str) -> Decorator:
-    """The flag of a field: a choice for a Literal, repeatable for a sequence, else of the plainest type."""
+    """The flag of a field: a choice for a Literal, repeatable for a sequence or a mapping, else of the
+    plainest type."""
     flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        return click.option(flag, is_flag=True, default=default, help=text)
+    if any(get_origin(kind_) is Mapping for kind_ in (kind, *get_args(kind))):
+        return click.option(flag, multiple=True, metavar="NAME=NUMBER", callback=_to_mapping, help=text)
     if get_origin(kind) is Literal:
         return click.option(flag, type=click.Choice(get_args(kind)), default=default, help=text)
     if get_origin(kind) is Sequence:
         return click.option(flag, multiple=True, default=default, help=text)
     plainest = next(type_ for type_ in (str, int, float) if type_ in (get_args(kind) or (kind,)))
     return click.option(flag, type=plainest, default=default, help=text)
+
+
+def _to_mapping(
+    context: click.Context, parameter: click.Parameter, texts: Sequence[str]
+) -> Mapping[str, float] | None:
+    """What `NAME=NUMBER` says, all of them; None where nobody says anything."""
+    mapping: dict[str, float] = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            mapping[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise click.BadParameter(f"{text!r} is not of the form NAME=NUMBER")
+    return mapping or None

@@ -28,7 +28,9 @@ COMMANDS = {
     "download": "fastserve.cli.download",
     "embed": "fastserve.cli.embed",
     "generate": "fastserve.cli.generate",
+    "keys": "fastserve.cli.keys",
     "models": "fastserve.cli.models",
+    "serve": "fastserve.cli.serve",
 }
 
 _COMPLETION_VARIABLE = "_FASTSERVE_COMPLETE"
@@ -52,7 +54,7 @@ Completion in bash (or zsh, fish):
 @click.version_option(__version__, message="%(prog)s %(version)s", help="Print the version.")
 @offline_option
 def fastserve(offline: bool) -> None:
-    """Run language models on your own machine: chat, complete prompts, embed texts."""
+    """Run language models on your own machine: chat, complete prompts, embed texts, serve them all."""
     if offline:
         click.get_current_context().with_resource(network_forbidden())
 

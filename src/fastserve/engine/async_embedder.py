@@ -15,7 +15,7 @@ import numpy as np
 
 from fastserve.engine.embed import Embedder
 from fastserve.engine.load import LoadedModel, check_task
-from fastserve.errors import OptionError, QueueFullError, StepError
+from fastserve.errors import ClosedError, FastServeError, QueueFullError, StepError
 from fastserve.types import Float32Array
 
 logger = logging.getLogger(__name__)
@@ -30,15 +30,15 @@ class _Job:
     loop: asyncio.AbstractEventLoop
     rows: list[Float32Array] = field(default_factory=list)
 
-    def finish(self, result: Float32Array | StepError) -> None:
+    def finish(self, result: Float32Array | FastServeError) -> None:
         """In the embedder's thread."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._set, result)
 
-    def _set(self, result: Float32Array | StepError) -> None:
+    def _set(self, result: Float32Array | FastServeError) -> None:
         if self.future.done():  # cancelled
             return
-        if isinstance(result, StepError):
+        if isinstance(result, FastServeError):
             self.future.set_exception(result)
         else:
             self.future.set_result(result)
@@ -84,11 +84,11 @@ class AsyncEmbedder:
 
         Raises:
             QueueFullError: as many calls wait as may.
-            StepError: a step has failed.
+            StepError, ClosedError: a step has failed, or the model was closed.
         """
         assert texts, "nothing to embed"
         if self._is_closed:
-            raise OptionError(f"the model {self.name!r} is closed", hint="make a new AsyncEmbedder")
+            raise self._closed_error()
         if self._max_waiting is not None and self._num_unfinished >= self._max_waiting:
             seconds = max(self._seconds_per_call, 0.01)
             raise QueueFullError(
@@ -142,7 +142,10 @@ class AsyncEmbedder:
             self._step(jobs)
             self._last_step_seconds = time.monotonic()
         for job in jobs:
-            job.finish(StepError(f"the model {self.name!r} was closed"))
+            job.finish(self._closed_error())
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the model {self.name!r} is closed", hint="make a new AsyncEmbedder")
 
     def _step(self, jobs: deque[_Job]) -> None:
         """Run one step of the jobs' next texts, and take out those that are done."""

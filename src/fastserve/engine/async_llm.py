@@ -31,7 +31,7 @@ from fastserve.engine.worker import (
     Hold,
     SetPolicy,
 )
-from fastserve.errors import FastServeError, OptionError, StepError
+from fastserve.errors import ClosedError, FastServeError, StepError
 from fastserve.hub.resolve import resolve
 from fastserve.types import SamplingParams
 
@@ -72,7 +72,7 @@ class Stream:
         """All chunks that have come and are not read; none where there are none.
 
         Raises:
-            StepError, OptionError: there are none, and the model does not run any more, or was closed.
+            StepError, ClosedError: there are none, and the model does not run any more, or was closed.
         """
         if not self._unread and self._error is not None:
             raise self._error
@@ -299,6 +299,11 @@ class AsyncLLM:
         return answer.status
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs, as it does until `close`, unless by a defect."""
+        return self._worker.is_alive
+
+    @property
     def seconds_without_step(self) -> float:
         """How long ago the engine last made progress, or had nothing to do."""
         return self._worker.seconds_without_step
@@ -330,8 +335,8 @@ class AsyncLLM:
         if self._worker.failure is not None:
             raise StepError(f"the model {self.name!r} does not run: {self._worker.failure}")
 
-    def _closed_error(self) -> OptionError:
-        return OptionError(f"the model {self.name!r} is closed", hint="make a new AsyncLLM")
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the model {self.name!r} is closed", hint="make a new AsyncLLM")
 
     async def _ask(self, command: Add | SetPolicy | AskStatus) -> Answer:
         """Send a command that is answered. Raises what it is refused with."""

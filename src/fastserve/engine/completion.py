@@ -42,6 +42,8 @@ class Completion:
     prompt_tokens: int
     seed: int  # drawn for the request where it named none; repeats the completion
     logprobs: tuple[TokenLogprobs, ...] | None  # one a token, where asked for
+    queue_seconds: float  # from the request's arrival to the step of its first turn
+    total_seconds: float  # from the request's arrival to the completion's end
     time_to_first_token_seconds: float  # from the request's arrival, waiting included
     decode_tokens_per_second: float | None  # after the first token; None for a single token
     index: int = 0  # among the completions of its request

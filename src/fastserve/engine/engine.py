@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count
@@ -22,9 +22,10 @@ from fastserve.engine.cost import StepCost
 from fastserve.engine.mover import Mover
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.residency import ResidencyCounters
-from fastserve.engine.schedule import make_scheduler
+from fastserve.engine.schedule import PreemptionReason, make_scheduler
 from fastserve.engine.sequence import Residence, Sequence
 from fastserve.engine.speculator import SpeculationCounters
+from fastserve.engine.statistics import StepStatistics
 from fastserve.engine.text import CompletionText, TokenDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
@@ -50,6 +51,10 @@ class EngineStatus:
     num_cached_blocks: int
     num_slow_blocks_used: int
     num_preemptions: int
+    preemptions: Mapping[PreemptionReason, int]
+    queue_lengths: Mapping[tuple[str, int], int]  # by class and the policy's level: without keys and values
+    # in the fast pool
+    steps: StepStatistics
     num_unstarted: int  # requests that wait for their first turn
     num_refused: int  # requests, as the queue was full or their deadline could not be kept
     num_expired: int  # requests that took too long, or waited too long
@@ -117,6 +122,7 @@ class Engine:
         self._clock = clock
         self._ids = count()
         self._is_waiting = False
+        self._steps = StepStatistics.empty()
         self._transcripts: dict[int, Transcript] = {}  # by sequence_id
         self._requests: dict[int, list[Transcript]] = {}  # by request_id: of its unfinished completions
 
@@ -227,6 +233,7 @@ class Engine:
         if expired := self._expire(started):
             return expired
         turns = self.scheduler.schedule(started)
+        scheduled = self._clock()
         self._is_waiting = not turns
         if not turns:
             self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
@@ -241,7 +248,15 @@ class Engine:
         self.scheduler.commit(turns, seconds=now - started, now=now)
         starts = accumulate((turn.num_outputs for turn in turns), initial=0)
         emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
-        return list(chain.from_iterable(emitted))
+        chunks = list(chain.from_iterable(emitted))
+        self._steps.observe(
+            num_sequences=len(turns),
+            num_tokens=sum(turn.num_rows for turn in turns),
+            schedule_seconds=scheduled - started,
+            run_seconds=now - scheduled,
+            emit_seconds=self._clock() - now,
+        )
+        return chunks
 
     def abort(self, request_id: int) -> None:
         """Drop a request at any moment and free what it holds. Nothing happens where it has finished."""
@@ -280,6 +295,12 @@ class Engine:
             num_cached_blocks=self.pool.num_cached,
             num_slow_blocks_used=residency.num_slow_blocks_used,
             num_preemptions=scheduler.num_preemptions,
+            preemptions=dict(scheduler.preemptions),
+            queue_lengths={
+                (self._options.priority_classes[class_index], level): count
+                for (class_index, level), count in scheduler.queue_lengths().items()
+            },
+            steps=self._steps.copy(),
             num_unstarted=scheduler.num_unstarted,
             num_refused=self._admission.num_refused,
             num_expired=self._admission.num_expired,

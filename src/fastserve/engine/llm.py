@@ -31,8 +31,8 @@ from fastserve.engine.load import LoadedModel, Task, check_task, load_model
 from fastserve.engine.mover import make_mover
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
-from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
-from fastserve.errors import ContextLengthError, OptionError
+from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt, encode_text
+from fastserve.errors import OptionError
 from fastserve.hub.resolve import resolve
 from fastserve.types import Float32Array, JsonObject, SamplingParams
 
@@ -314,19 +314,9 @@ class LLM:
         text_list = [texts] if isinstance(texts, str) else texts
         if not text_list:
             raise OptionError("there are no texts to embed", hint="give at least one")
-        return Embedder(model.executable).embed([self._encode_whole(text, truncate) for text in text_list])
-
-    def _encode_whole(self, text: str, truncate: bool) -> list[int]:
-        """The token ids of a text to embed, special tokens included, within the model's limit."""
-        tokenizer, limit = self.model.tokenizer, self.model.context_length
-        if not truncate and (least := tokenizer.min_tokens(text)) > limit:  # see encode_prompt
-            raise _too_long_to_embed(f"at least {least}", limit)
-        token_ids = tokenizer.encode(text)
-        if len(token_ids) <= limit:
-            return token_ids
-        if not truncate:
-            raise _too_long_to_embed(str(len(token_ids)), limit)
-        return [*token_ids[: limit - 1], token_ids[-1]]  # the last one closes the text
+        return Embedder(model.executable).embed(
+            [encode_text(model, text, truncate=truncate) for text in text_list]
+        )
 
     def _add(
         self,
@@ -397,13 +387,6 @@ def make_engine(
         options=options,
         mover=make_mover(model.executable, options),
         length_predictor=length_predictor,
-    )
-
-
-def _too_long_to_embed(num_tokens: str, limit: int) -> ContextLengthError:
-    return ContextLengthError(
-        f"a text has {num_tokens} tokens; the model embeds at most {limit}",
-        hint="split the text, or ask for truncation",
     )
 
 

@@ -105,6 +105,9 @@ class Precedence:
             return better.class_index < resident.class_index
         return self.policy.outranks(better, resident)
 
+    def level_of(self, sequence: Sequence) -> int:
+        return self.policy.level_of(sequence)
+
     def departures(self, residents: Seq[Sequence], now: float) -> list[Sequence]:
         """By the policy's estimate, or, where classes or tenants have a part in the order, from its end."""
         return self.policy.departures(residents, now) if self._is_plain else list(reversed(residents))

@@ -55,11 +55,52 @@ def encode_chat(
         TemplateError: the model has no chat template, or it failed on these messages.
         ContextLengthError: as encode_prompt.
     """
-    text = render_chat(
+    text = render_prompt(model, messages, tools=tools, variables=variables)
+    return encode_prompt(model, text, add_special_tokens=False)  # the template writes them
+
+
+def render_prompt(
+    model: LoadedModel,
+    messages: Seq[Message],
+    *,
+    tools: Seq[JsonObject] | None = None,
+    variables: JsonObject | None = None,
+    add_generation_prompt: bool = True,
+) -> str:
+    """The text of a conversation, by the model's chat template, which writes special tokens too. Arguments
+    and errors as of `encode_chat`."""
+    return render_chat(
         model.checkpoint.chat_template,
         messages,
         special_tokens=model.tokenizer.special_tokens,
+        add_generation_prompt=add_generation_prompt,
         tools=tools,
         variables=variables,
     )
-    return encode_prompt(model, text, add_special_tokens=False)  # the template writes them
+
+
+def encode_text(model: LoadedModel, text: str, *, truncate: bool = False) -> Seq[int]:
+    """The token ids of a text to embed, special tokens included, within the model's limit.
+
+    Args:
+        truncate: cut a text that is too long, instead of refusing it.
+
+    Raises:
+        ContextLengthError: it is longer than the limit.
+    """
+    tokenizer, limit = model.tokenizer, model.context_length
+    if not truncate and (least := tokenizer.min_tokens(text)) > limit:  # see encode_prompt
+        raise _too_long_to_embed(f"at least {least}", limit)
+    token_ids = tokenizer.encode(text)
+    if len(token_ids) <= limit:
+        return token_ids
+    if not truncate:
+        raise _too_long_to_embed(str(len(token_ids)), limit)
+    return [*token_ids[: limit - 1], token_ids[-1]]  # the last one closes the text
+
+
+def _too_long_to_embed(num_tokens: str, limit: int) -> ContextLengthError:
+    return ContextLengthError(
+        f"a text has {num_tokens} tokens; the model embeds at most {limit}",
+        hint="split the text, or ask for truncation",
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence as Seq
+from typing import Literal, get_args
 
 from fastserve.config import ScheduleOptions
 from fastserve.engine.block import BlockPool
@@ -22,6 +24,9 @@ from fastserve.engine.speculator import SpeculationCounters, Speculator
 from fastserve.engine.tenant import Tenants
 from fastserve.engine.turn import Round, Turn, total_work
 from fastserve.types import Limits
+
+PreemptionReason = Literal["evicted", "passed over"]
+"""Of a sequence that has no turn after it had one: its memory was taken, or others went first."""
 
 _STARTS_MEMORY = 0.99  # of how fast requests start: the last hundred steps count
 
@@ -63,7 +68,7 @@ class Scheduler:
         self._speculator = speculator
         self._live: list[Sequence] = []  # in the order in which they came
         self._had_turn: list[Sequence] = []  # in the last step
-        self.num_preemptions = 0
+        self.preemptions: dict[PreemptionReason, int] = dict.fromkeys(get_args(PreemptionReason), 0)
         self.num_unstarted = 0  # requests that have had no turn
         self._recent_starts = 0.0  # first turns, and ...
         self._recent_seconds = 0.0  # ... the steps that they were in or waited for, which are forgotten alike
@@ -75,6 +80,10 @@ class Scheduler:
     @property
     def policy(self) -> Policy:
         return self._precedence.policy
+
+    @property
+    def num_preemptions(self) -> int:
+        return sum(self.preemptions.values())
 
     @property
     def seconds_per_start(self) -> float:
@@ -89,6 +98,12 @@ class Scheduler:
     def sequences(self) -> Seq[Sequence]:
         """All that are not finished; forks that wait for their prompt are left out."""
         return self._live
+
+    def queue_lengths(self) -> dict[tuple[int, int], int]:
+        """Sequences without keys and values in the fast pool, by class_index and the policy's level."""
+        return Counter(
+            (s.class_index, self.policy.level_of(s)) for s in self._live if s.residence is not Residence.FAST
+        )
 
     def order(self) -> Seq[Sequence]:
         """Sequences in the order of their turns, as it is now."""
@@ -137,7 +152,7 @@ class Scheduler:
         for turn in turns:
             sequence = turn.sequence
             if not sequence.is_started:
-                self._start(sequence)
+                self._start(sequence, now - seconds)
             sequence.num_computed_tokens += turn.num_tokens
             self.residency.register(sequence)
             sequence.attained_seconds += seconds
@@ -185,9 +200,10 @@ class Scheduler:
         self._precedence.enter(sequence, now)
         self._live.append(sequence)
 
-    def _start(self, sequence: Sequence) -> None:
+    def _start(self, sequence: Sequence, now: float) -> None:
         """It has its first turn. What it has found in the cache of prefixes is not charged to its tenant."""
         sequence.is_started = True
+        sequence.start_seconds = now
         sequence.num_charged_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
         self.num_unstarted -= 1
         self._recent_starts += 1
@@ -197,6 +213,7 @@ class Scheduler:
         for child in sequence.forks:
             self.residency.fork(sequence, child)
             child.is_started = True
+            child.start_seconds = sequence.start_seconds
             child.num_charged_tokens = child.num_prompt_tokens  # charged to the first of them
             self._enter(child, now)
         sequence.forks = []
@@ -208,7 +225,7 @@ class Scheduler:
             is_over = sequence.residence is Residence.FINISHED or sequence.is_held
             if sequence.sequence_id not in running and not is_over:
                 sequence.num_preemptions += 1
-                self.num_preemptions += 1
+                self.preemptions["passed over" if sequence.is_resident else "evicted"] += 1
         self._had_turn = [turn.sequence for turn in turns]
 
 

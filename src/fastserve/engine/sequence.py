@@ -58,6 +58,7 @@ class Sequence:
     rank: Any = 0
     standing: Any = None
     is_started: bool = False  # it has had a turn
+    start_seconds: float | None = None  # when the step of its first turn began
     is_complete: bool = False  # its last token has come: it was not aborted, and has not failed or expired
     num_charged_tokens: int = 0  # of the first of its tokens, which its tenant has been charged for
     attained_seconds: float = 0.0  # of the steps in which it had a turn

@@ -54,6 +54,9 @@ class Transcript:
             prompt_tokens=sequence.num_prompt_tokens,
             seed=sequence.seed,
             logprobs=None if sequence.params.logprobs is None else tuple(self.logprobs),
+            queue_seconds=(now if sequence.start_seconds is None else sequence.start_seconds)
+            - sequence.arrival_seconds,
+            total_seconds=now - sequence.arrival_seconds,
             time_to_first_token_seconds=first_token_seconds - sequence.arrival_seconds,
             decode_tokens_per_second=(
                 (sequence.num_completion_tokens - 1) / decode_seconds if decode_seconds > 0 else None

@@ -18,13 +18,27 @@ from fastserve.errors import FastServeError, RequestError
 from fastserve.serve.body import BodyLimit
 from fastserve.serve.errors import defect_response, error_response, validation_error
 from fastserve.serve.log import RequestLog
-from fastserve.serve.metrics import Metrics
 from fastserve.serve.model_table import ModelTable, ServedModel
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.routes.chat_completions import chat_completions_router
+from fastserve.serve.routes.completions import completions_router
+from fastserve.serve.routes.embeddings import embeddings_router
+from fastserve.serve.routes.health import health_router
 from fastserve.serve.routes.models import models_router
+from fastserve.serve.routes.score import score_router
+from fastserve.serve.routes.tokenize import tokenize_router
 from fastserve.serve.security import ApiKeys, Security, check_exposure
 from fastserve.serve.service import Service
+
+ROUTERS = (
+    models_router,
+    chat_completions_router,
+    completions_router,
+    embeddings_router,
+    score_router,
+    tokenize_router,
+    health_router,
+)
 
 
 def create_app(
@@ -44,7 +58,7 @@ def create_app(
     options = options or ServeOptions()
     keys = ApiKeys.load(options) if keys is None else keys
     check_exposure(options, keys)
-    service = Service(ModelTable(models), options, Metrics())
+    service = Service.of(ModelTable(models), options)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -59,8 +73,9 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (models_router(service), chat_completions_router(service)):
-        app.include_router(router)
+    app.state.service = service
+    for make_router in ROUTERS:
+        app.include_router(make_router(service))
     app.add_exception_handler(FastServeError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_route)

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.responses import Response
 
 from fastserve.errors import (
+    ClosedError,
     ContextLengthError,
     DeadlineError,
     FastServeError,
@@ -49,6 +50,7 @@ _VERDICTS: Mapping[type[FastServeError], Verdict] = {
     ModelNotFoundError: Verdict(404, "invalid_request_error", "model_not_found", "model"),
     QueueFullError: Verdict(429, "rate_limit_error", "queue_full"),
     DeadlineError: Verdict(504, "timeout_error", "deadline_exceeded", "timeout_ms"),
+    ClosedError: Verdict(503, "server_error", "shutting_down"),
     StepError: Verdict(500, "server_error", "step_failed"),
 }
 _TYPES = {401: "authentication_error", 403: "permission_error"}

@@ -60,6 +60,10 @@ class Generation:
     usage: Usage = field(default_factory=Usage)
 
     @property
+    def num_completions(self) -> int:
+        return len(self.prompts) * self.num_each
+
+    @property
     def has_ended(self) -> bool:
         """Whether all there is has been read, or the request was closed."""
         return all(stream.has_ended for stream in self.streams)
@@ -129,9 +133,13 @@ async def generate(
     prompts = [await encode(llm, prompt, options) for prompt in request.prompts]
     num_tokens = sum(map(len, prompts))
     record.details |= {"model": llm.name, "tenant": request.tenant, "prompt_tokens": num_tokens}
-    generation = Generation(
-        prompts, request.params.n, [], asyncio.Event(), partial(metrics.observe, llm.name)
-    )
+    completed: list[str] = []
+
+    def observe(completion: Completion) -> None:
+        metrics.observe(llm.name, completion)
+        completed.append(completion.text)
+
+    generation = Generation(prompts, request.params.n, [], asyncio.Event(), observe)
     generation.usage.prompt_tokens = num_tokens
     try:
         for prompt in prompts:
@@ -152,6 +160,9 @@ async def generate(
     finally:
         generation.close()
         record.details["completion_tokens"] = generation.usage.completion_tokens
+        if options.log_prompts:
+            decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
+            record.details |= {"prompts": list(map(decode, prompts)), "completions": completed}
 
 
 def check_counts(request: GenerationRequest, options: ServeOptions) -> None:

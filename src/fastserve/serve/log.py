@@ -10,11 +10,11 @@ from typing import TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastserve.serve.connection import CLIENT_GONE
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.record import RequestRecord
 
 REQUEST_ID = b"x-request-id"
-CLIENT_GONE = 499  # the status of requests whose client went before there was an answer (nginx's number)
 _MOST_ID_CHARACTERS = 128
 
 logger = logging.getLogger("fastserve.serve.request")

@@ -9,20 +9,31 @@ from fastserve.engine.completion import TokenLogprobs
 
 
 class LogprobWriter:
-    """Of the tokens of one tokenizer. A token's text is what it adds within a text, replaced where it is no
-    whole character; its bytes are exact."""
+    """Of the tokens of one tokenizer, by what they add within a text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     def chat(self, logprobs: TokenLogprobs) -> dict[str, Any]:
-        """A token of chat completions."""
+        """A token of chat completions, with its bytes; its text is replaced where it is no whole
+        character."""
         top = [self._token(token_id, logprob) for token_id, logprob in logprobs.top]
         return {**self._token(logprobs.token_id, logprobs.logprob), "top_logprobs": top}
 
     def text(self, token_id: int) -> str:
-        return self._tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+        """A token of completions, which have no bytes: what is no whole character is written in hexadecimal,
+        so that two tokens are never one."""
+        data = self._tokenizer.token_bytes(token_id) or b""
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+    def top(self, logprobs: TokenLogprobs) -> dict[str, float]:
+        """The likeliest tokens of completions, and the chosen one."""
+        chosen = (logprobs.token_id, logprobs.logprob)
+        return {self.text(token_id): logprob for token_id, logprob in (*logprobs.top, chosen)}
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        data = self._tokenizer.token_bytes(token_id)
+        data = self._tokenizer.token_bytes(token_id) or b""
         return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}

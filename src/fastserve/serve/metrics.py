@@ -1,4 +1,4 @@
-"""What Prometheus reads: counters and histograms of requests, and the state of the engines."""
+"""What Prometheus reads of requests: counters and histograms, in a registry of the server's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15
 
 
 class Metrics:
-    """Of one server, in a registry of its own."""
+    """Of one server's requests."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
@@ -24,19 +24,6 @@ class Metrics:
         self.http_in_flight = Gauge(
             "fastserve_http_requests_in_flight", "Requests without their whole answer.", registry=registry
         )
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"fastserve_{name}", text, ["model"], registry=registry, buckets=buckets)
-
-        self.first_token_seconds = histogram(
-            "time_to_first_token_seconds", "From a request's arrival to its first token.", _SECONDS
-        )
-        self.token_seconds = histogram(
-            "time_per_output_token_seconds", "Of a completion, after its first token.", _TOKEN_SECONDS
-        )
-        self.completion_seconds = histogram(
-            "completion_seconds", "From a request's arrival to the end of a completion.", _SECONDS
-        )
         self.prompt_tokens = Counter(
             "fastserve_prompt_tokens", "Tokens of the prompts of requests.", ["model"], registry=registry
         )
@@ -46,12 +33,35 @@ class Metrics:
         self.completions = Counter(
             "fastserve_completions", "By why they ended.", ["model", "finish_reason"], registry=registry
         )
+        self.queue_seconds = _histogram(
+            registry, "queue_seconds", "From a request's arrival to its first turn.", _SECONDS
+        )
+        self.time_to_first_token_seconds = _histogram(
+            registry, "time_to_first_token_seconds", "From a request's arrival to its first token.", _SECONDS
+        )
+        self.time_per_output_token_seconds = _histogram(
+            registry,
+            "time_per_output_token_seconds",
+            "Mean of a completion, after its first token.",
+            _TOKEN_SECONDS,
+        )
+        self.total_seconds = _histogram(
+            registry, "total_seconds", "From a request's arrival to a completion's end.", _SECONDS
+        )
 
     def observe(self, model: str, completion: Completion) -> None:
         """A completion has ended."""
         self.completions.labels(model, completion.finish_reason).inc()
         self.completion_tokens.labels(model).inc(completion.completion_tokens)
+        self.queue_seconds.labels(model).observe(completion.queue_seconds)
+        self.total_seconds.labels(model).observe(completion.total_seconds)
         if completion.completion_tokens:
-            self.first_token_seconds.labels(model).observe(completion.time_to_first_token_seconds)
+            seconds = completion.time_to_first_token_seconds
+            self.time_to_first_token_seconds.labels(model).observe(seconds)
         if completion.decode_tokens_per_second:
-            self.token_seconds.labels(model).observe(1 / completion.decode_tokens_per_second)
+            seconds = 1 / completion.decode_tokens_per_second
+            self.time_per_output_token_seconds.labels(model).observe(seconds)
+
+
+def _histogram(registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+    return Histogram(f"fastserve_{name}", text, ["model"], registry=registry, buckets=buckets)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Self
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.serve.engine_metrics import EngineMetrics
 from fastserve.serve.generation import Generation, GenerationRequest, generate
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.model_table import ModelTable
@@ -24,6 +26,13 @@ class Service:
     models: ModelTable
     options: ServeOptions
     metrics: Metrics
+    engine_metrics: EngineMetrics
+
+    @classmethod
+    def of(cls, models: ModelTable, options: ServeOptions) -> Self:
+        metrics, engine_metrics = Metrics(), EngineMetrics(models)
+        metrics.registry.register(engine_metrics)
+        return cls(models, options, metrics, engine_metrics)
 
     def generate(
         self, llm: AsyncLLM, asked: GenerationRequest, request: Request

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.errors import FastServeError
+from fastserve.serve.connection import client_gone, closing_with_client
 from fastserve.serve.errors import error_document, error_response
 from fastserve.serve.generation import Generation
 from fastserve.serve.options import ServeOptions
@@ -75,23 +76,6 @@ def json_response(document: Mapping[str, Any]) -> Response:
     return Response(to_json_text(document).encode(), media_type="application/json")
 
 
-@asynccontextmanager
-async def closing_with_client(receive: Receive, generation: Generation) -> AsyncIterator[None]:
-    """Abort the generation as soon as its client has gone."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        generation.close()
-        generation.nudge()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watcher.cancel()
-
-
 async def answer(
     context: AbstractAsyncContextManager[Generation],
     format_: Format,
@@ -111,6 +95,8 @@ async def answer(
         return EventStream(generation, stack, format_, options)
     async with context as generation, closing_with_client(request.receive, generation):
         completions = await generation.read_all()
+        if len(completions) < generation.num_completions:
+            raise client_gone()
         return json_response(format_.document(completions, generation))
 
 

@@ -111,6 +111,10 @@ class Mlfq(RankedPolicy):
 
         return sorted(residents, key=next_turn, reverse=True)
 
+    def level_of(self, sequence: Sequence) -> int:
+        level: int = sequence.standing.level
+        return level
+
     def _move(self, sequence: Sequence, level: int, now: float) -> None:
         self._num_at_level[sequence.standing.level] -= 1
         self._join(sequence, min(level, _NUM_LEVELS - 1), now)

@@ -46,6 +46,10 @@ class Policy(Protocol):
         about as good do not change places again and again."""
         ...
 
+    def level_of(self, sequence: Sequence) -> int:
+        """Which of the policy's queues a sequence is in; 0 where there is one."""
+        ...
+
     def departures(self, residents: Seq[Sequence], now: float) -> list[Sequence]:
         """Resident sequences in the order in which they should give up memory: whose next turn is farthest
         first."""
@@ -65,6 +69,9 @@ class RankedPolicy:
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         pass
+
+    def level_of(self, sequence: Sequence) -> int:
+        return 0
 
     def departures(self, residents: Seq[Sequence], now: float) -> list[Sequence]:
         return sorted(residents, key=rank, reverse=True)

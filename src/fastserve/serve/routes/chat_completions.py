@@ -67,10 +67,9 @@ class ChatFormat:
         self._has_usage = has_usage
 
     def begin(self, generation: Generation) -> bytes:
-        num_choices = len(generation.prompts) * generation.num_each
         return "".join(
             self._choice(index, '{"role":"assistant","content":""}', "null", "null")
-            for index in range(num_choices)
+            for index in range(generation.num_completions)
         ).encode()
 
     def chunk(self, index: int, chunk: Chunk) -> bytes:

@@ -1,0 +1,131 @@
+"""`fastserve serve`: models behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fastserve.cli.engine_option import engine_options, pack_options
+from fastserve.cli.option import json_option, offline_option
+from fastserve.cli.progress_bar import download_progress
+from fastserve.cli.report import print_json
+from fastserve.config import EngineOptions
+from fastserve.serve.options import ServeOptions
+
+if TYPE_CHECKING:
+    from fastserve.serve.model_table import ServedModel
+
+_MAX_WAITING = 1024
+
+_SERVE_HELP: Mapping[str, str] = {
+    "host": "Address to listen at; 0.0.0.0 lets other machines in, and needs API keys.",
+    "port": "Port to listen at; 0 takes a free one.",
+    "api_keys": "File of the keys that are let in, as `fastserve keys` writes it; by default the key of "
+    "FASTSERVE_API_KEY, or none on this machine alone.",
+    "allowed_hosts": "Name by which requests may call this machine, besides localhost. May be given several "
+    "times.",
+    "cors_origins": "Web site whose pages may send requests, such as https://example.com. May be given "
+    "several times.",
+    "tls_cert": "Certificate and its chain, a PEM file; with --tls-key, it is HTTPS.",
+    "tls_key": "Private key of the certificate, a PEM file.",
+    "max_body": "Largest body of a request.",
+    "max_prompt_tokens": "Longest prompt; by default what the context holds.",
+    "max_prompts": "Most prompts or texts of a request.",
+    "max_n": "Most completions of a prompt.",
+    "max_stops": "Most stop strings of a request.",
+    "max_logit_biases": "Most tokens with a logit bias.",
+    "body_seconds": "How long a body may take to come.",
+    "keep_alive_seconds": "A stream that is silent for so long gets a comment.",
+    "write_seconds": "A client that takes nothing for so long is cut off.",
+    "drain_seconds": "How long requests may go on after SIGTERM.",
+    "ready_seconds": "An engine whose step takes longer is reported as not ready.",
+    "log_prompts": "Write prompts and completions to the log, which has neither otherwise.",
+}
+
+
+@click.command()
+@click.argument(
+    "models", metavar="NAME_OR_DIR...", nargs=-1, required=True, help="Models, as for `generate`."
+)
+@pack_options("serve_options", ServeOptions(), _SERVE_HELP)
+@engine_options(
+    "policy",
+    "weights",
+    "kv_dtype",
+    "threads",
+    "context_length",
+    "kv_memory",
+    "kv_spill",
+    "spill_dir",
+    "max_sequences",
+    "max_batch_tokens",
+    "prefill_chunk_tokens",
+    "target_gap_seconds",
+    "prefix_cache",
+    "share_prefixes",
+    "fair_share",
+    "tenant_weights",
+    "unknown_tenants",
+    "priority_classes",
+    "default_class",
+    "max_waiting",
+    "queue_timeout_ms",
+    "session_idle_seconds",
+    "speculation",
+    "max_draft_tokens",
+    "prompt_lookup_min",
+    "prompt_lookup_max",
+    "backend",
+    "device",
+    defaults=EngineOptions(max_waiting=_MAX_WAITING),
+)
+@json_option
+@offline_option
+def serve(
+    models: Sequence[str], serve_options: ServeOptions, options: EngineOptions, json: bool, offline: bool
+) -> None:
+    """Serve models over HTTP, by the API of OpenAI.
+
+    A line on standard output says where, once requests are taken; what happens is logged on standard error, a
+    line of JSON each. Ends by Ctrl-C or SIGTERM, after the requests that run.
+    """
+    from fastserve.engine.policy import parse_policy
+    from fastserve.serve.app import create_app
+    from fastserve.serve.log import log_to
+    from fastserve.serve.run import serve as run
+    from fastserve.serve.security import ApiKeys, check_exposure
+
+    keys = ApiKeys.load(serve_options)
+    check_exposure(serve_options, keys)  # before anything is loaded or fetched
+    parse_policy(options.policy)
+    served = [_open(name, options, offline=offline, show_progress=not json) for name in models]
+    app = create_app(served, serve_options, keys=keys)
+    log_to(sys.stderr)
+
+    def announce(url: str) -> None:
+        if json:
+            print_json({"url": url, "models": [model.name for model in served]})
+        else:
+            access = f"{len(keys)} API keys" if keys else "this machine alone, no API key"
+            print(f"serving {', '.join(map(_describe, served))} at {url}/v1 ({access})")
+        sys.stdout.flush()
+
+    run(app, serve_options, announce=announce)
+
+
+def _open(name: str, options: EngineOptions, *, offline: bool, show_progress: bool) -> ServedModel:
+    from fastserve.hub.resolve import resolve
+    from fastserve.serve.model_loading import open_model
+
+    with download_progress(shown=show_progress) as progress:
+        path = resolve(name, offline=offline, progress=progress)
+    is_path = Path(name).expanduser().exists()
+    return open_model(path, options, name=Path(name).resolve().name if is_path else name)
+
+
+def _describe(model: ServedModel) -> str:
+    return f"{model.name} ({model.model.weights}, context {model.model.context_length})"

@@ -1,0 +1,99 @@
+"""From the texts of a request to their embeddings: the one way of all routes that embed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+from starlette.requests import Request
+
+from fastserve.engine.async_embedder import AsyncEmbedder
+from fastserve.engine.prompt import Prompt, encode_text
+from fastserve.errors import ContextLengthError, OptionError
+from fastserve.option import check_integer
+from fastserve.serve.connection import run_while_connected
+from fastserve.serve.options import ServeOptions
+from fastserve.serve.record import RequestRecord
+from fastserve.types import Float32Array
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The embeddings of a request's texts, [texts, width], and their tokens."""
+
+    vectors: Float32Array
+    num_tokens: int
+
+    @property
+    def usage(self) -> dict[str, int]:
+        return {"prompt_tokens": self.num_tokens, "total_tokens": self.num_tokens}
+
+
+async def embed(
+    embedder: AsyncEmbedder,
+    texts: Seq[Prompt],
+    request: Request,
+    *,
+    options: ServeOptions,
+    tenant: str,
+    param: str,
+    truncate: bool,
+) -> Embedded:
+    """Embed texts, or token ids that are used as they are. Messages call them `param`; the tenant is for the
+    log.
+
+    Raises:
+        OptionError: they are too many, or a token is not in the vocabulary.
+        ContextLengthError: a text is longer than the model's limit.
+        QueueFullError, StepError: see `AsyncEmbedder.embed`.
+    """
+    if len(texts) > options.max_prompts:
+        raise OptionError(
+            f"{param} has {len(texts)} texts; the most is {options.max_prompts}",
+            hint="send several requests",
+            option=param,
+        )
+    token_ids = await asyncio.to_thread(_encode_all, embedder, texts, param, truncate)
+    num_tokens = sum(map(len, token_ids))
+    record = RequestRecord.of(request.scope)
+    record.details |= {"model": embedder.name, "tenant": tenant, "prompt_tokens": num_tokens}
+    vectors = await run_while_connected(request.receive, embedder.embed(token_ids))
+    return Embedded(vectors, num_tokens)
+
+
+def shorten(vectors: Float32Array, dimensions: int | None) -> Float32Array:
+    """The first dimensions of embeddings, normalized anew (Matryoshka representations, arXiv 2205.13147).
+
+    Raises:
+        OptionError: they have not so many.
+    """
+    if dimensions is None:
+        return vectors
+    check_integer("dimensions", dimensions, low=1, high=vectors.shape[1])
+    return vectors if dimensions == vectors.shape[1] else normalize(vectors[:, :dimensions])
+
+
+def normalize(vectors: Float32Array) -> Float32Array:
+    """Each of length 1; those without length stay as they are."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+def _encode_all(embedder: AsyncEmbedder, texts: Seq[Prompt], param: str, truncate: bool) -> list[Seq[int]]:
+    return [_encode(embedder, text, f"{param}[{i}]", truncate) for i, text in enumerate(texts)]
+
+
+def _encode(embedder: AsyncEmbedder, text: Prompt, name: str, truncate: bool) -> Seq[int]:
+    model = embedder.model
+    if isinstance(text, str):
+        return encode_text(model, text, truncate=truncate)
+    for token_id in text:
+        check_integer(name, token_id, low=0, high=model.executable.vocab_size - 1)
+    if len(text) > model.context_length and not truncate:
+        raise ContextLengthError(
+            f"{name} has {len(text)} tokens; the model embeds at most {model.context_length}",
+            hint="split the text, or ask for truncation",
+        )
+    return text[: model.context_length]

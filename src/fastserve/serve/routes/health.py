@@ -1,0 +1,51 @@
+"""/health/live, /health/ready and /metrics: for those who look after the process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import PlainTextResponse, Response
+
+from fastserve.serve.schema.body import ERRORS
+from fastserve.serve.schema.health import HealthDocument
+from fastserve.serve.service import Service
+from fastserve.serve.stream import json_response
+
+_RED: dict[int | str, dict[str, Any]] = {503: {"model": HealthDocument}}
+
+
+def health_router(service: Service) -> APIRouter:
+    router = APIRouter(tags=["health"])
+    limit = service.options.ready_seconds
+
+    @router.get("/health/live", response_model=HealthDocument, responses=_RED)
+    async def live() -> Response:
+        """Whether the process works: 503 where an engine's thread has ended, which only a new start mends."""
+        dead = {model.name: "its thread has ended" for model in service.models if not model.is_alive}
+        return _answer(dead)
+
+    @router.get("/health/ready", response_model=HealthDocument, responses=_RED)
+    async def ready() -> Response:
+        """Whether requests make progress: 503 where an engine has ended no step for too long."""
+        late = {
+            model.name: f"no step has ended for {seconds:.1f} seconds; ready_seconds is {limit:g}"
+            for model in service.models
+            if (seconds := model.seconds_without_step) > limit or not model.is_alive
+        }
+        return _answer(late)
+
+    @router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
+    async def metrics() -> Response:
+        """In Prometheus' text format."""
+        await service.engine_metrics.refresh()
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return router
+
+
+def _answer(reasons: dict[str, str]) -> Response:
+    response = json_response({"status": "fail" if reasons else "ok", "reasons": reasons})
+    response.status_code = 503 if reasons else 200
+    return response

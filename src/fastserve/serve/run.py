@@ -1,0 +1,144 @@
+"""Runs an application under uvicorn: its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from fastserve.errors import OptionError
+from fastserve.serve.model_table import ModelTable
+from fastserve.serve.options import ServeOptions
+
+_BACKLOG = 2048
+_MOST_HEADER_BYTES = 64 * 1024
+_IDLE_SECONDS = 75  # of a connection between two requests
+
+
+def serve(app: FastAPI, options: ServeOptions, *, announce: Callable[[str], None]) -> None:
+    """Serve an application that `create_app` has made, with the same options, until SIGTERM or SIGINT.
+
+    Then no connection is taken any more, and requests that run have `drain_seconds` to end; a second SIGINT
+    ends them at once.
+
+    Args:
+        announce: called with the URL once connections are taken.
+
+    Raises:
+        OptionError: the address cannot be listened at, or the TLS files are wrong.
+    """
+    listener = listen(options)
+    config = uvicorn.Config(
+        app,
+        http="auto",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=int(options.drain_seconds) + 5,  # after all streams were ended
+        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+    )
+    config.load()
+    config.ssl = make_tls(options)
+    _Server(config, app.state.service.models, options, announce).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Ends streams that go on for too long, and keeps the exit code for failures."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        models: ModelTable,
+        options: ServeOptions,
+        announce: Callable[[str], None],
+    ) -> None:
+        super().__init__(config)
+        self._models = models
+        self._options = options
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        assert sockets is not None
+        self._announce(url_of(sockets[0], self._options))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_streams())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_streams(self) -> None:
+        await asyncio.sleep(self._options.drain_seconds)
+        await self._models.close()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's own would raise the signal once more at the end."""
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def listen(options: ServeOptions) -> socket.socket:
+    """A socket that takes connections.
+
+    Raises:
+        OptionError: there is no such host, or the port is taken or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # a client that takes nothing keeps no connection; inherited by those
+            milliseconds = int(1000 * options.write_seconds)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise OptionError(
+            f"cannot listen at host={options.host!r}, port={options.port}: {error.strerror or error}",
+            hint="choose another --port, or 0 for any that is free",
+            option="port",
+        ) from error
+    return listener
+
+
+def make_tls(options: ServeOptions) -> ssl.SSLContext | None:
+    """
+    Raises:
+        OptionError: the files are no certificate and its key.
+    """
+    if options.tls_cert is None or options.tls_key is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    except OSError as error:  # ssl.SSLError is one
+        raise OptionError(
+            f"tls_cert={options.tls_cert!r} and tls_key={options.tls_key!r}: {error.strerror or error}",
+            hint="name PEM files of a certificate and its private key, without a password",
+            option="tls_cert",
+        ) from error
+    return context
+
+
+def url_of(listener: socket.socket, options: ServeOptions) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "http" if options.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -1,0 +1,47 @@
+"""/v1/completions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fastserve.serve.schema.body import Document, Usage
+from fastserve.serve.schema.chat import StreamOptions
+from fastserve.serve.schema.sampling import SamplingFields
+from fastserve.serve.schema.text_input import TextInput
+
+DEFAULT_MAX_TOKENS = 16  # of OpenAI's API
+
+
+class CompletionRequest(SamplingFields):
+    model: str
+    prompt: TextInput
+    max_tokens: int | None = Field(None, description="16 by default.")
+    logprobs: int | None = Field(None, description="0 to 20: the likeliest tokens beside the chosen one.")
+    echo: bool | None = Field(None, description="Answer with the prompt before the completion.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class CompletionLogprobs(Document):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(Document):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class CompletionDocument(Document):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage

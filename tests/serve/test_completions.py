@@ -1,0 +1,110 @@
+"""/v1/completions in this process, against LLM on the same model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from fastserve import LLM, SamplingParams
+from serve.conftest import STORIES, events
+
+pytest.importorskip("fastserve._native")
+
+PATH = "/v1/completions"
+BASE = {"model": STORIES, "max_tokens": 12, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def llm(stories) -> Iterator[LLM]:
+    with LLM(stories, threads=1) as llm:
+        yield llm
+
+
+def texts_of(response, num: int) -> list[str]:
+    *data, done = events(response)
+    assert done == "[DONE]"
+    texts = [""] * num
+    for text in data:
+        for choice in json.loads(text)["choices"]:
+            texts[choice["index"]] += choice["text"]
+    return texts
+
+
+def test_a_completion_is_that_of_llm(server, llm) -> None:
+    params = {
+        "temperature": 0.9,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.01,
+        "seed": 5,
+        "presence_penalty": 0.5,
+    }
+    more = {"frequency_penalty": 0.2, "repetition_penalty": 1.1, "logit_bias": {"300": -100.0}}
+    response = server.post(PATH, {**BASE, **params, **more, "prompt": "The dog"})
+    assert response.status_code == 200, response.text
+    expected = llm.generate(
+        "The dog",
+        SamplingParams(
+            max_tokens=12, **params, frequency_penalty=0.2, repetition_penalty=1.1, logit_bias={300: -100.0}
+        ),
+    )
+    assert response.json()["choices"][0]["text"] == expected[0].text
+
+
+def test_prompts_of_one_request_are_answered_in_their_order_as_alone(server, llm) -> None:
+    prompts = ["The dog", "Once upon a time", "He"]
+    whole = server.post(PATH, {**BASE, "prompt": prompts, "n": 2, "temperature": 1, "seed": 3})
+    choices = whole.json()["choices"]
+    assert [choice["index"] for choice in choices] == list(range(6))
+    params = SamplingParams(max_tokens=12, temperature=1, seed=3, n=2)
+    expected = [completion.text for p in prompts for completion in llm.generate(p, params)]
+    assert [choice["text"] for choice in choices] == expected
+    streamed = server.post(
+        PATH, {**BASE, "prompt": prompts, "n": 2, "temperature": 1, "seed": 3, "stream": True}
+    )
+    assert texts_of(streamed, 6) == expected
+
+
+def test_token_ids_are_a_prompt_and_echo_gives_the_prompt_back(server) -> None:
+    tokens = server.post("/tokenize", {"model": STORIES, "prompt": "The dog"}).json()["tokens"]
+    by_ids = server.post(PATH, {**BASE, "prompt": tokens}).json()
+    by_text = server.post(PATH, {**BASE, "prompt": "The dog"}).json()
+    assert by_ids["choices"][0]["text"] == by_text["choices"][0]["text"]
+    assert by_ids["usage"] == by_text["usage"]
+    echoed = server.post(PATH, {**BASE, "prompt": "The dog", "echo": True}).json()
+    assert echoed["choices"][0]["text"] == "The dog" + by_text["choices"][0]["text"]
+    streamed = server.post(PATH, {**BASE, "prompt": "The dog", "echo": True, "stream": True})
+    assert texts_of(streamed, 1) == [echoed["choices"][0]["text"]]
+
+
+def test_logprobs_have_each_token_with_its_place_in_the_text(server, llm) -> None:
+    choice = server.post(PATH, {**BASE, "prompt": "The dog", "logprobs": 2}).json()["choices"][0]
+    logprobs = choice["logprobs"]
+    assert "".join(logprobs["tokens"]) == choice["text"]
+    for token, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
+        assert choice["text"][offset:].startswith(token)
+    (expected,) = llm.generate("The dog", SamplingParams(max_tokens=12, logprobs=2))
+    assert expected.logprobs is not None
+    assert logprobs["token_logprobs"] == pytest.approx([lp.logprob for lp in expected.logprobs], abs=1e-4)
+    assert all(len(top) == 2 for top in logprobs["top_logprobs"])
+    streamed = server.post(PATH, {**BASE, "prompt": "The dog", "logprobs": 2, "stream": True})
+    tokens = [
+        token
+        for data in events(streamed)[:-1]
+        for choice in json.loads(data)["choices"]
+        for token in choice["logprobs"]["tokens"]
+    ]
+    assert tokens == logprobs["tokens"]
+
+
+def test_sixteen_tokens_are_the_default_and_ignore_eos_goes_on(server) -> None:
+    body = {"model": STORIES, "prompt": "He", "temperature": 0, "ignore_eos": True}
+    assert server.post(PATH, body).json()["usage"]["completion_tokens"] == 16
+
+
+def test_a_request_that_is_refused_is_refused_whole(server) -> None:
+    response = server.post(PATH, {**BASE, "prompt": ["He", "a" * 5000]})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"

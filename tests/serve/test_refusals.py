@@ -1,0 +1,155 @@
+"""What is wrong with a request is named: field, value, range; and nothing is ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastserve.config import EngineOptions
+from fastserve.serve.options import ServeOptions
+from serve.conftest import OPTIONS, STORIES
+
+pytest.importorskip("fastserve._native")
+
+CHAT = {"model": STORIES, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+PATH = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        (
+            {"temperature": 101},
+            "temperature",
+            "temperature=101.0 is out of range (hint: choose a number of at ",
+        ),
+        ({"temperature": "1"}, "temperature", "temperature='1': "),
+        ({"top_p": 0}, "top_p", "above 0 and at most 1"),
+        ({"n": 0}, "n", "n=0 is out of range (hint: choose a whole number of at least 1)"),
+        ({"n": 17}, "n", "n asks for 17; the most is 16"),
+        ({"n": 1.5}, "n", "n=1.5: "),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens=0 is out of range"),
+        ({"max_tokens": True}, "max_tokens", "max_tokens=True: "),
+        ({"max_completion_tokens": 5}, "max_tokens", "max_completion_tokens=5 and max_tokens=4 differ"),
+        ({"seed": -1}, "seed", "seed=-1 is out of range"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs=21 is out of range"),
+        ({"top_logprobs": 2}, "top_logprobs", "has no use without logprobs=true"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "logit_bias names 'x', which is no token id"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "logit_bias[1]=101.0 is out of range"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias", "outside the model's vocabulary of 512"),
+        ({"stop": [""]}, "stop", "stop holds ''"),
+        ({"stop": ["a"] * 17}, "stop", "stop asks for 17; the most is 16"),
+        ({"timeout_ms": 0}, "timeout_ms", "timeout_ms=0.0 is out of range"),
+        ({"priority_class": "urgent"}, "priority_class", "priority_class='urgent' is unknown"),
+        ({"tools": []}, "tools", "tools is not supported"),
+        ({"messages": []}, "messages", "messages=[]: "),
+        ({"messages": [{"role": "robot", "content": ""}]}, "messages[0].role", "messages[0].role='robot'"),
+        ({"messages": [{"role": "user", "mood": 1}]}, "messages[0].mood", "is not supported"),
+        ({"stream_options": {"x": 1}}, "stream_options.x", "stream_options.x is not supported"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(server, fields: dict[str, Any], param: str, message: str) -> None:
+    response = server.post(PATH, {**CHAT, **fields})
+    error = response.json()["error"]
+    assert response.status_code == 400, error
+    assert error["param"] == param
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_missing_field_is_named(server) -> None:
+    response = server.post(PATH, {"model": STORIES})
+    assert response.json()["error"]["message"] == "messages is missing"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_context_that_overflows_is_told_with_both_counts(server, stream: bool) -> None:
+    body = {"model": STORIES, "prompt": [1] * 200, "max_tokens": 100, "stream": stream}
+    response = server.post("/v1/completions", body)
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert "200 tokens" in message
+    assert "the context is 256" in message
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [(b"", "missing_body"), (b"{", "invalid_json"), (b"[1]", "invalid_value"), (b"[" * 100_000, None)],
+)
+def test_a_body_that_is_no_object_is_refused(server, body: bytes, code: str | None) -> None:
+    response = server.run(
+        server.client.post(PATH, content=body, headers={"content-type": "application/json"})
+    )
+    assert response.status_code == 400
+    assert code is None or response.json()["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [("GET", "/v2", 404, "not_found"), ("GET", PATH, 405, "method_not_allowed"), ("PUT", PATH, 405, None)],
+)
+def test_an_address_or_method_that_is_not_there_is_an_error_object(
+    server, method: str, path: str, status: int, code: str | None
+) -> None:
+    response = server.run(server.client.request(method, path))
+    assert response.status_code == status
+    assert code is None or response.json()["error"]["code"] == code
+
+
+def test_a_generator_does_not_embed(server) -> None:
+    response = server.post("/v1/embeddings", {"model": STORIES, "input": "a"})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "unsupported_model"
+
+
+def test_work_that_never_fits_the_kv_memory_is_refused_on_arrival(make_server) -> None:
+    server = make_server(engine=EngineOptions(threads=1, context_length=256, kv_memory="64KiB"))
+    blocks = server.llm.model.executable.limits.num_blocks
+    tokens = blocks * server.llm.model.executable.block_size
+    assert tokens < 250
+    response = server.post(
+        "/v1/completions", {"model": STORIES, "prompt": [5] * tokens, "max_tokens": 256 - tokens}
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "kv_memory_exceeded"
+
+
+def test_a_body_beyond_its_limit_is_refused_by_what_it_says_and_by_what_comes(make_server) -> None:
+    server = make_server(ServeOptions(max_body=1000))
+    response = server.post(PATH, {**CHAT, "user": "u" * 1000})
+    assert response.status_code == 413
+    assert "max_body is 1000" in response.json()["error"]["message"]
+
+    async def parts():
+        for _ in range(20):
+            yield b" " * 100
+
+    response = server.run(server.client.post(PATH, content=parts()))
+    assert response.status_code == 413
+
+
+def test_a_prompt_beyond_the_servers_own_limit_is_refused(make_server) -> None:
+    server = make_server(ServeOptions(max_prompt_tokens=10))
+    response = server.post("/v1/completions", {"model": STORIES, "prompt": [5] * 11})
+    assert "the prompt has 11 tokens; max_prompt_tokens is 10" in response.json()["error"]["message"]
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_again(make_server) -> None:
+    import asyncio
+    from dataclasses import replace
+
+    server = make_server(engine=replace(OPTIONS, max_waiting=1, max_sequences=1))
+    body = {"model": STORIES, "prompt": "He", "max_tokens": 150, "ignore_eos": True}
+
+    async def main() -> list[Any]:
+        return await asyncio.gather(*(server.client.post("/v1/completions", json=body) for _ in range(8)))
+
+    responses = server.run(main())
+    refused = [response for response in responses if response.status_code == 429]
+    assert refused
+    assert len(refused) < 8
+    assert {response.status_code for response in responses} == {200, 429}
+    for response in refused:
+        assert int(response.headers["retry-after"]) >= 1
+        assert response.json()["error"]["code"] == "queue_full"
