@@ -121,10 +121,11 @@ class FakeServer:
             await _send(writer, {"error": {"message": "the step failed", "code": "engine_error"}})
         elif ending == "garbage":
             await _chunk(writer, b"data: {not json\n\n")
-        if ending != "close":
-            writer.write(b"0\r\n\r\n")
-            await writer.drain()
-        return False
+        if ending in ("close", "stall"):
+            return False
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
 
 
 def count_tokens(body: dict[str, Any]) -> int:
@@ -165,6 +166,7 @@ def run_fake_server(behaviour: Behaviour | None = None) -> Iterator[FakeServer]:
         has_started.set()
         await has_ended.wait()
         server.close()
+        await asyncio.sleep(0.05)  # connections that are just being made become tasks, which are ended
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))  # which ends the tasks of connections
     thread.start()
