@@ -83,7 +83,9 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         for text in self.stop:
             if not isinstance(text, str) or not text:
-                raise OptionError(f"stop holds {text!r}", hint="name texts to stop at, none of them empty")
+                raise OptionError(
+                    f"stop holds {text!r}", hint="name texts to stop at, none of them empty", option="stop"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,10 +213,15 @@ def test_logprobs_come_with_each_token_and_only_where_asked_for() -> None:
 
 
 def test_times_are_measured_from_arrival_and_from_the_first_token() -> None:
-    seconds = iter([10.0, 10.1, 10.5, 10.6, 11.0, 11.1, 11.5, 11.6, 12.0])
+    steps = [(10.25, 10.375, 10.5), (10.75, 10.875, 11.0), (11.25, 11.375, 11.5), (11.75, 11.875, 12.0)]
+    seconds = iter([10.0, *(moment for step in steps for moment in (*step, step[-1] + 0.125))])
     engine = make_engine(clock=lambda: next(seconds))
     completion = complete(engine, SamplingParams(max_tokens=4))
+    assert completion.queue_seconds == 0.25
     assert completion.time_to_first_token_seconds == 0.5
+    assert completion.total_seconds == 2.0
+    phases = engine.status().steps
+    assert (phases.schedule_seconds.total, phases.run_seconds.total, phases.emit_seconds.total) == (0.5,) * 3
     assert completion.decode_tokens_per_second == 3 / 1.5
 
 
@@ -276,3 +281,20 @@ def test_a_sequence_of_which_no_token_can_be_chosen_ends_alone() -> None:
     assert completions[broken].finish_reason == "error"
     assert completions[broken].completion_tokens == 1
     assert list(completions[healthy].token_ids) == plain_loop(PROMPT, params, 9)
+
+
+def test_the_status_has_queue_lengths_by_class_and_level_and_what_steps_were_like() -> None:
+    engine = make_engine(policy="mlfq", max_sequences=2)
+    for priority_class in ("batch", "batch", "interactive"):
+        engine.add(PROMPT, SamplingParams(max_tokens=4), priority_class=priority_class)
+    lengths = engine.status().queue_lengths
+    assert {name: sum(n for (c, _), n in lengths.items() if c == name) for name, _ in lengths} == {
+        "batch": 2,
+        "interactive": 1,
+    }
+    completions = run(engine)
+    status = engine.status()
+    assert status.queue_lengths == {}
+    assert status.steps.num_sequences.total == 12  # turns: a prompt and three decodes each
+    assert all(0 <= c.queue_seconds <= c.time_to_first_token_seconds for c in completions.values())
+    assert all(c.time_to_first_token_seconds <= c.total_seconds for c in completions.values())

@@ -45,25 +45,6 @@ def test_metrics_count_requests_tokens_and_steps(make_server) -> None:
     assert got["fastserve_sequences", "fast"] == 0
 
 
-def test_queues_have_a_length_for_each_class_and_level(make_server) -> None:
-    server = make_server()
-
-    async def main() -> str:
-        streams = [
-            await server.llm.submit([5] * 4, priority_class=name)
-            for name in ("batch", "batch", "interactive")
-        ]
-        for stream in streams:
-            stream._hold(is_held=True)
-        response = await server.client.get("/metrics")
-        for stream in streams:
-            stream.close()
-        return response.text
-
-    text = server.run(main())
-    assert "fastserve_queue_length" in text
-
-
 def test_ready_turns_red_when_no_step_ends(make_server, monkeypatch) -> None:
     server = make_server(ServeOptions(ready_seconds=5))
     assert server.get("/health/ready").status_code == 200

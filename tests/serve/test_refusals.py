@@ -36,7 +36,7 @@ PATH = "/v1/chat/completions"
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs=21 is out of range"),
         ({"top_logprobs": 2}, "top_logprobs", "has no use without logprobs=true"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "logit_bias names 'x', which is no token id"),
-        ({"logit_bias": {"1": 101}}, "logit_bias", "logit_bias[1]=101.0 is out of range"),
+        ({"logit_bias": {"1": 101}}, "logit_bias[1]", "logit_bias[1]=101.0 is out of range"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "outside the model's vocabulary of 512"),
         ({"stop": [""]}, "stop", "stop holds ''"),
         ({"stop": ["a"] * 17}, "stop", "stop asks for 17; the most is 16"),

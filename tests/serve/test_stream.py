@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fastserve.engine.worker import Hold
 from fastserve.serve.options import ServeOptions
 from serve.conftest import STORIES
 
@@ -100,7 +101,7 @@ def test_a_stream_without_chunks_is_kept_alive(make_server, monkeypatch) -> None
 
         async def submit_held(*arguments: Any, **options: Any) -> Any:
             stream = await submit(*arguments, **options)
-            stream._hold(is_held=True)
+            server.llm._worker.send(Hold(stream._ticket, True))
             return stream
 
         monkeypatch.setattr(server.llm, "submit", submit_held)

@@ -186,6 +186,7 @@ class Engine:
             raise OptionError(
                 f"n is {params.n}; a step has {self._executable.limits.max_outputs} output rows",
                 hint="ask for fewer completions, or load the model with a larger max_sequences",
+                option="n",
             )
         max_tokens = self._fit_memory(len(prompt_ids), params.max_tokens, max_tokens)
         self._admission.check_queue()
@@ -472,12 +473,15 @@ class Engine:
         for token_id in token_ids:
             if not isinstance(token_id, int | np.integer):
                 raise OptionError(
-                    f"{name} has {token_id!r} among its tokens", hint="give a text, or whole numbers"
+                    f"{name} has {token_id!r} among its tokens",
+                    hint="give a text, or whole numbers",
+                    option=name,
                 )
             if not 0 <= token_id < size:
                 raise OptionError(
                     f"{name} names token {token_id}, outside the model's vocabulary of {size}",
                     hint=f"token ids are 0 to {size - 1}",
+                    option=name,
                 )
 
 

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from fastserve.errors import OptionError
+from fastserve.option import check_integer
 from fastserve.serve.schema.body import Body, Document, Usage
 from fastserve.serve.schema.sampling import SamplingFields
+from fastserve.types import MAX_TOP_LOGPROBS
 
 
 class TextPart(Body):
@@ -91,7 +93,7 @@ class ChatRequest(SamplingFields):
     def num_logprobs(self) -> int | None:
         """
         Raises:
-            OptionError: top_logprobs without logprobs.
+            OptionError: top_logprobs is out of range, or without logprobs.
         """
         if not self.logprobs and self.top_logprobs is not None:
             raise OptionError(
@@ -99,6 +101,8 @@ class ChatRequest(SamplingFields):
                 hint="send logprobs=true as well",
                 option="top_logprobs",
             )
+        if self.top_logprobs is not None:
+            check_integer("top_logprobs", self.top_logprobs, low=0, high=MAX_TOP_LOGPROBS)
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
