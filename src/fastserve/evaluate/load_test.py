@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,11 +177,20 @@ class LoadTest:
         )
         return self._note(run, concurrency=concurrency)
 
-    async def find_rate(self, *, start: float, precision: float) -> tuple[float, float]:
-        """The highest rate found that holds the SLO, and the lowest that does not. Raises as `find_rate`."""
+    async def find_rate(
+        self, *, start: float, precision: float, report: Callable[[LoadRow], None] | None = None
+    ) -> tuple[float, float]:
+        """The highest rate found that holds the SLO, and the lowest that does not. Raises as `find_rate`.
+
+        Args:
+            report: called with each run.
+        """
 
         async def holds_at(rate: float) -> bool:
-            return bool((await self.run_at(rate, stops_when_lost=True)).is_held)
+            row = await self.run_at(rate, stops_when_lost=True)
+            if report is not None:
+                report(row)
+            return bool(row.is_held)
 
         return await find_rate(holds_at, start=start, precision=precision)
 
