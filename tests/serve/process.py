@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,16 +68,9 @@ def serving(
 def _read_start(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
     """The document that it prints once it takes requests."""
     assert process.stdout is not None
-    text, deadline = "", time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if not select.select([process.stdout], [], [], 1)[0]:
-            continue
-        line = process.stdout.readline()
-        if not line:
-            break
+    text = ""
+    for line in process.stdout:
         text += line
-        try:
+        if line == "}\n":
             return dict(json.loads(text))
-        except ValueError:
-            continue
     raise AssertionError(f"the server has not started: {text}{log.read_text()}")

@@ -96,12 +96,14 @@ def serve(
     from fastserve.engine.policy import parse_policy
     from fastserve.serve.app import create_app
     from fastserve.serve.log import log_to
+    from fastserve.serve.run import bind, make_tls
     from fastserve.serve.run import serve as run
     from fastserve.serve.security import ApiKeys, check_exposure
 
     keys = ApiKeys.load(serve_options)
-    check_exposure(serve_options, keys)  # before anything is loaded or fetched
+    check_exposure(serve_options, keys)  # all that can be wrong, before anything is loaded or fetched
     parse_policy(options.policy)
+    tls, listener = make_tls(serve_options), bind(serve_options)
     served = [_open(name, options, offline=offline, show_progress=not json) for name in models]
     app = create_app(served, serve_options, keys=keys)
     log_to(sys.stderr)
@@ -114,7 +116,7 @@ def serve(
             print(f"serving {', '.join(map(_describe, served))} at {url}/v1 ({access})")
         sys.stdout.flush()
 
-    run(app, serve_options, announce=announce)
+    run(app, serve_options, listener=listener, tls=tls, announce=announce)
 
 
 def _open(name: str, options: EngineOptions, *, offline: bool, show_progress: bool) -> ServedModel:

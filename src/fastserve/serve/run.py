@@ -22,21 +22,27 @@ _MOST_HEADER_BYTES = 64 * 1024
 _IDLE_SECONDS = 75  # of a connection between two requests
 
 
-def serve(app: FastAPI, options: ServeOptions, *, announce: Callable[[str], None]) -> None:
+def serve(
+    app: FastAPI,
+    options: ServeOptions,
+    *,
+    listener: socket.socket,
+    tls: ssl.SSLContext | None,
+    announce: Callable[[str], None],
+) -> None:
     """Serve an application that `create_app` has made, with the same options, until SIGTERM or SIGINT.
 
     Then no connection is taken any more, and requests that run have `drain_seconds` to end; a second SIGINT
     ends them at once.
 
     Args:
+        listener: of `bind`.
+        tls: of `make_tls`.
         announce: called with the URL once connections are taken.
-
-    Raises:
-        OptionError: the address cannot be listened at, or the TLS files are wrong.
     """
-    listener = listen(options)
     config = uvicorn.Config(
         app,
+        backlog=_BACKLOG,
         http="auto",
         ws="none",
         lifespan="on",
@@ -49,7 +55,7 @@ def serve(app: FastAPI, options: ServeOptions, *, announce: Callable[[str], None
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
     )
     config.load()
-    config.ssl = make_tls(options)
+    config.ssl = tls
     _Server(config, app.state.service.models, options, announce).run(sockets=[listener])
 
 
@@ -91,8 +97,8 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(options: ServeOptions) -> socket.socket:
-    """A socket that takes connections.
+def bind(options: ServeOptions) -> socket.socket:
+    """A socket at the options' address, which takes no connections before `serve`.
 
     Raises:
         OptionError: there is no such host, or the port is taken or not allowed.
@@ -108,7 +114,6 @@ def listen(options: ServeOptions) -> socket.socket:
             milliseconds = int(1000 * options.write_seconds)
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         listener.bind(address)
-        listener.listen(_BACKLOG)
     except OSError as error:
         raise OptionError(
             f"cannot listen at host={options.host!r}, port={options.port}: {error.strerror or error}",
