@@ -1,5 +1,5 @@
-"""What a long prompt does to the streams of others, over HTTP: eight chats, and one of 1,500 tokens every three
-seconds. Peers, where there are any, are measured beside in the same run."""
+"""What a long prompt does to the streams of others, over HTTP: eight chats, and one of 1,500 tokens every
+three seconds. Peers, where there are any, are measured beside in the same run."""
 
 from __future__ import annotations
 

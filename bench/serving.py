@@ -1,7 +1,7 @@
 """Servers under measurement: ours and those of peers, on one model of the same bits and threads.
 
-Each runs in a process group of its own, which is stopped while another is measured: none of its threads takes a
-core then.
+Each runs in a process group of its own, which is stopped while another is measured: none of its threads takes
+a core then.
 """
 
 from __future__ import annotations
