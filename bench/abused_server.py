@@ -1,6 +1,6 @@
 """The server of serve_abuse.py: as `fastserve serve` makes it, and it takes commands on standard input.
 
-A line each: `policy NAME` changes the engine's policy, `state` has it tell what it holds. A line answers each.
+A line each: `policy NAME` changes the policy, `state` has it tell what it holds. A line answers each.
 """
 
 from __future__ import annotations
