@@ -1,4 +1,4 @@
-"""Thousands of requests of all sorts against a server in a process of its own, and kills: bench/serve_abuse.py."""
+"""Requests of all sorts against a server in a process of its own, and kills: bench/serve_abuse.py."""
 
 from __future__ import annotations
 
