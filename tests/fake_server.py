@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class FakeServer:
     most_at_once: int = 0
     num_at_once: int = 0
     num_disconnects: int = 0
+    token_times: dict[str, list[float]] = field(default_factory=dict)  # when written, by the prompt
     free_slots: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,6 +107,7 @@ class FakeServer:
             choice |= {"delta": {"content": text}} if "messages" in body else {"text": text}
             if index == num_tokens - 1:
                 choice["finish_reason"] = "length"
+            self.token_times.setdefault(prompt_of(body), []).append(time.perf_counter())
             await _send(writer, {"choices": [choice]})
         if self.behaviour.tells_usage and "stream_options" in body:
             usage = {"prompt_tokens": count_tokens(body), "completion_tokens": num_tokens}
@@ -130,9 +133,12 @@ class FakeServer:
 
 def count_tokens(body: dict[str, Any]) -> int:
     """As the server counts those of a prompt."""
-    if "messages" in body:
-        return TEMPLATE_TOKENS + TOKENS_PER_WORD * len(body["messages"][0]["content"].split())
-    return TOKENS_PER_WORD * len(body["prompt"].split())
+    overhead = TEMPLATE_TOKENS if "messages" in body else 0
+    return overhead + TOKENS_PER_WORD * len(prompt_of(body).split())
+
+
+def prompt_of(body: dict[str, Any]) -> str:
+    return str(body["messages"][0]["content"] if "messages" in body else body["prompt"])
 
 
 async def _write(writer: asyncio.StreamWriter, status: int, document: dict[str, Any]) -> None:

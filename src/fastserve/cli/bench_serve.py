@@ -47,6 +47,11 @@ _COLUMNS = {
 )
 @click.option("--model", required=True, metavar="NAME", help="As the server calls it.")
 @click.option("--trace", required=True, metavar="FILE|MIX", help="A trace, or short-chat, sharegpt or mixed.")
+@click.option(
+    "--prompts",
+    metavar="FILE",
+    help="A data set, in JSON, whose prompts are sent, in place of text of the trace's lengths.",
+)
 @click.option("--rate", metavar="X,...", help="Requests a second, sent whatever the server does.")
 @click.option("--concurrency", metavar="N,...", help="In place of a rate: so many requests at once.")
 @click.option(
@@ -98,6 +103,7 @@ def serve(
     url: str,
     model: str,
     trace: str,
+    prompts: str | None,
     rate: str | None,
     concurrency: str | None,
     time_scale: float | None,
@@ -136,6 +142,7 @@ def serve(
     options = LoadOptions(
         traffic=trace,
         data=data_folder(data),
+        prompts=prompts,
         num_requests=requests,
         seconds=seconds,
         seed=seed,
@@ -237,7 +244,7 @@ def _to_json(endpoint: EndpointOptions, test: LoadTest, found: tuple[float, floa
         "trace": options.traffic,
         "seed": options.seed,
         "length_scale": options.length_scale,
-        "prompts": test.text.source,
+        "prompts": test.text.source if options.prompts is None else options.prompts,
         "tokens_per_word": test.token_rate.per_word,
         "ignores_eos": test.abilities.ignores_eos,
         "tells_usage": test.abilities.tells_usage,

@@ -20,8 +20,10 @@ from fastserve.evaluate.latency import Objective
 from fastserve.evaluate.load_figures import count_failures, failure_messages, summarize_load
 from fastserve.evaluate.load_run import LoadRun, run_closed_loop, run_open_loop
 from fastserve.evaluate.mix import make_traffic
+from fastserve.evaluate.prompt_file import read_prompts
 from fastserve.evaluate.prompt_text import LONG_WORDS, SHORT_WORDS, PromptText, TokenRate
 from fastserve.evaluate.slo import Slo
+from fastserve.evaluate.trace import find_trace
 from fastserve.evaluate.traffic import Clients, Replay, scale_lengths, scale_to_rate
 from fastserve.option import INT32_MAX, check_integer, check_number
 
@@ -37,6 +39,8 @@ class LoadOptions:
     Attributes:
         traffic: name of a mix or of a trace.
         data: the folder of published traces and texts.
+        prompts: a data set whose prompts are sent, at random, in place of text of the traffic's lengths; a
+            path, or one within `data`.
         num_requests: of a run; None is as many as come in `seconds`, or, in a closed loop, 64.
         seconds: how long requests of a run arrive.
         seed: of the requests; prompts also differ from run to run, so that none is found in a cache.
@@ -54,6 +58,7 @@ class LoadOptions:
 
     traffic: str
     data: Path | None = None
+    prompts: str | None = None
     num_requests: int | None = None
     seconds: float = 60.0
     seed: int = 0
@@ -125,6 +130,9 @@ class LoadTest:
             )
         self.options = options
         self.text = PromptText(options.data)
+        self.prompts: list[str] | None = None
+        if options.prompts is not None:
+            self.prompts = read_prompts(find_trace(options.prompts, options.data))
         self.token_rate = TokenRate()
         self.abilities = Abilities(ignores_eos=True, tells_usage=True)
         self.rows: list[LoadRow] = []
@@ -198,12 +206,24 @@ class LoadTest:
         """The requests of the next run, with prompts that no run before had."""
         options = self.options
         arrivals = self._arrivals(rate, num_requests or options.num_requests)
+        return self._with_prompts(arrivals, (options.seed, len(self.rows)))
+
+    def _with_prompts(self, arrivals: Seq[Arrival], seed: tuple[int, ...]) -> list[PlannedRequest]:
+        if self.prompts is None:
+            return [
+                PlannedRequest(
+                    arrival=arrival, prompt=self.text.of_arrival(arrival, self.token_rate, (*seed, index))
+                )
+                for index, arrival in enumerate(arrivals)
+            ]
+        drawn = np.random.default_rng(seed).integers(len(self.prompts), size=len(arrivals))
+        chosen = [self.prompts[index] for index in drawn]
         return [
             PlannedRequest(
-                arrival=arrival,
-                prompt=self.text.of_arrival(arrival, self.token_rate, (options.seed, len(self.rows), index)),
+                arrival=replace(arrival, prompt_tokens=self.token_rate.tokens_of(len(prompt.split()))),
+                prompt=prompt,
             )
-            for index, arrival in enumerate(arrivals)
+            for arrival, prompt in zip(arrivals, chosen, strict=True)
         ]
 
     def _arrivals(self, rate: float | None, num_requests: int | None) -> list[Arrival]:
@@ -262,10 +282,7 @@ class LoadTest:
                 max_prompt_tokens=self.options.max_prompt_tokens,
                 max_completion_tokens=self.options.max_completion_tokens,
             )[: self.options.warm_up]
-            planned = [
-                PlannedRequest(arrival=a, prompt=self.text.of_arrival(a, self.token_rate, (seed, index)))
-                for index, a in enumerate(arrivals)
-            ]
+            planned = self._with_prompts(arrivals, (seed,))
             await run_closed_loop(
                 self._endpoint,
                 planned,

@@ -44,6 +44,9 @@ class TokenRate:
     def words_of(self, num_tokens: int) -> int:
         return max(round((num_tokens - self.overhead) / self.per_word), 1)
 
+    def tokens_of(self, num_words: int) -> int:
+        return max(round(self.overhead + self.per_word * num_words), 1)
+
 
 class PromptText:
     """Text to cut prompts from.
