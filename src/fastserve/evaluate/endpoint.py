@@ -91,7 +91,9 @@ class Endpoint:
         self._path = f"{options.base}/{'completions' if options.api == 'completions' else 'chat/completions'}"
 
     async def __aenter__(self) -> Self:
-        headers = {"Authorization": f"Bearer {self.options.api_key}"} if self.options.api_key else {}
+        headers = {"Accept-Encoding": "identity"}  # what packs a stream holds it back
+        if self.options.api_key:
+            headers["Authorization"] = f"Bearer {self.options.api_key}"
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
