@@ -113,12 +113,15 @@ struct SamplingArrays {
         history_ids(get<Ids>(s, "history_ids")),
         bias_starts(get<Ids>(s, "bias_starts")),
         bias_ids(get<Ids>(s, "bias_ids")),
+        mask_starts(get<Ids>(s, "mask_starts")),
+        mask_words(get<Vector<uint32_t>>(s, "mask_words")),
         seeds(get<Vector<uint64_t>>(s, "seeds")),
         draws(get<Vector<uint64_t>>(s, "draws")) {
     const std::size_t rows = temperature.size();
     for (std::size_t size : {top_p.size(), min_p.size(), presence_penalty.size(), frequency_penalty.size(),
                              repetition_penalty.size(), top_k.size(), num_logprobs.size(), seeds.size(), draws.size(),
-                             history_prompt_lengths.size(), history_starts.size() - 1, bias_starts.size() - 1})
+                             history_prompt_lengths.size(), history_starts.size() - 1, bias_starts.size() - 1,
+                             mask_starts.size() - 1})
       if (size != rows) throw std::invalid_argument("sampling arrays differ in length");
     if (bias_ids.size() != bias_values.size()) throw std::invalid_argument("bias_ids and bias_values differ in length");
   }
@@ -142,7 +145,10 @@ struct SamplingArrays {
             bias_starts.data(),
             bias_ids.data(),
             bias_values.data(),
-            static_cast<int32_t>(bias_ids.size())};
+            static_cast<int32_t>(bias_ids.size()),
+            mask_starts.data(),
+            mask_words.data(),
+            static_cast<int32_t>(mask_words.size())};
   }
 
   template <class Array>
@@ -151,7 +157,8 @@ struct SamplingArrays {
   }
 
   Floats temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty, bias_values;
-  Ids top_k, num_logprobs, history_starts, history_prompt_lengths, history_ids, bias_starts, bias_ids;
+  Ids top_k, num_logprobs, history_starts, history_prompt_lengths, history_ids, bias_starts, bias_ids, mask_starts;
+  Vector<uint32_t> mask_words;
   Vector<uint64_t> seeds, draws;
 };
 

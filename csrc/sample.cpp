@@ -185,6 +185,15 @@ void apply_penalties(float* logits, int32_t vocab_size, const SampleParams& para
   }
 }
 
+// Tokens that may not come have no probability any more.
+void apply_mask(float* logits, int32_t vocab_size, const uint32_t* mask) {
+  for (int32_t begin = 0; begin < vocab_size; begin += 32) {
+    const uint32_t word = mask[begin / 32];
+    const int32_t count = std::min(32, vocab_size - begin);
+    for (int32_t i = 0; i < count; ++i) logits[begin + i] = word >> i & 1u ? logits[begin + i] : -kInfinity;
+  }
+}
+
 // The first entry of an id holds what the model gave: later ones saw an earlier change.
 float raw_logit(const float* logits, int32_t id, const SampleScratch& scratch) {
   for (const RankedLogit& before : scratch.changed)
@@ -313,6 +322,12 @@ void check_ids(const char* name, int32_t row, const int32_t* ids, int32_t count,
                                   "; the vocabulary has " + std::to_string(vocab_size));
 }
 
+void check_mask(int32_t row, int32_t num_words, int32_t vocab_size) {
+  if (num_words != 0 && num_words != (vocab_size + 31) / 32)
+    throw std::invalid_argument("row " + std::to_string(row) + " has a mask of " + std::to_string(num_words) +
+                                " words; the vocabulary has " + std::to_string(vocab_size) + " tokens");
+}
+
 }  // namespace
 
 SampleParams SampleBatch::row(int32_t row_index) const {
@@ -334,6 +349,7 @@ SampleParams SampleBatch::row(int32_t row_index) const {
   params.bias_ids = bias_ids + bias_starts[r];
   params.bias_values = bias_values + bias_starts[r];
   params.num_biases = bias_starts[r + 1] - bias_starts[r];
+  params.mask = mask_starts[r] < mask_starts[r + 1] ? mask_words + mask_starts[r] : nullptr;
   return params;
 }
 
@@ -341,6 +357,8 @@ void check_sample_batch(const SampleBatch& batch, int32_t vocab_size) {
   for (int32_t r = 0; r < batch.num_rows; ++r) {
     check_range("history", r, batch.history_starts[r], batch.history_starts[r + 1], batch.num_history_ids);
     check_range("bias", r, batch.bias_starts[r], batch.bias_starts[r + 1], batch.num_bias_ids);
+    check_range("mask", r, batch.mask_starts[r], batch.mask_starts[r + 1], batch.num_mask_words);
+    check_mask(r, batch.mask_starts[r + 1] - batch.mask_starts[r], vocab_size);
     const SampleParams params = batch.row(r);
     check_range("prompt", r, 0, params.history_prompt_length, params.history_length);
     check_range("logprobs", r, 0, params.num_logprobs, kMaxTopLogprobs);
@@ -370,6 +388,12 @@ void sample_row(float* logits, int32_t vocab_size, const SampleParams& params, S
 
   apply_penalties(logits, vocab_size, params, scratch);
   if (!scratch.changed.empty()) max = find_maxima_of_finite(logits, vocab_size, scratch);
+  if (params.mask != nullptr) {
+    apply_mask(logits, vocab_size, params.mask);
+    max = find_maxima(logits, vocab_size, scratch);
+    result.ok = max > -kInfinity;
+    if (!result.ok) return;
+  }
   result.token_id = params.temperature == 0.0f ? first_of_greatest(logits, vocab_size, max, scratch)
                                                : draw_token(logits, vocab_size, max, params, scratch);
   result.logprob = static_cast<float>(raw_logit(logits, result.token_id, scratch) - log_total);

@@ -28,12 +28,13 @@ struct SampleParams {
   const int32_t* bias_ids;
   const float* bias_values;
   int32_t num_biases;
+  const uint32_t* mask;  // bit i % 32 of word i / 32: whether token i may come; null: every one
 };
 
 // Log-probabilities are of the softmax over the row's logits as the model gave them: before penalties, biases
 // and temperature, over the whole vocabulary.
 struct SampleResult {
-  bool ok;  // false where a logit is NaN or all are -inf: the rest is then undefined
+  bool ok;  // false where a logit is NaN or all that the mask allows are -inf: the rest is then undefined
   int32_t token_id;
   float logprob;
   int32_t top_ids[kMaxTopLogprobs];  // best first; valid up to min(num_logprobs, vocab_size)
@@ -84,17 +85,20 @@ struct SampleBatch {
   const int32_t* bias_ids;
   const float* bias_values;
   int32_t num_bias_ids;
+  const int32_t* mask_starts;  // [num_rows + 1]
+  const uint32_t* mask_words;
+  int32_t num_mask_words;
 
   SampleParams row(int32_t row_index) const;
 };
 
-// Throws std::invalid_argument, naming the row and the value, unless every range lies within its array and
-// every id within the vocabulary. Call it once a step: sample_row trusts its parameters.
+// Throws std::invalid_argument, naming the row and the value, unless every range lies within its array, every
+// id within the vocabulary, and every mask is one of it. Call it once a step: sample_row trusts its parameters.
 void check_sample_batch(const SampleBatch& batch, int32_t vocab_size);
 
 // Chooses a token of `logits` [vocab_size], which it uses as scratch.
 //
-// Order: repetition penalty, presence and frequency penalties, biases, temperature, top-k, top-p over what
+// Order: repetition penalty, presence and frequency penalties, biases, mask, temperature, top-k, top-p over what
 // top-k left, min-p relative to the most probable token; then the inverse of the cumulative distribution, in
 // the order of ids, at a Philox4x32-10 uniform keyed by the seed with the draw as its counter. Equal logits
 // rank by lower id. Logits of +inf share all of the probability among them.

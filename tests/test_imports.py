@@ -37,7 +37,8 @@ OPEN_MODULES: dict[str, set[str]] = {
     "_version": set(),
     "errors": set(),
     "option": {"errors"},
-    "types": {"errors", "option"},
+    "constraint": {"errors", "option"},
+    "types": {"constraint", "errors", "option"},
     "config": {"errors", "option"},
 }
 
@@ -72,6 +73,7 @@ OWNERS: dict[str, set[str]] = {
     "aiohttp": {"evaluate"},
     "huggingface_hub": {"hub"},
     "tokenizers": {"checkpoint"},
+    "llguidance": {"engine"},
     "jinja2": {"checkpoint"},
     "click": {"cli"},
     "tqdm": {"cli"},
@@ -137,7 +139,7 @@ def allowed_packages(package: str) -> set[str]:
     if package in OPEN_MODULES:
         return OPEN_MODULES[package]
     if package == "":  # fastserve/__init__.py re-exports lazily what it names
-        return {"_version", "engine", "types"}
+        return {"_version", "constraint", "engine", "types"}
     return reachable()[package] | {package} | OPEN_MODULES.keys()
 
 

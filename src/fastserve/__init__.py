@@ -7,13 +7,25 @@ from typing import TYPE_CHECKING
 from fastserve._version import __version__
 
 if TYPE_CHECKING:
+    from fastserve.constraint import ANY_OBJECT, Choice, Grammar, JsonSchema, Regex
     from fastserve.engine.async_llm import AsyncLLM
     from fastserve.engine.llm import LLM
     from fastserve.types import SamplingParams
 
-__all__ = ["LLM", "AsyncLLM", "SamplingParams", "__version__"]
+__all__ = [
+    "ANY_OBJECT",
+    "LLM",
+    "AsyncLLM",
+    "Choice",
+    "Grammar",
+    "JsonSchema",
+    "Regex",
+    "SamplingParams",
+    "__version__",
+]
 
 _EXPORTS = {
+    **dict.fromkeys(("ANY_OBJECT", "Choice", "Grammar", "JsonSchema", "Regex"), "fastserve.constraint"),
     "AsyncLLM": "fastserve.engine.async_llm",
     "LLM": "fastserve.engine.llm",
     "SamplingParams": "fastserve.types",

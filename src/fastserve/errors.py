@@ -2,7 +2,8 @@
 
 FastServeError
 ├── OptionError            an option or parameter is unknown or out of range
-│   └── ClosedError        a model is asked for something after it was closed
+│   ├── ClosedError        a model is asked for something after it was closed
+│   └── ConstraintError    a schema, pattern or grammar cannot be compiled, or is too large
 ├── ModelNotFoundError     no model of that name, folder or source
 ├── DownloadError          a source could not be fetched or did not match its checksum
 ├── OfflineError           a network access was needed while offline
@@ -51,6 +52,10 @@ class OptionError(FastServeError, ValueError):
 
 class ClosedError(OptionError):
     """A model was closed, and is asked for something, or has yet to answer."""
+
+
+class ConstraintError(OptionError):
+    """A schema, pattern or grammar that a completion is to follow cannot be compiled, or is too large."""
 
 
 class ModelNotFoundError(FastServeError):

@@ -9,12 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastserve.constraint import Choice, Constraint, Grammar, JsonSchema, Regex
 from fastserve.errors import OptionError
 from fastserve.option import check_integer, check_kind, check_number
 
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 UInt8Array = NDArray[np.uint8]
+UInt32Array = NDArray[np.uint32]
 UInt64Array = NDArray[np.uint64]
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -32,6 +34,10 @@ class SamplingParams:
     one prompt, completion i as if it were alone with the seed `seed + i`. The penalties follow the OpenAI API
     (presence, frequency: subtracted from the logits of tokens of the completion) and CTRL (repetition, arXiv
     1909.05858: divides positive and multiplies negative logits of tokens of the prompt and the completion).
+    `logprobs` asks for the log-probabilities of the completion's tokens and so many of the likeliest in their
+    places; `prompt_logprobs` for those of the prompt's, which is then computed whole, whatever is cached.
+    `constraint` is what the text must be, see `fastserve.constraint`. `skip_special_tokens=False` shows
+    tokens in the text that are none, such as those that mark calls of tools.
 
     >>> SamplingParams(max_tokens=16, temperature=0.7, top_p=0.9, seed=1).temperature
     0.7
@@ -54,7 +60,10 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
+    constraint: Constraint | None = None
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         check_integer("n", self.n, low=1)
@@ -71,6 +80,8 @@ class SamplingParams:
             check_integer("seed", self.seed, low=0, high=2**64 - 1)
         if self.logprobs is not None:
             check_integer("logprobs", self.logprobs, low=0, high=MAX_TOP_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            check_integer("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_TOP_LOGPROBS)
         check_kind("logit_bias", self.logit_bias, Mapping, "a mapping from token ids to numbers")
         check_kind("stop", self.stop, (str, Sequence), "a text or a sequence of texts")
         check_kind("stop_token_ids", self.stop_token_ids, Sequence, "a sequence of token ids")
@@ -81,6 +92,14 @@ class SamplingParams:
             check_integer("token id of stop_token_ids", token_id, low=0)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        if self.constraint is not None:
+            kinds = (JsonSchema, Regex, Choice, Grammar)
+            check_kind("constraint", self.constraint, kinds, "a JsonSchema, Regex, Choice or Grammar")
+            if self.ignore_eos:
+                raise OptionError(
+                    "ignore_eos=True contradicts a constraint, whose end is the completion's",
+                    hint="leave one of them out",
+                )
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise OptionError(
@@ -112,6 +131,8 @@ class SamplingBatch:
     bias_starts: Int32Array  # [R + 1] ranges in bias_ids and bias_values
     bias_ids: Int32Array
     bias_values: Float32Array
+    mask_starts: Int32Array  # [R + 1] ranges in mask_words; empty where every token may come
+    mask_words: UInt32Array  # of ceil(vocab / 32) each: bit i % 32 of word i // 32 says whether token i may
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,10 @@ class Row:
     prompt: Sequence[int] = ()
     completion: Sequence[int] = ()
     draw: int = 0
+    allowed: Sequence[int] | None = None  # tokens that may come; None: all
 
 
-def batch_of(rows: Sequence[Row]) -> SamplingBatch:
+def batch_of(rows: Sequence[Row], vocab_size: int = 0) -> SamplingBatch:
     def floats(values: Sequence[float]) -> Float32Array:
         return np.array(values, np.float32)
 
@@ -38,6 +39,7 @@ def batch_of(rows: Sequence[Row]) -> SamplingBatch:
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
     params = [row.params for row in rows]
+    masks = [mask_of(row.allowed, vocab_size) for row in rows]
     return SamplingBatch(
         temperature=floats([p.temperature for p in params]),
         top_k=ids([p.top_k for p in params]),
@@ -55,7 +57,17 @@ def batch_of(rows: Sequence[Row]) -> SamplingBatch:
         bias_starts=starts([len(p.logit_bias) for p in params]),
         bias_ids=ids([token_id for p in params for token_id in p.logit_bias]),
         bias_values=floats([bias for p in params for bias in p.logit_bias.values()]),
+        mask_starts=starts([len(mask) for mask in masks]),
+        mask_words=np.concatenate(masks) if masks else np.zeros(0, np.uint32),
     )
+
+
+def mask_of(allowed: Sequence[int] | None, vocab_size: int) -> np.ndarray:
+    """Bit by bit, as a second implementation."""
+    words = [0] * (0 if allowed is None else -(-vocab_size // 32))
+    for token_id in allowed or ():
+        words[token_id // 32] |= 1 << token_id % 32
+    return np.array(words, np.uint32)
 
 
 def sample_native(logits: Float32Array, sampling: SamplingBatch) -> SampledRows:
@@ -238,6 +250,46 @@ def test_a_filter_that_cuts_between_equal_logits_keeps_the_lower_ids(
     assert set(result.token_ids.tolist()) == {0, 1}
 
 
+# Masks
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_that_the_mask_leaves_out_is_not_chosen_however_likely(
+    sampler: Sampler, temperature: float
+) -> None:
+    logits = np.zeros((64, 70), np.float32)
+    logits[:, [0, 31, 32, 64, 69]] = 50.0
+    allowed = [33, 63, 66]  # in the second and third word, beside the likely ones
+    params = SamplingParams(temperature=temperature, seed=1, logit_bias={32: 100.0})
+    rows = [Row(params, draw=draw, allowed=allowed) for draw in range(64)]
+    chosen = set(sampler(logits, batch_of(rows, 70)).token_ids.tolist())
+    assert chosen == (set(allowed) if temperature else {33})
+
+
+def test_filters_see_what_the_mask_leaves(sampler: Sampler) -> None:
+    logits = np.tile(np.log(np.array([0.6, 0.2, 0.1, 0.06, 0.04], np.float32)), (200, 1))
+    allowed = [1, 2, 3, 4]
+    for options, expected in (({"top_k": 2}, {1, 2}), ({"top_p": 0.5}, {1}), ({"min_p": 0.4}, {1, 2})):
+        params = SamplingParams(temperature=1.0, seed=2, **options)  # type: ignore[arg-type]
+        rows = [Row(params, draw=draw, allowed=allowed) for draw in range(200)]
+        assert set(sampler(logits, batch_of(rows, 5)).token_ids.tolist()) == expected
+
+
+def test_log_probabilities_do_not_know_of_the_mask(sampler: Sampler) -> None:
+    logits = np.log(np.array([[0.5, 0.25, 0.25]], np.float32))
+    result = sampler(logits, batch_of([Row(SamplingParams(logprobs=1), allowed=[2])], 3))
+    assert (result.token_ids[0], result.top_token_ids[0, 0]) == (2, 0)
+    assert result.logprobs[0] == pytest.approx(np.log(0.25), abs=1e-5)
+
+
+def test_a_row_whose_mask_allows_nothing_is_not_valid_and_leaves_the_others_alone(sampler: Sampler) -> None:
+    logits = np.array([[0.0, 1.0], [0.0, 1.0], [0.0, -np.inf], [5.0, 0.0]], np.float32)
+    rows = [Row(SamplingParams(), allowed=allowed) for allowed in (None, [], [1], [0])]
+    result = sampler(logits, batch_of(rows, 2))
+    assert result.is_valid.tolist() == [True, False, False, True]
+    assert result.token_ids[[0, 3]].tolist() == [1, 0]
+
+
 # Logits that are not numbers
 
 
@@ -288,7 +340,13 @@ def requests(draw: st.DrawFn, vocab_size: int) -> Row:
         logprobs=draw(st.sampled_from([None, 0, 1, 20])),
     )
     history = st.lists(token, max_size=8)
-    return Row(params, prompt=draw(history), completion=draw(history), draw=draw(st.integers(0, 2**40)))
+    return Row(
+        params,
+        prompt=draw(history),
+        completion=draw(history),
+        draw=draw(st.integers(0, 2**40)),
+        allowed=draw(st.none() | st.lists(token, max_size=40)),
+    )
 
 
 def random_logits(rng: np.random.Generator, num_rows: int, vocab_size: int) -> Float32Array:
@@ -303,11 +361,15 @@ def random_logits(rng: np.random.Generator, num_rows: int, vocab_size: int) -> F
 
 
 def assert_native_equals_reference(logits: Float32Array, rows: Sequence[Row]) -> None:
-    sampling = batch_of(rows)
+    sampling = batch_of(rows, logits.shape[1])
     native, expected = sample_native(logits, sampling), reference.sample(logits, sampling)
-    np.testing.assert_array_equal(native.token_ids, expected.token_ids)
-    np.testing.assert_allclose(native.logprobs, expected.logprobs, atol=2e-5)
+    np.testing.assert_array_equal(native.is_valid, expected.is_valid)
+    valid_rows = expected.is_valid
+    np.testing.assert_array_equal(native.token_ids[valid_rows], expected.token_ids[valid_rows])
+    np.testing.assert_allclose(native.logprobs[valid_rows], expected.logprobs[valid_rows], atol=2e-5)
     for r, row in enumerate(rows):
+        if not valid_rows[r]:
+            continue
         valid = slice(0, min(row.params.logprobs or 0, logits.shape[1]))
         np.testing.assert_array_equal(native.top_token_ids[r, valid], expected.top_token_ids[r, valid])
         np.testing.assert_allclose(native.top_logprobs[r, valid], expected.top_logprobs[r, valid], atol=2e-5)
@@ -348,6 +410,8 @@ def test_the_native_sampler_chooses_what_the_reference_chooses_from_a_large_voca
         ({"bias_starts": [0, 2]}, "bias range"),
         ({"history_prompt_lengths": [3]}, "prompt range"),
         ({"num_logprobs": [21]}, "logprobs range"),
+        ({"mask_starts": [0, 2]}, "mask range"),
+        ({"mask_starts": [0, 2], "mask_words": [1, 1]}, "a mask of 2 words; the vocabulary has 4 tokens"),
     ],
     ids=str,
 )
@@ -355,6 +419,12 @@ def test_the_native_sampler_refuses_what_would_reach_outside_its_arrays(
     change: dict[str, list[int]], message: str
 ) -> None:
     sound = batch_of([Row(SamplingParams(logit_bias={1: 1.0}), prompt=[0], completion=[1])])
-    broken = replace(sound, **{name: np.array(values, np.int32) for name, values in change.items()})
+    broken = replace(
+        sound,
+        **{
+            name: np.array(values, np.uint32 if name == "mask_words" else np.int32)
+            for name, values in change.items()
+        },
+    )
     with pytest.raises(ValueError, match=message):
         sample_native(np.zeros((1, 4), np.float32), broken)

@@ -43,6 +43,8 @@ def sampling_of(num_rows: int) -> SamplingBatch:
         bias_starts=np.zeros(num_rows + 1, np.int32),
         bias_ids=np.zeros(0, np.int32),
         bias_values=np.zeros(0, np.float32),
+        mask_starts=np.zeros(num_rows + 1, np.int32),
+        mask_words=np.zeros(0, np.uint32),
     )
 
 

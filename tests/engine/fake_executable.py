@@ -15,7 +15,15 @@ import numpy as np
 
 from fastserve.config import ScheduleOptions
 from fastserve.engine.engine import Engine
-from fastserve.types import MAX_TOP_LOGPROBS, Batch, Limits, SamplingParams, StepResult, UInt8Array
+from fastserve.types import (
+    MAX_TOP_LOGPROBS,
+    Batch,
+    Limits,
+    SamplingBatch,
+    SamplingParams,
+    StepResult,
+    UInt8Array,
+)
 
 VOCAB_SIZE = 97
 
@@ -77,6 +85,8 @@ class FakeExecutable:
             )
             for r, row in enumerate(batch.output_rows)
         ]
+        token_ids = [allowed_token(token_id, sampling, r) for r, token_id in enumerate(token_ids)]
+        token_ids = [forced_token(token_id, sampling, r) for r, token_id in enumerate(token_ids)]
         top = np.tile(np.arange(MAX_TOP_LOGPROBS, dtype=np.int32), (len(token_ids), 1))
         return StepResult(
             outputs={},
@@ -109,6 +119,9 @@ class FakeExecutable:
 class LetterDecoder:
     """Token n is the letter n % 26."""
 
+    def __init__(self, *, skip_special_tokens: bool = True) -> None:
+        pass
+
     def push(self, token_id: int) -> str:
         return letter(token_id)
 
@@ -129,6 +142,22 @@ def copied_token(context: list[int], temperature: float, seed: int, draw: int) -
     """What stands seven tokens before, three times of four: lookups guess such a text well, not always."""
     token_id = hashed_token(context, temperature, seed, draw)
     return context[-7] if len(context) >= 7 and token_id % 4 else token_id
+
+
+def allowed_token(token_id: int, sampling: SamplingBatch, row: int) -> int:
+    """The token itself where the row's mask allows it, else one that it allows."""
+    words = sampling.mask_words[sampling.mask_starts[row] : sampling.mask_starts[row + 1]].tolist()
+    if not words:
+        return token_id
+    allowed = [i for i in range(VOCAB_SIZE) if words[i // 32] >> i % 32 & 1]
+    return token_id if token_id in allowed else allowed[token_id % len(allowed)]
+
+
+def forced_token(token_id: int, sampling: SamplingBatch, row: int) -> int:
+    """The token that an infinite bias forces, or the token itself."""
+    biases = slice(sampling.bias_starts[row], sampling.bias_starts[row + 1])
+    forced = sampling.bias_ids[biases][np.isposinf(sampling.bias_values[biases])].tolist()
+    return forced[0] if forced else token_id
 
 
 def plain_loop(prompt_ids: list[int], params: SamplingParams, num_tokens: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -236,5 +237,33 @@ def test_a_deadline_a_full_queue_and_an_unknown_class_are_errors_of_the_caller_a
             assert all(error.retry_after_seconds > 0 for error in refused)
             assert len([result for result in results if isinstance(result, list)]) + len(refused) == 8
             assert (await llm.status()).num_expired == 1
+
+    run(main)
+
+
+def test_an_engine_is_late_only_while_it_has_work(stories, monkeypatch) -> None:
+    is_running, may_end = threading.Event(), threading.Event()
+
+    async def main() -> None:
+        async with opened(stories) as llm:
+            engine = llm._worker._engine
+            run_step = engine._run
+
+            def wait(turns: Any) -> Any:
+                is_running.set()
+                may_end.wait(20)
+                return run_step(turns)
+
+            monkeypatch.setattr(engine, "_run", wait)
+            await llm.status()
+            await asyncio.sleep(0.5)
+            assert llm.seconds_without_step == 0
+            call = asyncio.create_task(llm.generate("He", SamplingParams(max_tokens=2)))
+            await asyncio.to_thread(is_running.wait, 20)
+            assert llm.seconds_without_step < 0.5
+            await asyncio.sleep(0.5)
+            assert llm.seconds_without_step >= 0.5
+            may_end.set()
+            await call
 
     run(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import Iterator
 
 import httpx
@@ -154,6 +155,32 @@ def test_calls_beyond_the_queue_are_refused_and_cancelled_ones_leave_it(client) 
         await asyncio.gather(*calls, return_exceptions=True)
         assert client.embedder.num_unfinished == 0
         await client.embedder.embed([[101, 102]])
+
+    client.run(main())
+
+
+def test_an_embedder_is_late_only_while_it_has_work(client, monkeypatch) -> None:
+    embedder = client.embedder
+    run, is_running, may_end = embedder._embedder.run, threading.Event(), threading.Event()
+
+    def wait(group):
+        is_running.set()
+        may_end.wait(20)
+        return run(group)
+
+    monkeypatch.setattr(embedder._embedder, "run", wait)
+
+    async def main() -> None:
+        await asyncio.sleep(0.5)
+        assert embedder.seconds_without_step == 0
+        call = asyncio.create_task(embedder.embed([[101, 102]]))
+        await asyncio.to_thread(is_running.wait, 20)
+        assert embedder.seconds_without_step < 0.5
+        await asyncio.sleep(0.5)
+        assert embedder.seconds_without_step >= 0.5
+        may_end.set()
+        await call
+        assert embedder.seconds_without_step == 0
 
     client.run(main())
 

@@ -42,7 +42,7 @@ PATH = "/v1/chat/completions"
         ({"stop": ["a"] * 17}, "stop", "stop asks for 17; the most is 16"),
         ({"timeout_ms": 0}, "timeout_ms", "timeout_ms=0.0 is out of range"),
         ({"priority_class": "urgent"}, "priority_class", "priority_class='urgent' is unknown"),
-        ({"tools": []}, "tools", "tools is not supported"),
+        ({"functions": []}, "functions", "functions is not supported"),
         ({"messages": []}, "messages", "messages=[]: "),
         ({"messages": [{"role": "robot", "content": ""}]}, "messages[0].role", "messages[0].role='robot'"),
         ({"messages": [{"role": "user", "mood": 1}]}, "messages[0].mood", "is not supported"),

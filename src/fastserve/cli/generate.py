@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastserve.cli.constraint_option import constraint_options
 from fastserve.cli.engine_option import engine_options, model_argument, open_llm, sampling_options
 from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.profile import profile_option, profiling
 from fastserve.cli.report import print_json
 from fastserve.cli.standard_input import read_text
 from fastserve.config import EngineOptions
+from fastserve.constraint import Constraint
 from fastserve.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ STDIN = "-"
     "--timeout-ms", type=float, help="Give up on a completion that takes longer; by default none does."
 )
 @sampling_options(SamplingParams())
+@constraint_options
 @engine_options(
     "weights",
     "kv_dtype",
@@ -64,6 +68,7 @@ def generate(
     chat: bool,
     timeout_ms: float | None,
     params: SamplingParams,
+    constraint: Constraint | None,
     options: EngineOptions,
     profile: bool,
     json: bool,
@@ -71,10 +76,12 @@ def generate(
 ) -> None:
     """Complete prompts.
 
-    The model goes on from where each prompt ends; with --chat it answers it. The text of a single prompt is
-    printed as it comes, that of several, which run together, at the end.
+    The model goes on from where each prompt ends; with --chat it answers it. With --json-schema, --regex,
+    --choice or --grammar the text is what that one demands, unless --max-tokens ends it before. The text of
+    a single prompt is printed as it comes, that of several, which run together, at the end.
     """
     texts = read_texts(prompts)
+    params = replace(params, constraint=constraint)
     with open_llm(model, options, task="generate", offline=offline, show_progress=not json) as llm:
         requests = [_to_prompt(llm, text, chat=chat) for text in texts]
         with profiling(llm, shown=profile):

@@ -98,8 +98,10 @@ class AsyncEmbedder:
             )
         loop = asyncio.get_running_loop()
         job = _Job(texts, loop.create_future(), loop)
-        self._num_unfinished += 1
         started = time.monotonic()
+        if not self._num_unfinished:
+            self._last_step_seconds = started
+        self._num_unfinished += 1
         try:
             self._inbox.put(job)
             return await job.future
@@ -114,7 +116,7 @@ class AsyncEmbedder:
 
     @property
     def seconds_without_step(self) -> float:
-        """How long ago a step has ended, or there was nothing to do."""
+        """How long ago a step has ended, or work came; 0 where there is nothing to do."""
         return time.monotonic() - self._last_step_seconds if self._num_unfinished else 0.0
 
     @property

@@ -15,7 +15,7 @@ from typing import Self
 from fastserve.config import EngineOptions
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.engine import EngineStatus
-from fastserve.engine.llm import make_engine
+from fastserve.engine.llm import make_constraint_compiler, make_engine
 from fastserve.engine.load import LoadedModel, check_task, load_model
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
@@ -152,6 +152,7 @@ class AsyncLLM:
             self.name = name or str(model)
             path = resolve(model, offline=offline)
             self.model = load_model(path, options, name=self.name, task="generate")
+        self._constraints = make_constraint_compiler(self.model)
         self._tickets = count()
         self._streams: dict[int, Stream] = {}
         self._answers: dict[int, asyncio.Future[Answer]] = {}
@@ -197,6 +198,7 @@ class AsyncLLM:
 
         Raises:
             OptionError, ContextLengthError, MemoryLimitError: it is refused; see `Engine.add`.
+            ConstraintError: its constraint cannot be compiled.
             QueueFullError: as many requests wait as may; it says when to try again.
             DeadlineError: it cannot be complete in time.
         """
@@ -206,6 +208,9 @@ class AsyncLLM:
         params = params or SamplingParams()
         if isinstance(prompt, str):
             prompt = await asyncio.to_thread(encode_prompt, self.model, prompt)
+        guide = None
+        if params.constraint is not None:
+            guide = await asyncio.to_thread(self._constraints.compile, params.constraint)
         ticket = next(self._tickets)
         stream = self._streams[ticket] = Stream(self, ticket, params.n, has_news or asyncio.Event())
         command = Add(
@@ -218,6 +223,7 @@ class AsyncLLM:
             timeout_ms=timeout_ms,
             session=session,
             arrival_seconds=arrival_seconds,
+            guide=guide,
         )
         try:
             await self._ask(command)
@@ -305,7 +311,7 @@ class AsyncLLM:
 
     @property
     def seconds_without_step(self) -> float:
-        """How long ago the engine last made progress, or had nothing to do."""
+        """How long ago a step has ended, or work came; 0 where there is nothing to do."""
         return self._worker.seconds_without_step
 
     async def close(self) -> None:

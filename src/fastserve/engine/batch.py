@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TypeVar
 
@@ -12,14 +14,14 @@ from numpy.typing import NDArray
 
 from fastserve.engine.sequence import Sequence
 from fastserve.engine.turn import Turn
-from fastserve.types import Batch, Int32Array, SamplingBatch
+from fastserve.types import Batch, Int32Array, SamplingBatch, UInt32Array
 
 T = TypeVar("T", bound=np.generic)
 
 
-def build_batch(turns: Seq[Turn]) -> Batch:
-    """The batch of these turns. A turn's outputs all read the row of its last token; each of its drafts has a
-    row, and an output for what follows it, behind."""
+def build_batch(turns: Seq[Turn], *, vocab_size: int) -> Batch:
+    """The batch of these turns for a model of so many logits. A turn's outputs all read the row of its last
+    token; each of its drafts has a row, and an output for what follows it, behind."""
     starts = [0, *accumulate(turn.num_rows for turn in turns)]
     ranges = [(t.sequence.num_computed_tokens, t.sequence.num_computed_tokens + t.num_rows) for t in turns]
     token_ids = (
@@ -35,14 +37,46 @@ def build_batch(turns: Seq[Turn]) -> Batch:
         block_tables=pad_block_tables([turn.sequence.block_table for turn in turns]),
         output_rows=_int32(row for row, _, _ in outputs),
         sampling=build_sampling_batch(
-            [sequence for _, sequence, _ in outputs], drafts=[drafts for _, _, drafts in outputs]
+            [drawn for _, drawn, _ in outputs],
+            drafts=[drafts for _, _, drafts in outputs],
+            masks=build_masks(turns, vocab_size=vocab_size),
         ),
     )
 
 
-def build_sampling_batch(sequences: Seq[Sequence], *, drafts: Seq[Seq[int]] | None = None) -> SamplingBatch:
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Stands for a sequence in a row whose token is known: an infinite bias makes the sampler take it, and
+    tell its logprob, which biases have no part in."""
+
+    params: ScoredParams
+    seed: int = 0
+    token_ids: Seq[int] = ()
+    num_prompt_tokens: int = 0
+    num_completion_tokens: int = 0
+    guide: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredParams:
+    """Those of SamplingParams that the sampler reads: all are off."""
+
+    logit_bias: Mapping[int, float]
+    logprobs: int | None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+def build_sampling_batch(
+    sequences: Seq[Sequence | Scored], *, drafts: Seq[Seq[int]] | None = None, masks: UInt32Array
+) -> SamplingBatch:
     """How the next token of each sequence is chosen, where that follows its tokens and the drafts that are
-    named for it."""
+    named for it. `masks` [constrained ones, words] say which may be."""
     params = [sequence.params for sequence in sequences]
     drafts = drafts or [()] * len(sequences)
     histories = [
@@ -68,16 +102,43 @@ def build_sampling_batch(sequences: Seq[Sequence], *, drafts: Seq[Seq[int]] | No
         bias_starts=_int32([0, *accumulate(len(p.logit_bias) for p in params)]),
         bias_ids=_int32(chain.from_iterable(p.logit_bias for p in params)),
         bias_values=_array([value for p in params for value in p.logit_bias.values()], np.float32),
+        mask_starts=_int32([0, *accumulate(masks.shape[1] * (s.guide is not None) for s in sequences)]),
+        mask_words=masks.reshape(-1),
     )
 
 
-def _outputs(turn: Turn, start: int) -> Iterator[tuple[int, Sequence, Seq[int]]]:
+def build_masks(turns: Seq[Turn], *, vocab_size: int) -> UInt32Array:
+    """Which tokens may come next, for every output row of a sequence with a constraint: [such rows,
+    words]."""
+    guided = [turn for turn in turns if turn.sequence.guide is not None]
+    num_masks = sum(len(turn.outputs) + len(turn.drafts) for turn in guided)
+    masks = np.zeros((num_masks, -(-vocab_size // 32)), np.uint32)
+    row = 0
+    for turn in guided:
+        for sequence in turn.outputs:
+            assert sequence.guide is not None
+            num_rows = 1 + len(turn.drafts)  # drafts have no forks beside them
+            sequence.guide.fill_masks(masks[row : row + num_rows], turn.drafts)
+            row += num_rows
+    return masks
+
+
+def _outputs(turn: Turn, start: int) -> Iterator[tuple[int, Sequence | Scored, Seq[int]]]:
     """The output rows of a turn whose first row is `start`: (row, sequence, drafts up to that row)."""
+    yield from _scored_outputs(turn, start)
     last = start + turn.num_tokens - 1
     for sequence in turn.outputs:
         yield last, sequence, ()
     for count in range(1, len(turn.drafts) + 1):
         yield last + count, turn.sequence, turn.drafts[:count]
+
+
+def _scored_outputs(turn: Turn, start: int) -> Iterator[tuple[int, Scored, Seq[int]]]:
+    sequence = turn.sequence
+    for token_index in turn.scored_indices:
+        bias = {sequence.token_ids[token_index]: math.inf}
+        row = start + token_index - 1 - sequence.num_computed_tokens
+        yield row, Scored(ScoredParams(bias, sequence.params.prompt_logprobs)), ()
 
 
 def pad_block_tables(tables: Seq[Seq[int]]) -> Int32Array:
@@ -88,7 +149,7 @@ def pad_block_tables(tables: Seq[Seq[int]]) -> Int32Array:
     return padded
 
 
-def _has_penalty(sequence: Sequence) -> bool:
+def _has_penalty(sequence: Sequence | Scored) -> bool:
     p = sequence.params
     return (p.presence_penalty, p.frequency_penalty, p.repetition_penalty) != (0, 0, 1)
 

@@ -17,8 +17,9 @@ from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions
 from fastserve.engine.admission import Admission
 from fastserve.engine.batch import build_batch
 from fastserve.engine.block import scope_of
-from fastserve.engine.completion import NO_TOKEN, Chunk, TokenLogprobs
+from fastserve.engine.completion import NO_ALLOWED_TOKEN, NO_TOKEN, Chunk, TokenLogprobs
 from fastserve.engine.cost import StepCost
+from fastserve.engine.guide import Guide
 from fastserve.engine.mover import Mover
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.residency import ResidencyCounters
@@ -26,7 +27,7 @@ from fastserve.engine.schedule import PreemptionReason, make_scheduler
 from fastserve.engine.sequence import Residence, Sequence
 from fastserve.engine.speculator import SpeculationCounters
 from fastserve.engine.statistics import StepStatistics
-from fastserve.engine.text import CompletionText, TokenDecoder
+from fastserve.engine.text import CompletionText, MakeDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
 from fastserve.errors import ContextLengthError, DeadlineError, MemoryLimitError, OptionError
@@ -87,7 +88,7 @@ class Engine:
         executable: Executable,
         *,
         eos_token_ids: Seq[int],
-        make_decoder: Callable[[], TokenDecoder],
+        make_decoder: MakeDecoder,
         context_length: int,
         options: ScheduleOptions | None = None,
         mover: Mover | None = None,
@@ -151,6 +152,7 @@ class Engine:
         timeout_ms: float | None = None,
         session: str = "",
         arrival_seconds: float | None = None,
+        guide: Guide | None = None,
     ) -> int:
         """Queue a request and return its request_id.
 
@@ -163,6 +165,7 @@ class Engine:
             session: of the tenant's program that it belongs to: it begins with the service that the program's
                 requests have had. "" is none.
             arrival_seconds: when it came, by the engine's clock; None is now.
+            guide: of the parameters' constraint, at its beginning; the engine's from here on.
 
         Raises:
             OptionError: the prompt is empty, or names a token that is not in the vocabulary; more completions
@@ -173,6 +176,7 @@ class Engine:
             QueueFullError: as many requests wait for their first turn as may.
             DeadlineError: it cannot be complete in time.
         """
+        assert (guide is None) == (params.constraint is None)
         check_integer("priority", priority, low=-(2**31), high=2**31)
         self._check_tenant(tenant)
         class_index = self._class_index(priority_class)
@@ -202,6 +206,7 @@ class Engine:
                 max_tokens=max_tokens,
                 params=params,
                 seed=(seed + index) % 2**64,
+                guide=guide if guide is None or index == 0 else guide.fork(),
                 arrival_seconds=arrival_seconds,
                 tenant=tenant,
                 priority=priority,
@@ -218,7 +223,11 @@ class Engine:
                 request_id=request_id,
                 index=index,
                 sequence=sequence,
-                text=CompletionText(self._make_decoder(), params.stop, prompt_ids=prompt_ids),
+                text=CompletionText(
+                    self._make_decoder(skip_special_tokens=params.skip_special_tokens),
+                    params.stop,
+                    prompt_ids=prompt_ids,
+                ),
             )
             for index, sequence in enumerate(sequences)
         ]
@@ -327,7 +336,7 @@ class Engine:
         for turn in turns:
             if turn.copy is not None:
                 self._executable.copy_block(*turn.copy)
-        return self._executable.run(build_batch(turns))
+        return self._executable.run(build_batch(turns, vocab_size=self._executable.vocab_size))
 
     def _emit_turn(self, turn: Turn, result: StepResult, first_row: int, now: float) -> Iterator[Chunk]:
         """The chunks of a turn's new tokens: one for each output, and one more for each draft that is right.
@@ -335,6 +344,11 @@ class Engine:
         A draft's row says what follows it, which holds as long as it is itself the token that its sequence
         has got; what wrong ones have left in the blocks is overwritten.
         """
+        if turn.num_scored and not self._keep_scores(turn, result, first_row):
+            request_id = self._transcripts[turn.sequence.sequence_id].request_id
+            yield from [self._fail(t, NO_TOKEN, now) for t in list(self._requests[request_id])]
+            return
+        first_row += turn.num_scored
         for row, sequence in enumerate(turn.outputs, first_row):
             chunk = self._emit(sequence, result, row, now)
             yield chunk
@@ -345,31 +359,49 @@ class Engine:
             chunk = self._emit(turn.sequence, result, row, now)
             yield chunk
 
+    def _keep_scores(self, turn: Turn, result: StepResult, first_row: int) -> bool:
+        """Take down the logprobs of a turn's tokens of the prompt; whether they are numbers."""
+        assert result.is_valid is not None
+        sequence = turn.sequence
+        num_top = sequence.params.prompt_logprobs or 0
+        rows = range(first_row, first_row + turn.num_scored)
+        transcript = self._transcripts[sequence.sequence_id]
+        transcript.prompt_logprobs += (read_logprobs(result, row, num_top=num_top) for row in rows)
+        sequence.num_scored_tokens += turn.num_scored
+        return bool(result.is_valid[rows.start : rows.stop].all())
+
     def _emit(self, sequence: Sequence, result: StepResult, row: int, now: float) -> Chunk:
         """The chunk of a sequence's new token, which is the result's row; finishes the sequence with its
         last."""
         transcript = self._transcripts[sequence.sequence_id]
         assert result.token_ids is not None
         assert result.is_valid is not None
+        guide = sequence.guide
+        if guide is not None and guide.error is not None:
+            return self._fail(transcript, f"its constraint cannot be followed further: {guide.error}", now)
         if not result.is_valid[row]:
-            return self._fail(transcript, NO_TOKEN, now)
+            return self._fail(transcript, NO_TOKEN if guide is None else NO_ALLOWED_TOKEN, now)
         token_id = int(result.token_ids[row])
         sequence.token_ids.append(token_id)
-        if transcript.first_token_seconds is None:
+        is_first = transcript.first_token_seconds is None
+        if is_first:
             transcript.first_token_seconds = now
         if sequence.params.logprobs is not None:
             transcript.logprobs.append(read_logprobs(result, row, num_top=sequence.params.logprobs))
         is_stop_token = self._is_stop_token(token_id, sequence.params)
         text = "" if is_stop_token else transcript.text.push(token_id)
+        is_stop = is_stop_token or transcript.text.has_stopped
+        if guide is not None and not is_stop:
+            guide.advance(token_id)
+            is_stop = guide.is_over
         is_full = sequence.num_completion_tokens == sequence.max_tokens
         completion = None
-        if is_stop_token or transcript.text.has_stopped or is_full:
-            is_stop = is_stop_token or transcript.text.has_stopped
+        if is_stop or is_full:
             text += transcript.text.finish()
             completion = transcript.complete(text, "stop" if is_stop else "length", now)
             sequence.is_complete = True
             self._finish(transcript)
-        return transcript.chunk(text, token_id=token_id, completion=completion)
+        return transcript.chunk(text, token_id=token_id, completion=completion, is_first=is_first)
 
     def _take_in(self, request_id: int, sequence: Sequence, timeout_ms: float | None, now: float) -> None:
         """Have the scheduler rank it. Raises DeadlineError where it cannot be complete in time."""

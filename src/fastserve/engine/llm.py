@@ -27,6 +27,7 @@ from fastserve.config import (
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.embed import Embedder
 from fastserve.engine.engine import Engine
+from fastserve.engine.guide import ConstraintCompiler
 from fastserve.engine.load import LoadedModel, Task, check_task, load_model
 from fastserve.engine.mover import make_mover
 from fastserve.engine.policy import parse_policy
@@ -139,6 +140,7 @@ class LLM:
         if target_gap_seconds is None:  # nobody waits between two tokens: steps are as full as they can be
             options = replace(options, target_gap_seconds=MOST_GAP_SECONDS)
         self._engine = make_engine(self._model, options) if self._model.is_decoder else None
+        self._constraints = make_constraint_compiler(self._model) if self._model.is_decoder else None
         self._inboxes: dict[int, deque[Chunk]] = {}  # by request_id: of those that somebody is reading
 
     def __enter__(self) -> Self:
@@ -196,6 +198,7 @@ class LLM:
         Raises:
             OptionError: no prompts, an empty one, or not as many `params` as prompts; an argument is out of
                 range.
+            ConstraintError: a constraint cannot be compiled. Nothing is run then.
             ContextLengthError: a prompt with its `max_tokens` does not fit the context. Nothing is run then.
             QueueFullError, DeadlineError: a prompt is one too many, or cannot be completed in time. Nothing
             is run
@@ -331,6 +334,7 @@ class LLM:
     ) -> int:
         check_task("generate", self.model.config, self.name)
         assert self._engine is not None
+        assert self._constraints is not None
         request_id = self._engine.add(
             encode_prompt(self.model, prompt),
             params,
@@ -339,6 +343,7 @@ class LLM:
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,
+            guide=None if params.constraint is None else self._constraints.compile(params.constraint),
         )
         self._inboxes[request_id] = deque()
         return request_id
@@ -387,6 +392,15 @@ def make_engine(
         options=options,
         mover=make_mover(model.executable, options),
         length_predictor=length_predictor,
+    )
+
+
+def make_constraint_compiler(model: LoadedModel) -> ConstraintCompiler:
+    """What compiles the constraints of a decoder's requests."""
+    return ConstraintCompiler(
+        model.tokenizer,
+        vocab_size=model.executable.vocab_size,
+        eos_token_ids=model.checkpoint.eos_token_ids,
     )
 
 

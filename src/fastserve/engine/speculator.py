@@ -112,8 +112,10 @@ class Speculator:
                 num_spare -= self._residency.blocks_to_grow(sequence, 1 + length)
                 self._residency.grow(sequence, 1 + length)
                 drafts = tuple(self._subjects[sequence.sequence_id].lookup.guess(length))
+                if sequence.guide is not None:  # others will not come
+                    drafts = drafts[: sequence.guide.num_fitting(drafts)]
                 turns[index] = replace(turns[index], drafts=drafts)
-                self.counters.drafted_tokens += length
+                self.counters.drafted_tokens += len(drafts)
         return turns
 
     def observe(self, work: StepWork, seconds: float) -> None:

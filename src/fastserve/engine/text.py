@@ -21,6 +21,12 @@ class TokenDecoder(Protocol):
         ...
 
 
+class MakeDecoder(Protocol):
+    """Gives a fresh decoder; it may leave out tokens that are no text."""
+
+    def __call__(self, *, skip_special_tokens: bool) -> TokenDecoder: ...
+
+
 class CompletionText:
     """Decodes tokens and cuts at the first stop string.
 

@@ -13,6 +13,7 @@ from threading import Event, Thread
 
 from fastserve.engine.completion import Chunk
 from fastserve.engine.engine import Engine, EngineStatus
+from fastserve.engine.guide import Guide
 from fastserve.errors import FastServeError, StepError
 from fastserve.types import SamplingParams
 
@@ -34,6 +35,7 @@ class Add:
     timeout_ms: float | None
     session: str
     arrival_seconds: float
+    guide: Guide | None = None  # of the parameters' constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,8 @@ class EngineWorker:
         self._events: list[EngineEvent] = []
         self._is_stopping = Event()
         self.failure: str | None = None  # why the thread has ended, if it should not have
-        self.last_step_seconds = time.monotonic()  # when the last step ended, or there was nothing to do
+        self.last_step_seconds = time.monotonic()  # when the last step ended, or work came
+        self._is_idle = False  # there is nothing to do
         self._thread = Thread(target=self._run, name="fastserve-engine", daemon=True)
         self._thread.start()
 
@@ -118,8 +121,8 @@ class EngineWorker:
 
     @property
     def seconds_without_step(self) -> float:
-        """How long ago the engine last made progress, or had nothing to do."""
-        return time.monotonic() - self.last_step_seconds
+        """How long ago a step has ended, or work came; 0 where there is nothing to do."""
+        return 0.0 if self._is_idle else time.monotonic() - self.last_step_seconds
 
     def send(self, command: Command) -> None:
         """Give a command; never waits. Callers may be many threads."""
@@ -155,7 +158,10 @@ class EngineWorker:
             if self._events:
                 command = self._commands.get_nowait()
             elif not self._engine.has_work:
+                self._is_idle = True
                 command = self._commands.get()
+                self.last_step_seconds = time.monotonic()
+                self._is_idle = False
             elif self._engine.is_waiting and not self._engine.is_moving:  # the step has waited for the move
                 command = self._commands.get(timeout=_IDLE_SECONDS)
             else:
@@ -194,6 +200,7 @@ class EngineWorker:
                 timeout_ms=command.timeout_ms,
                 session=command.session,
                 arrival_seconds=command.arrival_seconds,
+                guide=command.guide,
             )
             self._tickets[request_id] = command.ticket
             self._request_ids[command.ticket] = request_id

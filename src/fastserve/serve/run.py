@@ -10,10 +10,13 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fastserve.errors import OptionError
+from fastserve.errors import OptionError, RequestError
+from fastserve.serve.errors import error_document
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
 
@@ -40,10 +43,17 @@ def serve(
         tls: of `make_tls`.
         announce: called with the URL once connections are taken.
     """
+    make_server(app, options, tls=tls, announce=announce).run(sockets=[listener])
+
+
+def make_server(
+    app: FastAPI, options: ServeOptions, *, tls: ssl.SSLContext | None, announce: Callable[[str], None]
+) -> uvicorn.Server:
+    """What `serve` runs, for an event loop that runs already. Arguments as of `serve`."""
     config = uvicorn.Config(
         app,
         backlog=_BACKLOG,
-        http="auto",
+        http=_Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -56,7 +66,22 @@ def serve(
     )
     config.load()
     config.ssl = tls
-    _Server(config, app.state.service.models, options, announce).run(sockets=[listener])
+    return _Server(config, app.state.service.models, options, announce)
+
+
+class _Protocol(H11Protocol):
+    """Answers what is no HTTP with an error object too."""
+
+    def send_400_response(self, msg: str) -> None:
+        error = RequestError("the request is no HTTP", status=400, code="invalid_http")
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=error_document(error)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):

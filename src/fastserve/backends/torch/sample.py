@@ -35,13 +35,14 @@ class SampledRows:
 def sample(logits: Float32Array, sampling: SamplingBatch) -> SampledRows:
     """Choose a token for each row of `logits` [R, vocab], which is only read.
 
-    Order: repetition penalty, presence and frequency penalties, biases, temperature, top-k, top-p over
+    Order: repetition penalty, presence and frequency penalties, biases, mask, temperature, top-k, top-p over
     what top-k left, min-p relative to the most probable token; then the inverse of the cumulative
     distribution, in the order of ids, at a uniform drawn from the row's seed and draw. Equal logits
     rank by lower id; temperature 0 takes the first of the greatest. Logits of +inf share all of the
     probability among them.
 
-    Where a row has a NaN, or nothing but -inf, no token can be chosen: it is not valid.
+    Where a row has a NaN, or nothing but -inf where its mask allows tokens, none can be chosen: it is not
+    valid.
     """
     num_rows = len(logits)
     is_valid = np.zeros(num_rows, np.bool_)
@@ -56,6 +57,11 @@ def sample(logits: Float32Array, sampling: SamplingBatch) -> SampledRows:
             continue
         raw_logprobs = _log_softmax(raw)
         adjusted = _collapse_infinities(_apply_penalties(raw, sampling, row))
+        if sampling.mask_starts[row] < sampling.mask_starts[row + 1]:
+            adjusted = _apply_mask(adjusted, sampling, row)
+            is_valid[row] = adjusted.max() > -np.inf
+            if not is_valid[row]:
+                continue
         if sampling.temperature[row] == 0:
             token_ids[row] = adjusted.argmax()
         else:
@@ -140,6 +146,13 @@ def _apply_penalties(logits: Float32Array, sampling: SamplingBatch, row: int) ->
     biases = slice(sampling.bias_starts[row], sampling.bias_starts[row + 1])
     np.add.at(adjusted, sampling.bias_ids[biases], sampling.bias_values[biases])
     return adjusted
+
+
+def _apply_mask(logits: Float32Array, sampling: SamplingBatch, row: int) -> Float32Array:
+    """-inf for the tokens that may not come."""
+    words = sampling.mask_words[sampling.mask_starts[row] : sampling.mask_starts[row + 1]]
+    allowed = np.unpackbits(words.astype("<u4").view(np.uint8), bitorder="little", count=len(logits))
+    return np.where(allowed.astype(np.bool_), logits, np.float32(-np.inf))
 
 
 def _probabilities(logits: Float32Array, sampling: SamplingBatch, row: int) -> Float64Array:

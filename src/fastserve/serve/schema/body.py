@@ -36,6 +36,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": ErrorDocument, "description": "The server has failed, or the request's time is over."},
 }
 
+# Of routes that answer in events where they are asked to.
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"itemSchema": {"type": "object", "required": ["data"]}}}}
+}
+
 
 class Usage(Document):
     prompt_tokens: int

@@ -56,6 +56,29 @@ class Message(Body):
         return message
 
 
+class FunctionDefinition(Body):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="The schema of its arguments, an object.")
+    strict: bool | None = Field(
+        None, description="Arguments follow the schema also where the model is not forced to call."
+    )
+
+
+class ToolDefinition(Body):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Body):
+    name: str
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="End the stream with an event of the tokens used.")
 
@@ -72,6 +95,11 @@ class ChatRequest(SamplingFields):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="What else the model's chat template reads, such as enable_thinking."
     )
+    tools: list[ToolDefinition] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        None, description="auto by default where there are tools."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call; true by default.")
     store: Literal[False] | None = Field(None, description="Nothing is stored.")
 
     @property
@@ -123,15 +151,16 @@ class ChoiceLogprobs(Document):
 
 class AnswerMessage(Document):
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="null where the answer is calls alone.")
     refusal: None = None
+    tool_calls: list[ToolCall] | None = Field(None, description="Absent where there are none.")
 
 
 class ChatChoice(Document):
     index: int
     message: AnswerMessage
     logprobs: ChoiceLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatDocument(Document):

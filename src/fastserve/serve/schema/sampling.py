@@ -10,14 +10,15 @@ from typing import Any
 
 from pydantic import Field
 
+from fastserve.constraint import Constraint
 from fastserve.engine.prompt import Prompt
 from fastserve.errors import OptionError
 from fastserve.serve.generation import GenerationRequest
-from fastserve.serve.schema.body import Body
+from fastserve.serve.schema.constraint import ConstraintFields
 from fastserve.types import SamplingParams
 
 
-class SamplingFields(Body):
+class SamplingFields(ConstraintFields):
     """Those of OpenAI's APIs that we have, then ours."""
 
     n: int | None = Field(None, description="Completions of a prompt; 1 by default.")
@@ -47,8 +48,11 @@ class SamplingFields(Body):
         tenant: str,
         max_tokens: int | None,
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        constraint: Constraint | None,
+        skip_special_tokens: bool = True,
     ) -> GenerationRequest:
-        """What is asked of the engine.
+        """What is asked of the engine. `constraint` is what `to_constraint` gives, or what tools make of it.
 
         Raises:
             OptionError: a field is out of its range.
@@ -70,6 +74,9 @@ class SamplingFields(Body):
             temperature=1.0 if self.temperature is None else self.temperature,  # OpenAI's default
             max_tokens=max_tokens,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            constraint=constraint,
+            skip_special_tokens=skip_special_tokens,
             logit_bias=_to_token_ids(self.logit_bias or {}),
             **{name: value for name, value in fields.items() if value is not None},
         )

@@ -1,0 +1,131 @@
+"""A real model follows the schemas of the JSON Schema test suite."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from fastserve.constraint import Choice, Grammar, JsonSchema, Regex
+from fastserve.engine.llm import LLM
+from fastserve.errors import ConstraintError
+from fastserve.types import SamplingParams
+
+pytest.importorskip("fastserve._native")
+
+MAX_TOKENS = 200
+
+
+@pytest.fixture(scope="module")
+def llm(model_dir: Callable[[str], Path]) -> Iterator[LLM]:
+    with LLM(model_dir("smollm2-135m-instruct"), weights="int8", context_length=2048) as model:
+        yield model
+
+
+def suite(folder: Path) -> dict[str, Any]:
+    """The schemas of the test suite, except those that Python's validator cannot judge: its regular
+    expressions have no \\p."""
+    groups = {
+        f"{path.stem}: {group['description']}": group["schema"]
+        for path in sorted((folder / "schema_testsuite_2020_12").glob("*.json"))
+        for group in json.loads(path.read_text(encoding="utf-8"))
+    }
+    return {name: schema for name, schema in groups.items() if "\\p{" not in json.dumps(schema)}
+
+
+def complete(llm: LLM, schemas: dict[str, Any], *, seed: int) -> tuple[int, list[str]]:
+    """How many completions have ended, all valid; and which schemas were refused."""
+    followed, refused = {}, []
+    for name, schema in schemas.items():
+        try:
+            llm._constraints.compile(JsonSchema(schema))  # type: ignore[union-attr]
+            followed[name] = schema
+        except ConstraintError as error:
+            refused.append(f"{name}: {error}")
+    prompts = [
+        llm.chat_prompt(
+            [{"role": "user", "content": f"Write a JSON value for this schema: {json.dumps(schema)[:500]}"}]
+        )
+        for schema in followed.values()
+    ]
+    params = [
+        SamplingParams(constraint=JsonSchema(schema), temperature=0.8, seed=seed, max_tokens=MAX_TOKENS)
+        for schema in followed.values()
+    ]
+    num_whole = 0
+    for (name, schema), completion in zip(followed.items(), llm.generate(prompts, params), strict=True):
+        completion.checked()
+        if completion.finish_reason == "length":
+            continue
+        num_whole += 1
+        validator = jsonschema.Draft202012Validator(schema)
+        assert validator.is_valid(json.loads(completion.text)), (name, completion.text)
+    return num_whole, refused
+
+
+def test_completions_of_a_dozen_schemas_are_valid(llm: LLM, shared_data: Path) -> None:
+    schemas = dict(list(suite(shared_data).items())[::30])
+    num_whole, refused = complete(llm, schemas, seed=1)
+    assert num_whole > 0.6 * (len(schemas) - len(refused))
+
+
+@pytest.mark.slow
+def test_completions_of_three_hundred_schemas_are_valid(llm: LLM, shared_data: Path) -> None:
+    schemas = suite(shared_data)
+    wholes = []
+    for seed in range(3):
+        num_whole, refused = complete(llm, schemas, seed=seed)
+        wholes.append(num_whole)
+    assert len(schemas) - len(refused) >= 320
+    assert max(wholes) >= 300
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer"},
+        "city": {"enum": ["Paris", "Rome"]},
+    },
+    "required": ["name", "age", "city"],
+    "additionalProperties": False,
+}
+
+
+def test_a_chat_answers_in_json(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "Tom is 30 and lives in Rome. Give name, age and city as JSON."}]
+    answer = llm.chat(messages, SamplingParams(constraint=JsonSchema(PERSON), max_tokens=100))
+    assert answer.finish_reason == "stop"
+    assert json.loads(answer.text) == {"name": "Tom", "age": 30, "city": "Rome"}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_constrained_completion_is_the_same_alone_and_in_a_crowd(llm: LLM, temperature: float) -> None:
+    constraints = [JsonSchema(PERSON), Regex(r"\d{3}-\d{4}"), Choice(["Paris", "Rome"]), None] * 3
+    prompts = [f"Number {index} is" for index in range(len(constraints))]
+    params = [
+        SamplingParams(constraint=c, temperature=temperature, seed=index, max_tokens=40, logprobs=2)
+        for index, c in enumerate(constraints)
+    ]
+    together = llm.generate(prompts, params)
+    for prompt, one, crowded in zip(prompts, params, together, strict=True):
+        (alone,) = llm.generate(prompt, one)
+        assert (alone.token_ids, alone.text, alone.logprobs) == (
+            crowded.token_ids,
+            crowded.text,
+            crowded.logprobs,
+        )
+
+
+def test_special_tokens_come_where_a_grammar_demands_them(llm: LLM) -> None:
+    token_id = llm.model.tokenizer.token_id("<|im_start|>")
+    params = SamplingParams(
+        constraint=Grammar(f'start: "a" <[{token_id}]> "b"'), skip_special_tokens=False, max_tokens=10
+    )
+    (completion,) = llm.generate("x", params)
+    assert completion.text == "a<|im_start|>b"
+    assert token_id in completion.token_ids

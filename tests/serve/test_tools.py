@@ -1,0 +1,158 @@
+"""Calls of tools over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from fastserve.config import EngineOptions
+from fastserve.serve.options import ServeOptions
+from fastserve.serve.security import ApiKeys
+from serve.conftest import STORIES, Server, events
+
+pytest.importorskip("fastserve._native")
+
+TEMPLATE = (
+    "{% for tool in tools or [] %}<tool_call>{{ tool.function.name }} {% endfor %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for call in m.tool_calls or [] %}"
+    "<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n{% endfor %}assistant:"
+)
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 6}, "unit": {"enum": ["C", "F"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+
+
+def function(name: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": PARAMETERS, **fields}}
+
+
+CHAT = {
+    "model": STORIES,
+    "messages": [{"role": "user", "content": "Rain?"}],
+    "tools": [function("weather"), function("forecast")],
+    "max_tokens": 120,
+}
+NAMED = {"type": "function", "function": {"name": "forecast"}}
+
+
+@pytest.fixture(scope="module")
+def server(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Its template tells of tools."""
+    folder = tmp_path_factory.mktemp("tools") / STORIES
+    folder.mkdir()
+    for file in stories.iterdir():
+        if file.suffix != ".gguf":
+            (folder / file.name).symlink_to(file)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    made = Server(folder, ServeOptions(), EngineOptions(threads=1, kv_memory="1MiB"), ApiKeys({}))
+    yield made
+    made.close()
+
+
+def choice_of(response: Any) -> Any:
+    assert response.status_code == 200, response.text
+    (choice,) = response.json()["choices"]
+    return choice
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_named_function_is_called_with_valid_arguments(server: Server, seed: int) -> None:
+    choice = choice_of(server.post("/v1/chat/completions", {**CHAT, "tool_choice": NAMED, "seed": seed}))
+    (call,) = choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    assert (call["type"], call["function"]["name"]) == ("function", "forecast")
+    jsonschema.validate(json.loads(call["function"]["arguments"]), PARAMETERS)
+
+
+def test_a_required_call_is_of_one_of_the_tools(server: Server) -> None:
+    body = {**CHAT, "tool_choice": "required", "parallel_tool_calls": False, "temperature": 1.5}
+    names = set()
+    for seed in range(6):
+        (call,) = choice_of(server.post("/v1/chat/completions", {**body, "seed": seed}))["message"][
+            "tool_calls"
+        ]
+        names.add(call["function"]["name"])
+        jsonschema.validate(json.loads(call["function"]["arguments"]), PARAMETERS)
+    assert names <= {"weather", "forecast"}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+def test_a_streamed_call_joined_is_the_whole_one(server: Server, choice: Any) -> None:
+    body = {**CHAT, "tool_choice": choice, "seed": 5, "max_tokens": 90}
+    whole = choice_of(server.post("/v1/chat/completions", body))
+    *data, done = events(server.post("/v1/chat/completions", {**body, "stream": True}))
+    assert done == "[DONE]"
+    choices = [one for text in data for one in json.loads(text)["choices"]]
+    calls: dict[int, dict[str, str]] = {}
+    for one in choices:
+        for delta in one["delta"].get("tool_calls", ()):
+            call = calls.setdefault(delta["index"], {"name": "", "arguments": ""})
+            if "id" in delta:
+                assert delta["type"] == "function"
+                call["name"] = delta["function"]["name"]
+            call["arguments"] += delta["function"]["arguments"]
+    assert list(calls.values()) == [call["function"] for call in whole["message"]["tool_calls"]]
+    assert choices[-1]["finish_reason"] == whole["finish_reason"]
+    assert len([one for one in choices if "tool_calls" in one["delta"]]) > 2
+
+
+def test_a_call_that_is_not_wanted_is_text(server: Server) -> None:
+    body = {**CHAT, "tool_choice": "none", "regex": '<tool_call>\\{"name": "weather"\\}</tool_call>'}
+    choice = choice_of(server.post("/v1/chat/completions", body))
+    assert choice["message"]["content"] == '<tool_call>{"name": "weather"}</tool_call>'
+    assert "tool_calls" not in choice["message"]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_where_the_model_decides_it_may_answer_with_text(server: Server) -> None:
+    choice = choice_of(server.post("/v1/chat/completions", {**CHAT, "temperature": 0, "max_tokens": 12}))
+    assert choice["message"]["content"]
+    assert choice["finish_reason"] == "length"
+
+
+def test_earlier_calls_and_their_results_are_told(server: Server) -> None:
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Ulm"}'},
+    }
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "no"},
+    ]
+    body = {**CHAT, "messages": messages, "max_tokens": 4}
+    longer = server.post("/v1/chat/completions", body).json()["usage"]["prompt_tokens"]
+    shorter = server.post("/v1/chat/completions", {**body, "messages": messages[:1]}).json()["usage"]
+    assert longer > shorter["prompt_tokens"] + 20
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "rain"}}}, "tool_choice names 'rain'"),
+        ({"tools": [function("a b")]}, "tools[0] has the name 'a b'"),
+        ({"tools": [function("a", parameters={"type": "string"})]}, "not the schema of an object"),
+        ({"tools": None, "tool_choice": "required"}, "there are no tools"),
+        ({"tools": None, "parallel_tool_calls": True}, "parallel_tool_calls=True has no use without tools"),
+        ({"json_schema": {}}, "contradicts tools that may be called"),
+        (
+            {"tool_choice": "required", "tools": [function("a", parameters={"not": {"$ref": "x"}})]},
+            "refers to 'x', which is not within it",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_what_is_wrong_with_tools_is_a_400_that_says_so(server: Server, asked: Any, message: str) -> None:
+    response = server.post("/v1/chat/completions", {**CHAT, **asked})
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
