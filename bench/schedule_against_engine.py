@@ -21,7 +21,7 @@ from fastserve.evaluate.mix import MIXES, make_traffic
 from fastserve.evaluate.simulate import simulate
 from fastserve.evaluate.simulated_machine import SimulatedCost, SimulatedMachine
 from fastserve.evaluate.trace import DATA_VARIABLE, data_folder
-from fastserve.evaluate.traffic import scale_to_rate
+from fastserve.evaluate.traffic import scale_lengths, scale_to_rate
 from fastserve.evaluate.workload import make_prompts
 from fastserve.hub.resolve import resolve
 from fastserve.types import SamplingParams
@@ -57,7 +57,9 @@ def main() -> None:
     options = EngineOptions(max_sequences=arguments.max_sequences, context_length=2048, kv_memory="256MiB")
     model = load_model(resolve(arguments.model), options)
     traffic = make_traffic(arguments.mix, data=data_folder(arguments.data))
-    requests = scale_lengths(traffic.arrivals(arguments.requests, 0), arguments.length_scale)
+    requests = scale_lengths(
+        traffic.arrivals(arguments.requests, 0), arguments.length_scale, max_completion_tokens=256
+    )
 
     # The rate comes from a short run at full load; what is simulated, from the steps of the runs themselves.
     saturated = run_real(model, "fcfs", [at_once(r) for r in requests[:CALIBRATION_REQUESTS]])
@@ -174,18 +176,6 @@ def make_machine(model: LoadedModel, cost: SimulatedCost) -> SimulatedMachine:
         swap_seconds_per_block=0.0,
         is_swap_duplex=False,
     )
-
-
-def scale_lengths(requests: list[Arrival], scale: float) -> list[Arrival]:
-    """The same requests, each shorter, none of more than 256 tokens to complete."""
-    return [
-        replace(
-            r,
-            prompt_tokens=max(round(r.prompt_tokens * scale), 1),
-            completion_tokens=min(max(round(r.completion_tokens * scale), 1), 256),
-        )
-        for r in requests
-    ]
 
 
 def at_once(request: Arrival) -> Arrival:

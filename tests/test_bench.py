@@ -23,6 +23,9 @@ SCRIPTS = [
     "install_size.py",
     "peers.py",
     "quality.py",
+    "serve_abuse.py",
+    "serve_against_peers.py",
+    "serve_intruder.py",
     "sparsity.py",
     "start.py",
 ]
@@ -92,3 +95,47 @@ def test_the_command_names_options_but_no_paths(bench: Path) -> None:
     assert load("report").command_line("x.py", arguments) == (
         "python bench/x.py --peer-python PEER_PYTHON --weights int8 bf16 --prompt 'a b'"
     )
+
+
+def test_an_answer_is_whole_or_an_error_object(bench: Path) -> None:
+    abuse = load("serve_abuse")
+    good = b'data: {"choices": [{"finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
+    error = b'{"error": {"message": "m", "type": "t", "param": null, "code": "step_failed"}}'
+    assert abuse.check_stream(good) == "whole stream"
+    assert abuse.check_stream(b"data: %s\n\n" % error) == "ended by step_failed"
+    assert abuse.check_error(429, error, {429}) == "429 step_failed"
+    for content in (good[:-1], b"", b'data: {"choices": [{"finish_reason": null}]}\n\ndata: [DONE]\n\n'):
+        with pytest.raises(abuse.DefectError):
+            abuse.check_stream(content)
+    for status, content in ((200, error), (429, b"no"), (429, b'{"error": {"message": "m"}}')):
+        with pytest.raises(abuse.DefectError):
+            abuse.check_error(status, content, {429})
+
+
+def test_what_is_left_at_the_end_is_a_leak(bench: Path) -> None:
+    leaks = load("serve_abuse").leaks
+    start = dict.fromkeys(("sequences", "blocks_owned", "slow_blocks_used"), 0)
+    start |= {"tasks": 3, "descriptors": 20, "threads": 9, "memory_bytes": 100 * 2**20}
+    assert leaks({"start": start, "warm": start, "end": {**start, "memory_bytes": 110 * 2**20}}) == []
+    for name, value in {
+        "sequences": 1,
+        "blocks_owned": 2,
+        "tasks": 4,
+        "descriptors": 21,
+        "threads": 10,
+    }.items():
+        assert len(leaks({"start": start, "warm": start, "end": {**start, name: value}})) == 1
+    assert leaks({"start": start, "warm": start, "end": {**start, "memory_bytes": 2**28}}) != []
+
+
+def test_policies_change_between_portions_of_requests(bench: Path) -> None:
+    portions = load("serve_abuse").portions
+    assert portions(1300, 300) == [300, 500, 500]
+    assert sum(portions(10_000, 2_000)) == 10_000
+
+
+def test_rates_of_servers_are_compared_where_both_were_searched(bench: Path) -> None:
+    ratios = load("serve_against_peers").ratios
+    measured = {"fastserve": {"rate_held": 3.0}, "llama.cpp": {"rate_held": 0.5}, "vllm": {"rows": []}}
+    assert ratios(measured) == {"llama.cpp": 6.0}
+    assert ratios({"vllm": {"rate_held": 1.0}}) == {}

@@ -70,6 +70,7 @@ OWNERS: dict[str, set[str]] = {
     "torch": {"backends.torch", "tune", "compress", "evaluate", "explain"},
     "transformers": {"backends.torch", "tune", "compress", "evaluate", "explain"},
     "matplotlib": {"evaluate", "explain"},
+    "aiohttp": {"evaluate"},
     "huggingface_hub": {"hub"},
     "tokenizers": {"checkpoint"},
     "llguidance": {"engine"},

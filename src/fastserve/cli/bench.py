@@ -1,4 +1,4 @@
-"""`fastserve bench`: how fast the machine, the kernels and whole models are."""
+"""`fastserve bench`: how fast the machine, the kernels, whole models and servers are."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ SUBCOMMANDS = {
     "make-model": "fastserve.cli.bench_make_model",
     "fit-cost": "fastserve.cli.bench_fit_cost",
     "schedule": "fastserve.cli.bench_schedule",
+    "serve": "fastserve.cli.bench_serve",
 }
 
 
 @click.group(cls=LazyCommandGroup, modules=SUBCOMMANDS, no_args_is_help=False)
 def bench() -> None:
-    """Measure the machine, the kernels and whole models, alone and against others."""
+    """Measure the machine, the kernels, whole models and servers, alone and against others."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from fastserve.evaluate.simulate import Outcome
 from fastserve.option import check_number
-from fastserve.types import Float64Array
+from fastserve.types import Float64Array, Int64Array
 
 WARM_UP_SHARE = 0.05  # of the requests, the first to arrive, which find the machine empty and are not counted
 _PERCENTILES = (50, 95, 99)
@@ -30,7 +31,31 @@ class Objective:
         check_number("tpot_seconds", self.tpot_seconds, 0.0, 1e6, is_low_open=True)
 
 
-def latencies(outcome: Outcome) -> dict[str, Float64Array]:
+class Timing(Protocol):
+    """Of requests in the order of arrival, [n] each: seconds by any clock, NaN of what never happened."""
+
+    @property
+    def arrival_seconds(self) -> Float64Array: ...
+
+    @property
+    def first_token_seconds(self) -> Float64Array: ...
+
+    @property
+    def end_seconds(self) -> Float64Array: ...
+
+    @property
+    def longest_gap_seconds(self) -> Float64Array: ...
+
+    @property
+    def completion_tokens(self) -> Int64Array: ...
+
+
+def counted_of(num_requests: int) -> slice:
+    """Those that are counted."""
+    return slice(int(WARM_UP_SHARE * num_requests), None)
+
+
+def client_latencies(timing: Timing) -> dict[str, Float64Array]:
     """What each counted request waited for, by figure, [n]; NaN where it has none, or was refused.
 
     - `ttft_seconds`: first token - arrival.
@@ -38,20 +63,40 @@ def latencies(outcome: Outcome) -> dict[str, Float64Array]:
     - `tpot_seconds`: (last token - first token) / (completion tokens - 1); none of a single token.
     - `gap_seconds`: the longest time between two tokens that follow each other; none of a single token.
     - `normalized_seconds`: e2e / completion tokens.
-    - `slowdown`: e2e / what it takes alone on the machine.
     """
-    counted = slice(int(WARM_UP_SHARE * len(outcome.arrival_seconds)), None)
-    arrival, first = outcome.arrival_seconds[counted], outcome.first_token_seconds[counted]
-    end, tokens = outcome.end_seconds[counted], outcome.completion_tokens[counted]
+    counted = counted_of(len(timing.arrival_seconds))
+    arrival, first = timing.arrival_seconds[counted], timing.first_token_seconds[counted]
+    end, tokens = timing.end_seconds[counted], timing.completion_tokens[counted]
     num_gaps = np.where(tokens > 1, tokens - 1.0, np.nan)
     return {
         "ttft_seconds": first - arrival,
         "e2e_seconds": end - arrival,
         "tpot_seconds": (end - first) / num_gaps,
-        "gap_seconds": np.where(tokens > 1, outcome.longest_gap_seconds[counted], np.nan),
+        "gap_seconds": np.where(tokens > 1, timing.longest_gap_seconds[counted], np.nan),
         "normalized_seconds": (end - arrival) / tokens,
-        "slowdown": (end - arrival) / outcome.isolated_seconds[counted],
     }
+
+
+def latencies(outcome: Outcome) -> dict[str, Float64Array]:
+    """Those of `client_latencies`, and `slowdown`: e2e / what a request takes alone on the machine."""
+    by_request = client_latencies(outcome)
+    isolated = outcome.isolated_seconds[counted_of(len(outcome.isolated_seconds))]
+    return {**by_request, "slowdown": by_request["e2e_seconds"] / isolated}
+
+
+def describe(by_request: dict[str, Float64Array]) -> dict[str, float]:
+    """Mean, p50, p95, p99 and max of what is known of each latency: `ttft_mean_seconds`, ..."""
+    figures: dict[str, float] = {}
+    for name, values in by_request.items():
+        stem, _, unit = name.partition("_")
+        ending = f"_{unit}" if unit else ""
+        known = values[~np.isnan(values)]
+        figures[f"{stem}_mean{ending}"] = float(known.mean()) if len(known) else 0.0
+        for percentile in _PERCENTILES:
+            value = float(np.percentile(known, percentile)) if len(known) else 0.0
+            figures[f"{stem}_p{percentile}{ending}"] = value
+        figures[f"{stem}_max{ending}"] = float(known.max()) if len(known) else 0.0
+    return figures
 
 
 def summarize(outcome: Outcome, objective: Objective) -> dict[str, float]:
@@ -67,17 +112,8 @@ def summarize(outcome: Outcome, objective: Objective) -> dict[str, float]:
     - `requests_per_second`: finished ones / seconds from the first arrival to the last token.
     - `busy_share`: seconds of steps / the same seconds.
     """
-    figures: dict[str, float] = {}
     by_request = latencies(outcome)
-    for name, values in by_request.items():
-        stem, _, unit = name.partition("_")
-        ending = f"_{unit}" if unit else ""
-        known = values[~np.isnan(values)]
-        figures[f"{stem}_mean{ending}"] = float(known.mean()) if len(known) else 0.0
-        for percentile in _PERCENTILES:
-            value = float(np.percentile(known, percentile)) if len(known) else 0.0
-            figures[f"{stem}_p{percentile}{ending}"] = value
-        figures[f"{stem}_max{ending}"] = float(known.max()) if len(known) else 0.0
+    figures = describe(by_request)
     is_good = good_requests(by_request, objective)
     counted_arrivals = outcome.arrival_seconds[-len(is_good) :]
     finished = ~np.isnan(outcome.end_seconds)

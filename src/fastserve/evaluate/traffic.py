@@ -13,6 +13,7 @@ import numpy as np
 
 from fastserve.evaluate.arrival import Arrival, gamma_gaps
 from fastserve.evaluate.trace import RateTrace, RateWindow, TimedTrace
+from fastserve.option import INT32_MAX
 from fastserve.types import Float64Array, Int64Array
 
 Lengths = tuple[Int64Array, Int64Array]
@@ -172,3 +173,26 @@ def scale_to_rate(arrivals: Seq[Arrival], rate: float) -> list[Arrival]:
     start = arrivals[0].arrival_seconds
     assert all(one.arrival_seconds <= other.arrival_seconds for one, other in pairwise(arrivals))
     return [replace(a, arrival_seconds=(a.arrival_seconds - start) * factor) for a in arrivals]
+
+
+def scale_lengths(
+    arrivals: Seq[Arrival],
+    scale: float,
+    *,
+    max_prompt_tokens: int = INT32_MAX,
+    max_completion_tokens: int = INT32_MAX,
+) -> list[Arrival]:
+    """The same requests with shorter or longer prompts and completions, up to the most of each.
+
+    >>> request = Arrival(arrival_seconds=0, prompt_tokens=100, completion_tokens=90)
+    >>> scale_lengths([request], 0.5, max_prompt_tokens=40, max_completion_tokens=100)[0].num_tokens
+    85
+    """
+    return [
+        replace(
+            arrival,
+            prompt_tokens=min(max(round(arrival.prompt_tokens * scale), 1), max_prompt_tokens),
+            completion_tokens=min(max(round(arrival.completion_tokens * scale), 1), max_completion_tokens),
+        )
+        for arrival in arrivals
+    ]

@@ -1,0 +1,71 @@
+"""Figures against load, a line for each series, as SVG that is read on light and on dark pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastserve.errors import UnsupportedError
+
+_GREY = "#808080"  # has a contrast of 4 to white and of 5 to black
+_COLOURS = (
+    "#e69f00",
+    "#56b4e9",
+    "#009e73",
+    "#d55e00",
+    "#cc79a7",
+    "#0072b2",
+    "#999933",
+)  # Okabe and Ito, 2008
+_MARKERS = "osD^vP*"
+
+Lines = Mapping[str, Seq[tuple[float, float]]]
+"""Points (load, figure) of each series, by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What one file shows. Latencies, which grow without bounds, have a logarithmic axis."""
+
+    label: str
+    lines: Lines
+    is_logarithmic: bool = True
+
+
+def plot_charts(charts: Mapping[str, Chart], folder: Path, *, title: str, load_label: str) -> list[Path]:
+    """Write each chart into a folder, which is made, as NAME.svg. Returns the files.
+
+    Raises:
+        UnsupportedError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnsupportedError(
+            f"plots need matplotlib: {error}", hint="pip install 'fastserve-llm[bench]'"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    style: dict[Any, Any] = {"svg.hashsalt": "fastserve", "svg.fonttype": "none"}
+    style |= dict.fromkeys(("text.color", "xtick.color", "ytick.color", "grid.color"), _GREY)
+    style |= dict.fromkeys(("axes.edgecolor", "axes.labelcolor"), _GREY)
+    with rc_context(style):
+        for name, chart in charts.items():
+            figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+            axes = figure.subplots()
+            for index, (series, points) in enumerate(chart.lines.items()):
+                colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+                loads, values = [load for load, _ in points], [value for _, value in points]
+                axes.plot(loads, values, label=series, color=colour, marker=marker)
+            if chart.is_logarithmic:
+                axes.set_yscale("log")
+            axes.set(xlabel=load_label, ylabel=chart.label, title=title)
+            axes.grid(alpha=0.3)
+            axes.legend(frameon=False)
+            files.append(folder / f"{name}.svg")
+            figure.savefig(files[-1], transparent=True, metadata={"Date": None})
+    return files
