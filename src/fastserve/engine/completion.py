@@ -47,6 +47,7 @@ class Completion:
     time_to_first_token_seconds: float  # from the request's arrival, waiting included
     decode_tokens_per_second: float | None  # after the first token; None for a single token
     index: int = 0  # among the completions of its request
+    stop_string: str | None = None  # the one that ended it
     error: str | None = None  # why it could not go on
     has_expired: bool = False  # it ended by an error because it took too long, or waited too long
 

@@ -62,6 +62,7 @@ class Transcript:
                 (sequence.num_completion_tokens - 1) / decode_seconds if decode_seconds > 0 else None
             ),
             index=self.index,
+            stop_string=self.text.stop_string,
             error=error,
             has_expired=has_expired,
         )

@@ -71,19 +71,14 @@ def judge(error: FastServeError) -> Verdict:
     return verdict
 
 
+def error_object(error: FastServeError) -> dict[str, Any]:
+    verdict = judge(error)
+    return {"message": str(error), "type": verdict.type, "param": verdict.param, "code": verdict.code}
+
+
 def error_document(error: FastServeError) -> bytes:
     """The error object, JSON in ASCII: messages may quote anything."""
-    verdict = judge(error)
-    return json.dumps(
-        {
-            "error": {
-                "message": str(error),
-                "type": verdict.type,
-                "param": verdict.param,
-                "code": verdict.code,
-            }
-        }
-    ).encode("ascii")
+    return json.dumps({"error": error_object(error)}).encode("ascii")
 
 
 def error_response(error: FastServeError) -> Response:
