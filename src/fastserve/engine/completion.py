@@ -40,6 +40,7 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    cached_tokens: int = 0  # of the prompt's, found in the cache of prefixes instead of being computed
     seed: int  # drawn for the request where it named none; repeats the completion
     logprobs: tuple[TokenLogprobs, ...] | None  # one a token, where asked for
     queue_seconds: float  # from the request's arrival to the step of its first turn

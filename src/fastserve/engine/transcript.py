@@ -52,6 +52,7 @@ class Transcript:
             token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens :]),
             finish_reason=finish_reason,
             prompt_tokens=sequence.num_prompt_tokens,
+            cached_tokens=sequence.num_reused_tokens,
             seed=sequence.seed,
             logprobs=None if sequence.params.logprobs is None else tuple(self.logprobs),
             queue_seconds=(now if sequence.start_seconds is None else sequence.start_seconds)

@@ -35,7 +35,7 @@ def messages_router(service: Service) -> APIRouter:
         asked = GenerationRequest(
             prompts=[await _encode(llm, body)],
             params=_to_params(body),
-            tenant=tenant_of(request.scope, body.metadata and body.metadata.user_id),
+            tenant=tenant_of(request.scope, body.metadata.user_id if body.metadata else None),
         )
         return await service.answer(
             llm, asked, MessagesFormat(body.model), request, is_streamed=bool(body.stream)
@@ -59,7 +59,7 @@ def _to_params(body: MessagesRequest) -> SamplingParams:
     Raises:
         OptionError: a field is out of its range.
     """
-    fields = {"top_k": body.top_k, "top_p": body.top_p, "stop": body.stop_sequences}
+    fields: dict[str, Any] = {"top_k": body.top_k, "top_p": body.top_p, "stop": body.stop_sequences}
     return SamplingParams(
         max_tokens=body.max_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,  # Anthropic's default
@@ -81,7 +81,13 @@ class MessagesFormat:
 
     def begin(self, generation: Generation) -> bytes:
         usage = {"input_tokens": generation.usage.prompt_tokens, "output_tokens": 0}
-        message = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        message: dict[str, Any] = {
+            **self._head,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": usage,
+        }
         block = {"type": "text", "text": ""}
         return _event("message_start", message=message) + _event(
             "content_block_start", index=0, content_block=block
