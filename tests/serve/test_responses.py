@@ -102,7 +102,7 @@ def test_one_that_is_cancelled_ends_where_it_is(server) -> None:
     assert cancelled["status"] == "cancelled"
     following = server.post("/v1/responses", {**ASKED, "previous_response_id": started["id"]})
     assert following.json()["error"]["param"] == "previous_response_id"
-    assert server.run(server.llm.status()).num_running == 0
+    assert server.run(server.llm.status()).num_resident == 0
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,10 @@ def test_one_that_is_cancelled_ends_where_it_is(server) -> None:
         ({"background": True, "stream": True}, "background"),
         ({"background": True, "store": False}, "store"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].message.content"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].message.content[0].type",
+        ),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
         ({"previous_response_id": "resp_no"}, "response_id"),
     ],

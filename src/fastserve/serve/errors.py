@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +101,30 @@ def defect_response(error: Exception) -> Response:
     return error_response(StepError(f"the server has failed by a defect: {type(error).__name__}"))
 
 
+@contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[None]:
+    """Have an option that is wrong be named as the request names it.
+
+    >>> with naming({"max_tokens": "max_output_tokens"}):
+    ...     raise OptionError("max_tokens=0 is out of range", option="max_tokens")
+    Traceback (most recent call last):
+    fastserve.errors.OptionError: max_output_tokens=0 is out of range
+    """
+    try:
+        yield
+    except OptionError as error:
+        name = names.get(error.option or "")
+        if name is None:
+            raise
+        message = error.message.replace(str(error.option), name, 1)
+        raise OptionError(message, hint=error.hint, option=name) from error
+
+
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
-    """The first of what pydantic finds wrong with a body, unknown fields before all others."""
-    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    """The first of what pydantic finds wrong with a body: unknown fields before all others, and of a field
+    that may be one thing or another, what is wrong with the one that it is most like."""
+    unknown = (e for e in errors if e["type"] == "extra_forbidden")
+    error = next(unknown, None) or max(errors, key=lambda e: len(e["loc"]))
     if error["type"] in ("json_invalid", "json_type"):
         reason = error.get("ctx", {}).get("error", error["msg"])
         return RequestError(f"the body is not JSON: {reason}", status=400, code="invalid_json")

@@ -16,7 +16,7 @@ from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.prompt import encode_chat
 from fastserve.errors import FastServeError
-from fastserve.serve.errors import error_object
+from fastserve.serve.errors import error_object, naming
 from fastserve.serve.generation import Generation, GenerationRequest
 from fastserve.serve.schema.body import ERRORS
 from fastserve.serve.schema.messages import Conversation, MessageDocument, MessagesRequest, TokenCount
@@ -60,11 +60,12 @@ def _to_params(body: MessagesRequest) -> SamplingParams:
         OptionError: a field is out of its range.
     """
     fields: dict[str, Any] = {"top_k": body.top_k, "top_p": body.top_p, "stop": body.stop_sequences}
-    return SamplingParams(
-        max_tokens=body.max_tokens,
-        temperature=1.0 if body.temperature is None else body.temperature,  # Anthropic's default
-        **{name: value for name, value in fields.items() if value is not None},
-    )
+    with naming({"stop": "stop_sequences"}):
+        return SamplingParams(
+            max_tokens=body.max_tokens,
+            temperature=1.0 if body.temperature is None else body.temperature,  # Anthropic's default
+            **{name: value for name, value in fields.items() if value is not None},
+        )
 
 
 class MessagesFormat:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.prompt import encode_chat
 from fastserve.errors import FastServeError, RequestError
-from fastserve.serve.errors import judge
+from fastserve.serve.errors import judge, naming
 from fastserve.serve.generation import Generation, GenerationRequest
 from fastserve.serve.logprob import LogprobWriter
 from fastserve.serve.response_store import KeptResponse, ResponseStore
@@ -40,12 +40,14 @@ def responses_router(service: Service) -> APIRouter:
         owner = tenant_of(request.scope, None)
         messages = [*_messages_before(body, store, owner), *body.to_template()]
         system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-        asked = body.to_request(
-            [await asyncio.to_thread(encode_chat, llm.model, [*system, *messages])],
-            tenant=tenant_of(request.scope, body.user),
-            max_tokens=body.max_output_tokens,
-            logprobs=body.num_logprobs,
-        )
+        prompt = await asyncio.to_thread(encode_chat, llm.model, [*system, *messages])
+        with naming({"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}):
+            asked = body.to_request(
+                [prompt],
+                tenant=tenant_of(request.scope, body.user),
+                max_tokens=body.max_output_tokens,
+                logprobs=body.num_logprobs,
+            )
         writer = ResponseFormat(
             body, asked, LogprobWriter(llm.model.tokenizer), owner=owner, messages=messages, store=store
         )
