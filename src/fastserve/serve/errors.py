@@ -50,7 +50,7 @@ _VERDICTS: Mapping[type[FastServeError], Verdict] = {
     UnsupportedError: Verdict(400, "invalid_request_error", "unsupported_model", "model"),
     ModelNotFoundError: Verdict(404, "invalid_request_error", "model_not_found", "model"),
     QueueFullError: Verdict(429, "rate_limit_error", "queue_full"),
-    DeadlineError: Verdict(504, "timeout_error", "deadline_exceeded", "timeout_ms"),
+    DeadlineError: Verdict(408, "timeout_error", "deadline_exceeded", "timeout_ms"),
     ClosedError: Verdict(503, "server_error", "shutting_down"),
     StepError: Verdict(500, "server_error", "step_failed"),
 }
