@@ -116,6 +116,7 @@ class EventStream(Response):
         self._format = format_
         self._options = options
         self._has_begun = False
+        self._has_status = False
         self._last_write_seconds = 0.0
         self._is_writing = False
         self._has_stalled = False
@@ -157,24 +158,31 @@ class EventStream(Response):
             while not generation.has_ended:
                 chunks = await generation.read()
                 if chunks:
-                    await self._write(send, b"".join([to_events(*chunk) for chunk in chunks]))
+                    start = self._begin()
+                    await self._write(send, start + b"".join([to_events(*chunk) for chunk in chunks]))
                 elif not generation.has_ended:
-                    await self._write(send, KEEP_ALIVE)
-            await self._write(send, self._format.end(generation), is_last=True)
+                    await self._write(send, self._begin() + KEEP_ALIVE)
+            await self._write(send, self._begin() + self._format.end(generation), is_last=True)
         except FastServeError as error:
-            if not self._has_begun:
+            if not self._has_status:
                 await error_response(error)(scope, receive, send)
             else:
                 await self._write(send, self._format.error(error), is_last=True)
+
+    def _begin(self) -> bytes:
+        """The events before all others, once: formats may number their events."""
+        if self._has_begun:
+            return b""
+        self._has_begun = True
+        return self._format.begin(self._generation)
 
     async def _write(self, send: Send, data: bytes, *, is_last: bool = False) -> None:
         if not data and not is_last:
             return
         self._is_writing = True
-        if not self._has_begun:
-            self._has_begun = True
+        if not self._has_status:
+            self._has_status = True
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            data = self._format.begin(self._generation) + data
         await send({"type": "http.response.body", "body": data, "more_body": not is_last})
         self._is_writing = False
         self._last_write_seconds = asyncio.get_running_loop().time()
