@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 32], help="of chat and random")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of a batch of chat and random")
     parser.add_argument("--texts", type=int, default=8, help="to edit and to summarize, a pair each")
+    parser.add_argument("--weights", default="auto", help="of the model")
     parser.add_argument("--max-draft-tokens", type=int, default=EngineOptions().max_draft_tokens)
     parser.add_argument("--draft-model", help="by default the model itself, with the next two")
     parser.add_argument("--draft-layers", type=int)
@@ -89,6 +90,7 @@ def main() -> None:
         parser.error("--data names the folder of the texts")
     options = EngineOptions(
         **draft_options(arguments),
+        weights=arguments.weights,
         max_draft_tokens=arguments.max_draft_tokens,
         threads=arguments.threads,
         prefix_cache="off",  # every pair computes its prompts twice

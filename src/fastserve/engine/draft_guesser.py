@@ -26,7 +26,9 @@ from fastserve.engine.guesser import (
 )
 from fastserve.engine.sequence import Sequence
 
-_FIRST_TRIALS_STEPS = 32  # whose time may go to trials to begin with, and is at most in store
+_FIRST_TRIALS_STEPS = 32  # whose time may go to trials to begin with, until a gain shows
+_MOST_TRIAL_STEPS = 8  # whose time may be in store later
+_MOST_TRIAL_DELAY = 0.02  # of the time of the sequences that it delays
 _MOST_TRIAL_SHARE, _LEAST_TRIAL_SHARE = 0.005, 0.0005  # of the time of steps with decodes
 _DISCOURAGEMENT = 0.8  # by a trial, of the share, as long as there is no gain
 _TRIAL_TOKENS = 4  # drafts of one
@@ -56,6 +58,7 @@ class DraftGuesser:
         self._decode_curve: list[float] = [0.0]  # seconds of a step that verifies so many drafts
         self._guess_seconds = 0.0  # of a step of guesses, one for each decode
         self._gain = 1.0  # tokens a second with as many drafts as is best, over those without
+        self._is_beginning = True
         self._trial_steps = float(_FIRST_TRIALS_STEPS)  # in store: their time
         self._trial_share = _MOST_TRIAL_SHARE
         self._is_trial = False  # what is guessed next
@@ -87,6 +90,7 @@ class DraftGuesser:
         if self._learn():
             self._gain = self._best_gain(self.acceptance, len(decodes))
         if self._gain >= LEAST_GAIN:
+            self._end_beginning()
             self._trial_share = _MOST_TRIAL_SHARE
             if self._num_steps % _READING_STEPS == 0:
                 self._read(decodes, bounds)
@@ -119,17 +123,25 @@ class DraftGuesser:
     def trial(self, decodes: Seq[Sequence], num_rows: int, bounds: Bounds) -> dict[int, int]:
         """A few guesses at the sequence with the least to read, where that fits what is in store."""
         num_tokens = min(_TRIAL_TOKENS, self._max_draft_tokens, len(self._decode_curve) - 1, num_rows)
-        if self._is_broken or self._gain >= LEAST_GAIN or self._trial_steps <= 0 or num_tokens < 1:
+        if self._trial_steps <= 0:
+            self._end_beginning()
+            return {}
+        if self._is_broken or self._gain >= LEAST_GAIN or num_tokens < 1:
             return {}
         places = [i for i, s in enumerate(decodes) if self._room(s) >= num_tokens]
         if not places:
             return {}
         index = min(places, key=lambda i: self.model.num_unread(decodes[i]))
         seconds_left = min(self._trial_steps * self._decode_curve[0], bounds.spare_seconds())
+        if not self._is_beginning:
+            lived = sum(bounds.clock_seconds - account.since_seconds for account in bounds.accounts)
+            seconds_left = min(seconds_left, _MOST_TRIAL_DELAY * lived / len(decodes))
         cost = self.model.cost.model
         expected = cost.prefill_seconds_of(self.model.num_unread(decodes[index]))
         expected += num_tokens * cost.fixed_seconds + self._decode_curve[num_tokens] - self._decode_curve[0]
         if expected > seconds_left:
+            if self._trial_steps < _MOST_TRIAL_STEPS:
+                self._end_beginning()
             return {}
         self._is_trial = True
         return {index: num_tokens}
@@ -148,8 +160,8 @@ class DraftGuesser:
         return dict(zip(lengths, drafts, strict=False))
 
     def observe(self, seconds: float) -> None:
-        store = self._trial_steps + self._trial_share
-        self._trial_steps = min(store, _FIRST_TRIALS_STEPS)
+        if not self._is_beginning:
+            self._trial_steps = min(self._trial_steps + self._trial_share, _MOST_TRIAL_STEPS)
 
     def forget(self, sequence: Sequence) -> None:
         self.model.release(sequence.sequence_id)
@@ -171,6 +183,11 @@ class DraftGuesser:
                 self._acceptances[seen.sequence_id] = own
             own.observe(seen.match_length, seen.is_right)
         return bool(observations)
+
+    def _end_beginning(self) -> None:
+        if self._is_beginning:
+            self._is_beginning = False
+            self._trial_steps = 0.0
 
     def _best_gain(self, acceptance: Acceptance, num_decodes: int) -> float:
         """Tokens a second over those without drafts, where all decodes have as many as is best."""
