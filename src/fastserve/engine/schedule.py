@@ -142,9 +142,11 @@ class Scheduler:
         self.residency.settle()
         self._precedence.charge(self._had_turn)  # their tokens have come
         self._relegation.refresh(self._live, now)
+        has_exceptions = self._relegation.has_any
         if self.policy.is_guarded:
             self._pauses.refresh(self._live, now)
-        self._precedence.has_exceptions = self._relegation.has_any or self._pauses.has_any
+            has_exceptions |= self._pauses.has_any
+        self._precedence.has_exceptions = has_exceptions
         self._precedence.refresh(self._live, now)
         turns = Round(
             self.residency,
