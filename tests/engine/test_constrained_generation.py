@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from fastserve.config import EngineOptions
 from fastserve.constraint import Choice, Grammar, JsonSchema, Regex
+from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import LLM
 from fastserve.errors import ConstraintError
 from fastserve.types import SamplingParams
@@ -122,6 +126,30 @@ def test_a_constrained_completion_is_the_same_alone_and_in_a_crowd(llm: LLM, tem
             crowded.text,
             crowded.logprobs,
         )
+
+
+def test_a_constraint_holds_on_every_backend(stories: Path, backend: str) -> None:
+    params = [
+        SamplingParams(constraint=Regex("[a-f]{5}( [0-9]+)?!"), temperature=t, seed=s, max_tokens=60)
+        for t, s in ((0.0, 0), (1.0, 1), (2.0, 2))
+    ]
+    with LLM(stories, backend=backend, weights="f32") as model:  # type: ignore[arg-type]
+        for completion in model.generate(["Once"] * 3, params):
+            assert completion.finish_reason == "stop"
+            assert re.fullmatch("[a-f]{5}( [0-9]+)?!", completion.text)
+
+
+def test_constraints_are_followed_by_a_loop_of_events(stories: Path) -> None:
+    async def run() -> list[str]:
+        async with AsyncLLM(stories, EngineOptions(weights="f32")) as model:
+            params = SamplingParams(constraint=Choice(["red", "green"]), temperature=1.0, seed=1, n=3)
+            with pytest.raises(ConstraintError, match="cannot be compiled"):
+                await model.generate("Once", SamplingParams(constraint=Regex("(")))
+            return [completion.text for completion in await model.generate("Once", params)]
+
+    texts = asyncio.run(run())
+    assert len(texts) == 3
+    assert set(texts) <= {"red", "green"}
 
 
 def test_special_tokens_come_where_a_grammar_demands_them(llm: LLM) -> None:

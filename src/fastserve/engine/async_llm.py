@@ -33,7 +33,7 @@ from fastserve.engine.worker import (
 )
 from fastserve.errors import ClosedError, FastServeError, StepError
 from fastserve.hub.resolve import resolve
-from fastserve.types import SamplingParams
+from fastserve.types import JsonObject, SamplingParams
 
 _MOST_UNREAD = 256  # chunks of a request: with so many its reader is behind, and it has no turns ...
 _FEW_UNREAD = 64  # ... until these are left
@@ -286,9 +286,15 @@ class AsyncLLM:
             stream.close()
         return sorted(completions, key=lambda completion: completion.index)
 
-    def chat_prompt(self, messages: Seq[Message]) -> Seq[int]:
-        """The token ids of a conversation that is to be answered. Raises as `encode_chat`."""
-        return encode_chat(self.model, messages)
+    def chat_prompt(
+        self,
+        messages: Seq[Message],
+        *,
+        tools: Seq[JsonObject] | None = None,
+        variables: JsonObject | None = None,
+    ) -> Seq[int]:
+        """The token ids of a conversation that is to be answered. Takes and raises what `encode_chat` does."""
+        return encode_chat(self.model, messages, tools=tools, variables=variables)
 
     async def set_policy(self, spec: str) -> None:
         """Go on by another scheduling policy.
