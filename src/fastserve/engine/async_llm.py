@@ -293,7 +293,7 @@ class AsyncLLM:
         tools: Seq[JsonObject] | None = None,
         variables: JsonObject | None = None,
     ) -> Seq[int]:
-        """The token ids of a conversation that is to be answered. Takes and raises what `encode_chat` does."""
+        """The token ids of a conversation that is to be answered. See `encode_chat`."""
         return encode_chat(self.model, messages, tools=tools, variables=variables)
 
     async def set_policy(self, spec: str) -> None:
