@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from fastserve.errors import (
     ClosedError,
+    ConstraintError,
     ContextLengthError,
     DeadlineError,
     FastServeError,
@@ -43,6 +44,7 @@ class Verdict:
 
 _VERDICTS: Mapping[type[FastServeError], Verdict] = {
     OptionError: Verdict(400, "invalid_request_error", "invalid_value"),
+    ConstraintError: Verdict(400, "invalid_request_error", "invalid_constraint"),
     ContextLengthError: Verdict(400, "invalid_request_error", "context_length_exceeded"),
     MemoryLimitError: Verdict(400, "invalid_request_error", "kv_memory_exceeded"),
     TemplateError: Verdict(400, "invalid_request_error", "template_error", "messages"),
