@@ -34,6 +34,8 @@ class SamplingParams:
     one prompt, completion i as if it were alone with the seed `seed + i`. The penalties follow the OpenAI API
     (presence, frequency: subtracted from the logits of tokens of the completion) and CTRL (repetition, arXiv
     1909.05858: divides positive and multiplies negative logits of tokens of the prompt and the completion).
+    `logprobs` asks for the log-probabilities of the completion's tokens and so many of the likeliest in their
+    places; `prompt_logprobs` for those of the prompt's, which is then computed whole, whatever is cached.
     `constraint` is what the text must be, see `fastserve.constraint`. `skip_special_tokens=False` shows
     tokens in the text that are none, such as those that mark calls of tools.
 
@@ -58,6 +60,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
     constraint: Constraint | None = None
     skip_special_tokens: bool = True
@@ -77,6 +80,8 @@ class SamplingParams:
             check_integer("seed", self.seed, low=0, high=2**64 - 1)
         if self.logprobs is not None:
             check_integer("logprobs", self.logprobs, low=0, high=MAX_TOP_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            check_integer("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_TOP_LOGPROBS)
         check_kind("logit_bias", self.logit_bias, Mapping, "a mapping from token ids to numbers")
         check_kind("stop", self.stop, (str, Sequence), "a text or a sequence of texts")
         check_kind("stop_token_ids", self.stop_token_ids, Sequence, "a sequence of token ids")

@@ -86,6 +86,7 @@ class FakeExecutable:
             for r, row in enumerate(batch.output_rows)
         ]
         token_ids = [allowed_token(token_id, sampling, r) for r, token_id in enumerate(token_ids)]
+        token_ids = [forced_token(token_id, sampling, r) for r, token_id in enumerate(token_ids)]
         top = np.tile(np.arange(MAX_TOP_LOGPROBS, dtype=np.int32), (len(token_ids), 1))
         return StepResult(
             outputs={},
@@ -150,6 +151,13 @@ def allowed_token(token_id: int, sampling: SamplingBatch, row: int) -> int:
         return token_id
     allowed = [i for i in range(VOCAB_SIZE) if words[i // 32] >> i % 32 & 1]
     return token_id if token_id in allowed else allowed[token_id % len(allowed)]
+
+
+def forced_token(token_id: int, sampling: SamplingBatch, row: int) -> int:
+    """The token that an infinite bias forces, or the token itself."""
+    biases = slice(sampling.bias_starts[row], sampling.bias_starts[row + 1])
+    forced = sampling.bias_ids[biases][np.isposinf(sampling.bias_values[biases])].tolist()
+    return forced[0] if forced else token_id
 
 
 def plain_loop(prompt_ids: list[int], params: SamplingParams, num_tokens: int) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TypeVar
 
@@ -35,15 +37,43 @@ def build_batch(turns: Seq[Turn], *, vocab_size: int) -> Batch:
         block_tables=pad_block_tables([turn.sequence.block_table for turn in turns]),
         output_rows=_int32(row for row, _, _ in outputs),
         sampling=build_sampling_batch(
-            [sequence for _, sequence, _ in outputs],
+            [drawn for _, drawn, _ in outputs],
             drafts=[drafts for _, _, drafts in outputs],
             masks=build_masks(turns, vocab_size=vocab_size),
         ),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Stands for a sequence in a row whose token is known: an infinite bias makes the sampler take it, and
+    tell its logprob, which biases have no part in."""
+
+    params: ScoredParams
+    seed: int = 0
+    token_ids: Seq[int] = ()
+    num_prompt_tokens: int = 0
+    num_completion_tokens: int = 0
+    guide: None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredParams:
+    """Those of SamplingParams that the sampler reads: all are off."""
+
+    logit_bias: Mapping[int, float]
+    logprobs: int | None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
 def build_sampling_batch(
-    sequences: Seq[Sequence], *, drafts: Seq[Seq[int]] | None = None, masks: UInt32Array
+    sequences: Seq[Sequence | Scored], *, drafts: Seq[Seq[int]] | None = None, masks: UInt32Array
 ) -> SamplingBatch:
     """How the next token of each sequence is chosen, where that follows its tokens and the drafts that are
     named for it. `masks` [constrained ones, words] say which may be."""
@@ -81,24 +111,34 @@ def build_masks(turns: Seq[Turn], *, vocab_size: int) -> UInt32Array:
     """Which tokens may come next, for every output row of a sequence with a constraint: [such rows,
     words]."""
     guided = [turn for turn in turns if turn.sequence.guide is not None]
-    masks = np.zeros((sum(turn.num_outputs for turn in guided), -(-vocab_size // 32)), np.uint32)
+    num_masks = sum(len(turn.outputs) + len(turn.drafts) for turn in guided)
+    masks = np.zeros((num_masks, -(-vocab_size // 32)), np.uint32)
     row = 0
     for turn in guided:
         for sequence in turn.outputs:
             assert sequence.guide is not None
-            num_rows = turn.num_outputs - len(turn.outputs) + 1  # drafts have no forks beside them
+            num_rows = 1 + len(turn.drafts)  # drafts have no forks beside them
             sequence.guide.fill_masks(masks[row : row + num_rows], turn.drafts)
             row += num_rows
     return masks
 
 
-def _outputs(turn: Turn, start: int) -> Iterator[tuple[int, Sequence, Seq[int]]]:
+def _outputs(turn: Turn, start: int) -> Iterator[tuple[int, Sequence | Scored, Seq[int]]]:
     """The output rows of a turn whose first row is `start`: (row, sequence, drafts up to that row)."""
+    yield from _scored_outputs(turn, start)
     last = start + turn.num_tokens - 1
     for sequence in turn.outputs:
         yield last, sequence, ()
     for count in range(1, len(turn.drafts) + 1):
         yield last + count, turn.sequence, turn.drafts[:count]
+
+
+def _scored_outputs(turn: Turn, start: int) -> Iterator[tuple[int, Scored, Seq[int]]]:
+    sequence = turn.sequence
+    for token_index in turn.scored_indices:
+        bias = {sequence.token_ids[token_index]: math.inf}
+        row = start + token_index - 1 - sequence.num_computed_tokens
+        yield row, Scored(ScoredParams(bias, sequence.params.prompt_logprobs)), ()
 
 
 def pad_block_tables(tables: Seq[Seq[int]]) -> Int32Array:
@@ -109,7 +149,7 @@ def pad_block_tables(tables: Seq[Seq[int]]) -> Int32Array:
     return padded
 
 
-def _has_penalty(sequence: Sequence) -> bool:
+def _has_penalty(sequence: Sequence | Scored) -> bool:
     p = sequence.params
     return (p.presence_penalty, p.frequency_penalty, p.repetition_penalty) != (0, 0, 1)
 

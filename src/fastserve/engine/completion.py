@@ -45,6 +45,7 @@ class Completion:
     prompt_tokens: int
     seed: int  # drawn for the request where it named none; repeats the completion
     logprobs: tuple[TokenLogprobs, ...] | None  # one a token, where asked for
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # of the prompt, from its second token on
     queue_seconds: float  # from the request's arrival to the step of its first turn
     total_seconds: float  # from the request's arrival to the completion's end
     time_to_first_token_seconds: float  # from the request's arrival, waiting included
@@ -89,3 +90,4 @@ class Chunk:
     logprobs: TokenLogprobs | None
     completion: Completion | None  # of the last chunk: the whole
     index: int = 0  # among the completions of its request
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # of the first chunk, where asked for

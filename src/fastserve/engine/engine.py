@@ -344,6 +344,11 @@ class Engine:
         A draft's row says what follows it, which holds as long as it is itself the token that its sequence
         has got; what wrong ones have left in the blocks is overwritten.
         """
+        if turn.num_scored and not self._keep_scores(turn, result, first_row):
+            request_id = self._transcripts[turn.sequence.sequence_id].request_id
+            yield from [self._fail(t, NO_TOKEN, now) for t in list(self._requests[request_id])]
+            return
+        first_row += turn.num_scored
         for row, sequence in enumerate(turn.outputs, first_row):
             chunk = self._emit(sequence, result, row, now)
             yield chunk
@@ -353,6 +358,17 @@ class Engine:
             self.scheduler.accept(turn.sequence)
             chunk = self._emit(turn.sequence, result, row, now)
             yield chunk
+
+    def _keep_scores(self, turn: Turn, result: StepResult, first_row: int) -> bool:
+        """Take down the logprobs of a turn's tokens of the prompt; whether they are numbers."""
+        assert result.is_valid is not None
+        sequence = turn.sequence
+        num_top = sequence.params.prompt_logprobs or 0
+        rows = range(first_row, first_row + turn.num_scored)
+        transcript = self._transcripts[sequence.sequence_id]
+        transcript.prompt_logprobs += (read_logprobs(result, row, num_top=num_top) for row in rows)
+        sequence.num_scored_tokens += turn.num_scored
+        return bool(result.is_valid[rows.start : rows.stop].all())
 
     def _emit(self, sequence: Sequence, result: StepResult, row: int, now: float) -> Chunk:
         """The chunk of a sequence's new token, which is the result's row; finishes the sequence with its
@@ -367,7 +383,8 @@ class Engine:
             return self._fail(transcript, NO_TOKEN if guide is None else NO_ALLOWED_TOKEN, now)
         token_id = int(result.token_ids[row])
         sequence.token_ids.append(token_id)
-        if transcript.first_token_seconds is None:
+        is_first = transcript.first_token_seconds is None
+        if is_first:
             transcript.first_token_seconds = now
         if sequence.params.logprobs is not None:
             transcript.logprobs.append(read_logprobs(result, row, num_top=sequence.params.logprobs))
@@ -384,7 +401,7 @@ class Engine:
             completion = transcript.complete(text, "stop" if is_stop else "length", now)
             sequence.is_complete = True
             self._finish(transcript)
-        return transcript.chunk(text, token_id=token_id, completion=completion)
+        return transcript.chunk(text, token_id=token_id, completion=completion, is_first=is_first)
 
     def _take_in(self, request_id: int, sequence: Sequence, timeout_ms: float | None, now: float) -> None:
         """Have the scheduler rank it. Raises DeadlineError where it cannot be complete in time."""

@@ -215,7 +215,10 @@ class Residency:
         self._sources = []
 
     def _num_reusable(self, sequence: Sequence) -> int:
-        """Full blocks before its last token, which is computed in any case: it gives the logits."""
+        """Full blocks before its last token, which is computed in any case: it gives the logits. None where
+        the logits of all are wanted."""
+        if sequence.is_to_be_scored:
+            return 0
         return (len(sequence.token_ids) - 1) // self.pool.block_size
 
     def _shared_tail(self, sequence: Sequence) -> int | None:

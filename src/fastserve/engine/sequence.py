@@ -59,6 +59,7 @@ class Sequence:
 
     rank: Any = 0
     standing: Any = None
+    num_scored_tokens: int = 1  # of the prompt, whose logprobs are known; the first token has none
     is_started: bool = False  # it has had a turn
     start_seconds: float | None = None  # when the step of its first turn began
     is_complete: bool = False  # its last token has come: it was not aborted, and has not failed or expired
@@ -81,6 +82,11 @@ class Sequence:
     @property
     def num_uncomputed_tokens(self) -> int:
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_to_be_scored(self) -> bool:
+        """Whether logprobs of its prompt are asked for, and not all known."""
+        return self.params.prompt_logprobs is not None and self.num_scored_tokens < self.num_prompt_tokens
 
     @property
     def is_resident(self) -> bool:

@@ -19,9 +19,12 @@ class Transcript:
     text: CompletionText
     texts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on
     first_token_seconds: float | None = None
 
-    def chunk(self, text: str, *, token_id: int | None, completion: Completion | None) -> Chunk:
+    def chunk(
+        self, text: str, *, token_id: int | None, completion: Completion | None, is_first: bool = False
+    ) -> Chunk:
         """The chunk of the newest token, or, without a token, the last one."""
         self.texts.append(text)
         has_logprobs = token_id is not None and self.logprobs
@@ -32,6 +35,7 @@ class Transcript:
             logprobs=self.logprobs[-1] if has_logprobs else None,
             completion=completion,
             index=self.index,
+            prompt_logprobs=tuple(self.prompt_logprobs) if is_first and self.prompt_logprobs else None,
         )
 
     def complete(
@@ -54,6 +58,7 @@ class Transcript:
             prompt_tokens=sequence.num_prompt_tokens,
             seed=sequence.seed,
             logprobs=None if sequence.params.logprobs is None else tuple(self.logprobs),
+            prompt_logprobs=None if sequence.params.prompt_logprobs is None else tuple(self.prompt_logprobs),
             queue_seconds=(now if sequence.start_seconds is None else sequence.start_seconds)
             - sequence.arrival_seconds,
             total_seconds=now - sequence.arrival_seconds,

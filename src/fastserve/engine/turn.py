@@ -34,15 +34,24 @@ class Turn:
     outputs: Seq[Sequence]  # whose next token the step gives: with its last token, it and its forks
     copy: tuple[int, int] | None = None  # blocks (source, target) to copy before the step
     drafts: Seq[int] = ()  # token ids; of a sequence that decodes, and has no forks
+    num_scored: int = (
+        0  # tokens of the prompt whose logprobs the step gives too, by outputs before all others
+    )
 
     @property
     def num_rows(self) -> int:
         return self.num_tokens + len(self.drafts)
 
     @property
+    def scored_indices(self) -> range:
+        """Of the tokens of the prompt that are scored, before the turn is committed."""
+        first = max(self.sequence.num_computed_tokens + 1, self.sequence.num_scored_tokens)
+        return range(first, first + self.num_scored)
+
+    @property
     def num_outputs(self) -> int:
         """Output rows."""
-        return len(self.outputs) + len(self.drafts)
+        return self.num_scored + len(self.outputs) + len(self.drafts)
 
 
 def total_work(turns: Seq[Turn]) -> StepWork:
@@ -82,6 +91,7 @@ class Round:
         # One token and one output row each: every sequence with a turn can decode.
         self._max_turns = min(limits.max_sequences, limits.max_outputs, limits.max_tokens)
         self._outputs_left = limits.max_outputs
+        self._scores_left = 0
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._prefill_tokens_left = 0
         self._turns: list[Turn] = []
@@ -128,6 +138,7 @@ class Round:
             elif sequence.residence is Residence.FAST and num_decodes < self._max_turns:
                 num_decodes += 1
                 attended += sequence.num_computed_tokens
+        self._scores_left = max(self._outputs_left - num_decodes - 1, 1)
         decodes = StepWork(0, num_decodes, attended)
         return self._pace.prefill_tokens(decodes, backlog, first_position=first_position or 0)
 
@@ -138,20 +149,35 @@ class Round:
         takes_prefill_tokens = is_new or num_tokens > 1
         if takes_prefill_tokens:
             num_tokens = min(num_tokens, self._prefill_chunk_tokens, self._prefill_tokens_left)
+        num_scored = 0
+        if sequence.is_to_be_scored:
+            num_tokens, num_scored = self._fit_scores(sequence, num_tokens)
         outputs: Seq[Sequence] = ()
         if num_tokens == sequence.num_uncomputed_tokens:
             outputs = (sequence, *sequence.forks)
-        if num_tokens == 0 or len(outputs) > self._outputs_left:
+        if num_scored and num_scored + len(outputs) > self._outputs_left:
+            num_tokens, outputs = num_tokens - 1, ()  # its last token has a step of its own
+        if num_tokens == 0 or num_scored + len(outputs) > self._outputs_left:
             return
         if not self._make_room_to_grow(sequence, num_tokens):
             self._is_blocked = True
             return
         if takes_prefill_tokens:
             self._prefill_tokens_left -= num_tokens
-        self._outputs_left -= len(outputs)
+        self._outputs_left -= num_scored + len(outputs)
+        self._scores_left -= num_scored
         copy = self._residency.grow(sequence, num_tokens)
-        self._turns.append(Turn(sequence, num_tokens, outputs, copy))
+        self._turns.append(Turn(sequence, num_tokens, outputs, copy, num_scored=num_scored))
         self._has_turn.add(sequence.sequence_id)
+
+    def _fit_scores(self, sequence: Sequence, num_tokens: int) -> tuple[int, int]:
+        """How many of its next tokens have output rows for their logprobs, and how many rows that are: token
+        p + 1 is scored by the row of token p."""
+        start = sequence.num_computed_tokens
+        first = max(start, sequence.num_scored_tokens - 1)  # of the rows that score
+        num_tokens = min(num_tokens, first - start + min(self._scores_left, self._outputs_left))
+        last = min(start + num_tokens, sequence.num_prompt_tokens - 1)
+        return num_tokens, max(last - first, 0)
 
     def _make_room_to_grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Whether the pool has the blocks that its next tokens need: those who come last give up theirs."""

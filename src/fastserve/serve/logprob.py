@@ -29,10 +29,18 @@ class LogprobWriter:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
-    def top(self, logprobs: TokenLogprobs) -> dict[str, float]:
+    def top(self, logprobs: TokenLogprobs, num_top: int) -> dict[str, float]:
         """The likeliest tokens of completions, and the chosen one."""
-        chosen = (logprobs.token_id, logprobs.logprob)
-        return {self.text(token_id): logprob for token_id, logprob in (*logprobs.top, chosen)}
+        found = (*logprobs.top[:num_top], (logprobs.token_id, logprobs.logprob))
+        return {self.text(token_id): logprob for token_id, logprob in found}
+
+    def prompt(self, logprobs: TokenLogprobs, num_top: int) -> dict[str, Any]:
+        """A token of a prompt, and the likeliest in its place, by id."""
+        found = (*logprobs.top[:num_top], (logprobs.token_id, logprobs.logprob))
+        return {
+            str(token_id): {"logprob": logprob, "decoded_token": self.text(token_id)}
+            for token_id, logprob in found
+        }
 
     def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
         data = self._tokenizer.token_bytes(token_id) or b""

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from itertools import accumulate
 from typing import Any
 
 from fastapi import APIRouter
@@ -16,7 +17,7 @@ from starlette.responses import Response
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.engine.completion import Chunk, Completion, TokenLogprobs
 from fastserve.engine.prompt import Prompt
-from fastserve.errors import FastServeError, OptionError
+from fastserve.errors import FastServeError
 from fastserve.serve.generation import Generation
 from fastserve.serve.logprob import LogprobWriter
 from fastserve.serve.schema.body import ERRORS, STREAMED
@@ -33,26 +34,19 @@ def completions_router(service: Service) -> APIRouter:
     @router.post("/v1/completions", response_model=CompletionDocument, responses=STREAMED)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         llm = service.models.find_generator(body.model)
-        if body.echo and body.logprobs is not None:
-            raise OptionError(
-                "echo=true with logprobs is not supported", hint="leave one of the two out", option="echo"
-            )
         prompts = to_prompts(body.prompt)
+        wanted = [body.prompt_logprobs, body.logprobs if body.echo else None]
         asked = body.to_request(
             prompts,
             tenant=tenant_of(request.scope, body.user),
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
             logprobs=body.logprobs,
+            prompt_logprobs=max((num for num in wanted if num is not None), default=None),
             constraint=body.to_constraint(),
         )
         tokenizer = llm.model.tokenizer
-        echoes = await asyncio.to_thread(_echo, tokenizer, prompts) if body.echo else [""] * len(prompts)
-        format_ = CompletionFormat(
-            body.model,
-            LogprobWriter(tokenizer),
-            echoes=[echo for echo in echoes for _ in range(asked.params.n)],
-            has_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
-        )
+        echoes = await asyncio.to_thread(_echo, tokenizer, prompts) if body.echo else None
+        format_ = CompletionFormat(body, tokenizer, num_each=asked.params.n, echoes=echoes)
         return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
 
     return router
@@ -62,35 +56,42 @@ class CompletionFormat:
     """`text_completion`, whole or in chunks.
 
     Args:
-        echoes: what goes before each completion.
+        num_each: completions of a prompt.
+        echoes: what goes before the completions of each prompt; None: nothing.
     """
 
-    def __init__(self, model: str, logprobs: LogprobWriter, *, echoes: Seq[str], has_usage: bool) -> None:
+    def __init__(
+        self, body: CompletionRequest, tokenizer: Tokenizer, *, num_each: int, echoes: Seq[str] | None
+    ) -> None:
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
             "created": int(time.time()),
-            "model": model,
+            "model": body.model,
         }
-        self._logprobs = logprobs
+        self._tokenizer = tokenizer
+        self._writer = LogprobWriter(tokenizer)
+        self._num_each = num_each
         self._echoes = echoes
-        self._offsets = [len(echo) for echo in echoes]  # of each completion's next token, in characters
+        self._num_logprobs = body.logprobs
+        self._num_prompt_logprobs = body.prompt_logprobs
+        self._prompts: Seq[Seq[int]] = ()
+        self._prompt_logprobs: dict[int, Seq[TokenLogprobs]] = {}  # by prompt
+        self._offsets: dict[int, int] = {}  # of each completion's next token, in characters; none has begun
         self._event_start = f'data: {to_json_text(self._head)[:-1]},"choices":['
-        self._event_end = '],"usage":null}\n\n' if has_usage else "]}\n\n"
-        self._has_usage = has_usage
+        self._has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        self._event_end = '],"usage":null}\n\n' if self._has_usage else "]}\n\n"
 
     def begin(self, generation: Generation) -> bytes:
-        echoes = (self._choice(i, echo, "null", "null") for i, echo in enumerate(self._echoes) if echo)
-        return "".join(echoes).encode()
+        self._prompts = generation.prompts
+        return b""
 
     def chunk(self, index: int, chunk: Chunk) -> bytes:
-        logprobs = "null"
-        if chunk.logprobs is not None:
-            logprobs = to_json_text(self._write_logprobs(index, [chunk.logprobs]))
-        finish_reason = "null" if chunk.completion is None else f'"{chunk.completion.finish_reason}"'
+        if index not in self._offsets:
+            return self._first_chunk(index, chunk)
         if not chunk.text and chunk.logprobs is None and chunk.completion is None:
             return b""
-        return self._choice(index, chunk.text, logprobs, finish_reason).encode()
+        return self._choice(index, chunk).encode()
 
     def end(self, generation: Generation) -> bytes:
         done = event("[DONE]")
@@ -103,39 +104,91 @@ class CompletionFormat:
         return error_event(error)
 
     def document(self, completions: Seq[Completion], generation: Generation) -> Mapping[str, Any]:
+        self._prompts = generation.prompts
         return {
             **self._head,
             "choices": [self._document(index, completion) for index, completion in enumerate(completions)],
             "usage": generation.usage.to_json(),
         }
 
-    def _choice(self, index: int, text: str, logprobs: str, finish_reason: str) -> str:
+    def _first_chunk(self, index: int, chunk: Chunk) -> bytes:
+        """With what goes before the completion, and what is known of its prompt."""
+        if chunk.prompt_logprobs is not None:
+            self._prompt_logprobs[index // self._num_each] = chunk.prompt_logprobs
+        before: dict[str, Any] = {"index": index, "text": self._echo(index)}
+        before["logprobs"] = self._begin_logprobs(index)
+        if self._num_prompt_logprobs is not None:
+            before["prompt_logprobs"] = self._write_prompt(index)
+        events = ""
+        if before["text"] or "prompt_logprobs" in before:
+            choice = to_json_text({**before, "finish_reason": None})
+            events = f"{self._event_start}{choice}{self._event_end}"
+        return (events + self._choice(index, chunk)).encode()
+
+    def _choice(self, index: int, chunk: Chunk) -> str:
+        logprobs = "null"
+        if chunk.logprobs is not None:
+            logprobs = to_json_text(self._write_logprobs(index, [chunk.logprobs]))
+        finish_reason = "null" if chunk.completion is None else f'"{chunk.completion.finish_reason}"'
         return (
-            f'{self._event_start}{{"index":{index},"text":{to_json_text(text)},"logprobs":{logprobs},'
+            f'{self._event_start}{{"index":{index},"text":{to_json_text(chunk.text)},"logprobs":{logprobs},'
             f'"finish_reason":{finish_reason}}}{self._event_end}'
         )
 
     def _document(self, index: int, completion: Completion) -> Mapping[str, Any]:
-        logprobs = completion.logprobs
-        return {
+        if completion.prompt_logprobs:
+            self._prompt_logprobs[index // self._num_each] = completion.prompt_logprobs
+        logprobs = self._begin_logprobs(index)
+        if completion.logprobs is not None:
+            more = self._write_logprobs(index, completion.logprobs)
+            logprobs = {name: [*(logprobs or {}).get(name, ()), *values] for name, values in more.items()}
+        choice = {
             "index": index,
-            "text": self._echoes[index] + completion.text,
-            "logprobs": None if logprobs is None else self._write_logprobs(index, logprobs),
+            "text": self._echo(index) + completion.text,
+            "logprobs": logprobs,
             "finish_reason": completion.finish_reason,
         }
+        if self._num_prompt_logprobs is not None:
+            choice["prompt_logprobs"] = self._write_prompt(index)
+        return choice
 
-    def _write_logprobs(self, index: int, logprobs: Seq[TokenLogprobs]) -> Mapping[str, Any]:
-        tokens = [self._logprobs.text(lp.token_id) for lp in logprobs]
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(token)
+    def _echo(self, index: int) -> str:
+        return "" if self._echoes is None else self._echoes[index // self._num_each]
+
+    def _begin_logprobs(self, index: int) -> dict[str, list[Any]] | None:
+        """Those of the prompt, where it is echoed with them."""
+        self._offsets[index] = len(self._echo(index))
+        if self._echoes is None or self._num_logprobs is None:
+            return None
+        token_ids = self._prompts[index // self._num_each]
+        entries = self._prompt_logprobs.get(index // self._num_each, ())
+        decoder = self._tokenizer.stream_decoder()
+        offsets = [0, *accumulate(len(decoder.push(token_id)) for token_id in token_ids)]
+        return {
+            "tokens": [self._writer.text(token_id) for token_id in token_ids],
+            "token_logprobs": [None, *(entry.logprob for entry in entries)],
+            "top_logprobs": [None, *(self._writer.top(entry, self._num_logprobs) for entry in entries)],
+            "text_offset": offsets[:-1],
+        }
+
+    def _write_logprobs(self, index: int, logprobs: Seq[TokenLogprobs]) -> dict[str, list[Any]]:
+        assert self._num_logprobs is not None
+        num_top = self._num_logprobs
+        tokens = [self._writer.text(lp.token_id) for lp in logprobs]
+        offsets = list(accumulate(map(len, tokens), initial=self._offsets[index]))
+        self._offsets[index] = offsets.pop()
         return {
             "tokens": tokens,
             "token_logprobs": [lp.logprob for lp in logprobs],
-            "top_logprobs": [self._logprobs.top(lp) for lp in logprobs],
+            "top_logprobs": [self._writer.top(lp, num_top) for lp in logprobs],
             "text_offset": offsets,
         }
+
+    def _write_prompt(self, index: int) -> list[Any]:
+        """`prompt_logprobs`: of each token of the prompt; of the first there is none."""
+        num_top = self._num_prompt_logprobs or 0
+        entries = self._prompt_logprobs.get(index // self._num_each, ())
+        return [None, *(self._writer.prompt(entry, num_top) for entry in entries)]
 
 
 def _echo(tokenizer: Tokenizer, prompts: Seq[Prompt]) -> list[str]:

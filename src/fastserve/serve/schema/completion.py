@@ -19,6 +19,7 @@ class CompletionRequest(SamplingFields):
     prompt: TextInput
     max_tokens: int | None = Field(None, description="16 by default.")
     logprobs: int | None = Field(None, description="0 to 20: the likeliest tokens beside the chosen one.")
+    prompt_logprobs: int | None = Field(None, description="As logprobs, of the tokens of the prompt.")
     echo: bool | None = Field(None, description="Answer with the prompt before the completion.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -31,10 +32,16 @@ class CompletionLogprobs(Document):
     text_offset: list[int]
 
 
+class PromptLogprob(Document):
+    logprob: float
+    decoded_token: str
+
+
 class CompletionChoice(Document):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
     finish_reason: Literal["stop", "length"]
 
 

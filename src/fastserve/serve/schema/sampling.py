@@ -48,6 +48,7 @@ class SamplingFields(ConstraintFields):
         tenant: str,
         max_tokens: int | None,
         logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         constraint: Constraint | None,
         skip_special_tokens: bool = True,
     ) -> GenerationRequest:
@@ -73,6 +74,7 @@ class SamplingFields(ConstraintFields):
             temperature=1.0 if self.temperature is None else self.temperature,  # OpenAI's default
             max_tokens=max_tokens,
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             constraint=constraint,
             skip_special_tokens=skip_special_tokens,
             logit_bias=_to_token_ids(self.logit_bias or {}),
