@@ -298,3 +298,46 @@ def test_the_status_has_queue_lengths_by_class_and_level_and_what_steps_were_lik
     assert status.steps.num_sequences.total == 12  # turns: a prompt and three decodes each
     assert all(0 <= c.queue_seconds <= c.time_to_first_token_seconds for c in completions.values())
     assert all(c.time_to_first_token_seconds <= c.total_seconds for c in completions.values())
+
+
+@pytest.mark.parametrize("num_completions", [1, 3])
+def test_logprobs_of_a_prompt_come_with_its_first_token_however_it_is_cut(num_completions: int) -> None:
+    prompt = [(7 * i) % VOCAB_SIZE for i in range(30)]
+    params = SamplingParams(max_tokens=3, prompt_logprobs=2, n=num_completions)
+    engine = make_engine(max_outputs=4, num_blocks=40, prefill_chunk_tokens=11)
+    others = [engine.add(PROMPT, SamplingParams(max_tokens=20)) for _ in range(2)]
+    engine.add(prompt, SamplingParams(max_tokens=1))  # leaves the prompt in the cache
+    wanting = engine.add(prompt, params)
+    first = None
+    completions = {}
+    while engine.has_work:
+        for chunk in engine.step():
+            engine.check_invariants()
+            if chunk.request_id == wanting:
+                first = first or chunk
+            if chunk.completion is not None:
+                completions[chunk.request_id, chunk.index] = chunk.completion
+    assert first is not None
+    scores = completions[wanting, 0].prompt_logprobs
+    assert scores is not None
+    assert first.prompt_logprobs == scores
+    assert [score.token_id for score in scores] == prompt[1:]
+    assert [score.logprob for score in scores] == [-token for token in prompt[1:]]
+    assert all(score.top == ((0, 0.0), (1, -1.0)) for score in scores)
+    expected = plain_loop(prompt, params, 3)
+    assert list(completions[wanting, 0].token_ids) == expected
+    assert all(len(completions[other, 0].token_ids) == 20 for other in others)
+    assert completions[others[0], 0].prompt_logprobs is None
+
+
+def test_a_prompt_that_is_evicted_is_scored_once() -> None:
+    prompt = [(5 * i) % VOCAB_SIZE for i in range(24)]
+    engine = make_engine(max_outputs=4, num_blocks=10, policy="priority")
+    wanting = engine.add(prompt, SamplingParams(max_tokens=2, prompt_logprobs=0), priority=2)
+    for _ in range(3):
+        engine.step()
+    engine.add(prompt[::-1], SamplingParams(max_tokens=8), priority=0)
+    completions = run(engine)
+    scores = completions[wanting].prompt_logprobs
+    assert scores is not None
+    assert [score.token_id for score in scores] == prompt[1:]

@@ -351,3 +351,19 @@ def completion_error(completion: Completion) -> FastServeError:
     with pytest.raises(FastServeError) as caught:
         completion.checked()
     return caught.value
+
+
+def test_logprobs_of_a_prompt_are_those_that_its_tokens_had_when_they_were_chosen(stories) -> None:
+    with LLM(stories, threads=1) as llm:
+        (whole,) = llm.generate(
+            "Once upon a time", SamplingParams(max_tokens=80, logprobs=3, ignore_eos=True)
+        )
+        assert whole.logprobs is not None
+        prompt = [*llm.model.tokenizer.encode("Once upon a time"), *whole.token_ids]
+        params = SamplingParams(max_tokens=1, prompt_logprobs=3)
+        (alone,) = llm.generate([prompt], params)
+        assert alone.prompt_logprobs is not None
+        assert len(alone.prompt_logprobs) == len(prompt) - 1
+        assert alone.prompt_logprobs[-80:] == whole.logprobs
+        beside = llm.generate([prompt, prompt, "The dog"], [params, params, SamplingParams(max_tokens=60)])
+        assert [c.prompt_logprobs for c in beside] == [alone.prompt_logprobs, alone.prompt_logprobs, None]

@@ -108,3 +108,41 @@ def test_a_request_that_is_refused_is_refused_whole(server) -> None:
     response = server.post(PATH, {**BASE, "prompt": ["He", "a" * 5000]})
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_prompt_is_echoed_with_its_logprobs_whole_and_streamed_alike(server, llm) -> None:
+    body = {**BASE, "prompt": ["The dog ran home.", "He"], "echo": True, "logprobs": 1, "n": 2, "seed": 2}
+    whole = server.post(PATH, body).json()["choices"]
+    (alone, _) = llm.generate(
+        "The dog ran home.", SamplingParams(max_tokens=12, n=2, seed=2, logprobs=1, prompt_logprobs=1)
+    )
+    logprobs = whole[0]["logprobs"]
+    known = [*alone.prompt_logprobs, *alone.logprobs]
+    assert logprobs["token_logprobs"] == [None, *(pytest.approx(lp.logprob, abs=1e-4) for lp in known)]
+    assert logprobs["top_logprobs"][0] is None
+    assert whole[0]["text"] == "The dog ran home." + alone.text
+    streamed: list[dict[str, list]] = [{} for _ in whole]
+    for data in events(server.post(PATH, {**body, "stream": True}))[:-1]:
+        for choice in json.loads(data)["choices"]:
+            for name, values in (choice["logprobs"] or {}).items():
+                streamed[choice["index"]].setdefault(name, []).extend(values)
+    assert streamed == [choice["logprobs"] for choice in whole]
+    for choice in whole:
+        tokens = zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True)
+        rest = [(token, offset) for token, offset in tokens if offset > 0]
+        assert all(choice["text"][offset:].startswith(token) for token, offset in rest)
+
+
+def test_prompt_logprobs_are_told_by_token(server) -> None:
+    tokens = server.post("/tokenize", {"model": STORIES, "prompt": "The dog ran."}).json()["tokens"]
+    body = {**BASE, "prompt": tokens, "prompt_logprobs": 2}
+    choice = server.post(PATH, body).json()["choices"][0]
+    first, *others = choice["prompt_logprobs"]
+    assert first is None
+    assert [str(token) in entry for token, entry in zip(tokens[1:], others, strict=True)] == [True] * len(
+        others
+    )
+    assert all(2 <= len(entry) <= 3 for entry in others)
+    assert choice["logprobs"] is None
+    streamed = [json.loads(data) for data in events(server.post(PATH, {**body, "stream": True}))[:-1]]
+    assert streamed[0]["choices"][0]["prompt_logprobs"] == choice["prompt_logprobs"]
