@@ -102,7 +102,7 @@ $(VENV)/tools: pyproject.toml
 
 $(VENV)/built: $(VENV)/tools $(BUILT_FROM)
 	@echo "Building FastServe"
-	@$(PIP) install --no-build-isolation --editable .
+	@$(PIP) install --no-build-isolation --editable '.[structured]'
 	@touch $@
 
 $(VENV)/dev: $(VENV)/built constraints-dev.txt

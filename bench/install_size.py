@@ -67,7 +67,7 @@ def install(wheel: Path, environment: Path) -> Path:
     subprocess.run(
         [python, "-m", "fastserve.cli.main", "doctor"], env=writing, check=True, stdout=subprocess.DEVNULL
     )
-    used = "import huggingface_hub.hf_api, fastserve.engine.llm"
+    used = "import huggingface_hub.hf_api, fastserve.engine.llm, fastserve.serve.run, fastserve.serve.app"
     subprocess.run([python, "-c", used], env=writing, check=True)
     return next(environment.glob("[lL]ib/**/site-packages"))
 

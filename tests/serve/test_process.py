@@ -113,6 +113,23 @@ def test_other_fields_of_ours_go_through_extra_body(client, name) -> None:
     assert answer.usage.completion_tokens == 5
 
 
+def test_the_official_client_gets_calls_and_structures(client, name) -> None:
+    schema = {"type": "object", "properties": {"fruit": {"enum": ["apple", "pear"]}}, "required": ["fruit"]}
+    function = {"name": "pick", "description": "Picks a fruit.", "parameters": schema}
+    asked = {"model": name, "messages": MESSAGES, "temperature": 0, "max_tokens": 60}
+    tools = [{"type": "function", "function": function}]
+    whole = client.chat.completions.create(
+        **asked, tools=tools, tool_choice="required", parallel_tool_calls=False
+    )
+    (call,) = whole.choices[0].message.tool_calls
+    assert call.function.name == "pick"
+    assert json.loads(call.function.arguments)["fruit"] in ("apple", "pear")
+    assert whole.choices[0].finish_reason == "tool_calls"
+    format_ = {"type": "json_schema", "json_schema": {"name": "fruit", "schema": schema, "strict": True}}
+    answer = client.chat.completions.create(**asked, response_format=format_)
+    assert json.loads(answer.choices[0].message.content)["fruit"] in ("apple", "pear")
+
+
 def test_a_client_that_hangs_up_frees_its_place(server, name) -> None:
     body = {"model": name, "prompt": "Once", "max_tokens": 900, "ignore_eos": True}
     for stream in (True, False):

@@ -120,8 +120,10 @@ class ConstraintCompiler:
         """A guide at the beginning of a completion.
 
         Raises:
-            ConstraintError: the constraint has an error, something that is not supported, or is too complex.
+            ConstraintError: the constraint has an error, something that is not supported, or is too complex;
+                or the extra [structured] is not installed.
         """
+        check_installed()
         key = (type(constraint), constraint.text)
         with self._lock:
             if self._vocabulary is None:
@@ -222,6 +224,7 @@ def supported_schema(constraint: JsonSchema) -> JsonSchema:
     Raises:
         ConstraintError: it has an error, or something that is not supported.
     """
+    check_installed()
     reason = _find_error(constraint.schema)
     if reason is None:
         return _with_space(constraint.schema)
@@ -235,6 +238,19 @@ def supported_schema(constraint: JsonSchema) -> JsonSchema:
         raise _to_error(constraint, reason)
     logger.info("a schema is narrowed, to be followed: %s", _brief(reason))
     return _with_space(narrowed)
+
+
+def check_installed() -> None:
+    """
+    Raises:
+        ConstraintError: llguidance is not installed, which an installation without extras has no room for.
+    """
+    try:
+        import llguidance  # noqa: F401
+    except ImportError as error:
+        raise ConstraintError(
+            f"constraints need llguidance: {error}", hint="pip install 'fastserve-llm[structured]'"
+        ) from error
 
 
 def _with_space(schema: Mapping[str, Any] | bool) -> JsonSchema:

@@ -33,14 +33,17 @@ class ChatTools:
         tools: Seq[JsonObject] | None,
         choice: str | JsonObject | None,
         is_parallel: bool | None,
+        *,
+        has_calls: bool,
     ) -> ChatTools | None:
-        """None where a request names no tools and no choice.
+        """None where a request names no tools and no choice, and has no calls of earlier turns, of which a
+        template may know nothing.
 
         Raises:
             OptionError: a tool or the choice is malformed.
             UnsupportedError: the model writes calls in a way that we do not read.
         """
-        if tools is None and choice is None and is_parallel is None:
+        if tools is None and choice is None and is_parallel is None and not has_calls:
             return None
         parsed = parse_tools(tools or ())
         if not parsed and is_parallel is not None:

@@ -67,7 +67,8 @@ def judge(error: FastServeError) -> Verdict:
     if isinstance(error, RequestError):
         type_ = "server_error" if error.status >= 500 else "invalid_request_error"
         return Verdict(error.status, _TYPES.get(error.status, type_), error.code, error.param)
-    verdict = _VERDICTS.get(type(error), Verdict(500, "server_error", "internal_error"))
+    known = (_VERDICTS[class_] for class_ in type(error).__mro__ if class_ in _VERDICTS)
+    verdict = next(known, Verdict(500, "server_error", "internal_error"))
     if isinstance(error, OptionError) and error.option is not None:
         return Verdict(verdict.status, verdict.type, verdict.code, error.option)
     return verdict

@@ -179,9 +179,13 @@ class ChatFormat:
 def _to_tools(body: ChatRequest, model: LoadedModel) -> ChatTools | None:
     tools = None if body.tools is None else [tool.model_dump(exclude_none=True) for tool in body.tools]
     choice = body.tool_choice
-    if isinstance(choice, NamedTool):
-        return ChatTools.of(model, tools, choice.model_dump(), body.parallel_tool_calls)
-    return ChatTools.of(model, tools, choice, body.parallel_tool_calls)
+    return ChatTools.of(
+        model,
+        tools,
+        choice.model_dump() if isinstance(choice, NamedTool) else choice,
+        body.parallel_tool_calls,
+        has_calls=any(message.tool_calls for message in body.messages),
+    )
 
 
 def _to_call(name: str, arguments: str) -> dict[str, Any]:
