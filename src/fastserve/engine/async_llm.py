@@ -83,6 +83,15 @@ class Stream:
         return chunks
 
     @property
+    def is_going_on(self) -> bool:
+        """Whether what has come and is not read are chunks in the midst of completions."""
+        return (
+            self._num_unfinished > 0
+            and self._error is None
+            and not any(chunk.completion is not None for chunk in self._unread)
+        )
+
+    @property
     def has_ended(self) -> bool:
         """Whether no chunk will come that has not been read."""
         return not self._num_unfinished and not self._unread
@@ -97,7 +106,6 @@ class Stream:
     def _push(self, chunk: Chunk) -> bool:
         """A chunk has come; whether it was the last."""
         self._unread.append(chunk)
-        self._has_news.set()
         self._num_unfinished -= chunk.completion is not None
         if self._num_unfinished and not self._is_held and len(self._unread) >= _MOST_UNREAD:
             self._hold(is_held=True)
@@ -372,6 +380,7 @@ class AsyncLLM:
             self._loop.call_soon_threadsafe(self._dispatch, events)
 
     def _dispatch(self, events: list[EngineEvent]) -> None:
+        news: dict[int, asyncio.Event] = {}  # by id: streams may share one, which is set once all has come
         for event in events:
             if isinstance(event, Answer):
                 future = self._answers.get(event.ticket)
@@ -381,8 +390,13 @@ class AsyncLLM:
                 self._break_all(StepError(f"the model {self.name!r} does not run: {event.reason}"))
             else:
                 stream = self._streams.get(event.ticket)
-                if stream is not None and stream._push(event.chunk):
+                if stream is None:
+                    continue
+                news[id(stream._has_news)] = stream._has_news
+                if stream._push(event.chunk):
                     del self._streams[event.ticket]
+        for has_news in news.values():
+            has_news.set()
 
     def _forget(self, ticket: int) -> None:
         """A stream was closed: abort what has not ended."""
