@@ -73,7 +73,8 @@ def make_server(
 class _Protocol(H11Protocol):
     """Answers what is no HTTP with an error object too, and offers its transport to streams."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         self.app = DirectWriter.offer(self.app, transport)
 
