@@ -162,9 +162,9 @@ def test_a_failure_after_the_first_byte_ends_the_stream_with_an_error_event(serv
     server.run(main())
 
 
-def test_a_deadline_that_passes_is_a_504(server) -> None:
+def test_a_deadline_that_passes_is_a_408(server) -> None:
     response = server.post(PATH, {**LONG, "timeout_ms": 1.0})
-    assert response.status_code == 504
+    assert response.status_code == 408
     assert response.json()["error"]["param"] == "timeout_ms"
 
 
