@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.errors import FastServeError
-from fastserve.serve.connection import client_gone, closing_with_client
+from fastserve.serve.connection import DirectWriter, client_gone, closing_with_client
 from fastserve.serve.errors import error_document, error_response
 from fastserve.serve.generation import Generation
 from fastserve.serve.options import ServeOptions
@@ -121,6 +121,7 @@ class EventStream(Response):
         self._is_writing = False
         self._has_stalled = False
         self._timer: asyncio.TimerHandle | None = None
+        self._writer: DirectWriter | None = None
         self.background = None
         self.status_code = 200
 
@@ -129,6 +130,9 @@ class EventStream(Response):
         assert task is not None
         self._last_write_seconds = asyncio.get_running_loop().time()
         self._look(task)
+        self._writer = DirectWriter.of(scope)
+        if self._writer is not None:
+            self._generation.has_news.listener = self._write_at_once
         try:
             async with self._stack, closing_with_client(receive, self._generation):
                 await self._write_all(scope, receive, send)
@@ -136,8 +140,24 @@ class EventStream(Response):
             if not self._has_stalled:
                 raise
         finally:
+            self._generation.has_news.listener = None
             if self._timer is not None:
                 self._timer.cancel()
+
+    def _write_at_once(self) -> bool:
+        """Write what a step has brought as it comes, without waking the task of this stream: that begins it,
+        ends it, and waits where its client is slow."""
+        assert self._writer is not None
+        if not self._has_begun or self._is_writing or not self._writer.is_ready:
+            return False
+        chunks = self._generation.take()
+        if chunks is None:
+            return False
+        data = b"".join([self._format.chunk(*chunk) for chunk in chunks])
+        if data:
+            self._writer.write(data)
+            self._last_write_seconds = asyncio.get_running_loop().time()
+        return True
 
     def _look(self, task: asyncio.Task[Any]) -> None:
         """Now and then: whether the connection has been silent for too long, by us or by its client."""

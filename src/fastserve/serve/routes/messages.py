@@ -18,7 +18,7 @@ from fastserve.engine.prompt import encode_chat
 from fastserve.errors import FastServeError
 from fastserve.serve.errors import error_object, naming
 from fastserve.serve.generation import Generation, GenerationRequest
-from fastserve.serve.schema.body import ERRORS
+from fastserve.serve.schema.body import ERRORS, STREAMED
 from fastserve.serve.schema.messages import Conversation, MessageDocument, MessagesRequest, TokenCount
 from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
@@ -29,7 +29,7 @@ from fastserve.types import SamplingParams
 def messages_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["generate"], responses=ERRORS)
 
-    @router.post("/v1/messages", response_model=MessageDocument)
+    @router.post("/v1/messages", response_model=MessageDocument, responses=STREAMED)
     async def create_message(body: MessagesRequest, request: Request) -> Response:
         llm = service.models.find_generator(body.model)
         asked = GenerationRequest(

@@ -21,7 +21,7 @@ from fastserve.serve.errors import judge, naming
 from fastserve.serve.generation import Generation, GenerationRequest
 from fastserve.serve.logprob import LogprobWriter
 from fastserve.serve.response_store import KeptResponse, ResponseStore
-from fastserve.serve.schema.body import ERRORS
+from fastserve.serve.schema.body import ERRORS, STREAMED
 from fastserve.serve.schema.responses import DeletedResponse, ResponseDocument, ResponsesRequest
 from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
@@ -33,7 +33,7 @@ def responses_router(service: Service) -> APIRouter:
     store = ResponseStore(service.options.max_responses)
     in_background: set[asyncio.Task[None]] = set()
 
-    @router.post("/v1/responses", response_model=ResponseDocument)
+    @router.post("/v1/responses", response_model=ResponseDocument, responses=STREAMED)
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         body.check()
         llm = service.models.find_generator(body.model)
@@ -47,6 +47,7 @@ def responses_router(service: Service) -> APIRouter:
                 tenant=tenant_of(request.scope, body.user),
                 max_tokens=body.max_output_tokens,
                 logprobs=body.num_logprobs,
+                constraint=body.to_constraint(),
             )
         writer = ResponseFormat(
             body, asked, LogprobWriter(llm.model.tokenizer), owner=owner, messages=messages, store=store
