@@ -172,9 +172,14 @@ def run_fake_server(behaviour: Behaviour | None = None) -> Iterator[FakeServer]:
         has_started.set()
         await has_ended.wait()
         server.close()
-        await asyncio.sleep(0.05)  # connections that are just being made become tasks, which are ended
+        await asyncio.sleep(0.05)  # connections that are just being made become tasks
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.05)  # their connections are closed
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))  # which ends the tasks of connections
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     has_started.wait()
     try:
