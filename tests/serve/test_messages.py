@@ -60,10 +60,11 @@ def test_a_conversation_with_calls_of_tools_is_read_turn_by_turn(server) -> None
         {"role": "user", "content": [result, {"type": "text", "text": "Well?"}]},
     ]
     conversation = {"model": STORIES, "system": "Be brief.", "messages": turns}
+    told = '{"name": "weather", "arguments": {"city": "Bern"}}'  # as the template knows of no tools
     plain = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "How is the weather?"},
-        {"role": "assistant", "content": "I look."},
+        {"role": "assistant", "content": f"I look.\n<tool_call>\n{told}\n</tool_call>"},
         {"role": "tool", "content": "Sunny.", "tool_call_id": "1"},
         {"role": "user", "content": "Well?"},
     ]

@@ -136,6 +136,92 @@ def test_earlier_calls_and_their_results_are_told(server: Server) -> None:
     assert longer > shorter["prompt_tokens"] + 20
 
 
+# Anthropic's API
+
+MESSAGE = {
+    "model": STORIES,
+    "messages": [{"role": "user", "content": "Rain?"}],
+    "tools": [{"name": name, "input_schema": PARAMETERS} for name in ("weather", "forecast")],
+    "max_tokens": 120,
+}
+
+
+def blocks_of(response: Any) -> tuple[list[dict[str, Any]], str]:
+    """The content that a stream builds up, without the names of calls, and why it has ended."""
+    data = [
+        json.loads(text.partition("data: ")[2]) for text in response.text.split("\n\n") if "data: " in text
+    ]
+    blocks: list[dict[str, Any]] = []
+    is_open = False
+    for one in data:
+        match one["type"]:
+            case "content_block_start":
+                assert not is_open
+                assert one["index"] == len(blocks)
+                is_open = True
+                blocks.append({**one["content_block"], "input": ""})
+            case "content_block_delta":
+                assert one["index"] == len(blocks) - 1
+                delta = one["delta"]
+                blocks[-1]["input"] += delta.get("partial_json", "")
+                blocks[-1]["text"] = blocks[-1].get("text", "") + delta.get("text", "")
+            case "content_block_stop":
+                is_open = False
+    assert not is_open
+    (end,) = (one for one in data if one["type"] == "message_delta")
+    return blocks, end["delta"]["stop_reason"]
+
+
+@pytest.mark.parametrize(
+    "choice", [{"type": "any"}, {"type": "tool", "name": "forecast"}], ids=["any", "tool"]
+)
+@pytest.mark.parametrize("is_single", [False, True])
+def test_a_message_calls_the_tool_that_is_asked_for(server: Server, choice: Any, is_single: bool) -> None:
+    body = {
+        **MESSAGE,
+        "tool_choice": {**choice, "disable_parallel_tool_use": is_single},
+        "max_tokens": 400,
+        "temperature": 0,
+    }
+    response = server.post("/v1/messages", body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    calls = [block for block in answer["content"] if block["type"] == "tool_use"]
+    assert calls
+    assert len(calls) == len(answer["content"]) or answer["stop_reason"] == "max_tokens"  # within a name
+    for block in calls:
+        assert block["name"] in (("weather", "forecast") if choice["type"] == "any" else ("forecast",))
+        if answer["stop_reason"] == "tool_use":
+            jsonschema.validate(block["input"], PARAMETERS)
+    if is_single or choice["type"] == "tool":
+        assert (len(answer["content"]), answer["stop_reason"]) == (1, "tool_use")
+    streamed, stop_reason = blocks_of(server.post("/v1/messages", {**body, "stream": True}))
+    assert stop_reason == answer["stop_reason"]
+    assert [block.get("name") for block in streamed] == [block.get("name") for block in answer["content"]]
+    if stop_reason == "tool_use":
+        inputs = [json.loads(block["input"]) for block in streamed]
+        assert inputs == [block["input"] for block in answer["content"]]
+
+
+def test_a_message_without_calls_is_one_block_of_text(server: Server) -> None:
+    body = {**MESSAGE, "max_tokens": 12, "temperature": 0}
+    answer = server.post("/v1/messages", body).json()
+    streamed, stop_reason = blocks_of(server.post("/v1/messages", {**body, "stream": True}))
+    assert [block["type"] for block in answer["content"]] == ["text"]
+    assert [block["text"] for block in streamed] == [block["text"] for block in answer["content"]]
+    assert stop_reason == answer["stop_reason"] == "max_tokens"
+
+
+def test_tools_count_as_tokens_of_a_message(server: Server) -> None:
+    body = {key: value for key, value in MESSAGE.items() if key != "max_tokens"}
+    with_tools = server.post("/v1/messages/count_tokens", body).json()["input_tokens"]
+    without = server.post("/v1/messages/count_tokens", {**body, "tools": None}).json()["input_tokens"]
+    assert with_tools > without
+
+
+# Refusals
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

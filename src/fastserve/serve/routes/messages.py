@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from itertools import groupby
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fastserve.constraint import Constraint
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.completion import Chunk, Completion
-from fastserve.engine.prompt import encode_chat
+from fastserve.engine.load import LoadedModel
+from fastserve.engine.prompt import Message, encode_chat
 from fastserve.errors import FastServeError
+from fastserve.serve.chat_tools import ChatTools
 from fastserve.serve.errors import error_object, naming
 from fastserve.serve.generation import Generation, GenerationRequest
 from fastserve.serve.schema.body import ERRORS, STREAMED
@@ -23,6 +28,7 @@ from fastserve.serve.schema.messages import Conversation, MessageDocument, Messa
 from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
 from fastserve.serve.stream import event, json_response, to_json_text
+from fastserve.serve.tools.parser import CallStart, Event, TextDelta, ToolParser, join_events
 from fastserve.types import SamplingParams
 
 
@@ -32,29 +38,50 @@ def messages_router(service: Service) -> APIRouter:
     @router.post("/v1/messages", response_model=MessageDocument, responses=STREAMED)
     async def create_message(body: MessagesRequest, request: Request) -> Response:
         llm = service.models.find_generator(body.model)
+        tools = _to_tools(body, llm.model)
+        constraint = None if tools is None else await asyncio.to_thread(tools.constrain, None)
+        can_call = tools is not None and tools.can_call
         asked = GenerationRequest(
-            prompts=[await _encode(llm, body)],
-            params=_to_params(body),
+            prompts=[await _encode(llm, body, tools)],
+            params=_to_params(body, constraint=constraint, skip_special_tokens=not can_call),
             tenant=tenant_of(request.scope, body.metadata.user_id if body.metadata else None),
         )
-        return await service.answer(
-            llm, asked, MessagesFormat(body.model), request, is_streamed=bool(body.stream)
-        )
+        format_ = MessagesFormat(body.model, tools=tools if can_call else None)
+        return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
 
     @router.post("/v1/messages/count_tokens", response_model=TokenCount)
     async def count_tokens(body: Conversation) -> Response:
         """How many tokens a conversation has for the model."""
-        prompt = await _encode(service.models.find_generator(body.model), body)
+        llm = service.models.find_generator(body.model)
+        prompt = await _encode(llm, body, _to_tools(body, llm.model))
         return json_response({"input_tokens": len(prompt)})
 
     return router
 
 
-async def _encode(llm: AsyncLLM, body: Conversation) -> Seq[int]:
-    return await asyncio.to_thread(encode_chat, llm.model, body.to_template())
+async def _encode(llm: AsyncLLM, body: Conversation, tools: ChatTools | None) -> Seq[int]:
+    messages: Seq[Message] = body.to_template()
+    shown = None
+    if tools is not None:
+        messages, shown = tools.tell(messages)
+    return await asyncio.to_thread(encode_chat, llm.model, messages, tools=shown)
 
 
-def _to_params(body: MessagesRequest) -> SamplingParams:
+def _to_tools(body: Conversation, model: LoadedModel) -> ChatTools | None:
+    is_single = None if body.tool_choice is None else body.tool_choice.disable_parallel_tool_use
+    with naming({"parallel_tool_calls": "tool_choice.disable_parallel_tool_use"}):
+        return ChatTools.of(
+            model,
+            body.functions,
+            body.function_choice,
+            None if is_single is None else not is_single,
+            has_calls=body.has_calls,
+        )
+
+
+def _to_params(
+    body: MessagesRequest, *, constraint: Constraint | None, skip_special_tokens: bool
+) -> SamplingParams:
     """
     Raises:
         OptionError: a field is out of its range.
@@ -63,15 +90,22 @@ def _to_params(body: MessagesRequest) -> SamplingParams:
     with naming({"stop": "stop_sequences"}):
         return SamplingParams(
             max_tokens=body.max_tokens,
+            constraint=constraint,
+            skip_special_tokens=skip_special_tokens,
             temperature=1.0 if body.temperature is None else body.temperature,  # Anthropic's default
             **{name: value for name, value in fields.items() if value is not None},
         )
 
 
 class MessagesFormat:
-    """`message` and its events. A stream begins with the prompt's tokens and ends with the answer's."""
+    """`message` and its events. A stream begins with the prompt's tokens and ends with the answer's; between
+    them are blocks, one after the other: text, and each call.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        tools: that the model may call; None: there are none.
+    """
+
+    def __init__(self, model: str, *, tools: ChatTools | None) -> None:
         self._head = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
@@ -79,6 +113,10 @@ class MessagesFormat:
             "model": model,
         }
         self._stop: Mapping[str, Any] = {}
+        self._tools = tools
+        self._parser = None if tools is None else tools.parser()
+        self._num_blocks = 0  # begun so far
+        self._is_text = False  # the one that has begun last
 
     def begin(self, generation: Generation) -> bytes:
         usage = {"input_tokens": generation.usage.prompt_tokens, "output_tokens": 0}
@@ -89,27 +127,49 @@ class MessagesFormat:
             "stop_sequence": None,
             "usage": usage,
         }
-        block = {"type": "text", "text": ""}
-        return _event("message_start", message=message) + _event(
-            "content_block_start", index=0, content_block=block
-        )
+        return _event("message_start", message=message)
 
     def chunk(self, index: int, chunk: Chunk) -> bytes:
+        events: list[Event] = [TextDelta(chunk.text)] if chunk.text else []
+        if self._parser is not None:
+            events = self._parser.feed(chunk.text)
+            events += self._parser.finish() if chunk.completion is not None else []
         if chunk.completion is not None:
-            self._stop = _to_stop(chunk.completion)
-        if not chunk.text:
-            return b""
-        return _event("content_block_delta", index=0, delta={"type": "text_delta", "text": chunk.text})
+            self._stop = _to_stop(chunk.completion, self._parser)
+        return b"".join(map(self._to_event, events))
 
     def end(self, generation: Generation) -> bytes:
         usage = {"output_tokens": generation.usage.completion_tokens}
         return b"".join(
             (
-                _event("content_block_stop", index=0),
+                self._begin_block(_text_block("")) if not self._num_blocks else b"",
+                self._end_block(),
                 _event("message_delta", delta=self._stop, usage=usage),
                 _event("message_stop"),
             )
         )
+
+    def _to_event(self, event: Event) -> bytes:
+        if isinstance(event, CallStart):
+            self._is_text = False
+            return self._begin_block(_call_block(event.name, {}))
+        begun = b""
+        if isinstance(event, TextDelta):
+            if not self._is_text:
+                self._is_text = True
+                begun = self._begin_block(_text_block(""))
+            delta = {"type": "text_delta", "text": event.text}
+        else:
+            delta = {"type": "input_json_delta", "partial_json": event.text}
+        return begun + _event("content_block_delta", index=self._num_blocks - 1, delta=delta)
+
+    def _begin_block(self, block: Mapping[str, Any]) -> bytes:
+        before = self._end_block() if self._num_blocks else b""
+        self._num_blocks += 1
+        return before + _event("content_block_start", index=self._num_blocks - 1, content_block=block)
+
+    def _end_block(self) -> bytes:
+        return _event("content_block_stop", index=self._num_blocks - 1)
 
     def error(self, error: FastServeError) -> bytes:
         return _event("error", error=error_object(error))
@@ -117,10 +177,15 @@ class MessagesFormat:
     def document(self, completions: Seq[Completion], generation: Generation) -> Mapping[str, Any]:
         (completion,) = completions
         usage = generation.usage
+        parser = None
+        content = [_text_block(completion.text)]
+        if self._tools is not None:
+            parser = self._tools.parser()
+            content = _to_blocks(parser.feed(completion.text) + parser.finish()) or [_text_block("")]
         return {
             **self._head,
-            "content": [{"type": "text", "text": completion.text}],
-            **_to_stop(completion),
+            "content": content,
+            **_to_stop(completion, parser),
             "usage": {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens},
         }
 
@@ -129,8 +194,39 @@ def _event(type_: str, **fields: Any) -> bytes:
     return event(to_json_text({"type": type_, **fields}), type_)
 
 
-def _to_stop(completion: Completion) -> Mapping[str, Any]:
-    reason = "max_tokens" if completion.finish_reason == "length" else "end_turn"
+def _text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _call_block(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}", "name": name, "input": arguments}
+
+
+def _to_blocks(events: Seq[Event]) -> list[dict[str, Any]]:
+    """What a whole answer consists of, in the order in which a stream has it."""
+    blocks: list[dict[str, Any]] = []
+    for is_text, group in groupby(events, lambda event: isinstance(event, TextDelta)):
+        text, calls = join_events(list(group))
+        blocks += (
+            [_text_block(text)] if is_text else [_call_block(c.name, _to_input(c.arguments)) for c in calls]
+        )
+    return blocks
+
+
+def _to_input(arguments: str) -> Mapping[str, Any]:
+    """Arguments of a call; empty where the answer was cut within them."""
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _to_stop(completion: Completion, parser: ToolParser | None) -> Mapping[str, Any]:
+    has_called = parser is not None and parser.has_calls
+    reason = (
+        "max_tokens" if completion.finish_reason == "length" else "tool_use" if has_called else "end_turn"
+    )
     return {
         "stop_reason": reason if completion.stop_string is None else "stop_sequence",
         "stop_sequence": completion.stop_string,

@@ -70,6 +70,31 @@ class Turn(Body):
         return messages
 
 
+class ToolDefinition(Body):
+    type: Literal["custom"] | None = None
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = Field(None, description="The input follows the schema, be the call forced or not.")
+    cache_control: CacheControl | None = None
+
+    def to_function(self) -> dict[str, Any]:
+        """As OpenAI's API has it."""
+        function = {"name": self.name, "description": self.description or "", "parameters": self.input_schema}
+        return {"type": "function", "function": {**function, "strict": self.strict}}
+
+
+class FreeChoice(Body):
+    type: Literal["auto", "any", "none"]
+    disable_parallel_tool_use: bool | None = None
+
+
+class NamedChoice(Body):
+    type: Literal["tool"]
+    name: str
+    disable_parallel_tool_use: bool | None = None
+
+
 class Metadata(Body):
     user_id: str | None = Field(None, description="The tenant: tenants share the model fairly.")
 
@@ -80,6 +105,31 @@ class Conversation(Body):
     model: str
     messages: list[Turn] = Field(min_length=1)
     system: str | list[TextBlock] | None = None
+    tools: list[ToolDefinition] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: FreeChoice | NamedChoice | None = Field(
+        None, description="auto by default; any forces a call, tool that of one name.", discriminator="type"
+    )
+
+    @property
+    def functions(self) -> list[dict[str, Any]] | None:
+        """The tools as OpenAI's API has them."""
+        return None if self.tools is None else [tool.to_function() for tool in self.tools]
+
+    @property
+    def function_choice(self) -> str | dict[str, Any] | None:
+        """Which of them, as OpenAI's API has it."""
+        match self.tool_choice:
+            case NamedChoice(name=name):
+                return {"type": "function", "function": {"name": name}}
+            case FreeChoice(type=kind):
+                return "required" if kind == "any" else kind
+        return None
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether earlier turns have calls."""
+        blocks = (block for turn in self.messages if isinstance(turn.content, list) for block in turn.content)
+        return any(isinstance(block, ToolUseBlock) for block in blocks)
 
     def to_template(self) -> list[dict[str, Any]]:
         system = [] if not self.system else [{"role": "system", "content": text_of(self.system)}]
@@ -101,6 +151,15 @@ class TextDocument(Document):
     text: str
 
 
+class ToolUseDocument(Document):
+    """A call. Where the answer was cut within it, the input is empty."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
 class MessagesUsage(Document):
     input_tokens: int
     output_tokens: int
@@ -111,8 +170,8 @@ class MessageDocument(Document):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextDocument]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"]
+    content: list[TextDocument | ToolUseDocument]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
     usage: MessagesUsage
 
