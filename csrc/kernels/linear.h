@@ -367,8 +367,8 @@ static inline void linear_tile_sparse(const LinearArgs& a, const uint8_t* panel,
 }
 #endif
 
-// Many rows of one block against one panel of dense int8 weights with a scale for each row of theirs, which are
-// multiplied as they are stored: every tile goes down the whole depth, so that its sums stay in registers.
+// Rows of one block against one panel of dense int8 weights with a scale for each row of theirs, which are multiplied as
+// they are stored: every tile goes down the whole depth, so that its sums stay in registers.
 static inline void linear_panel_stored(const LinearArgs& a, int32_t row_begin, int32_t row_end, int32_t panel) {
   const PackedWeight& w = *a.weight;
   const uint8_t* data = panel_at(w, panel);
@@ -378,20 +378,13 @@ static inline void linear_panel_stored(const LinearArgs& a, int32_t row_begin, i
   chunk.begin = 0;
   chunk.end = w.padded_depth;
   each_row_tile<kIntegerTileRows>(row_begin, row_end, [&]<int R>(int32_t row) {
-    // Where the next panel is asked for, from the piece that falls to this tile on.
-    const uint8_t* ahead = data + size * (row - row_begin) / num_rows;
-    if (num_rows > kMostAskingRows) prefetch(ahead, size, size * R / num_rows);
+    // Where the next panel is asked for: the piece that falls to this tile.
+    const auto ahead = (uintptr_t)(data + size + size * (row - row_begin) / num_rows);
+    const auto step = (uintptr_t)(size * 4 * R / num_rows / w.padded_depth);
     const Results results{a, row, panel * kPanel, (const uint16_t*)(data + w.scales_offset)};
-    for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
-      const StoredWeights stored{data + column * 4};
-      if (num_rows > kMostAskingRows) {
-        linear_tile_apart<R, kTileVectors, Scaling::row>(a, chunk, row, column, stored, results);
-      } else {
-        const auto step = (uintptr_t)(size * 4 * R / num_rows / w.padded_depth);
-        linear_tile_apart<R, kTileVectors, Scaling::row>(
-            a, chunk, row, column, AskingWeights{stored, (uintptr_t)ahead + (uintptr_t)size, step}, results);
-      }
-    }
+    for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes)
+      linear_tile_apart<R, kTileVectors, Scaling::row>(
+          a, chunk, row, column, AskingWeights{StoredWeights{data + column * 4}, ahead, step}, results);
   });
 }
 
@@ -412,7 +405,7 @@ static inline void linear_panel_int(const LinearArgs& a, int32_t row_begin, int3
   const bool is_expanded_later =
       (kExpandsInRegisters && w.storage == WeightStorage::bitmask && num_rows <= kSparseTileRows) ||
       (kMultipliesCsr && w.storage == WeightStorage::csr);
-  if (!is_few && is_dense && w.format == WeightFormat::int8 && scaling == Scaling::row)
+  if (!is_streamed && is_dense && w.format == WeightFormat::int8 && scaling == Scaling::row)
     return linear_panel_stored(a, row_begin, row_end, panel);
   const bool is_unpacked_for_few = is_few && !is_streamed && !is_expanded_later;
   const int32_t most = is_unpacked_for_few ? group : kChunk;
