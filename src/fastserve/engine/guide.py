@@ -307,6 +307,11 @@ def _on_deep_stack(act: Callable[[], T]) -> T:
 def _to_error(constraint: Constraint, reason: str) -> ConstraintError:
     kind = {JsonSchema: "schema", Regex: "pattern", Choice: "choice", Grammar: "grammar"}[type(constraint)]
     unsupported = _UNSUPPORTED_KEYWORDS.match(reason)
+    if reason.startswith("oneOf"):
+        return ConstraintError(
+            "the schema has oneOf whose options cannot be told apart",
+            hint="use anyOf, or tell the options apart by a property that is const in each",
+        )
     if unsupported:
         keywords = ", ".join(json.loads(unsupported[1]))
         return ConstraintError(
