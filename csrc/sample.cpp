@@ -185,12 +185,15 @@ void apply_penalties(float* logits, int32_t vocab_size, const SampleParams& para
   }
 }
 
-// Tokens that may not come have no probability any more.
+// Tokens that may not come have no probability any more. Most words are all of one kind.
 void apply_mask(float* logits, int32_t vocab_size, const uint32_t* mask) {
   for (int32_t begin = 0; begin < vocab_size; begin += 32) {
     const uint32_t word = mask[begin / 32];
-    const int32_t count = std::min(32, vocab_size - begin);
-    for (int32_t i = 0; i < count; ++i) logits[begin + i] = word >> i & 1u ? logits[begin + i] : -kInfinity;
+    float* end = logits + std::min(begin + 32, vocab_size);
+    if (word == 0) std::fill(logits + begin, end, -kInfinity);
+    if (word == 0 || word == ~uint32_t{0}) continue;
+    for (int32_t i = 0; logits + begin + i < end; ++i)
+      if ((word >> i & 1u) == 0) logits[begin + i] = -kInfinity;
   }
 }
 

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from fake_executable import FakeExecutable, LetterDecoder, copied_token, hashed_token, letter, make_engine
+from fake_executable import FakeExecutable, LetterDecoder, copied_token, hashed_token, make_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from letter_vocabulary import EOS, letter_compiler
@@ -320,15 +320,21 @@ def test_a_grammar_as_deep_as_it_may_be_long_does_not_end_the_process(constraint
 
 
 def test_a_constraint_that_becomes_too_complex_ends_its_completion_alone() -> None:
-    words = ["".join(letter(i // 26**place) for place in (0, 1, 2)) for i in range(2500)]
-    complex_one = Grammar("start: " + " | ".join(f'"{word}"' for word in words))
+    complex_one = Regex("xyz" + "(a|b?)" * 500)
     engine = make_engine(eos_token_ids=(EOS,))
     failing = add(engine, [1, 2], SamplingParams(constraint=complex_one, max_tokens=20))
     fine = add(engine, [3, 4], SamplingParams(constraint=Regex("abc")))
     done = finish(engine)
     assert done[failing, 0].finish_reason == "error"
+    assert done[failing, 0].text == "xyz"
     assert "its constraint cannot be followed further" in (done[failing, 0].error or "")
     assert done[fine, 0].text == "abc"
+
+
+def test_an_object_of_too_many_properties_is_refused_at_once() -> None:
+    properties = {f"property{index}": True for index in range(1500)}
+    with pytest.raises(ConstraintError, match=r"cannot be compiled: .* items; max is"):
+        byte_compiler().compile(JsonSchema({"type": "object", "properties": properties}))
 
 
 # JSON

@@ -219,6 +219,77 @@ def test_tools_count_as_tokens_of_a_message(server: Server) -> None:
     assert with_tools > without
 
 
+# OpenAI's responses
+
+RESPONSE = {
+    "model": STORIES,
+    "input": "Rain?",
+    "tools": [
+        {"type": "function", "name": name, "parameters": PARAMETERS} for name in ("weather", "forecast")
+    ],
+    "max_output_tokens": 200,
+    "temperature": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "name": "forecast"}], ids=["required", "named"]
+)
+def test_a_response_calls_the_function_that_is_asked_for(server: Server, choice: Any) -> None:
+    body = {**RESPONSE, "tool_choice": choice, "parallel_tool_calls": False}
+    response = server.post("/v1/responses", body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    assert answer["status"] == "completed"
+    assert (answer["tool_choice"], answer["parallel_tool_calls"]) == (choice, False)
+    assert answer["tools"] == RESPONSE["tools"]
+    (item,) = answer["output"]
+    assert item["type"] == "function_call"
+    assert item["name"] in (("weather", "forecast") if choice == "required" else ("forecast",))
+    jsonschema.validate(json.loads(item["arguments"]), PARAMETERS)
+
+
+def test_a_streamed_response_grows_to_what_it_is_whole(server: Server) -> None:
+    body = {**RESPONSE, "tool_choice": "required", "parallel_tool_calls": False}
+    whole = server.post("/v1/responses", body).json()
+    parts = server.post("/v1/responses", {**body, "stream": True}).text.split("\n\n")
+    data = [json.loads(part.partition("data: ")[2]) for part in parts if "data: " in part]
+    assert [one["sequence_number"] for one in data] == list(range(len(data)))
+    arguments = [one["delta"] for one in data if one["type"] == "response.function_call_arguments.delta"]
+    assert "".join(arguments) == whole["output"][0]["arguments"]
+    assert len(arguments) > 2
+    added = next(one["item"] for one in data if one["type"] == "response.output_item.added")
+    done = next(one["item"] for one in data if one["type"] == "response.output_item.done")
+    assert added == {**done, "arguments": "", "status": "in_progress"}
+    assert data[-1]["type"] == "response.completed"
+    assert data[-1]["response"]["output"] == [done]
+
+
+def test_a_response_goes_on_from_the_result_of_its_call(server: Server) -> None:
+    first = server.post(
+        "/v1/responses", {**RESPONSE, "tool_choice": "required", "parallel_tool_calls": False}
+    )
+    call = first.json()["output"][0]
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "no"}
+    asked = {**RESPONSE, "max_output_tokens": 3, "tool_choice": "none"}
+    kept = server.post(
+        "/v1/responses", {**asked, "previous_response_id": first.json()["id"], "input": [result]}
+    )
+    assert kept.status_code == 200, kept.text
+    items = [{"role": "user", "content": "Rain?"}, call, result]
+    sent = server.post("/v1/responses", {**asked, "input": items})
+    assert kept.json()["usage"]["input_tokens"] == sent.json()["usage"]["input_tokens"]
+    assert kept.json()["output"][0]["content"] == sent.json()["output"][0]["content"]
+
+
+def test_a_response_follows_the_format_of_its_text(server: Server) -> None:
+    format_ = {"type": "json_schema", "name": "place", "schema": PARAMETERS, "strict": True}
+    body = {key: value for key, value in RESPONSE.items() if key != "tools"}
+    answer = server.post("/v1/responses", {**body, "text": {"format": format_}}).json()
+    assert answer["text"]["format"] == format_
+    jsonschema.validate(json.loads(answer["output"][0]["content"][0]["text"]), PARAMETERS)
+
+
 # Refusals
 
 

@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+_MOST_LEXER_STATES = 50_000  # of a grammar, at some 2 kB each; a schema of 4,000 names has 6,000
 _NUM_KEPT = 64  # compiled constraints
 
 # What programs print: nothing, a space, or a new line with its indentation. Unbounded, as JSON allows it,
@@ -164,9 +165,16 @@ class ConstraintCompiler:
             grammar = _schema_to_grammar(supported_schema(constraint))
         else:
             grammar = _to_grammar(constraint)
-        matcher = _on_deep_stack(lambda: llguidance.LLMatcher(vocabulary, grammar, log_level=0))
-        if matcher.is_error():
-            raise _to_error(constraint, matcher.get_error())
+        limits = llguidance.LLParserLimits(max_lexer_states=_MOST_LEXER_STATES)
+        matcher = _on_deep_stack(
+            lambda: llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+        )
+        probe = matcher.deep_copy()
+        for text in ("", "{"):  # what is too complex at once is refused at once
+            probe.try_consume_tokens(vocabulary.tokenize_str(text))
+            probe.compute_bitmask()
+        if matcher.is_error() or probe.is_error():
+            raise _to_error(constraint, matcher.get_error() or probe.get_error())
         return Guide(matcher, frozenset(self._eos_token_ids))
 
 
@@ -299,6 +307,11 @@ def _on_deep_stack(act: Callable[[], T]) -> T:
 def _to_error(constraint: Constraint, reason: str) -> ConstraintError:
     kind = {JsonSchema: "schema", Regex: "pattern", Choice: "choice", Grammar: "grammar"}[type(constraint)]
     unsupported = _UNSUPPORTED_KEYWORDS.match(reason)
+    if reason.startswith("oneOf"):
+        return ConstraintError(
+            "the schema has oneOf whose options cannot be told apart",
+            hint="use anyOf, or tell the options apart by a property that is const in each",
+        )
     if unsupported:
         keywords = ", ".join(json.loads(unsupported[1]))
         return ConstraintError(

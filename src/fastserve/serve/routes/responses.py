@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from contextlib import AsyncExitStack
 from typing import Any
@@ -15,11 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastserve.engine.completion import Chunk, Completion
-from fastserve.engine.prompt import encode_chat
+from fastserve.engine.load import LoadedModel
+from fastserve.engine.prompt import Message, encode_chat
 from fastserve.errors import FastServeError, RequestError
+from fastserve.serve.chat_tools import ChatTools
 from fastserve.serve.errors import judge, naming
 from fastserve.serve.generation import Generation, GenerationRequest
 from fastserve.serve.logprob import LogprobWriter
+from fastserve.serve.response_output import Event, ResponseOutput
 from fastserve.serve.response_store import KeptResponse, ResponseStore
 from fastserve.serve.schema.body import ERRORS, STREAMED
 from fastserve.serve.schema.responses import DeletedResponse, ResponseDocument, ResponsesRequest
@@ -40,17 +43,28 @@ def responses_router(service: Service) -> APIRouter:
         owner = tenant_of(request.scope, None)
         messages = [*_messages_before(body, store, owner), *body.to_template()]
         system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-        prompt = await asyncio.to_thread(encode_chat, llm.model, [*system, *messages])
+        tools = _to_tools(body, llm.model, messages)
+        told: Seq[Message] = [*system, *messages]
+        shown, constraint = None, body.to_constraint()
+        if tools is not None:
+            told, shown = tools.tell(told)
+            constraint = await asyncio.to_thread(tools.constrain, constraint)
+        can_call = tools is not None and tools.can_call
+        prompt = await asyncio.to_thread(encode_chat, llm.model, told, tools=shown)
         with naming({"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}):
             asked = body.to_request(
                 [prompt],
                 tenant=tenant_of(request.scope, body.user),
                 max_tokens=body.max_output_tokens,
                 logprobs=body.num_logprobs,
-                constraint=body.to_constraint(),
+                constraint=constraint,
+                skip_special_tokens=not can_call,  # what marks a call may be one
             )
         writer = ResponseFormat(
-            body, asked, LogprobWriter(llm.model.tokenizer), owner=owner, messages=messages, store=store
+            LogprobWriter(llm.model.tokenizer),
+            ResponseOutput(tools if can_call else None),
+            kept=KeptResponse(owner=owner, messages=messages, document=_new_document(body, asked)),
+            store=None if body.store is False else store,
         )
         if not body.background:
             return await service.answer(llm, asked, writer, request, is_streamed=bool(body.stream))
@@ -89,66 +103,46 @@ class ResponseFormat:
 
     def __init__(
         self,
-        body: ResponsesRequest,
-        asked: GenerationRequest,
         logprobs: LogprobWriter,
+        output: ResponseOutput,
         *,
-        owner: str,
-        messages: Seq[Mapping[str, Any]],
-        store: ResponseStore,
+        kept: KeptResponse,
+        store: ResponseStore | None,
     ) -> None:
         self._logprobs = logprobs
-        self._store = None if body.store is False else store
-        self._message_id = f"msg_{secrets.token_hex(12)}"
-        self._place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
+        self._output = output
+        self._store = store
         self._num_events = 0
         self._completion: Completion | None = None
-        self.kept = KeptResponse(owner=owner, messages=messages, document=_new_document(body, asked))
+        self._is_streamed = False
+        self.kept = kept
 
     def begin(self, generation: Generation) -> bytes:
         self.kept.generation = generation
         self._keep()
         response = self.kept.document
-        item = {
-            "id": self._message_id,
-            "type": "message",
-            "role": "assistant",
-            "status": "in_progress",
-            "content": [],
-        }
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         return b"".join(
             (
                 self._event("response.created", response=response),
                 self._event("response.in_progress", response=response),
-                self._event("response.output_item.added", output_index=0, item=item),
-                self._event("response.content_part.added", **self._place, part=part),
+                *self._events(self._output.begin()),
             )
         )
 
     def chunk(self, index: int, chunk: Chunk) -> bytes:
+        self._is_streamed = True
         self._completion = chunk.completion
-        if not chunk.text and chunk.logprobs is None:
-            return b""
         logprobs = [] if chunk.logprobs is None else [self._logprobs.chat(chunk.logprobs)]
-        return self._event("response.output_text.delta", **self._place, delta=chunk.text, logprobs=logprobs)
+        events = self._output.take(chunk.text, logprobs, is_last=chunk.completion is not None)
+        return b"".join(self._events(events))
 
     def end(self, generation: Generation) -> bytes:
         if self._completion is None:  # it was cancelled
             self._update(status="cancelled")
             return self._event("response.incomplete", response=self.kept.document)
+        ends = [*self._events(self._output.finish(_status(self._completion)))]
         response = self.document([self._completion], generation)
-        (item,) = response["output"]
-        (part,) = item["content"]
-        text = {"text": part["text"], "logprobs": part["logprobs"]}
-        return b"".join(
-            (
-                self._event("response.output_text.done", **self._place, **text),
-                self._event("response.content_part.done", **self._place, part=part),
-                self._event("response.output_item.done", output_index=0, item=item),
-                self._event(f"response.{response['status']}", response=response),
-            )
-        )
+        return b"".join((*ends, self._event(f"response.{response['status']}", response=response)))
 
     def error(self, error: FastServeError) -> bytes:
         self._update(status="failed", error={"code": judge(error).code, "message": str(error)})
@@ -159,33 +153,22 @@ class ResponseFormat:
             self._update(status="cancelled")
             return self.kept.document
         (completion,) = completions
-        is_cut = completion.finish_reason == "length"
-        status = "incomplete" if is_cut else "completed"
+        status, output = _status(completion), self._output
+        if not self._is_streamed:
+            if not output.items:
+                output.begin()
+            logprobs = [self._logprobs.chat(logprobs) for logprobs in completion.logprobs or ()]
+            output.take(completion.text, logprobs, is_last=True)
+            output.finish(status)
         self._update(
             status=status,
-            incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
-            output=[self._output(completion, status)],
+            incomplete_details={"reason": "max_output_tokens"} if status == "incomplete" else None,
+            output=output.items,
             usage=_usage(completion),
         )
-        answer = {"role": "assistant", "content": completion.text}
-        self.kept.messages = [*self.kept.messages, answer]
+        self.kept.messages = [*self.kept.messages, output.to_template()]
         self._keep()
         return self.kept.document
-
-    def _output(self, completion: Completion, status: str) -> dict[str, Any]:
-        part = {
-            "type": "output_text",
-            "text": completion.text,
-            "annotations": [],
-            "logprobs": [self._logprobs.chat(logprobs) for logprobs in completion.logprobs or ()],
-        }
-        return {
-            "id": self._message_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": [part],
-        }
 
     def _update(self, **fields: Any) -> None:
         self.kept.document = {**self.kept.document, **fields}
@@ -194,6 +177,9 @@ class ResponseFormat:
     def _keep(self) -> None:
         if self._store is not None:
             self._store.keep(self.kept)
+
+    def _events(self, events: Seq[Event]) -> Iterator[bytes]:
+        return (self._event(type_, **fields) for type_, fields in events)
 
     def _event(self, type_: str, **fields: Any) -> bytes:
         number = self._num_events
@@ -208,6 +194,22 @@ async def _finish(writer: ResponseFormat, generation: Generation, stack: AsyncEx
             writer.document(await generation.read_all(), generation)
         except FastServeError as error:
             writer.error(error)
+
+
+def _status(completion: Completion) -> str:
+    return "incomplete" if completion.finish_reason == "length" else "completed"
+
+
+def _to_tools(
+    body: ResponsesRequest, model: LoadedModel, messages: Seq[Mapping[str, Any]]
+) -> ChatTools | None:
+    return ChatTools.of(
+        model,
+        None if body.tools is None else [tool.to_function() for tool in body.tools],
+        body.function_choice,
+        body.parallel_tool_calls,
+        has_calls=any(message.get("tool_calls") for message in messages),
+    )
 
 
 def _messages_before(body: ResponsesRequest, store: ResponseStore, owner: str) -> Seq[Mapping[str, Any]]:
@@ -255,13 +257,13 @@ def _new_document(body: ResponsesRequest, asked: GenerationRequest) -> dict[str,
         "metadata": body.metadata or {},
         "model": body.model,
         "output": [],
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "store": body.store is not False,
         "temperature": asked.params.temperature,
-        "text": {"format": {"type": "text"}},
-        "tool_choice": "auto",
-        "tools": [],
+        "text": {"format": body.format_document},
+        "tool_choice": body.tool_choice_document,
+        "tools": [tool.model_dump(exclude_none=True) for tool in body.tools or ()],
         "top_logprobs": body.top_logprobs or 0,
         "top_p": asked.params.top_p,
         "truncation": "disabled",

@@ -55,6 +55,17 @@ class ConstraintFields(Body):
         Raises:
             OptionError: several are given, or one is malformed or too large.
         """
+        found = self.constraints()
+        if len(found) > 1:
+            raise OptionError(
+                f"{' and '.join(found)} cannot be followed together",
+                hint="send one of them",
+                option=list(found)[1],
+            )
+        return next(iter(found.values()), None)
+
+    def constraints(self) -> dict[str, Constraint]:
+        """Those that are given, by field."""
         found: dict[str, Constraint] = {}
         match self.response_format:
             case ObjectFormat():
@@ -69,10 +80,4 @@ class ConstraintFields(Body):
             found["choice"] = Choice(self.choice)
         if self.grammar is not None:
             found["grammar"] = Grammar(self.grammar)
-        if len(found) > 1:
-            raise OptionError(
-                f"{' and '.join(found)} cannot be followed together",
-                hint="send one of them",
-                option=list(found)[1],
-            )
-        return next(iter(found.values()), None)
+        return found

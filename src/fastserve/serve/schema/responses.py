@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
+from fastserve.constraint import ANY_OBJECT, Constraint, JsonSchema
 from fastserve.errors import OptionError
 from fastserve.serve.schema.body import Body, Document
 from fastserve.serve.schema.chat import ToolCall, TopLogprob, to_template_call
+from fastserve.serve.schema.constraint import ObjectFormat, TextFormat
 from fastserve.serve.schema.sampling import SamplingFields
 
 Status = Literal["completed", "incomplete", "in_progress", "cancelled", "failed"]
@@ -83,12 +85,39 @@ InputItem = Annotated[
 ]
 
 
-class TextFormat(Body):
-    type: Literal["text"]
+class SchemaFormat(Body):
+    """JSON that a schema accepts, `strict` or not."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    type: Literal["json_schema"]
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
 
 
 class TextOptions(Body):
-    format: TextFormat | None = None
+    format: TextFormat | ObjectFormat | SchemaFormat | None = Field(
+        None, description="What the text must be.", discriminator="type"
+    )
+
+
+class FunctionTool(Body):
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="The schema of its arguments, an object.")
+    strict: bool | None = Field(None, description="Arguments follow it, be the call forced or not.")
+
+    def to_function(self) -> dict[str, Any]:
+        """As chats have it."""
+        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+class NamedFunctionTool(Body):
+    type: Literal["function"]
+    name: str
 
 
 class ResponsesRequest(SamplingFields):
@@ -102,6 +131,11 @@ class ResponsesRequest(SamplingFields):
     include: list[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: int | None = Field(None, description="0 to 20, with message.output_text.logprobs.")
     text: TextOptions | None = None
+    tools: list[FunctionTool] | None = Field(None, description="Functions that the model may call.")
+    tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = Field(
+        None, description="auto by default where there are tools."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call; true by default.")
     stream: bool | None = None
     background: bool | None = Field(None, description="Answer at once; the response is to be retrieved.")
     store: bool | None = Field(None, description="Keep the response, in memory: the default.")
@@ -113,6 +147,34 @@ class ResponsesRequest(SamplingFields):
         if isinstance(self.input, str):
             return [{"role": "user", "content": self.input}]
         return [item.to_template() for item in self.input]
+
+    def constraints(self) -> dict[str, Constraint]:
+        found = super().constraints()
+        match self.text and self.text.format:
+            case ObjectFormat():
+                found["text.format"] = ANY_OBJECT
+            case SchemaFormat(schema_=schema):
+                found["text.format"] = JsonSchema(schema)
+        return found
+
+    @property
+    def format_document(self) -> dict[str, Any]:
+        """`text.format` as the answer repeats it."""
+        format_ = self.text and self.text.format
+        return format_.model_dump(exclude_none=True) if format_ else {"type": "text"}
+
+    @property
+    def function_choice(self) -> str | dict[str, Any] | None:
+        """Which of the tools, as chats have it."""
+        if isinstance(self.tool_choice, NamedFunctionTool):
+            return {"type": "function", "function": {"name": self.tool_choice.name}}
+        return self.tool_choice
+
+    @property
+    def tool_choice_document(self) -> str | dict[str, Any]:
+        """`tool_choice` as the answer repeats it."""
+        choice = self.tool_choice or "auto"
+        return choice.model_dump() if isinstance(choice, NamedFunctionTool) else choice
 
     @property
     def num_logprobs(self) -> int | None:
@@ -170,6 +232,15 @@ class OutputMessage(Document):
     content: list[OutputText]
 
 
+class OutputFunctionCall(Document):
+    id: str
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed", "incomplete"]
+
+
 class IncompleteDetails(Document):
     reason: Literal["max_output_tokens"]
 
@@ -207,13 +278,13 @@ class ResponseDocument(Document):
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | OutputFunctionCall]
     parallel_tool_calls: bool
     previous_response_id: str | None
     store: bool
     temperature: float
     text: dict[str, Any]
-    tool_choice: str
+    tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_logprobs: int
     top_p: float
