@@ -1,5 +1,5 @@
 """What constraints cost a step: streams that all write JSON by a schema, beside as many without one, step by
-step in turns; and of the first the share of the time in which masks are filled and tokens are taken note of."""
+step in turns; and the share of the time in which masks are filled and tokens are taken note of."""
 
 from __future__ import annotations
 

@@ -18,7 +18,17 @@ import fastserve
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-HEAVY = ["torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "tqdm", "click", "jinja2"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "numpy",
+    "tokenizers",
+    "huggingface_hub",
+    "tqdm",
+    "click",
+    "jinja2",
+    "llguidance",
+]
 
 
 def run_python(code: str) -> object:

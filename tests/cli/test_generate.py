@@ -156,3 +156,49 @@ def test_a_completion_that_takes_longer_than_it_may_is_an_error(stories, capsys)
     assert "timeout_ms" in capsys.readouterr().err
     assert main(["generate", stories, PROMPT, "--timeout-ms", "0"]) == 2
     assert "timeout_ms=0.0 is out of range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--choice", "up", "--choice", "down"], ["--regex", "up|down"]])
+def test_the_text_is_held_to_what_an_option_says(
+    stories: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", stories, PROMPT, *options, "--temperature", "1", "--seed", "3"]) == 0
+    assert capsys.readouterr().out in ("up\n", "down\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "texts"),
+    [
+        ("--json-schema", '{"enum": ["a", 7]}', ('"a"', "7")),
+        ("--grammar", 'start: "x" | "y"', ("x", "y")),
+    ],
+)
+def test_schemas_and_grammars_are_read_from_files(
+    stories: str,
+    tmp_path: Path,
+    option: str,
+    content: str,
+    texts: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "constraint"
+    file.write_text(content, encoding="utf-8")
+    assert main(["generate", stories, PROMPT, option, str(file), "--json"]) == 0
+    document = read(capsys)
+    assert document["text"] in texts
+    assert document["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--regex", "a", "--choice", "b"], "--regex and --choice cannot be followed together"),
+        (["--regex", "(?=a)"], "the pattern cannot be compiled"),
+        (["--json-schema", "missing.json"], "missing.json cannot be read"),
+    ],
+)
+def test_a_constraint_that_cannot_be_followed_is_an_error(
+    stories: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", stories, PROMPT, *options]) != 0
+    assert message in capsys.readouterr().err

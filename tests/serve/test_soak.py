@@ -30,7 +30,7 @@ MAY_COME = {
     "whole": {200, 429},
     "streamed": {200, 429},
     "slow": {200, 429},
-    "late": {200, 429, 504},
+    "late": {200, 408, 429},
     "out of range": {400},
     "too long": {400},
     "malformed": {400},

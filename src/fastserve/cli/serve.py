@@ -38,6 +38,7 @@ _SERVE_HELP: Mapping[str, str] = {
     "max_n": "Most completions of a prompt.",
     "max_stops": "Most stop strings of a request.",
     "max_logit_biases": "Most tokens with a logit bias.",
+    "max_responses": "How many of /v1/responses are kept, in memory.",
     "body_seconds": "How long a body may take to come.",
     "keep_alive_seconds": "A stream that is silent for so long gets a comment.",
     "write_seconds": "A client that takes nothing for so long is cut off.",

@@ -33,7 +33,7 @@ from fastserve.engine.worker import (
 )
 from fastserve.errors import ClosedError, FastServeError, StepError
 from fastserve.hub.resolve import resolve
-from fastserve.types import SamplingParams
+from fastserve.types import JsonObject, SamplingParams
 
 _MOST_UNREAD = 256  # chunks of a request: with so many its reader is behind, and it has no turns ...
 _FEW_UNREAD = 64  # ... until these are left
@@ -83,6 +83,15 @@ class Stream:
         return chunks
 
     @property
+    def is_going_on(self) -> bool:
+        """Whether what has come and is not read are chunks in the midst of completions."""
+        return (
+            self._num_unfinished > 0
+            and self._error is None
+            and not any(chunk.completion is not None for chunk in self._unread)
+        )
+
+    @property
     def has_ended(self) -> bool:
         """Whether no chunk will come that has not been read."""
         return not self._num_unfinished and not self._unread
@@ -97,7 +106,6 @@ class Stream:
     def _push(self, chunk: Chunk) -> bool:
         """A chunk has come; whether it was the last."""
         self._unread.append(chunk)
-        self._has_news.set()
         self._num_unfinished -= chunk.completion is not None
         if self._num_unfinished and not self._is_held and len(self._unread) >= _MOST_UNREAD:
             self._hold(is_held=True)
@@ -286,9 +294,15 @@ class AsyncLLM:
             stream.close()
         return sorted(completions, key=lambda completion: completion.index)
 
-    def chat_prompt(self, messages: Seq[Message]) -> Seq[int]:
-        """The token ids of a conversation that is to be answered. Raises as `encode_chat`."""
-        return encode_chat(self.model, messages)
+    def chat_prompt(
+        self,
+        messages: Seq[Message],
+        *,
+        tools: Seq[JsonObject] | None = None,
+        variables: JsonObject | None = None,
+    ) -> Seq[int]:
+        """The token ids of a conversation that is to be answered. See `encode_chat`."""
+        return encode_chat(self.model, messages, tools=tools, variables=variables)
 
     async def set_policy(self, spec: str) -> None:
         """Go on by another scheduling policy.
@@ -366,6 +380,7 @@ class AsyncLLM:
             self._loop.call_soon_threadsafe(self._dispatch, events)
 
     def _dispatch(self, events: list[EngineEvent]) -> None:
+        news: dict[int, asyncio.Event] = {}  # by id: streams may share one, which is set once all has come
         for event in events:
             if isinstance(event, Answer):
                 future = self._answers.get(event.ticket)
@@ -375,8 +390,13 @@ class AsyncLLM:
                 self._break_all(StepError(f"the model {self.name!r} does not run: {event.reason}"))
             else:
                 stream = self._streams.get(event.ticket)
-                if stream is not None and stream._push(event.chunk):
+                if stream is None:
+                    continue
+                news[id(stream._has_news)] = stream._has_news
+                if stream._push(event.chunk):
                     del self._streams[event.ticket]
+        for has_news in news.values():
+            has_news.set()
 
     def _forget(self, ticket: int) -> None:
         """A stream was closed: abort what has not ended."""

@@ -43,6 +43,7 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    cached_tokens: int = 0  # of the prompt's, found in the cache of prefixes instead of being computed
     seed: int  # drawn for the request where it named none; repeats the completion
     logprobs: tuple[TokenLogprobs, ...] | None  # one a token, where asked for
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # of the prompt, from its second token on
@@ -51,6 +52,7 @@ class Completion:
     time_to_first_token_seconds: float  # from the request's arrival, waiting included
     decode_tokens_per_second: float | None  # after the first token; None for a single token
     index: int = 0  # among the completions of its request
+    stop_string: str | None = None  # the one that ended it
     error: str | None = None  # why it could not go on
     has_expired: bool = False  # it ended by an error because it took too long, or waited too long
 

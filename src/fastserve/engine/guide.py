@@ -1,7 +1,8 @@
 """Follows a completion through its constraint and tells which tokens may come next.
 
-llguidance keeps the grammars (github.com/guidance-ai/llguidance). A mask is exact: a token may come if, and
-only if, the text with it can still become one that the constraint allows.
+llguidance keeps the grammars (github.com/guidance-ai/llguidance). A token may come where the text with it can
+still become one that the constraint allows; where only one text is left, it is written in the tokens that the
+tokenizer makes of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastserve.checkpoint.tokenizer import Tokenizer
@@ -44,6 +44,7 @@ _DEEP_STACK_BYTES = 512 * 2**20
 _DEEP_STACK = threading.Lock()  # the size of new stacks is the process's
 
 _NUM_ERROR_CHARACTERS = 300  # of a reason
+_MARK = "\x02"  # no text begins with it, and no tokenizer joins it with what follows
 _UNSUPPORTED_KEYWORDS = re.compile(r"Unimplemented keys: (\[.*\])")
 
 
@@ -169,18 +170,51 @@ class ConstraintCompiler:
         return Guide(matcher, frozenset(self._eos_token_ids))
 
 
-@dataclass(frozen=True, slots=True)
 class _Vocabulary:
-    """What llguidance asks of a tokenizer."""
+    """What llguidance asks of a tokenizer: the bytes of tokens, and how a text that goes on from another is
+    written, which is what may come where only one text may. Some tokenizers put a space before it, as at the
+    beginning of a text; nothing of that kind must come from here.
+    """
 
-    tokenizer: Tokenizer
-    tokens: Seq[bytes]
-    eos_token_id: int
-    special_token_ids: Seq[int]
-    bos_token_id: int | None = None
+    def __init__(
+        self, tokenizer: Tokenizer, *, tokens: Seq[bytes], eos_token_id: int, special_token_ids: Seq[int]
+    ) -> None:
+        self.tokens = tokens
+        self.eos_token_id = eos_token_id
+        self.special_token_ids = special_token_ids
+        self.bos_token_id = None
+        self._tokenizer = tokenizer
+        special = frozenset(special_token_ids)
+        self._ids = {token: id_ for id_, token in reversed([*enumerate(tokens)]) if id_ not in special}
+        self._longest = max(map(len, tokens))
+        self._mark_ids = tokenizer.encode(_MARK, add_special_tokens=False)
 
     def __call__(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        data = text.encode()
+        token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._join(token_ids) == data:
+            return token_ids
+        behind_mark = self._tokenizer.encode(_MARK + text, add_special_tokens=False)
+        num_mark = len(self._mark_ids)
+        if behind_mark[:num_mark] == self._mark_ids and self._join(behind_mark[num_mark:]) == data:
+            return behind_mark[num_mark:]
+        return self._split(data)
+
+    def _join(self, token_ids: Seq[int]) -> bytes:
+        return b"".join(self.tokens[token_id] for token_id in token_ids)
+
+    def _split(self, data: bytes) -> list[int]:
+        """The longest token, and so on, as far as there are any."""
+        token_ids: list[int] = []
+        start = 0
+        while start < len(data):
+            ends = range(min(len(data), start + self._longest), start, -1)
+            end = next((end for end in ends if data[start:end] in self._ids), None)
+            if end is None:
+                break
+            token_ids.append(self._ids[data[start:end]])
+            start = end
+        return token_ids
 
 
 def supported_schema(constraint: JsonSchema) -> JsonSchema:
@@ -274,6 +308,8 @@ def _to_error(constraint: Constraint, reason: str) -> ConstraintError:
 
 
 def _brief(reason: str) -> str:
-    """The first line of a reason; the others quote the grammar and the state of the parser."""
-    line = reason.strip().partition("\n")[0]
+    """The first line of a reason; the others quote the grammar and the state of the parser, but for the one
+    that says what is wrong with an expression."""
+    line, *others = reason.strip().splitlines() or ["unknown"]
+    line = " ".join([line, *(other.strip() for other in others if line.endswith(":") and "error: " in other)])
     return line if len(line) <= _NUM_ERROR_CHARACTERS else f"{line[:_NUM_ERROR_CHARACTERS]}..."

@@ -204,7 +204,8 @@ class Scheduler:
         """It has its first turn. What it has found in the cache of prefixes is not charged to its tenant."""
         sequence.is_started = True
         sequence.start_seconds = now
-        sequence.num_charged_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        sequence.num_reused_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        sequence.num_charged_tokens = sequence.num_reused_tokens
         self.num_unstarted -= 1
         self._recent_starts += 1
 

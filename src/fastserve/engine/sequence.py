@@ -53,6 +53,7 @@ class Sequence:
     slow_blocks: list[int] = field(default_factory=list)  # of the slow tier
     prefix_keys: list[PrefixKey] = field(default_factory=list)  # of its full blocks so far
     num_cached_tokens: int = 0  # of a prefix that was in the cache when it came: expected to be found there
+    num_reused_tokens: int = 0  # of the prompt, found in the cache at its first turn
     num_registered: int = 0  # how many of them the pool knows by this sequence
     must_drop: bool = False  # moving it out has failed: it is not tried again
     is_held: bool = False  # its reader is behind: no turn until it has caught up

@@ -42,10 +42,14 @@ class CompletionText:
             decoder.push(token_id)
         self._stop = tuple(stop)
         self._held = ""  # could be the beginning of a stop string
-        self.has_stopped = False
+        self.stop_string: str | None = None  # the one that has ended it
+
+    @property
+    def has_stopped(self) -> bool:
+        return self.stop_string is not None
 
     def push(self, token_id: int) -> str:
-        """The text that is certain after this token. Sets `has_stopped` where a stop string is complete."""
+        """The text that is certain after this token. Sets `stop_string` where one is complete."""
         return self._take(self._decoder.push(token_id))
 
     def finish(self) -> str:
@@ -59,20 +63,20 @@ class CompletionText:
     def _take(self, text: str) -> str:
         assert not self.has_stopped, "no text follows a stop string"
         text = self._held + text
-        cut = _find_first(text, self._stop)
-        if cut is not None:
-            self.has_stopped, self._held = True, ""
-            return text[:cut]
+        if found := _find_first(text, self._stop):
+            start, self.stop_string = found
+            self._held = ""
+            return text[:start]
         num_held = max((_overlap(text, stop) for stop in self._stop), default=0)
         certain = len(text) - num_held
         self._held = text[certain:]
         return text[:certain]
 
 
-def _find_first(text: str, stop: Sequence[str]) -> int | None:
-    """Where the stop string begins that ends first in text; None where there is none."""
-    found = [(start + len(s), start) for s in stop if (start := text.find(s)) >= 0]
-    return min(found)[1] if found else None
+def _find_first(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
+    """The stop string that ends first in text, after where it begins; None where there is none."""
+    found = [(start + len(s), start, s) for s in stop if (start := text.find(s)) >= 0]
+    return min(found)[1:] if found else None
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -56,6 +56,7 @@ class Transcript:
             token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens :]),
             finish_reason=finish_reason,
             prompt_tokens=sequence.num_prompt_tokens,
+            cached_tokens=sequence.num_reused_tokens,
             seed=sequence.seed,
             logprobs=None if sequence.params.logprobs is None else tuple(self.logprobs),
             prompt_logprobs=None if sequence.params.prompt_logprobs is None else tuple(self.prompt_logprobs),
@@ -67,6 +68,7 @@ class Transcript:
                 (sequence.num_completion_tokens - 1) / decode_seconds if decode_seconds > 0 else None
             ),
             index=self.index,
+            stop_string=self.text.stop_string,
             error=error,
             has_expired=has_expired,
         )

@@ -24,7 +24,9 @@ from fastserve.serve.routes.chat_completions import chat_completions_router
 from fastserve.serve.routes.completions import completions_router
 from fastserve.serve.routes.embeddings import embeddings_router
 from fastserve.serve.routes.health import health_router
+from fastserve.serve.routes.messages import messages_router
 from fastserve.serve.routes.models import models_router
+from fastserve.serve.routes.responses import responses_router
 from fastserve.serve.routes.score import score_router
 from fastserve.serve.routes.tokenize import tokenize_router
 from fastserve.serve.security import ApiKeys, Security, check_exposure
@@ -34,6 +36,8 @@ ROUTERS = (
     models_router,
     chat_completions_router,
     completions_router,
+    responses_router,
+    messages_router,
     embeddings_router,
     score_router,
     tokenize_router,

@@ -5,15 +5,57 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
-from starlette.types import Receive
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastserve.errors import RequestError
 
 T = TypeVar("T")
 
 CLIENT_GONE = 499  # nginx's number for requests whose client went before there was an answer
+
+
+_TRANSPORT = "fastserve.transport"
+_MOST_UNSENT_BYTES = 16 * 1024  # of a client that is not slow
+
+
+class DirectWriter:
+    """Writes parts of a body that is under way straight to its connection, in the framing of HTTP/1.1.
+
+    Through ASGI each part passes a dozen coroutines, and the task that awaits them must be woken: for every
+    token of every stream.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    @classmethod
+    def of(cls, scope: Scope) -> Self | None:
+        """None where the server offers no transport, or the body is not sent in chunks of HTTP/1.1."""
+        transport = scope.get(_TRANSPORT)
+        is_chunked = scope["http_version"] == "1.1" and scope["method"] != "HEAD"
+        return cls(transport) if transport is not None and is_chunked else None
+
+    @staticmethod
+    def offer(app: ASGIApp, transport: asyncio.Transport) -> ASGIApp:
+        """The application, with a connection's transport in its scopes."""
+
+        async def with_transport(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[_TRANSPORT] = transport
+            await app(scope, receive, send)
+
+        return with_transport
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the client has taken about all that was written."""
+        is_slow = self._transport.get_write_buffer_size() > _MOST_UNSENT_BYTES
+        return not is_slow and not self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Not empty, after a first part went through ASGI, and before the last one."""
+        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 class Work(Protocol):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ _VERDICTS: Mapping[type[FastServeError], Verdict] = {
     UnsupportedError: Verdict(400, "invalid_request_error", "unsupported_model", "model"),
     ModelNotFoundError: Verdict(404, "invalid_request_error", "model_not_found", "model"),
     QueueFullError: Verdict(429, "rate_limit_error", "queue_full"),
-    DeadlineError: Verdict(504, "timeout_error", "deadline_exceeded", "timeout_ms"),
+    DeadlineError: Verdict(408, "timeout_error", "deadline_exceeded", "timeout_ms"),
     ClosedError: Verdict(503, "server_error", "shutting_down"),
     StepError: Verdict(500, "server_error", "step_failed"),
 }
@@ -74,19 +75,14 @@ def judge(error: FastServeError) -> Verdict:
     return verdict
 
 
+def error_object(error: FastServeError) -> dict[str, Any]:
+    verdict = judge(error)
+    return {"message": str(error), "type": verdict.type, "param": verdict.param, "code": verdict.code}
+
+
 def error_document(error: FastServeError) -> bytes:
     """The error object, JSON in ASCII: messages may quote anything."""
-    verdict = judge(error)
-    return json.dumps(
-        {
-            "error": {
-                "message": str(error),
-                "type": verdict.type,
-                "param": verdict.param,
-                "code": verdict.code,
-            }
-        }
-    ).encode("ascii")
+    return json.dumps({"error": error_object(error)}).encode("ascii")
 
 
 def error_response(error: FastServeError) -> Response:
@@ -108,9 +104,30 @@ def defect_response(error: Exception) -> Response:
     return error_response(StepError(f"the server has failed by a defect: {type(error).__name__}"))
 
 
+@contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[None]:
+    """Have an option that is wrong be named as the request names it.
+
+    >>> with naming({"max_tokens": "max_output_tokens"}):
+    ...     raise OptionError("max_tokens=0 is out of range", option="max_tokens")
+    Traceback (most recent call last):
+    fastserve.errors.OptionError: max_output_tokens=0 is out of range
+    """
+    try:
+        yield
+    except OptionError as error:
+        name = names.get(error.option or "")
+        if name is None:
+            raise
+        message = error.message.replace(str(error.option), name, 1)
+        raise OptionError(message, hint=error.hint, option=name) from error
+
+
 def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
-    """The first of what pydantic finds wrong with a body, unknown fields before all others."""
-    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    """The first of what pydantic finds wrong with a body: unknown fields before all others, and of a field
+    that may be one thing or another, what is wrong with the one that it is most like."""
+    unknown = (e for e in errors if e["type"] == "extra_forbidden")
+    error = next(unknown, None) or max(errors, key=lambda e: len(e["loc"]))
     if error["type"] in ("json_invalid", "json_type"):
         reason = error.get("ctx", {}).get("error", error["msg"])
         return RequestError(f"the body is not JSON: {reason}", status=400, code="invalid_json")

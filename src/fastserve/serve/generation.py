@@ -48,6 +48,18 @@ class Usage:
         }
 
 
+class News(asyncio.Event):
+    """Set when something has come. Who listens may take it at once: whoever waits then goes on sleeping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listener: Callable[[], bool] | None = None  # whether it has taken what has come
+
+    def set(self) -> None:
+        if self.listener is None or not self.listener():
+            super().set()
+
+
 @dataclass(slots=True, eq=False)
 class Generation:
     """The completions of a request as they come. Completion i of prompt p has the index p * n + i."""
@@ -55,7 +67,7 @@ class Generation:
     prompts: Seq[Seq[int]]  # token ids
     num_each: int  # completions of a prompt
     streams: list[Stream]
-    has_news: asyncio.Event
+    has_news: News
     observe: Callable[[Completion], None]  # called with each that has ended, failed ones too
     usage: Usage = field(default_factory=Usage)
 
@@ -90,6 +102,11 @@ class Generation:
                 if chunk.completion is not None:
                     completions[index] = chunk.completion
         return [completions[index] for index in sorted(completions)]
+
+    def take(self) -> list[tuple[int, Chunk]] | None:
+        """What has come, without waiting, as long as no completion ends with it; else None, and `read` has
+        it."""
+        return self._take() if all(stream.is_going_on for stream in self.streams) else None
 
     def nudge(self) -> None:
         """Have who waits in `read` go on, with nothing."""
@@ -139,7 +156,7 @@ async def generate(
         metrics.observe(llm.name, completion)
         completed.append(completion.text)
 
-    generation = Generation(prompts, request.params.n, [], asyncio.Event(), observe)
+    generation = Generation(prompts, request.params.n, [], News(), observe)
     generation.usage.prompt_tokens = num_tokens
     try:
         for prompt in prompts:

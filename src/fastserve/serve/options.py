@@ -32,6 +32,7 @@ class ServeOptions:
         max_n: most completions of a prompt.
         max_stops: most stop strings of a request.
         max_logit_biases: most tokens with a logit bias.
+        max_responses: how many of /v1/responses are kept, in memory; the oldest go first.
         body_seconds: how long a body may take to come.
         keep_alive_seconds: a stream that is silent for so long gets a comment, so that nobody cuts it.
         write_seconds: a client that takes nothing for so long is cut off.
@@ -56,6 +57,7 @@ class ServeOptions:
     max_n: int = 16
     max_stops: int = 16
     max_logit_biases: int = 1024
+    max_responses: int = 1000
     body_seconds: float = 30.0
     keep_alive_seconds: float = 15.0
     write_seconds: float = 60.0
@@ -71,7 +73,7 @@ class ServeOptions:
         check_integer("max_body", self.max_body_bytes, low=1, high=INT64_MAX)
         if self.max_prompt_tokens is not None:
             check_integer("max_prompt_tokens", self.max_prompt_tokens, low=1)
-        for name in ("max_prompts", "max_n", "max_stops", "max_logit_biases"):
+        for name in ("max_prompts", "max_n", "max_stops", "max_logit_biases", "max_responses"):
             check_integer(name, getattr(self, name), low=1)
         for name in ("body_seconds", "keep_alive_seconds", "write_seconds", "drain_seconds", "ready_seconds"):
             check_number(name, getattr(self, name), 0.01, _MOST_SECONDS)

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fastserve.errors import OptionError, RequestError
+from fastserve.serve.connection import DirectWriter
 from fastserve.serve.errors import error_document
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
@@ -70,7 +71,12 @@ def make_server(
 
 
 class _Protocol(H11Protocol):
-    """Answers what is no HTTP with an error object too."""
+    """Answers what is no HTTP with an error object too, and offers its transport to streams."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        super().connection_made(transport)
+        self.app = DirectWriter.offer(self.app, transport)
 
     def send_400_response(self, msg: str) -> None:
         error = RequestError("the request is no HTTP", status=400, code="invalid_http")

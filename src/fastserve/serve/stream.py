@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.errors import FastServeError
-from fastserve.serve.connection import client_gone, closing_with_client
+from fastserve.serve.connection import DirectWriter, client_gone, closing_with_client
 from fastserve.serve.errors import error_document, error_response
 from fastserve.serve.generation import Generation
 from fastserve.serve.options import ServeOptions
@@ -116,10 +116,12 @@ class EventStream(Response):
         self._format = format_
         self._options = options
         self._has_begun = False
+        self._has_status = False
         self._last_write_seconds = 0.0
         self._is_writing = False
         self._has_stalled = False
         self._timer: asyncio.TimerHandle | None = None
+        self._writer: DirectWriter | None = None
         self.background = None
         self.status_code = 200
 
@@ -128,6 +130,9 @@ class EventStream(Response):
         assert task is not None
         self._last_write_seconds = asyncio.get_running_loop().time()
         self._look(task)
+        self._writer = DirectWriter.of(scope)
+        if self._writer is not None:
+            self._generation.has_news.listener = self._write_at_once
         try:
             async with self._stack, closing_with_client(receive, self._generation):
                 await self._write_all(scope, receive, send)
@@ -135,8 +140,24 @@ class EventStream(Response):
             if not self._has_stalled:
                 raise
         finally:
+            self._generation.has_news.listener = None
             if self._timer is not None:
                 self._timer.cancel()
+
+    def _write_at_once(self) -> bool:
+        """Write what a step has brought as it comes, without waking the task of this stream: that begins it,
+        ends it, and waits where its client is slow."""
+        assert self._writer is not None
+        if not self._has_begun or self._is_writing or not self._writer.is_ready:
+            return False
+        chunks = self._generation.take()
+        if chunks is None:
+            return False
+        data = b"".join([self._format.chunk(*chunk) for chunk in chunks])
+        if data:
+            self._writer.write(data)
+            self._last_write_seconds = asyncio.get_running_loop().time()
+        return True
 
     def _look(self, task: asyncio.Task[Any]) -> None:
         """Now and then: whether the connection has been silent for too long, by us or by its client."""
@@ -157,24 +178,31 @@ class EventStream(Response):
             while not generation.has_ended:
                 chunks = await generation.read()
                 if chunks:
-                    await self._write(send, b"".join([to_events(*chunk) for chunk in chunks]))
+                    start = self._begin()
+                    await self._write(send, start + b"".join([to_events(*chunk) for chunk in chunks]))
                 elif not generation.has_ended:
-                    await self._write(send, KEEP_ALIVE)
-            await self._write(send, self._format.end(generation), is_last=True)
+                    await self._write(send, self._begin() + KEEP_ALIVE)
+            await self._write(send, self._begin() + self._format.end(generation), is_last=True)
         except FastServeError as error:
-            if not self._has_begun:
+            if not self._has_status:
                 await error_response(error)(scope, receive, send)
             else:
                 await self._write(send, self._format.error(error), is_last=True)
+
+    def _begin(self) -> bytes:
+        """The events before all others, once: formats may number their events."""
+        if self._has_begun:
+            return b""
+        self._has_begun = True
+        return self._format.begin(self._generation)
 
     async def _write(self, send: Send, data: bytes, *, is_last: bool = False) -> None:
         if not data and not is_last:
             return
         self._is_writing = True
-        if not self._has_begun:
-            self._has_begun = True
+        if not self._has_status:
+            self._has_status = True
             await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            data = self._format.begin(self._generation) + data
         await send({"type": "http.response.body", "body": data, "more_body": not is_last})
         self._is_writing = False
         self._last_write_seconds = asyncio.get_running_loop().time()

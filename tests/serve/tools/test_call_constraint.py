@@ -57,15 +57,23 @@ def test_a_required_call_is_one_of_the_tools_with_valid_arguments(format_: ToolF
     assert {name for each in names for name in each} == {"add", "paint.wall"}
 
 
-@pytest.mark.parametrize("format_", FORMATS, ids=lambda format_: format_.name)
-def test_parallel_calls_may_be_several(format_: ToolFormat) -> None:
-    constraint = call_constraint([PAINT], REQUIRED, format_)
-    assert constraint is not None
-    counts = {
-        len(check(text, format_, [PAINT])) for text in draw_texts(constraint, count=60, most_bytes=1000)
-    }
-    assert 1 in counts
-    assert max(counts) > 1
+@pytest.mark.parametrize(
+    ("format_", "text"),
+    [
+        (HERMES, "<tool_call>\n{0}\n</tool_call>\n<tool_call>\n{0}\n</tool_call>"),
+        (LLAMA, "{0}; {0}"),
+        (MISTRAL, "[TOOL_CALLS][{0}, {0}]"),
+        (JSON, "{0}; {0}"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_parallel_calls_may_be_several(format_: ToolFormat, text: str) -> None:
+    call = f'{{"name": "paint.wall", "{format_.arguments_key}": {{"colour": "red"}}}}'
+    text = text.format(call)
+    assert check(text, format_, [PAINT]) == ["paint.wall", "paint.wall"]
+    assert allows(call_constraint([ADD, PAINT], REQUIRED, format_), text)
+    assert not allows(call_constraint([ADD, PAINT], REQUIRED, format_, is_parallel=False), text)
+    assert not allows(call_constraint([ADD, PAINT], ToolChoice("named", "paint.wall"), format_), text)
 
 
 @pytest.mark.parametrize("format_", FORMATS, ids=lambda format_: format_.name)

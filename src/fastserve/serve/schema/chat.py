@@ -49,7 +49,7 @@ class Message(Body):
         message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role}
         message["content"] = content or ""
         if self.tool_calls is not None:
-            message["tool_calls"] = [_to_template_call(call) for call in self.tool_calls]
+            message["tool_calls"] = [to_template_call(call) for call in self.tool_calls]
         for name in ("name", "tool_call_id", "reasoning_content"):
             if getattr(self, name) is not None:
                 message[name] = getattr(self, name)
@@ -172,7 +172,7 @@ class ChatDocument(Document):
     usage: Usage
 
 
-def _to_template_call(call: ToolCall) -> dict[str, Any]:
+def to_template_call(call: ToolCall) -> dict[str, Any]:
     try:
         arguments = json.loads(call.function.arguments)
     except ValueError:
