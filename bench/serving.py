@@ -125,7 +125,7 @@ def _run(name: str, arguments: argparse.Namespace, folder: Path) -> Iterator[Run
             stdout=output,
             stderr=output,
             env={**os.environ, **environment},
-            start_new_session=True,
+            process_group=0,  # of this session, whose priority it shares where that was raised
         )
     server = RunningServer(name, what, f"http://127.0.0.1:{port}", model, process, log)
     try:
