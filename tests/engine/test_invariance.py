@@ -13,6 +13,7 @@ import pytest
 from fastserve.engine.completion import Chunk
 from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
 from fastserve.engine.draft_guesser import DraftGuesser
+from fastserve.engine.guesser import Account
 from fastserve.engine.llm import LLM
 from fastserve.engine.lookup_guesser import LookupGuesser
 from fastserve.engine.verification_cost import VerificationCost
@@ -163,6 +164,14 @@ def test_tokens_of_the_real_model_are_the_same_preempted_and_moved(model_dir, re
     assert (counters.blocks_in > 0) == (kv_spill is not None)
 
 
+class PatientAccounts(dict[int, Account]):
+    """Of sequences that any guess may delay by any time."""
+
+    def __setitem__(self, sequence_id: int, account: Account) -> None:
+        account.won_seconds = 1e9
+        super().__setitem__(sequence_id, account)
+
+
 def speculate_on_everything(llm: LLM) -> None:
     """Every guess is drafted: making and verifying it costs nothing, and every text is thought to go on as
     guessed."""
@@ -171,6 +180,7 @@ def speculate_on_everything(llm: LLM) -> None:
     speculator = engine.scheduler._speculator
     assert speculator is not None
     speculator._cost = FreeDrafts(engine.scheduler.cost)
+    speculator._accounts = PatientAccounts()
     guesser = speculator.guesser
     assert isinstance(guesser, LookupGuesser | DraftGuesser)
     for match_length in (0, *(2**n for n in range(8))):

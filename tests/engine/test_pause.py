@@ -98,7 +98,7 @@ def test_nobody_whose_budget_is_spent_is_passed_over_for_one_whose_is_not(policy
         for prompt, length, arrival in sizes:
             if arrival == step:
                 engine.add([step] * prompt, params_of(length))
-        sequences = engine.scheduler.sequences
+        sequences = list(engine.scheduler.sequences)
         insistent = {s.sequence_id for s in sequences if s.is_insistent and s.is_resident}
         chunks = engine.step()
         served = {chunk.request_id for chunk in chunks}

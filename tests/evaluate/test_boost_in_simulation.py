@@ -66,11 +66,11 @@ def test_while_the_machine_keeps_up_no_stream_stands_still_for_two_seconds(name)
 
 
 def test_admission_by_peak_makes_evictions_for_lack_of_blocks_rare() -> None:
-    machine = replace(load_machine("cpu"), num_blocks=400, num_slow_blocks=0)
-    arrivals = at_load(many_sizes(400, 4), 1.1, machine)
+    machine = replace(load_machine("cpu"), num_blocks=800, num_slow_blocks=0)
+    arrivals = at_load(many_sizes(400, 4), 1.3, machine)
     evictions = {}
     for quantile in (0.0, 0.6):
-        options = ScheduleOptions(policy="fcfs", prefix_cache="off", fair_share="off", peak_quantile=quantile)
+        options = ScheduleOptions(policy="mlfq", prefix_cache="off", fair_share="off", peak_quantile=quantile)
         evictions[quantile] = simulate(machine, options, arrivals).evictions.mean()
     assert evictions[0.6] < 0.5 * evictions[0.0]
 
