@@ -344,7 +344,7 @@ async def hurried(abuse: Abuse) -> str:
     body = abuse.body(timeout_ms=milliseconds, stream=bool(abuse.rng.integers(2)), max_tokens=200)
     status, content = await abuse.ask(dump(body))
     if status != 200:
-        return check_error(status, content, {429, 504})
+        return check_error(status, content, {408, 429})
     return check_stream(content) if body["stream"] else "whole"
 
 
@@ -468,6 +468,10 @@ def abuse_server(server: AbusedServer, arguments: argparse.Namespace) -> dict[st
         asyncio.run(send_many(abuse, number, arguments.concurrency))
         server.command(f"policy {POLICIES[index % len(POLICIES)]}")
         done += number
+        print(
+            f"{done} requests after {time.perf_counter() - started:.0f} s, {len(abuse.defects)} defects",
+            flush=True,
+        )
         if done == num_warm:
             states["warm"] = server.settle()
     seconds = time.perf_counter() - started
