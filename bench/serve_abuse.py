@@ -241,7 +241,8 @@ async def read_slowly(abuse: Abuse) -> str:
         await asyncio.get_running_loop().sock_connect(narrow, (abuse.host, abuse.port))
         takes_nothing = bool(abuse.rng.integers(2))
         content = dump(abuse.body(stream=True, max_tokens=200, n=4, logprobs=5))
-        await asyncio.get_running_loop().sock_sendall(narrow, head_of(content) + content)
+        request = head_of(content, headers="Connection: close\r\n") + content
+        await asyncio.get_running_loop().sock_sendall(narrow, request)
         if takes_nothing:
             await asyncio.sleep(3.0)  # the server may have cut it by now
             return "took nothing"
@@ -249,9 +250,12 @@ async def read_slowly(abuse: Abuse) -> str:
         for _ in range(40):
             piece = await asyncio.get_running_loop().sock_recv(narrow, 4096)
             received += piece
-            if not piece or received.endswith(b"0\r\n\r\n"):
+            if not piece:
                 break
             await asyncio.sleep(0.05)
+        head, _, answer = received.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200 "):
+            return check_error(int(head.split()[1]), answer, {429})
         return "read slowly"
 
 
@@ -344,7 +348,7 @@ async def hurried(abuse: Abuse) -> str:
     body = abuse.body(timeout_ms=milliseconds, stream=bool(abuse.rng.integers(2)), max_tokens=200)
     status, content = await abuse.ask(dump(body))
     if status != 200:
-        return check_error(status, content, {429, 504})
+        return check_error(status, content, {408, 429})
     return check_stream(content) if body["stream"] else "whole"
 
 
@@ -468,6 +472,10 @@ def abuse_server(server: AbusedServer, arguments: argparse.Namespace) -> dict[st
         asyncio.run(send_many(abuse, number, arguments.concurrency))
         server.command(f"policy {POLICIES[index % len(POLICIES)]}")
         done += number
+        print(
+            f"{done} requests after {time.perf_counter() - started:.0f} s, {len(abuse.defects)} defects",
+            flush=True,
+        )
         if done == num_warm:
             states["warm"] = server.settle()
     seconds = time.perf_counter() - started
