@@ -196,9 +196,9 @@ static inline void prepare_chunk(const PackedWeight& w, const uint8_t* panel, in
     widen_group(w, panel, k / w.group_size, c.scales[g], c.offsets[g]);
 }
 
-// How far ahead of itself a tile of few rows asks for memory: what the processor asks for by itself ends with every page.
-// It has the time to wait where it parts nibbles, and asking costs more than it gains.
-constexpr int64_t kStreamAhead = 4096;
+// How far ahead of itself a tile of few rows asks for memory: what the processor asks for by itself ends with every
+// page. Every second line is enough, and all of them are too many for tiles of several rows. Nibbles gain nothing.
+constexpr int64_t kStreamAhead = 4096, kStreamStep = 128;
 
 // As they are stored; asks for what comes.
 struct StreamedWeights {
@@ -206,7 +206,8 @@ struct StreamedWeights {
   static int32_t start(int32_t correction) { return StoredWeights::start(correction); }
   template <int V>
   void next(int32_t k, Weights4 (&w)[V]) {
-    prefetch(stored.bytes, kStreamAhead, V * kLanes * 4);
+    for (int64_t at = 0; at < V * kLanes * 4; at += kStreamStep)
+      prefetch_line((uintptr_t)stored.bytes + (uintptr_t)(kStreamAhead + at));
     stored.next(k, w);
   }
 };
@@ -314,8 +315,8 @@ static inline void linear_tile_int(const LinearArgs& a, const Columns& c, int32_
   source = weights;
 }
 
-// The same out of line, for many rows and for one tile's: compilers that have all of a panel's tiles in one function put
-// sums on the stack. Other few rows, which take a chunk at a time, are faster without the call.
+// The same out of line, but for few rows that take a chunk at a time, which are faster without the call: compilers that
+// have all of a panel's tiles in one function put sums on the stack.
 template <int R, int V, Scaling scaling, class Columns, class Source, class Sums>
 FASTSERVE_NOINLINE static void linear_tile_apart(const LinearArgs& a, const Columns& c, int32_t row, int32_t column,
                                                    Source source, Sums sums) {
@@ -367,13 +368,15 @@ static inline void linear_tile_sparse(const LinearArgs& a, const uint8_t* panel,
 }
 #endif
 
-// Rows of one block against one panel of dense int8 weights with a scale for each row of theirs, which are multiplied as
-// they are stored: every tile goes down the whole depth, so that its sums stay in registers.
+// Rows of one block against one panel of dense int8 weights with a scale for each row of theirs, which are multiplied
+// as they are stored: every tile goes down the whole depth, so that its sums stay in registers. Many rows ask for the
+// next panel; few wait for memory with their first tile, and find the panel in the cache with their second.
 static inline void linear_panel_stored(const LinearArgs& a, int32_t row_begin, int32_t row_end, int32_t panel) {
   const PackedWeight& w = *a.weight;
   const uint8_t* data = panel_at(w, panel);
   const int64_t size = w.panel_bytes;
   const int32_t num_rows = row_end - row_begin;
+  const bool is_few = num_rows <= 2 * kIntegerTileRows;
   Chunk chunk;
   chunk.begin = 0;
   chunk.end = w.padded_depth;
@@ -382,9 +385,15 @@ static inline void linear_panel_stored(const LinearArgs& a, int32_t row_begin, i
     const auto ahead = (uintptr_t)(data + size + size * (row - row_begin) / num_rows);
     const auto step = (uintptr_t)(size * 4 * R / num_rows / w.padded_depth);
     const Results results{a, row, panel * kPanel, (const uint16_t*)(data + w.scales_offset)};
-    for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes)
-      linear_tile_apart<R, kTileVectors, Scaling::row>(
-          a, chunk, row, column, AskingWeights{StoredWeights{data + column * 4}, ahead, step}, results);
+    for (int32_t column = 0; column < kPanel; column += kTileVectors * kLanes) {
+      const StoredWeights stored{data + column * 4};
+      const auto multiply = [&](auto source) {
+        linear_tile_apart<R, kTileVectors, Scaling::row>(a, chunk, row, column, source, results);
+      };
+      if (!is_few) multiply(AskingWeights{stored, ahead, step});
+      else if (row == row_begin) multiply(StreamedWeights{stored});
+      else multiply(stored);
+    }
   });
 }
 
