@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
-from fastserve.engine.pace import SMALLEST_CHUNK_TOKENS, Pace
+from fastserve.engine.pace import SMALLEST_CHUNK_TOKENS, Pace, PrefillBudget
 from fastserve.engine.sequence import Sequence
 
 COST = StepCost(fixed_seconds=0.010, prefill_seconds=0.0005, decode_seconds=0.0005)
@@ -125,3 +125,8 @@ def test_in_the_mean_no_token_comes_later_than_the_pace(prompts, most_slack) -> 
         assert stream.step(prompt) <= target + most_slack + 1e-6
         assert stream.now <= target * count + 1e-6
         assert 0 <= stream.slack <= most_slack
+
+
+def test_a_prompt_whose_tokens_cost_nothing_goes_on_by_the_smallest_chunk_where_the_time_is_over() -> None:
+    free = StepCost(fixed_seconds=0.01, prefill_seconds=0.0)
+    assert PrefillBudget(free, rows=512, seconds=-0.001).fit(10_000, 0) == SMALLEST_CHUNK_TOKENS

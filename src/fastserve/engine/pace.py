@@ -47,7 +47,10 @@ class PrefillBudget:
         square = self._cost.prefill_attended_seconds / 2
         linear = self._cost.prefill_seconds + square * (1 + 2 * first_position)
         seconds = max(self._seconds, 0.0)
-        affordable = int(2 * seconds / (linear + math.sqrt(linear**2 + 4 * square * seconds)))
+        slope = linear + math.sqrt(linear**2 + 4 * square * seconds)
+        affordable = (
+            int(2 * seconds / slope) if slope else 0
+        )  # none where tokens cost nothing, and the time is over
         if affordable >= SMALLEST_CHUNK_TOKENS:
             return affordable
         return min(num_tokens, SMALLEST_CHUNK_TOKENS) if self._is_untouched else 0
