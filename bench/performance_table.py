@@ -219,7 +219,8 @@ def kernel_rows(documents: Mapping[str, Document]) -> Iterator[list[str]]:
             f"≤ {EXCESS_TARGET:.0%}",
             f"{excess['median']:+.1%} [{excess['low']:+.1%}, {excess['high']:+.1%}]",
         ]
-        yield [MODELS["smollm2-135m"], "int8", label, *cells, met(excess["median"] <= EXCESS_TARGET)]
+        model = MODELS["minilm" if what.startswith("sentences") else "smollm2-135m"]
+        yield [model, "int8", label, *cells, met(excess["median"] <= EXCESS_TARGET)]
 
 
 def mean_share(kernels: Sequence[Document], weights: str, num_rows: int, share: str) -> float:

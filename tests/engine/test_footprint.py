@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from fastserve import _native
+from fastserve.backends.native import layout
+from fastserve.backends.native.chains import Chain, find_chains
 from fastserve.backends.native.weight_scheme import choose_schemes
-from fastserve.config import KvDtype
+from fastserve.config import EngineOptions, KvDtype
 from fastserve.engine.footprint import Footprint, block_bytes, weights_bytes
+from fastserve.engine.load import load_model
 from fastserve.errors import MemoryLimitError
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph
@@ -47,6 +51,21 @@ def test_a_block_is_reckoned_as_large_as_the_pool_makes_it(
     num_layers = 3 if is_causal else 1
     pool = _native.KvPool(num_layers, 5, num_kv_heads=2, head_dim=head_dim, format=kv_dtype)
     assert 5 * block_bytes(graph, kv_dtype) == pool.num_bytes
+
+
+def test_a_model_is_laid_out_once_for_its_footprint_and_its_plan(
+    stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Graph] = []
+
+    def find_and_count(graph: Graph) -> list[Chain]:
+        seen.append(graph)
+        return find_chains(graph)
+
+    monkeypatch.setattr(layout, "find_chains", find_and_count)
+    model = load_model(stories, EngineOptions(threads=2))
+    assert len(seen) == 1
+    assert model.footprint.activation_bytes > model.executable.limits.max_tokens * model.config.hidden_size
 
 
 def test_too_little_memory_is_told_with_both_numbers() -> None:
