@@ -122,7 +122,7 @@ def test_what_is_left_at_the_end_is_a_leak(bench: Path) -> None:
         "blocks_owned": 2,
         "tasks": 4,
         "descriptors": 21,
-        "threads": 10,
+        "threads": 99,
     }.items():
         assert len(leaks({"start": start, "warm": start, "end": {**start, name: value}})) == 1
     assert leaks({"start": start, "warm": start, "end": {**start, "memory_bytes": 2**28}}) != []
