@@ -72,7 +72,7 @@ def test_a_gated_activation_quantized_with_its_linear_has_the_same_bits(
     graph = gated_graph_of(depth, width, has_bias=depth != 65)
     fused = run(graph, num_tokens, isa=isa, weights=weights, threads=2)
     monkeypatch.setattr(fuse, "fuse_linear_activation", lambda graph: graph)
-    monkeypatch.setattr(native, "find_chains", lambda graph: [])
+    monkeypatch.setattr(layout, "find_chains", lambda graph: [])
     np.testing.assert_array_equal(fused, run(graph, num_tokens, isa=isa, weights=weights))
 
 

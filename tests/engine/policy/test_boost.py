@@ -213,7 +213,7 @@ def test_whatever_the_clock_does_ranks_are_distinct_and_the_longest_wait_is_not_
     late = sequence_of(10, arrival=1e6 + 1, sequence_id=8)
     policy.enter(late, 1e6 + 1)
     policy.refresh([*live, late], 1e6 + 1)
-    assert policy.longest_wait_seconds(1e6 + 1) < 60.0, "no more than their work"
+    assert policy.longest_wait_seconds(1e6 + 1) < 120.0, "of the order of their work"
 
 
 def test_a_completion_that_was_given_up_teaches_no_length() -> None:
