@@ -66,8 +66,8 @@ class Precedence:
         if self._tenants is not None:
             self._tenants.leave(sequence)
 
-    def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
-        self.policy.serve(sequence, seconds, now)
+    def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
+        self.policy.serve(sequences, seconds, now)
 
     def charge(self, sequences: Seq[Sequence]) -> None:
         """These had turns in the last step, and their tokens have come: charge their tenants."""

@@ -153,7 +153,6 @@ class Scheduler:
             self._speculator.observe(work, seconds)
         self._recent_starts *= _STARTS_MEMORY
         self._recent_seconds = _STARTS_MEMORY * self._recent_seconds + seconds
-        serve = self._precedence.policy.serve
         for turn in turns:
             sequence = turn.sequence
             if not sequence.is_started:
@@ -164,9 +163,9 @@ class Scheduler:
             sequence.resident_seconds += seconds
             if sequence.session:
                 self._sessions.serve(sequence, seconds, now)
-            serve(sequence, seconds, now)
             if turn.outputs and sequence.forks:
                 self._fork(sequence, now)
+        self._precedence.serve([turn.sequence for turn in turns], seconds, now)
         streams = [sequence for turn in turns for sequence in turn.outputs]
         self._pace.give(streams, now)
         self._pauses.give(streams, seconds, now)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastserve.engine.cost import OnlineStepCost, StepCost
-from fastserve.engine.policy.boost import Boost, FcfsQueue
+from fastserve.engine.policy.boost import Boost
 from fastserve.engine.policy.gittins import Gittins
 from fastserve.engine.policy.hrrn import Hrrn
 from fastserve.engine.policy.policy import rank
@@ -39,7 +39,7 @@ def decode(policy: Boost, sequence: Sequence, num_tokens: int, *, now: float) ->
         sequence.num_computed_tokens = len(sequence.token_ids)
         sequence.is_started = True
         sequence.attained_seconds += 0.01
-        policy.serve(sequence, 0.01, now)
+        policy.serve([sequence], 0.01, now)
         sequence.token_ids.append(1)
 
 
@@ -88,8 +88,11 @@ def test_while_nobody_waits_a_little_later_does_not_overtake_and_in_a_backlog_it
     policy.enter(long, 0.0)
     policy.enter(short, 8.0)
     assert long.rank < short.rank
-    for second in range(9, 60):
-        policy.refresh([long, short], float(second))
+    backlog = [sequence_of(5000, arrival=8.5, sequence_id=2 + index) for index in range(10)]
+    for sequence in backlog:
+        policy.enter(sequence, 8.5)
+    for tenth in range(90, 120):
+        policy.refresh([long, short, *backlog], tenth / 10)
     assert short.rank < long.rank
 
 
@@ -103,10 +106,13 @@ def test_an_older_completion_of_a_heavy_tail_yields_to_a_newcomer() -> None:
         policy.leave(ended)
     old, new = sequence_of(10), sequence_of(10, arrival=3.0, sequence_id=1)
     policy.enter(old, 0.0)
-    decode(policy, old, 100, now=2.0)
+    decode(policy, old, 100, now=2.5)
     policy.enter(new, 3.0)
-    assert new.rank < old.rank
-    assert policy.outranks(new, old)
+    assert new.rank < old.rank, "it has no memory"
+    old.residence = Residence.FAST
+    policy.refresh([old, new], 3.0)
+    assert old.rank < new.rank, "who runs goes on"
+    assert policy.outranks(new, old), "and gives up its memory"
 
 
 def test_a_stream_that_was_passed_over_for_the_pause_goes_first_once_and_takes_nobodys_memory() -> None:
@@ -133,7 +139,7 @@ def test_the_highest_response_ratio_goes_first_and_nobody_that_has_begun_is_pass
     for sequence in (long, short, begun):
         policy.enter(sequence, sequence.arrival_seconds)
     begun.is_started = True
-    policy.serve(begun, 0.1, 7.0)
+    policy.serve([begun], 0.1, 7.0)
     policy.refresh([long, short, begun], 7.0)
     assert sorted([long, short, begun], key=rank) == [begun, short, long]
     newer = sequence_of(20, arrival=999.0, sequence_id=3)
@@ -162,7 +168,7 @@ def test_a_call_of_a_program_that_has_had_much_service_is_no_newcomer() -> None:
 
 def test_a_short_prompt_goes_first_by_the_lane_until_its_first_token_and_few_at_a_time() -> None:
     policy = make(express_seconds=0.02)  # prompts of up to 20 tokens
-    long = sequence_of(5000)
+    long = sequence_of(5000, arrival=49.0)
     policy.enter(long, 0.0)
     short = [sequence_of(10, arrival=50.0, sequence_id=1 + index) for index in range(3)]
     for sequence in short:
@@ -170,28 +176,60 @@ def test_a_short_prompt_goes_first_by_the_lane_until_its_first_token_and_few_at_
     assert [sequence.rank < long.rank for sequence in short] == [True, True, False]  # an eighth of 16
     assert not policy.outranks(short[0], long)
     decode(policy, short[0], 1, now=50.1)
+    policy.refresh([long, *short], 50.2)
+    assert long.rank < short[2].rank, "the first one has no token yet"
     decode(policy, short[0], 1, now=50.2)
-    assert long.rank < short[0].rank
-    policy.refresh([long, *short], 51.0)
-    assert long.rank < short[2].rank, "the first one has not ended"
-    policy.leave(short[0])
-    policy.refresh([long, *short[1:]], 52.0)
+    policy.refresh([long, *short], 50.3)
     assert short[2].rank < long.rank
 
 
-def test_who_gives_up_does_not_shorten_the_wait_of_the_others() -> None:
-    queue = FcfsQueue()
-    for sequence_id in range(100):
-        queue.arrive(sequence_id, 1.0, 0.0)
-    queue.arrive(100, 100.0, 50.0)
-    assert queue.wait_seconds(51.0) == 51.0
-    queue.leave(100, 100.0)
-    assert queue.wait_seconds(51.0) == 51.0
-    for _ in range(99):
-        queue.begin(1.0)
-    assert queue.wait_seconds(52.0) == 52.0
-    queue.begin(1.0)
-    assert queue.wait_seconds(52.0) == 0.0
+def test_the_lane_is_closed_while_somebody_is_due() -> None:
+    policy = make(express_seconds=0.02, patience=1.0)
+    long = sequence_of(5000)
+    policy.enter(long, 0.0)
+    policy.refresh([long], 200.0)
+    short = sequence_of(10, arrival=200.0, sequence_id=1)
+    policy.enter(short, 200.0)
+    assert long.rank < short.rank
+    policy.leave(long)
+    policy.refresh([short], 200.2)
+    other = sequence_of(5000, arrival=150.0, sequence_id=2)
+    policy.enter(other, 200.2)
+    assert short.rank < other.rank
+
+
+def test_small_ones_go_first_only_as_long_as_everybody_can_still_be_served_in_time() -> None:
+    policy = make(patience=2.0, least_scale_seconds=1000.0, most_scale_seconds=1000.0)
+    old = [sequence_of(2000, arrival=index * 0.01, sequence_id=index) for index in range(10)]
+    for sequence in old:
+        policy.enter(sequence, 0.1)
+    new = sequence_of(10, arrival=5.0, sequence_id=10)
+    policy.enter(new, 5.0)
+    policy.refresh([*old, new], 5.0)
+    assert new.rank < min(sequence.rank for sequence in old)
+    work = sum(sequence.standing.work_seconds for sequence in old)
+    bound = 2.0 * (work + new.standing.work_seconds)  # twice what whoever came last would have waited
+    policy.refresh([*old, new], bound - work - 1.0)
+    assert new.rank < min(sequence.rank for sequence in old)
+    policy.refresh([*old, new], bound - work + 1.0)
+    assert max(sequence.rank for sequence in old) < new.rank, "the last of them would be late"
+    assert not policy.outranks(old[0], new)
+
+
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 3)), min_size=1, max_size=20))
+def test_whatever_the_clock_does_ranks_are_distinct_and_the_longest_wait_is_not_what_it_says(jumps) -> None:
+    policy = make()
+    live = [sequence_of(1 + 700 * index, arrival=0.1 * index, sequence_id=index) for index in range(8)]
+    for sequence in live:
+        policy.enter(sequence, 1.0)
+    for now, place in jumps:
+        policy.refresh(live, now)
+        decode(policy, live[place], 1, now=now)
+        assert len({sequence.rank for sequence in live}) == len(live)
+    late = sequence_of(10, arrival=1e6 + 1, sequence_id=8)
+    policy.enter(late, 1e6 + 1)
+    policy.refresh([*live, late], 1e6 + 1)
+    assert policy.longest_wait_seconds(1e6 + 1) < 60.0, "no more than their work"
 
 
 def test_a_completion_that_was_given_up_teaches_no_length() -> None:

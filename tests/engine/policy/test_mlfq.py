@@ -39,7 +39,7 @@ def test_it_sinks_a_level_when_it_has_had_the_quantum() -> None:
     sequence.num_computed_tokens = 5
     levels = []
     for step in range(16):
-        policy.serve(sequence, 0.01, now=0.01 * step)
+        policy.serve([sequence], 0.01, now=0.01 * step)
         levels.append(sequence.standing.level)
     assert levels == [1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4]
 
@@ -49,17 +49,17 @@ def test_a_prompt_that_is_computed_in_chunks_beside_others_keeps_its_level_until
     sequence = entered(policy, 100)
     for computed in (30, 60, 90):
         sequence.num_computed_tokens = computed
-        policy.serve(sequence, 0.5, now=computed)
+        policy.serve([sequence], 0.5, now=computed)
         assert sequence.standing.level == 4
     sequence.num_computed_tokens = 100
-    policy.serve(sequence, 0.5, now=100.0)
+    policy.serve([sequence], 0.5, now=100.0)
     assert sequence.standing.level == 5
 
 
 def test_who_waits_beyond_the_starvation_limit_comes_to_the_first_level() -> None:
     policy = make(starvation_seconds=1.0)
     waiting, running = entered(policy, 100), entered(policy, 100, sequence_id=1)
-    policy.serve(running, 0.01, now=0.9)
+    policy.serve([running], 0.01, now=0.9)
     policy.refresh([waiting, running], now=1.0)
     assert waiting.standing.level == 4
     policy.refresh([waiting, running], now=1.1)
@@ -89,8 +89,8 @@ def test_within_a_level_the_first_to_join_goes_first() -> None:
     first, second = entered(policy, 5, now=1.0), entered(policy, 5, sequence_id=1, now=2.0)
     assert first.rank < second.rank
     first.num_computed_tokens = second.num_computed_tokens = 5
-    policy.serve(second, 0.01, now=3.0)
-    policy.serve(first, 0.01, now=4.0)
+    policy.serve([second], 0.01, now=3.0)
+    policy.serve([first], 0.01, now=4.0)
     assert second.rank < first.rank
 
 
@@ -107,7 +107,7 @@ def test_who_leaves_first_is_who_comes_last_or_is_promoted_last() -> None:
     near = entered(policy, 5)
     far = [entered(policy, 2000, sequence_id=n) for n in (1, 2)]
     others = [entered(policy, 40, sequence_id=n) for n in range(3, 30)]
-    policy.serve(far[1], 0.01, now=0.5)  # has just run: it is promoted later than its twin
+    policy.serve([far[1]], 0.01, now=0.5)  # has just run: it is promoted later than its twin
     policy.refresh([near, *far, *others], now=0.5)
     assert policy.departures([near, *far], now=0.5) == [far[1], far[0], near]
 

@@ -42,9 +42,10 @@ class Gittins(RankedPolicy):
             if not sequence.is_started:
                 self._rank(sequence)
 
-    def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
-        if not sequence.num_completion_tokens or sequence.num_completion_tokens >= sequence.standing:
-            self._rank(sequence)
+    def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
+        for sequence in sequences:
+            if not sequence.num_completion_tokens or sequence.num_completion_tokens >= sequence.standing:
+                self._rank(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         self._work.leave(sequence)

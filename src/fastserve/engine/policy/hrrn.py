@@ -31,9 +31,10 @@ class Hrrn(RankedPolicy):
         sequence.standing = max(work, 1e-9)
         self._rank(sequence, now)
 
-    def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
-        if sequence.rank[0]:
-            sequence.rank = (0, sequence.arrival_seconds, sequence.sequence_id)
+    def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
+        for sequence in sequences:
+            if sequence.rank[0]:
+                sequence.rank = (0, sequence.arrival_seconds, sequence.sequence_id)
 
     def leave(self, sequence: Sequence) -> None:
         self._work.leave(sequence)

@@ -78,15 +78,16 @@ class Mlfq(RankedPolicy):
         self._num_at_level[sequence.standing.level] -= 1
         super().leave(sequence)
 
-    def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
-        standing: Standing = sequence.standing
-        standing.waiting_since = now
-        standing.attained_seconds += seconds
-        # The quantum covers the prompt's cost by itself; beside others it takes longer, and is not cut.
-        is_prompt_computed = sequence.num_computed_tokens >= sequence.num_prompt_tokens
-        if is_prompt_computed and standing.attained_seconds >= self._quanta[standing.level]:
-            standing.is_promoted = False
-            self._move(sequence, max(standing.level + 1, self._level_of_step), now)
+    def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
+        for sequence in sequences:
+            standing: Standing = sequence.standing
+            standing.waiting_since = now
+            standing.attained_seconds += seconds
+            # The quantum covers the prompt's cost by itself; beside others it takes longer, and is not cut.
+            is_prompt_computed = sequence.num_computed_tokens >= sequence.num_prompt_tokens
+            if is_prompt_computed and standing.attained_seconds >= self._quanta[standing.level]:
+                standing.is_promoted = False
+                self._move(sequence, max(standing.level + 1, self._level_of_step), now)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         self._reckon()

@@ -33,8 +33,8 @@ class Policy(Protocol):
         """It is finished, and `rank` and `standing` are no longer this policy's."""
         ...
 
-    def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
-        """It had a turn in a step that took so long."""
+    def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
+        """These had turns in a step that took so long; the tokens that it gives come after this."""
         ...
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
@@ -60,7 +60,7 @@ class RankedPolicy:
     def leave(self, sequence: Sequence) -> None:
         sequence.standing = None
 
-    def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
+    def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
         pass
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:

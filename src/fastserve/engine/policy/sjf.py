@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence as Seq
 
 from fastserve.engine.cost import OnlineStepCost
 from fastserve.engine.policy.policy import RankedPolicy
@@ -32,8 +33,9 @@ class Sjf(RankedPolicy):
     def enter(self, sequence: Sequence, now: float) -> None:
         self._rank(sequence)
 
-    def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
-        self._rank(sequence)
+    def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
+        for sequence in sequences:
+            self._rank(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         if sequence.is_complete:
