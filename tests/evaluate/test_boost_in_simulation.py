@@ -105,6 +105,25 @@ def test_a_stream_of_tiny_requests_does_not_starve_a_long_prompt() -> None:
     assert ours < fcfs + 60.0
 
 
+@pytest.mark.parametrize("name", ["a100", "cpu"])
+def test_at_its_limit_it_is_first_come_first_served_to_the_step(name) -> None:
+    machine = load_machine(name)
+    arrivals = at_load(many_sizes(300, 3), 1.2, machine)
+    limit = "boost:strength=0,least_scale_seconds=0.001,express_seconds=0"
+    ours, fcfs = run(limit, arrivals, machine), run("fcfs", arrivals, machine)
+    np.testing.assert_allclose(ours.end_seconds, fcfs.end_seconds)
+
+
+@pytest.mark.parametrize("name", ["a100", "cpu"])
+def test_nobody_waits_for_much_longer_than_somebody_does_in_order_of_arrival(name) -> None:
+    machine = load_machine(name)
+    arrivals = at_load(many_sizes(600, 4), 1.2, machine)
+    ours, fcfs = (run(policy, arrivals, machine) for policy in ("boost:patience=1.2", "fcfs"))
+    first = [outcome.first_token_seconds - outcome.arrival_seconds for outcome in (ours, fcfs)]
+    assert first[0].max() < 1.35 * first[1].max()
+    assert first[0].mean() < 0.8 * first[1].mean()
+
+
 class Labels:
     """A predictor whose labels may be anything."""
 

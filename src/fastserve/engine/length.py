@@ -140,7 +140,13 @@ class OutputLengths:
 
     def of(self, kind: str) -> LengthDistribution:
         """What is known of completions of a kind."""
-        window = self._kinds.get(kind, self._unknown)
+        return self._distribution(self._kinds.get(kind, self._unknown))
+
+    def of_all(self) -> LengthDistribution:
+        """What is known of completions of all kinds."""
+        return self._distribution(self._unknown)
+
+    def _distribution(self, window: _Window) -> LengthDistribution:
         is_trusted = len(window.lengths) >= _NUM_TRUSTED
         num_known = window.num_ever if is_trusted else self._all.num_ever
         is_stale = num_known - window.num_when_made > _REFRESH_SHARE * min(num_known, _WINDOW)

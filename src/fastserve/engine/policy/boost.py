@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fastserve.engine.length import next_mark
 from fastserve.engine.policy.backlog import Backlog
-from fastserve.engine.policy.due import DueQueue, Durations
+from fastserve.engine.policy.due import DueQueue
 from fastserve.engine.policy.policy import RankedPolicy
 from fastserve.engine.policy.work import ExpectedWork
 from fastserve.engine.sequence import Sequence
@@ -22,7 +22,7 @@ _SCALE_STEP = 1.25  # scales within such a factor count as equal: ranks change t
 _SMOOTHING_SECONDS = 5.0  # of the wait that the scale follows
 _CHECK_SECONDS = 0.1  # between two looks for those that are due, or were passed over
 _LEAST_PATIENCE_SECONDS = 10.0  # before which nobody is due, and no stream without memory returns first
-_LONG_QUANTILE = 0.9  # of lengths, as which a completion counts for when it is due
+_LONG_QUANTILE = 0.98  # of lengths, as which a completion counts for when it is due
 _STEP_MEMORY = 0.02  # weight of a step in the mean seconds of a step
 _LANE_SHARE = 1 / 8  # of a step's sequences, that may be on the express lane
 _PAUSED, _EXPRESS, _RUNNING, _DUE, _NORMAL = range(5)  # first part of a rank
@@ -34,7 +34,7 @@ class Standing:
 
     work_seconds: float  # expected when it came
     last_seconds: float  # when it had its last turn, or came
-    begun_seconds: float | None = None  # when it had its first one
+    has_begun: bool = False  # it had its first one
     next_mark: int = 0  # tokens of the completion at which it is looked at again
 
 
@@ -109,7 +109,6 @@ class Boost(RankedPolicy):
         self._short: dict[int, Sequence] = {}  # ... would be, were there room
         self._streams: dict[int, Sequence] = {}  # ... and who has
         self._backlog = Backlog()
-        self._durations = Durations()
         self._next_check = -math.inf
         self._step_seconds = 0.0  # mean over steps
         self._wait = 0.0  # smoothed
@@ -123,7 +122,11 @@ class Boost(RankedPolicy):
 
     def longest_wait_seconds(self, now: float) -> float:
         """For a first turn, where the completion is a long one; who is shorter may wait for longer."""
-        return max(self._patience * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
+        import os
+        p = self._patience
+        if k := float(os.environ.get("LABADAPT", 0)):
+            p = 1.0 + (p - 1.0) * min(k * (1.0 - self._backlog.steadiness), 1.0)
+        return max(p * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
 
     def enter(self, sequence: Sequence, now: float) -> None:
         self._work.enter(sequence)
@@ -133,7 +136,7 @@ class Boost(RankedPolicy):
         if sequence.num_completion_tokens:
             self._streams[sequence_id] = sequence
         elif sequence.is_started:
-            standing.begun_seconds = now
+            standing.has_begun = True
             self._waiting.add(sequence, self._due_order(sequence), None)
         else:
             self._backlog.add(work)
@@ -149,10 +152,8 @@ class Boost(RankedPolicy):
         is_stream = self._streams.pop(sequence.sequence_id, None) is not None
         if not is_stream:
             self._forget_waiting(sequence)
-            if standing.begun_seconds is None:
+            if not standing.has_begun:
                 self._backlog.remove(standing.work_seconds)
-        elif sequence.is_complete and standing.begun_seconds is not None:
-            self._durations.add(standing.last_seconds - standing.begun_seconds)
         self._work.leave(sequence)
         super().leave(sequence)
 
@@ -163,7 +164,7 @@ class Boost(RankedPolicy):
             standing: Standing = sequence.standing
             standing.last_seconds = now
             if len(sequence.token_ids) - sequence.num_prompt_tokens >= standing.next_mark:
-                self._advance(sequence, now)
+                self._advance(sequence)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         if self._follow(self._backlog.wait_seconds, now):
@@ -181,13 +182,13 @@ class Boost(RankedPolicy):
             return False
         return bool(better.rank[1] + self._margin * self.scale_seconds < resident.rank[1])
 
-    def _advance(self, sequence: Sequence, now: float) -> None:
+    def _advance(self, sequence: Sequence) -> None:
         """It had a turn after which it is to be ranked anew."""
         standing: Standing = sequence.standing
         sequence_id = sequence.sequence_id
         if sequence_id not in self._streams:
-            if standing.begun_seconds is None:
-                standing.begun_seconds = now
+            if not standing.has_begun:
+                standing.has_begun = True
                 self._backlog.begin(standing.work_seconds)
                 self._waiting.begin(sequence)
             if sequence.num_completion_tokens:
@@ -203,13 +204,17 @@ class Boost(RankedPolicy):
     def _due_order(self, sequence: Sequence) -> float:
         """Its arrival, and earlier if its completion may take long."""
         tokens = self._work.lengths(sequence).quantile_left(0, _LONG_QUANTILE)
-        tokens = min(tokens, self._work.most_left(sequence))
-        return sequence.arrival_seconds - min(tokens * self._step_seconds, self._durations.long_seconds)
+        tokens = min(tokens, self._long_tokens, self._work.most_left(sequence))
+        return sequence.arrival_seconds - tokens * self._step_seconds
+
+    @property
+    def _long_tokens(self) -> float:
+        return self._work.all_lengths.quantile_left(0, _LONG_QUANTILE)
 
     def _find_due(self, now: float) -> None:
         due = self._waiting.find(
             now,
-            allowed_seconds=self.longest_wait_seconds(now) + self._durations.long_seconds,
+            allowed_seconds=self.longest_wait_seconds(now) + self._long_tokens * self._step_seconds,
             seconds_per_work=self._backlog.seconds_per_work,
         )
         before, self._due = self._due, due

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Mapping
 
 from fastserve.engine.sequence import Sequence
 
 _HORIZON_SECONDS = 1.0  # of work, that is due together: more than is begun between two looks
-_DURATIONS = 256  # of the newest completions, from their first turn to their end
-_LONG_SHARE = 0.95  # of them that are shorter than a long one
 
 
 class DueQueue:
@@ -71,19 +68,3 @@ class DueQueue:
                 num_due = place + 1
                 break
         return {sequence_id: sequence for _, sequence_id, sequence in self._entries[:num_due]}
-
-
-class Durations:
-    """How long completions take from their first turn to their end."""
-
-    def __init__(self) -> None:
-        self._newest: deque[float] = deque(maxlen=_DURATIONS)
-        self._num_new = 0
-        self.long_seconds = 0.0  # of one that is longer than nearly all
-
-    def add(self, seconds: float) -> None:
-        self._newest.append(seconds)
-        self._num_new += 1
-        if self._num_new >= len(self._newest) / 8:
-            self._num_new = 0
-            self.long_seconds = sorted(self._newest)[int(_LONG_SHARE * len(self._newest))]

@@ -61,6 +61,11 @@ class ExpectedWork:
     def lengths(self, sequence: Sequence) -> LengthDistribution:
         return self._lengths.of(self._kinds[sequence.sequence_id])
 
+    @property
+    def all_lengths(self) -> LengthDistribution:
+        """Of all kinds together."""
+        return self._lengths.of_all()
+
     def prefill_seconds(self, sequence: Sequence) -> float:
         """Of what its prompt, or what was computed of it before it lost its memory, needs yet."""
         start = max(sequence.num_computed_tokens, sequence.num_cached_tokens)
