@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.engine.cost import OnlineStepCost, StepCost
@@ -13,7 +13,7 @@ from fastserve.engine.policy.gittins import Gittins
 from fastserve.engine.policy.hrrn import Hrrn
 from fastserve.engine.policy.policy import rank
 from fastserve.engine.policy.work import ExpectedWork
-from fastserve.engine.sequence import Residence, Sequence
+from fastserve.engine.sequence import Sequence
 
 COST = StepCost(fixed_seconds=0.01, prefill_seconds=0.001, decode_seconds=0.001)
 
@@ -48,6 +48,7 @@ ARRIVALS = st.lists(st.tuples(st.floats(0.0, 1000.0), st.integers(1, 20_000)), m
 )
 
 
+@settings(deadline=None)
 @given(ARRIVALS)
 def test_without_strength_it_is_first_come_first_served(arrivals) -> None:
     policy = make(strength=0.0, least_scale_seconds=1e-6)
@@ -60,6 +61,7 @@ def test_without_strength_it_is_first_come_first_served(arrivals) -> None:
         assert first.arrival_seconds <= second.arrival_seconds + 1e-4
 
 
+@settings(deadline=None)
 @given(ARRIVALS)
 def test_with_a_huge_scale_it_is_least_expected_work_first(arrivals) -> None:
     policy = make(least_scale_seconds=1e7, most_scale_seconds=1e7, most_boost=100.0)
@@ -70,6 +72,7 @@ def test_with_a_huge_scale_it_is_least_expected_work_first(arrivals) -> None:
     assert all(a <= b * 1.01 + 2 for a, b in pairwise(lengths))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100_000), st.integers(1, 100_000), st.floats(0.0, 1e4), st.floats(0.0, 1e4))
 def test_nobody_is_overtaken_by_one_that_came_later_than_the_bound(long, short, waited, later) -> None:
     policy = make(most_scale_seconds=30.0, most_boost=4.0)
@@ -108,28 +111,8 @@ def test_an_older_completion_of_a_heavy_tail_yields_to_a_newcomer() -> None:
     policy.enter(old, 0.0)
     decode(policy, old, 100, now=2.5)
     policy.enter(new, 3.0)
-    assert new.rank < old.rank, "it has no memory"
-    old.residence = Residence.FAST
-    policy.refresh([old, new], 3.0)
     assert old.rank < new.rank, "who runs goes on"
     assert policy.outranks(new, old), "and gives up its memory"
-
-
-def test_a_stream_that_was_passed_over_for_the_pause_goes_first_once_and_takes_nobodys_memory() -> None:
-    policy = make(pause_seconds=1.0, least_scale_seconds=20.0)
-    paused, other = sequence_of(5000, arrival=1.0), sequence_of(10, arrival=1.0, sequence_id=1)
-    for sequence in (paused, other):
-        policy.enter(sequence, 1.0)
-        sequence.residence = Residence.FAST
-    decode(policy, paused, 3, now=1.0)
-    decode(policy, other, 3, now=2.1)
-    paused.token_ids += [1] * 3000  # a long one by now
-    policy.refresh([paused, other], 2.1)
-    assert paused.rank < other.rank
-    assert not policy.outranks(paused, other)
-    decode(policy, paused, 1, now=2.1)
-    policy.refresh([paused, other], 2.2)
-    assert other.rank < paused.rank
 
 
 def test_the_highest_response_ratio_goes_first_and_nobody_that_has_begun_is_passed() -> None:
@@ -216,6 +199,7 @@ def test_small_ones_go_first_only_as_long_as_everybody_can_still_be_served_in_ti
     assert not policy.outranks(old[0], new)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 3)), min_size=1, max_size=20))
 def test_whatever_the_clock_does_ranks_are_distinct_and_the_longest_wait_is_not_what_it_says(jumps) -> None:
     policy = make()

@@ -74,7 +74,6 @@ _POLICIES: Mapping[
             "least_scale_seconds": Knob(1e-3, 3600.0),
             "most_scale_seconds": Knob(1e-3, 1e6),
             "most_boost": Knob(0.1, 100.0),
-            "pause_seconds": Knob(0.01, 3600.0),
             "express_seconds": Knob(0.0, 3600.0),
             "margin": Knob(0.0, 100.0),
         },

@@ -24,7 +24,6 @@ class Backlog:
 
     def __init__(self) -> None:
         self._num_waiting = 0
-        self.steadiness = 0.5
         self._work_seconds = 0.0
         self._begun_seconds = self._busy_seconds = _PRIOR_SECONDS  # of late, while somebody waited
         self._peak = 0.0  # as of the time below
@@ -51,8 +50,6 @@ class Backlog:
             kept = math.exp(-step_seconds / _MEMORY_SECONDS)
             self._begun_seconds *= kept
             self._busy_seconds = kept * self._busy_seconds + step_seconds
-            k = math.exp(-step_seconds / 300.0)
-            self.steadiness = k * self.steadiness + (1 - k) * min(self.wait_seconds / max(self._peak, 1e-9), 1.0)
 
     @property
     def seconds_per_work(self) -> float:

@@ -20,12 +20,12 @@ from fastserve.errors import OptionError
 
 _SCALE_STEP = 1.25  # scales within such a factor count as equal: ranks change together, and seldom
 _SMOOTHING_SECONDS = 5.0  # of the wait that the scale follows
-_CHECK_SECONDS = 0.1  # between two looks for those that are due, or were passed over
-_LEAST_PATIENCE_SECONDS = 10.0  # before which nobody is due, and no stream without memory returns first
+_CHECK_SECONDS = 0.1  # between two looks for those that are due
+_LEAST_PATIENCE_SECONDS = 10.0  # before which nobody is due
 _LONG_QUANTILE = 0.98  # of lengths, as which a completion counts for when it is due
 _STEP_MEMORY = 0.02  # weight of a step in the mean seconds of a step
 _LANE_SHARE = 1 / 8  # of a step's sequences, that may be on the express lane
-_PAUSED, _EXPRESS, _RUNNING, _DUE, _NORMAL = range(5)  # first part of a rank
+_EXPRESS, _RUNNING, _DUE, _NORMAL = range(4)  # first part of a rank
 
 
 @dataclass(slots=True)
@@ -33,7 +33,6 @@ class Standing:
     """What the policy remembers of a sequence."""
 
     work_seconds: float  # expected when it came
-    last_seconds: float  # when it had its last turn, or came
     has_begun: bool = False  # it had its first one
     next_mark: int = 0  # tokens of the completion at which it is looked at again
 
@@ -54,9 +53,8 @@ class Boost(RankedPolicy):
     more than their product.
 
     Work is that of the prompt and of the tokens to be expected, given how many there are; it is looked at
-    again when a completion has grown by a third. Streams that have memory have their turns before
-    those that wait, but their memory may be taken for a better key. A stream that was passed over for
-    `pause_seconds` goes first once.
+    again when a completion has grown by a third. Streams have their turns before those that wait, but their
+    memory may be taken for a better key.
 
     A prompt that takes less than `express_seconds` is read at once, by an express lane for an eighth of a
     step's sequences, which each leaves with its first token; it is closed while somebody is due.
@@ -82,7 +80,6 @@ class Boost(RankedPolicy):
         least_scale_seconds: float = 2.0,
         most_scale_seconds: float = 3600.0,
         most_boost: float = 12.0,
-        pause_seconds: float = 1.0,
         express_seconds: float = 0.05,
         margin: float = 2.0,
     ) -> None:
@@ -98,7 +95,6 @@ class Boost(RankedPolicy):
         self._least_scale = least_scale_seconds
         self._most_scale = most_scale_seconds
         self._most_boost = most_boost
-        self._pause_seconds = pause_seconds
         self._express_seconds = express_seconds
         self._margin = margin
         self._lane_size = max(int(_LANE_SHARE * max_sequences), 1)
@@ -122,16 +118,12 @@ class Boost(RankedPolicy):
 
     def longest_wait_seconds(self, now: float) -> float:
         """For a first turn, where the completion is a long one; who is shorter may wait for longer."""
-        import os
-        p = self._patience
-        if k := float(os.environ.get("LABADAPT", 0)):
-            p = 1.0 + (p - 1.0) * min(k * (1.0 - self._backlog.steadiness), 1.0)
-        return max(p * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
+        return max(self._patience * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
 
     def enter(self, sequence: Sequence, now: float) -> None:
         self._work.enter(sequence)
         work = self._work.seconds(sequence)
-        standing = sequence.standing = Standing(work, last_seconds=now)
+        standing = sequence.standing = Standing(work)
         sequence_id = sequence.sequence_id
         if sequence.num_completion_tokens:
             self._streams[sequence_id] = sequence
@@ -162,19 +154,16 @@ class Boost(RankedPolicy):
         self._step_seconds += (seconds - self._step_seconds) * (_STEP_MEMORY if self._step_seconds else 1.0)
         for sequence in sequences:
             standing: Standing = sequence.standing
-            standing.last_seconds = now
             if len(sequence.token_ids) - sequence.num_prompt_tokens >= standing.next_mark:
                 self._advance(sequence)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         if self._follow(self._backlog.wait_seconds, now):
             for sequence in sequences:
-                if sequence.rank[0] != _PAUSED:
-                    self._rank(sequence)
+                self._rank(sequence)
         if not self._next_check - _CHECK_SECONDS <= now < self._next_check:  # clocks may jump back
             self._next_check = now + _CHECK_SECONDS
             self._find_due(now)
-            self._find_paused(now)
         self._fill_lane()
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
@@ -223,18 +212,6 @@ class Boost(RankedPolicy):
             if sequence.standing is not None:
                 self._rank(sequence)
 
-    def _find_paused(self, now: float) -> None:
-        """Streams that were passed over for too long, and those that have lost or regained their memory."""
-        for sequence in self._streams.values():
-            standing: Standing = sequence.standing
-            is_resident = sequence.is_resident
-            patience = self._pause_seconds if is_resident else _LEAST_PATIENCE_SECONDS
-            if now - standing.last_seconds >= patience:
-                sequence.rank = (_PAUSED, sequence.arrival_seconds, sequence.sequence_id)
-                standing.next_mark = 0
-            elif is_resident == (sequence.rank[0] == _NORMAL):
-                self._rank(sequence)
-
     def _fill_lane(self) -> None:
         while self._short and not self._due and len(self._lane) < self._lane_size:
             sequence_id = next(iter(self._short))
@@ -267,7 +244,7 @@ class Boost(RankedPolicy):
     def _place(self, sequence: Sequence) -> int:
         sequence_id = sequence.sequence_id
         if sequence_id in self._streams:
-            return _RUNNING if sequence.is_resident else _NORMAL
+            return _RUNNING
         if sequence_id in self._due:
             return _DUE
         return _EXPRESS if sequence_id in self._lane else _NORMAL
