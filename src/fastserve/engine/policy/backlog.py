@@ -7,6 +7,7 @@ import math
 _MEMORY_SECONDS = 120.0  # of the rate at which work is begun
 _PRIOR_SECONDS = 10.0  # for which that rate is taken as what costs say
 _PEAK_SECONDS = 600.0  # after which a peak counts for a third
+_STEADINESS_SECONDS = 300.0  # over which a backlog counts as steady or not
 
 
 class Backlog:
@@ -26,6 +27,7 @@ class Backlog:
         self._num_waiting = 0
         self._work_seconds = 0.0
         self._begun_seconds = self._busy_seconds = _PRIOR_SECONDS  # of late, while somebody waited
+        self.steadiness = 0.0  # mean of the wait over the longest of late, while somebody waits: 0 to 1
         self._peak = 0.0  # as of the time below
         self._peak_seconds = -math.inf
 
@@ -50,6 +52,9 @@ class Backlog:
             kept = math.exp(-step_seconds / _MEMORY_SECONDS)
             self._begun_seconds *= kept
             self._busy_seconds = kept * self._busy_seconds + step_seconds
+            share = min(self.wait_seconds / self._peak, 1.0) if self._peak else 0.0
+            weight = -math.expm1(-step_seconds / _STEADINESS_SECONDS)
+            self.steadiness += weight * (share - self.steadiness)
 
     @property
     def seconds_per_work(self) -> float:

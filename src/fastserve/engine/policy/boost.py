@@ -24,6 +24,7 @@ _CHECK_SECONDS = 0.1  # between two looks for those that are due
 _LEAST_PATIENCE_SECONDS = 10.0  # before which nobody is due
 _LONG_QUANTILE = 0.98  # of lengths, as which a completion counts for when it is due
 _STEP_MEMORY = 0.02  # weight of a step in the mean seconds of a step
+_UNSTEADY = 4.0  # of the patience beyond 1, what a backlog has that is a hundredth below the longest of late
 _LANE_SHARE = 1 / 8  # of a step's sequences, that may be on the express lane
 _EXPRESS, _RUNNING, _DUE, _NORMAL = range(4)  # first part of a rank
 
@@ -75,8 +76,8 @@ class Boost(RankedPolicy):
         work: ExpectedWork,
         *,
         max_sequences: int,
-        strength: float = 5.0,
-        patience: float = 1.4,
+        strength: float = 8.0,
+        patience: float = 1.6,
         least_scale_seconds: float = 2.0,
         most_scale_seconds: float = 3600.0,
         most_boost: float = 12.0,
@@ -118,7 +119,8 @@ class Boost(RankedPolicy):
 
     def longest_wait_seconds(self, now: float) -> float:
         """For a first turn, where the completion is a long one; who is shorter may wait for longer."""
-        return max(self._patience * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
+        extra = (self._patience - 1.0) * min(_UNSTEADY * (1.0 - self._backlog.steadiness), 1.0)
+        return max((1.0 + extra) * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
 
     def enter(self, sequence: Sequence, now: float) -> None:
         self._work.enter(sequence)
