@@ -24,7 +24,7 @@ _CHECK_SECONDS = 0.1  # between two looks for those that are due
 _LEAST_PATIENCE_SECONDS = 10.0  # before which nobody is due
 _LONG_QUANTILE = 0.98  # of lengths, as which a completion counts for when it is due
 _STEP_MEMORY = 0.02  # weight of a step in the mean seconds of a step
-_UNSTEADY = 4.0  # of the patience beyond 1, what a backlog has that is a hundredth below the longest of late
+_STEADY = 0.75  # of the longest wait of late: where the mean is above it, patience fades to 1
 _LANE_SHARE = 1 / 8  # of a step's sequences, that may be on the express lane
 _EXPRESS, _RUNNING, _DUE, _NORMAL = range(4)  # first part of a rank
 
@@ -47,9 +47,10 @@ class Boost(RankedPolicy):
     anybody is overtaken while nobody waits, and a backlog is worked off in the order of work.
 
     That holds as long as everybody can still begin within `patience` times the longest such wait of late
-    (and later, if its completion, with that, still ends before a long one would). As soon as one could
-    not any more, if those that are due before it began first, it is due with them, and nobody else begins
-    before them. Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds`
+    (and later, if its completion is likely to be shorter than others are). Where the wait has been close to
+    the longest for minutes, which makes the longest what most have to wait, patience fades to 1. As soon as
+    one could not any more, if those that are due before it began first, it is due with them, and nobody else
+    begins before them. Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds`
     (and a fifth, as scales are rounded): by its key, nobody is overtaken by a sequence that came later by
     more than their product.
 
@@ -119,8 +120,9 @@ class Boost(RankedPolicy):
 
     def longest_wait_seconds(self, now: float) -> float:
         """For a first turn, where the completion is a long one; who is shorter may wait for longer."""
-        extra = (self._patience - 1.0) * min(_UNSTEADY * (1.0 - self._backlog.steadiness), 1.0)
-        return max((1.0 + extra) * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
+        share = min((1.0 - self._backlog.steadiness) / (1.0 - _STEADY), 1.0)
+        patience = min(self._patience, 1.0 + (self._patience - 1.0) * share)
+        return max(patience * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
 
     def enter(self, sequence: Sequence, now: float) -> None:
         self._work.enter(sequence)
