@@ -50,9 +50,9 @@ class Boost(RankedPolicy):
     (and later, if its completion is likely to be shorter than others are). Where the wait has been close to
     the longest for minutes, which makes the longest what most have to wait, patience fades to 1. As soon as
     one could not any more, if those that are due before it began first, it is due with them, and nobody else
-    begins before them. Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds`
-    (and a fifth, as scales are rounded): by its key, nobody is overtaken by a sequence that came later by
-    more than their product.
+    begins before them. Besides, a boost is at most `most_boost` scales, and a scale at most
+    `most_scale_seconds` (and a fifth, as scales are rounded): by its key, nobody is overtaken by a sequence
+    that came later by more than their product.
 
     Work is that of the prompt and of the tokens to be expected, given how many there are; it is looked at
     again when a completion has grown by a third. Streams have their turns before those that wait, but their
