@@ -99,7 +99,7 @@ def test_where_lengths_are_known_nobody_is_evicted_for_lack_of_blocks() -> None:
 
 
 def test_where_nothing_is_known_of_lengths_whoever_fits_now_is_let_in() -> None:
-    results = [run(make(peak_quantile=q, policy="fcfs"), 8, prompt_tokens=12, num_tokens=60) for q in (0.0, 0.5)]
+    results = [run(make(peak_quantile=q), 8, prompt_tokens=12, num_tokens=60) for q in (0.0, 0.5)]
     assert results[0] == results[1]
 
 
