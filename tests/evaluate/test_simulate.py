@@ -103,16 +103,15 @@ def test_a_run_is_the_same_again() -> None:
 
 
 def test_moves_take_the_time_that_they_take() -> None:
-    """Published multi-level feedback swaps under pressure; on a tier that takes longer than computing again,
-    nothing is moved, and the end comes later."""
-    slow = SimulatedMachine(**{**_fields(MACHINE), "swap_seconds_per_block": 2e-3})
-    arrivals = crowd(150)
-    fast_outcome = run(*arrivals, policy="mlfq-published:starvation_seconds=3")
-    slow_outcome = run(*arrivals, policy="mlfq-published:starvation_seconds=3", machine=slow)
+    """Two prompts of which memory holds one, by turns: nobody else runs while one is moved, and the slower
+    the tier, the later both end. (In a crowd others run meanwhile.)"""
+    slow = SimulatedMachine(**{**_fields(MACHINE), "swap_seconds_per_block": 6e-4})
+    arrivals = [request(0.0, 1500, 200), request(1.0, 1500, 20)]
+    fast_outcome = run(*arrivals, policy="mlfq-published")
+    slow_outcome = run(*arrivals, policy="mlfq-published", machine=slow)
     assert fast_outcome.swapped_blocks_out > 100
     assert fast_outcome.swapped_blocks_in <= fast_outcome.swapped_blocks_out
-    assert slow_outcome.swapped_blocks_out == 0
-    assert slow_outcome.end_seconds.mean() > fast_outcome.end_seconds.mean()
+    assert (slow_outcome.end_seconds > fast_outcome.end_seconds).all()
 
 
 def test_shortest_first_has_a_lower_mean_than_first_come_when_prompts_differ() -> None:
