@@ -106,6 +106,23 @@ def test_where_nothing_is_known_of_lengths_whoever_fits_now_is_let_in() -> None:
     assert results[0] == results[1]
 
 
+def test_a_reader_that_is_behind_keeps_nobody_out() -> None:
+    engine = make(peak_quantile=0.5)
+    teach(engine, 60)
+    held = engine.add([1] * 60, SamplingParams(max_tokens=60))
+    for _ in range(30):
+        engine.step()
+    engine.hold(held)
+    newcomer = engine.add([2] * 50, SamplingParams(max_tokens=60))
+    for _ in range(100):
+        engine.step()
+        engine.check_invariants()
+    assert not engine.is_running(newcomer)
+    engine.hold(held, is_held=False)
+    while engine.has_work:
+        engine.step()
+
+
 def test_one_that_is_expected_to_outgrow_the_pool_runs_alone() -> None:
     engine = make(peak_quantile=0.99, num_blocks=8)
     teach(engine, 31)

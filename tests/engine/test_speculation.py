@@ -574,6 +574,23 @@ def test_seconds_of_guesses_are_not_taken_for_those_of_steps() -> None:
     assert status.cost.seconds(StepWork(decode_tokens=1)) < 0.004
 
 
+def test_drafts_leave_output_rows_to_prompts_that_are_scored() -> None:
+    def repeat(context: list[int], *draw: float) -> int:
+        return context[-7] if len(context) >= 7 else 1  # scored rows see beginnings, too
+
+    engine, _ = make(next_token=repeat, num_blocks=80)
+    stream, params = prompt_of(7, family=1) * 3, SamplingParams(max_tokens=30)
+    ids = [engine.add(stream, params)]
+    for _ in range(4):
+        engine.step()
+    scored = SamplingParams(max_tokens=2, prompt_logprobs=0)
+    ids += [engine.add(prompt_of(30, family=2 + index), scored) for index in range(3)]
+    done = finish(engine)
+    assert [done[request_id, 0].error for request_id in ids] == [None] * 4
+    assert content(done[ids[0], 0]) == content(alone(stream, params, next_token=repeat))
+    assert engine.status().speculation.accepted_tokens > 0
+
+
 def test_memory_that_runs_out_by_drafts_costs_the_drafts_and_nobody_a_request() -> None:
     engine, _ = make(next_token=_repeat)
     executable = engine._executable

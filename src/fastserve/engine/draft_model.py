@@ -167,7 +167,7 @@ class DraftModel:
                 num_prompt_tokens=sequence.num_prompt_tokens,
                 max_tokens=sequence.max_tokens,
                 arrival_seconds=sequence.arrival_seconds,
-                params=replace(sequence.params, logprobs=None),
+                params=replace(sequence.params, logprobs=None, prompt_logprobs=None),
                 seed=sequence.seed,
                 scope=sequence.scope,
             )

@@ -265,7 +265,7 @@ class Engine:
         self._steps.observe(
             num_sequences=len(turns),
             num_tokens=sum(turn.num_rows for turn in turns),
-            schedule_seconds=scheduled - started,
+            schedule_seconds=scheduled - started - self.scheduler.last_guess_seconds,
             run_seconds=now - scheduled,
             emit_seconds=self._clock() - now,
         )

@@ -99,6 +99,7 @@ class Pace:
         model = self._cost.model
         rows = self._max_tokens - decodes.decode_tokens
         if decodes.decode_tokens == 0:
+            self._step_target = 0.0
             return PrefillBudget(model, rows=rows, seconds=math.inf)
         alone = model.seconds(decodes)
         target = self.target_gap_seconds

@@ -107,6 +107,11 @@ class Scheduler:
         return self._recent_seconds / self._recent_starts if self._recent_starts > 0.01 else math.inf
 
     @property
+    def last_guess_seconds(self) -> float:
+        """What the guesses of the last turns took."""
+        return 0.0 if self._speculator is None else self._speculator.last_guess_seconds
+
+    @property
     def speculation(self) -> SpeculationCounters:
         return SpeculationCounters() if self._speculator is None else self._speculator.counters
 
@@ -136,6 +141,7 @@ class Scheduler:
         self._precedence.set_policy(policy, arrived, now)
         for sequence in arrived:
             self._work.enter(sequence)
+            sequence.is_insistent &= policy.is_guarded
 
     def schedule(self, now: float) -> list[Turn]:
         """The turns of the next step. Empty where nobody can run now: all wait for a move, or are held."""
@@ -166,18 +172,21 @@ class Scheduler:
         """A step has run these turns: their tokens are computed. Their outputs get their tokens after
         this."""
         work = total_work(turns)
-        guess_seconds = 0.0 if self._speculator is None else self._speculator.last_guess_seconds
+        elapsed_seconds = seconds
+        guess_seconds = self.last_guess_seconds
         step_seconds = self.cost.plausible_seconds(work, max(seconds - guess_seconds, 0.0))
-        self.cost.observe(work, step_seconds)
         seconds = step_seconds + guess_seconds  # what nobody has had is not charged
+        is_plain = not any(turn.num_scored for turn in turns)  # their output rows are no part of the work
+        if is_plain:
+            self.cost.observe(work, step_seconds)
         if self._speculator is not None:
-            self._speculator.observe(work, seconds)
+            self._speculator.observe(work, seconds, is_plain=is_plain)
         self._recent_starts *= _STARTS_MEMORY
         self._recent_seconds = _STARTS_MEMORY * self._recent_seconds + seconds
         for turn in turns:
             sequence = turn.sequence
             if not sequence.is_started:
-                self._start(sequence, now - seconds)
+                self._start(sequence, now - elapsed_seconds)
             sequence.num_computed_tokens += turn.num_tokens
             self.residency.register(sequence)
             sequence.attained_seconds += seconds
@@ -189,7 +198,7 @@ class Scheduler:
         self._precedence.serve([turn.sequence for turn in turns], seconds, now)
         streams = [sequence for turn in turns for sequence in turn.outputs]
         self._pace.give(streams, now)
-        self._pauses.give(streams, seconds, now)
+        self._pauses.give(streams, elapsed_seconds, now)
 
     def accept(self, sequence: Sequence) -> None:
         """The last token that it got was drafted, and right: its keys and values are computed already."""

@@ -109,9 +109,9 @@ class Speculator:
         self.counters.guess_seconds += self.last_guess_seconds
         return turns
 
-    def observe(self, work: StepWork, seconds: float) -> None:
-        """A step of so much work has run, its guesses included."""
-        if work.draft_tokens or self._num_steps % _RARE_STEPS == 0:
+    def observe(self, work: StepWork, seconds: float, *, is_plain: bool = True) -> None:
+        """A step of so much work has run, its guesses included; a plain one has done nothing besides."""
+        if is_plain and (work.draft_tokens or self._num_steps % _RARE_STEPS == 0):
             self._cost.observe(work, max(seconds - self.last_guess_seconds, 0.0))
         if work.decode_tokens:
             self._clock_seconds += seconds
@@ -205,7 +205,7 @@ class Speculator:
     def _free_rows(self, turns: Seq[Turn]) -> int:
         """Rows that have output rows too."""
         rows = self._limits.max_tokens - sum(turn.num_tokens for turn in turns)
-        outputs = self._limits.max_outputs - sum(len(turn.outputs) for turn in turns)
+        outputs = self._limits.max_outputs - sum(turn.num_outputs for turn in turns)
         return min(rows, outputs)
 
     def _rows_left(self, turns: Seq[Turn], spare_seconds: float) -> int:

@@ -214,6 +214,7 @@ class Round:
             needed = self._residency.blocks_to_enter(sequence) + self._reserve
             self._peak = None
         elif not self._will_fit(sequence, needed - self._reserve):
+            self._take_from_held()
             return False
         if needed > self._pool.num_free:
             return False
@@ -235,6 +236,14 @@ class Round:
             return False
         self._peak.add(tokens_left, num_blocks)
         return True
+
+    def _take_from_held(self) -> None:
+        """Who takes no tokens gives up its blocks for one who would, before the next step."""
+        held = next((resident for resident in self._residents() if resident.is_held), None)
+        if held is not None:
+            self._residency.evict(held)
+            self._residents().remove(held)
+            self._peak = None
 
     @property
     def _reserve(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,10 +159,11 @@ def test_a_short_prompt_goes_first_by_the_lane_until_its_first_token_and_few_at_
         policy.enter(sequence, 50.0)
     assert [sequence.rank < long.rank for sequence in short] == [True, True, False]  # an eighth of 16
     assert not policy.outranks(short[0], long)
-    decode(policy, short[0], 1, now=50.1)
+    policy.serve([short[0]], 0.01, 50.1)  # a chunk of its prompt
     policy.refresh([long, *short], 50.2)
     assert long.rank < short[2].rank, "the first one has no token yet"
     decode(policy, short[0], 1, now=50.2)
+    short[0].is_held = True  # whether it has another turn or not
     policy.refresh([long, *short], 50.3)
     assert short[2].rank < long.rank
 
@@ -179,6 +181,35 @@ def test_the_lane_is_closed_while_somebody_is_due() -> None:
     other = sequence_of(5000, arrival=150.0, sequence_id=2)
     policy.enter(other, 200.2)
     assert short.rank < other.rank
+
+
+def test_the_lane_is_open_to_those_who_go_before_whoever_is_due_anyway() -> None:
+    policy = make(express_seconds=0.02, patience=1.0)
+    long = sequence_of(5000)
+    long.class_index = 1
+    policy.enter(long, 0.0)
+    policy.refresh([long], 200.0)
+    short = [sequence_of(10, arrival=200.0, sequence_id=1 + index) for index in range(2)]
+    for index, sequence in enumerate(short):
+        sequence.class_index = index
+        policy.enter(sequence, 200.0)
+    assert short[0].rank < long.rank < short[1].rank
+
+
+@pytest.mark.parametrize("state", ["is_held", "is_relegated"])
+def test_whoever_cannot_go_first_is_not_due(state: str) -> None:
+    policy = make(express_seconds=0.02, patience=1.0)
+    long, other = sequence_of(5000), sequence_of(5000, arrival=0.1, sequence_id=2)
+    setattr(long, state, True)
+    for sequence in (long, other):
+        policy.enter(sequence, 0.0)
+    policy.refresh([long, other], 200.0)
+    assert other.rank < long.rank, "it is due alone"
+    policy.leave(other)
+    policy.refresh([long], 400.0)
+    short = sequence_of(10, arrival=400.0, sequence_id=1)
+    policy.enter(short, 400.0)
+    assert short.rank < long.rank, "the lane is open"
 
 
 def test_small_ones_go_first_only_as_long_as_everybody_can_still_be_served_in_time() -> None:

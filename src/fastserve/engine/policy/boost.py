@@ -103,8 +103,8 @@ class Boost(RankedPolicy):
         # By sequence_id, who has no token yet ...
         self._waiting = DueQueue()
         self._due: Mapping[int, Sequence] = {}
-        self._lane: set[int] = set()  # ... and is on the express lane, or ...
-        self._short: dict[int, Sequence] = {}  # ... would be, were there room
+        self._lane: dict[int, Sequence] = {}  # ... and is on the express lane, or ...
+        self._short: dict[int, dict[int, Sequence]] = {}  # ... would be, were there room; first by class
         self._streams: dict[int, Sequence] = {}  # ... and who has
         self._backlog = Backlog()
         self._next_check = -math.inf
@@ -139,7 +139,7 @@ class Boost(RankedPolicy):
             self._waiting.add(sequence, self._due_order(sequence), work)
             is_short = self._work.prefill_seconds(sequence) < self._express_seconds
             if is_short and not sequence.inherited_seconds:
-                self._short[sequence_id] = sequence
+                self._short.setdefault(sequence.class_index, {})[sequence_id] = sequence
         self._rank(sequence)
         self._fill_lane()
 
@@ -168,6 +168,8 @@ class Boost(RankedPolicy):
         if not self._next_check - _CHECK_SECONDS <= now < self._next_check:  # clocks may jump back
             self._next_check = now + _CHECK_SECONDS
             self._find_due(now)
+        for sequence in [s for s in self._lane.values() if s.num_completion_tokens]:
+            self._advance(sequence)
         self._fill_lane()
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
@@ -191,8 +193,8 @@ class Boost(RankedPolicy):
 
     def _forget_waiting(self, sequence: Sequence) -> None:
         self._waiting.remove(sequence)
-        self._short.pop(sequence.sequence_id, None)
-        self._lane.discard(sequence.sequence_id)
+        self._short.get(sequence.class_index, {}).pop(sequence.sequence_id, None)
+        self._lane.pop(sequence.sequence_id, None)
 
     def _due_order(self, sequence: Sequence) -> float:
         """Its arrival, and earlier if its completion may take long."""
@@ -217,10 +219,15 @@ class Boost(RankedPolicy):
                 self._rank(sequence)
 
     def _fill_lane(self) -> None:
-        while self._short and not self._due and len(self._lane) < self._lane_size:
-            sequence_id = next(iter(self._short))
-            self._lane.add(sequence_id)
-            self._rank(self._short.pop(sequence_id))
+        """Let short ones on the lane, but none past somebody who is due: those of a worse class are behind
+        them anyway."""
+        best_due = min((sequence.class_index for sequence in self._due.values()), default=math.inf)
+        for class_index in sorted(self._short):
+            short = self._short[class_index]
+            while short and class_index < best_due and len(self._lane) < self._lane_size:
+                sequence_id = next(iter(short))
+                sequence = self._lane[sequence_id] = short.pop(sequence_id)
+                self._rank(sequence)
 
     def _follow(self, wait: float, now: float) -> bool:
         """Let the scale follow the load. Whether it has changed."""

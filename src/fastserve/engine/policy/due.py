@@ -57,7 +57,9 @@ class DueQueue:
         ahead = 0.0
         latest = now - allowed_seconds
         works = self._work_seconds
-        for place, (order, sequence_id, _) in enumerate(self._entries):
+        for place, (order, sequence_id, sequence) in enumerate(self._entries):
+            if not _can_go_first(sequence):
+                continue
             ahead += works.get(sequence_id, 0.0) * seconds_per_work
             if ahead <= _HORIZON_SECONDS:
                 if order - ahead < latest:
@@ -67,4 +69,10 @@ class DueQueue:
             elif order - ahead < latest:
                 num_due = place + 1
                 break
-        return {sequence_id: sequence for _, sequence_id, sequence in self._entries[:num_due]}
+        due = (sequence for _, _, sequence in self._entries[:num_due])
+        return {sequence.sequence_id: sequence for sequence in due if _can_go_first(sequence)}
+
+
+def _can_go_first(sequence: Sequence) -> bool:
+    """Whether it is not passed over whatever its rank is, and has no token yet."""
+    return not (sequence.is_held or sequence.is_relegated or sequence.num_completion_tokens)
