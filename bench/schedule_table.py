@@ -113,6 +113,8 @@ def main() -> None:
     updated = insert(text, {name: tables(comparisons) for name, comparisons in TABLES.items()})
     if arguments.check and updated != text:
         sys.exit("the tables differ from the results; run python bench/schedule_table.py")
+    if arguments.check and missing():
+        print(f"not simulated yet: {', '.join(missing())}; run python bench/schedule_table.py --run NAME")
     DOCUMENT.write_text(updated, encoding="utf-8")
 
 
@@ -121,6 +123,11 @@ def simulate(name: str) -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.json").write_text(done.stdout, encoding="utf-8")
+
+
+def missing() -> list[str]:
+    """Names of comparisons without results."""
+    return [name for name in COMPARISONS if not (RESULTS / f"{name}.json").exists()]
 
 
 def tables(comparisons: Mapping[str, Comparison]) -> str:

@@ -22,11 +22,10 @@ from fastserve.engine.cost import OnlineStepCost, StepWork
 from fastserve.engine.guesser import LEAST_GAIN, Account, Bounds, Guess, Guesser
 from fastserve.engine.residency import Residency
 from fastserve.engine.sequence import Sequence
-from fastserve.engine.turn import Turn, total_work
+from fastserve.engine.turn import RESERVED_BLOCKS, Turn, total_work
 from fastserve.engine.verification_cost import VerificationCost
 from fastserve.types import Limits
 
-_RESERVED_BLOCKS = 2  # free blocks for each turn that guesses leave to what is certain
 _RARE_STEPS = 4
 _REFRESH_STEPS = 16
 _REFUSED_STEPS = 8  # after drafts that would have harmed somebody: what can be borne grows slowly
@@ -220,7 +219,7 @@ class Speculator:
     ) -> dict[int, int]:
         """As many of the drafts as the blocks of their sequence hold, and free ones that nobody will need
         soon."""
-        num_spare = self._residency.pool.num_free - _RESERVED_BLOCKS * len(turns)
+        num_spare = self._residency.pool.num_free - RESERVED_BLOCKS * len(turns)
         fitted: dict[int, int] = {}
         for index, length in lengths.items():
             sequence = decodes[index]

@@ -21,7 +21,7 @@ from fastserve.engine.residency import Residency
 from fastserve.engine.sequence import Residence, Sequence
 from fastserve.types import Limits
 
-_RESERVED_BLOCKS = 2  # for each sequence with a turn
+RESERVED_BLOCKS = 2  # free blocks for each sequence with a turn, that newcomers and guesses leave
 _NUM_CONSIDERED = 32  # residents, the farthest from their turn, that may be displaced in one step
 _NUM_AHEAD = 8  # ranks beyond those with a turn whose sequences are brought back from the slow tier in time
 
@@ -248,7 +248,7 @@ class Round:
     @property
     def _reserve(self) -> int:
         """Free blocks that are left to the sequences that run, so that the next steps evict nobody."""
-        return _RESERVED_BLOCKS * len(self._turns)
+        return RESERVED_BLOCKS * len(self._turns)
 
     def _displace(self, better: Sequence, needed: int) -> None:
         """Evict sequences that a better one outranks, if they have what it needs."""
