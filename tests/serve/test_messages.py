@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fastserve.serve.schema.messages import Turn
 from serve.conftest import STORIES
 
 pytest.importorskip("fastserve._native")
@@ -114,3 +115,9 @@ def test_anthropics_client_reads_answers_and_streams(server) -> None:
     whole, streamed, num_tokens = server.run(converse())
     assert whole == streamed
     assert num_tokens == MESSAGES["max_tokens"]
+
+
+def test_the_model_is_told_of_a_tool_that_failed() -> None:
+    block = {"type": "tool_result", "tool_use_id": "1", "content": "no such city", "is_error": True}
+    (message,) = Turn.model_validate({"role": "user", "content": [block]}).to_template()
+    assert message["content"] == "Error: no such city"

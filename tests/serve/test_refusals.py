@@ -153,3 +153,29 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_again(make_server) -> None
     for response in refused:
         assert int(response.headers["retry-after"]) >= 1
         assert response.json()["error"]["code"] == "queue_full"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"foo-bar": 1}, "foo-bar"),
+        ({"str": 1}, "str"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.name"),
+        ({"messages": [{"role": "nobody", "content": "x"}]}, "messages[0].role"),
+    ],
+)
+def test_a_field_is_named_as_the_body_has_it(server, fields: dict[str, Any], param: str) -> None:
+    body = {"model": STORIES, "messages": [{"role": "user", "content": "x"}], **fields}
+    response = server.post("/v1/chat/completions", body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
+def test_what_could_not_be_written_again_is_refused(server, path: str, value: str) -> None:
+    tool = f'{{"type": "function", "name": "f", "parameters": {{"x": {value}}}}}'
+    body = f'{{"model": "{STORIES}", "input": "x", "messages": [], "tools": [{tool}]}}'
+    response = server.run(
+        server.client.post(path, content=body, headers={"content-type": "application/json"})
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")

@@ -116,7 +116,7 @@ def test_one_that_is_cancelled_ends_where_it_is(server) -> None:
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
-            "input[0].message.content[0].type",
+            "input[0].content[0].type",
         ),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
         ({"previous_response_id": "resp_no"}, "response_id"),

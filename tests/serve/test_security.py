@@ -134,3 +134,25 @@ def test_a_key_file_that_is_wrong_is_refused(tmp_path, text: str) -> None:
 def test_one_key_may_come_from_the_environment(monkeypatch) -> None:
     monkeypatch.setenv("FASTSERVE_API_KEY", "k")
     assert ApiKeys.load(ServeOptions()).name_of("k") == "default"
+
+
+@pytest.mark.parametrize("name", ["alice/bob", "/", "two words", "#x", ""])
+def test_a_key_has_a_name_that_no_user_of_another_key_has(tmp_path, name: str) -> None:
+    with pytest.raises(OptionError, match="is not a word"):
+        add_key(tmp_path / "keys.txt", name)
+    (tmp_path / "keys.txt").write_text(f"alice/bob {digest_of('x')}\n")
+    with pytest.raises(OptionError, match="line 1"):
+        read_key_file(tmp_path / "keys.txt")
+
+
+def test_a_key_is_added_on_a_line_of_its_own(tmp_path) -> None:
+    path = tmp_path / "keys.txt"
+    path.write_text(f"alice {digest_of('x')}")  # an editor that ends no last line
+    add_key(path, "bob")
+    assert set(read_key_file(path)) == {"alice", "bob"}
+
+
+def test_a_key_file_that_is_no_text_is_refused(tmp_path) -> None:
+    (tmp_path / "keys.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(OptionError, match="not UTF-8"):
+        read_key_file(tmp_path / "keys.txt")

@@ -21,8 +21,10 @@ LONG = {"model": STORIES, "prompt": "Once upon a time", "max_tokens": 200, "igno
 class Call:
     """One request straight to the application, whose client may go away or take nothing."""
 
-    def __init__(self, app: Any, body: Any) -> None:
+    def __init__(self, app: Any, body: Any, *, transport: Any = None, path: str = PATH) -> None:
         self._app = app
+        self._transport = transport
+        self._path = path
         self._body = json.dumps(body).encode()
         self._is_sent = False
         self.sent: list[Any] = []
@@ -41,8 +43,8 @@ class Call:
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
             "method": "POST",
-            "path": PATH,
-            "raw_path": PATH.encode(),
+            "path": self._path,
+            "raw_path": self._path.encode(),
             "query_string": b"",
             "root_path": "",
             "scheme": "http",
@@ -50,6 +52,8 @@ class Call:
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 2),
         }
+        if self._transport is not None:
+            scope["fastserve.transport"] = self._transport
         await self._app(scope, self._receive, self._send)
 
     async def _receive(self) -> Any:
@@ -117,6 +121,60 @@ def test_a_stream_without_chunks_is_kept_alive(make_server, monkeypatch) -> None
         await wait_until_idle(server.llm)
 
     server.run(main())
+
+
+class Transport:
+    """A connection whose client takes everything."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def test_a_stream_that_pauses_is_kept_alive_on_a_connection_of_its_own(make_server) -> None:
+    server = make_server(ServeOptions(keep_alive_seconds=0.05))
+
+    async def main() -> None:
+        transport = Transport()
+        call = Call(server.app, {**LONG, "stream": True}, transport=transport)
+        task = asyncio.create_task(call.run())
+        async with asyncio.timeout(20):
+            while not transport.data:
+                await asyncio.sleep(0.001)
+            ticket = next(iter(server.llm._streams))
+            server.llm._worker.send(Hold(ticket, True))
+            while ": keep-alive" not in call.text:
+                await asyncio.sleep(0.01)
+        call.gone.set()
+        await task
+        await wait_until_idle(server.llm)
+
+    server.run(main())
+
+
+def test_a_response_whose_client_takes_nothing_has_failed_and_is_not_in_progress_for_ever(
+    make_server,
+) -> None:
+    server = make_server(ServeOptions(write_seconds=0.1))
+
+    async def main() -> str:
+        body = {"model": STORIES, "input": "Once", "max_output_tokens": 200, "stream": True}
+        call = Call(server.app, {**body, "ignore_eos": True}, path="/v1/responses")
+        call.may_write.clear()
+        await asyncio.wait_for(call.run(), 20)
+        await wait_until_idle(server.llm)
+        data = call.sent[1]["body"].decode().split("data: ")[1].split("\n")[0]
+        return json.loads(data)["response"]["id"]
+
+    assert server.get(f"/v1/responses/{server.run(main())}").json()["status"] == "failed"
 
 
 def test_a_client_that_takes_nothing_is_cut_off(make_server) -> None:

@@ -106,7 +106,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _refuse_body(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(validation_error(error.errors()))
+    return error_response(validation_error(error.errors(), error.body))
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:

@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastserve.errors import RequestError
 from fastserve.serve.errors import error_response
 from fastserve.serve.options import ServeOptions
+
+# What may be no text, or no finite number, once it is parsed: schemas of tools may have it anywhere.
+_DOUBTFUL = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]|[eE]\+?\d{3}")
+
+
+def check_text(body: bytes) -> None:
+    """
+    Raises:
+        RequestError: JSON that could not be written again: with half a surrogate pair, or a number that is
+            not finite.
+    """
+    if not _DOUBTFUL.search(body):
+        return
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return  # for the route to say
+    try:
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            "the body has half a surrogate pair, which is no character",
+            status=400,
+            code="invalid_json",
+            hint="send whole characters",
+        ) from error
+    except ValueError as error:
+        raise RequestError(
+            "the body has a number that is not finite", status=400, code="invalid_json"
+        ) from error
 
 
 class BodyLimit:
@@ -37,6 +69,11 @@ class BodyLimit:
             await error_response(refusal)(scope, receive, send)
             return
         if body is None:  # the client has gone
+            return
+        try:
+            check_text(body)
+        except RequestError as refusal:
+            await error_response(refusal)(scope, receive, send)
             return
         rest: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

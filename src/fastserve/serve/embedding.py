@@ -56,6 +56,11 @@ async def embed(
             option=param,
         )
     token_ids = await asyncio.to_thread(_encode_all, embedder, texts, param, truncate)
+    longest, limit = max(map(len, token_ids), default=0), options.max_prompt_tokens
+    if limit is not None and longest > limit:
+        raise ContextLengthError(
+            f"{param} has a text of {longest} tokens; max_prompt_tokens is {limit}", hint="shorten the text"
+        )
     num_tokens = sum(map(len, token_ids))
     record = RequestRecord.of(request.scope)
     record.details |= {"model": embedder.name, "tenant": tenant, "prompt_tokens": num_tokens}

@@ -101,7 +101,8 @@ def error_response(error: FastServeError) -> Response:
 def defect_response(error: Exception) -> Response:
     """The answer where our own code has failed; what has failed is for the log."""
     logger.error("a request has failed by a defect", exc_info=error)
-    return error_response(StepError(f"the server has failed by a defect: {type(error).__name__}"))
+    message = f"the server has failed by a defect: {type(error).__name__}"
+    return error_response(RequestError(message, status=500, code="internal_error"))
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def naming(names: Mapping[str, str]) -> Iterator[None]:
         raise OptionError(message, hint=error.hint, option=name) from error
 
 
-def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
+def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> RequestError:
     """The first of what pydantic finds wrong with a body: unknown fields before all others, and of a field
     that may be one thing or another, what is wrong with the one that it is most like."""
     unknown = (e for e in errors if e["type"] == "extra_forbidden")
@@ -131,8 +132,8 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     if error["type"] in ("json_invalid", "json_type"):
         reason = error.get("ctx", {}).get("error", error["msg"])
         return RequestError(f"the body is not JSON: {reason}", status=400, code="invalid_json")
-    location = [part for part in error["loc"] if part != "body"]
-    param = _to_path(location) or None
+    location = [part for index, part in enumerate(error["loc"]) if index or part != "body"]
+    param = _to_path(location, body, is_missing=error["type"] == "missing") or None
     if error["type"] == "extra_forbidden":
         return RequestError(
             f"{param} is not supported",
@@ -158,12 +159,20 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> RequestError:
     )
 
 
-def _to_path(location: Sequence[object]) -> str:
-    """`messages[0].role`, without the names by which pydantic tells alternatives apart."""
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif str(part).replace("_", "").isalnum() and str(part) not in ("str", "int", "float", "bool"):
-            path += f".{part}" if path else str(part)
+def _to_path(location: Sequence[object], body: Any, *, is_missing: bool) -> str:
+    """`messages[0].role`: what there is in the body, without the names by which pydantic tells alternatives
+    apart, and what is missing there.
+
+    >>> _to_path(["messages", 0, "Message", "role"], {"messages": [{}]}, is_missing=True)
+    'messages[0].role'
+    """
+    path, value = "", body
+    for place, part in enumerate(location, 1):
+        if isinstance(part, int) and isinstance(value, list):
+            path, value = f"{path}[{part}]", value[part]
+            continue
+        is_there = isinstance(value, dict) and part in value
+        if is_there or (is_missing and place == len(location)) or not isinstance(body, dict):
+            path = f"{path}.{part}" if path else str(part)
+            value = value[part] if is_there else None
     return path

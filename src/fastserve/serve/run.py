@@ -77,6 +77,16 @@ class _Protocol(H11Protocol):
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         self.app = DirectWriter.offer(self.app, transport)
+        self._first_timer = self.loop.call_later(_IDLE_SECONDS, self._close_unasked)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._first_timer.cancel()
+        super().connection_lost(exc)
+
+    def _close_unasked(self) -> None:
+        """Nothing was asked yet: the timeout of idle connections begins with their first answer."""
+        if getattr(self, "cycle", None) is None:  # its type says that there is always one
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         error = RequestError("the request is no HTTP", status=400, code="invalid_http")

@@ -22,7 +22,7 @@ from fastserve.serve.options import ServeOptions, is_loopback
 
 KEY_VARIABLE = "FASTSERVE_API_KEY"
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})  # for those who look after the process
-_LINE = re.compile(r"(\S+)\s+([0-9a-f]{64})")
+_LINE = re.compile(r"([^\s/]+)\s+([0-9a-f]{64})")  # with a slash begin users of a key: see tenant_of
 
 
 class ApiKeys:
@@ -63,10 +63,18 @@ def read_key_file(path: Path) -> dict[str, str]:
     """Digests by name: a line each, `NAME DIGEST`; empty ones and those that begin with # say nothing.
 
     Raises:
-        OptionError: a line is of another form, a name comes twice, or there is no key.
+        OptionError: it is no text, a line is of another form, a name comes twice, or there is no key.
     """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise OptionError(
+            f"{path} is no key file: it is not UTF-8",
+            hint=f"write keys with `fastserve keys {path} NAME`",
+            option="api_keys",
+        ) from error
     digests: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
@@ -88,16 +96,21 @@ def add_key(path: Path, name: str) -> str:
     """Add a new key to a file, which is made for its owner alone where it is missing, and return the key.
 
     Raises:
-        OptionError: the name is taken, or has spaces.
+        OptionError: the name is taken, or has spaces or slashes; the file is none of keys.
     """
-    if not re.fullmatch(r"[^\s#]\S*", name):
-        raise OptionError(f"name={name!r} is not a word", hint="choose a name without spaces, such as alice")
-    if path.exists() and path.stat().st_size and name in read_key_file(path):
-        raise OptionError(f"{path} has a key of {name!r}", hint="choose another name, or delete its line")
+    if not re.fullmatch(r"[^\s#/][^\s/]*", name):
+        raise OptionError(
+            f"name={name!r} is not a word", hint="choose a name without spaces and slashes, such as alice"
+        )
+    is_line_open = False
+    if path.exists() and path.stat().st_size:
+        if name in read_key_file(path):
+            raise OptionError(f"{path} has a key of {name!r}", hint="choose another name, or delete its line")
+        is_line_open = not path.read_bytes().endswith(b"\n")
     key = f"fs-{secrets.token_urlsafe(32)}"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        file.write(f"{name} {digest_of(key)}\n")
+        file.write("\n" * is_line_open + f"{name} {digest_of(key)}\n")
     return key
 
 

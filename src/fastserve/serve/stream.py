@@ -50,7 +50,7 @@ class Format(Protocol):
         ...
 
     def error(self, error: FastServeError) -> bytes:
-        """Events that end a stream that cannot go on."""
+        """Events that end a stream that cannot go on, which nobody may read any more."""
         ...
 
     def document(self, completions: Seq[Completion], generation: Generation) -> Mapping[str, Any]:
@@ -120,6 +120,7 @@ class EventStream(Response):
         self._last_write_seconds = 0.0
         self._is_writing = False
         self._has_stalled = False
+        self._is_settled = False  # its format knows of its end
         self._timer: asyncio.TimerHandle | None = None
         self._writer: DirectWriter | None = None
         self.background = None
@@ -140,6 +141,8 @@ class EventStream(Response):
             if not self._has_stalled:
                 raise
         finally:
+            if not self._is_settled:
+                self._format.error(client_gone())
             self._generation.has_news.listener = None
             if self._timer is not None:
                 self._timer.cancel()
@@ -151,7 +154,7 @@ class EventStream(Response):
         if not self._has_begun or self._is_writing or not self._writer.is_ready:
             return False
         chunks = self._generation.take()
-        if chunks is None:
+        if not chunks:  # none: it is over, or was nudged
             return False
         data = b"".join([self._format.chunk(*chunk) for chunk in chunks])
         if data:
@@ -182,12 +185,16 @@ class EventStream(Response):
                     await self._write(send, start + b"".join([to_events(*chunk) for chunk in chunks]))
                 elif not generation.has_ended:
                     await self._write(send, self._begin() + KEEP_ALIVE)
-            await self._write(send, self._begin() + self._format.end(generation), is_last=True)
+            last = self._begin() + self._format.end(generation)
+            self._is_settled = True
+            await self._write(send, last, is_last=True)
         except FastServeError as error:
+            self._is_settled = True
+            last = self._format.error(error)
             if not self._has_status:
                 await error_response(error)(scope, receive, send)
             else:
-                await self._write(send, self._format.error(error), is_last=True)
+                await self._write(send, last, is_last=True)
 
     def _begin(self) -> bytes:
         """The events before all others, once: formats may number their events."""

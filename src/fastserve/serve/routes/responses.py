@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.load import LoadedModel
 from fastserve.engine.prompt import Message, encode_chat
-from fastserve.errors import FastServeError, RequestError
+from fastserve.errors import FastServeError, RequestError, StepError
 from fastserve.serve.chat_tools import ChatTools
 from fastserve.serve.errors import judge, naming
 from fastserve.serve.generation import Generation, GenerationRequest
@@ -29,6 +30,8 @@ from fastserve.serve.schema.responses import DeletedResponse, ResponseDocument, 
 from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
 from fastserve.serve.stream import event, json_response, to_json_text
+
+logger = logging.getLogger(__name__)
 
 
 def responses_router(service: Service) -> APIRouter:
@@ -115,6 +118,7 @@ class ResponseFormat:
         self._num_events = 0
         self._completion: Completion | None = None
         self._is_streamed = False
+        self._is_kept = False
         self.kept = kept
 
     def begin(self, generation: Generation) -> bytes:
@@ -137,7 +141,7 @@ class ResponseFormat:
         return b"".join(self._events(events))
 
     def end(self, generation: Generation) -> bytes:
-        if self._completion is None:  # it was cancelled
+        if self._completion is None or self._is_cancelled:
             self._update(status="cancelled")
             return self._event("response.incomplete", response=self.kept.document)
         ends = [*self._events(self._output.finish(_status(self._completion)))]
@@ -149,10 +153,11 @@ class ResponseFormat:
         return self._event("response.failed", response=self.kept.document)
 
     def document(self, completions: Seq[Completion], generation: Generation) -> Mapping[str, Any]:
-        if not completions:
+        if not completions or self._is_cancelled:
             self._update(status="cancelled")
             return self.kept.document
         (completion,) = completions
+        has_begun = self._is_kept
         status, output = _status(completion), self._output
         if not self._is_streamed:
             if not output.items:
@@ -167,14 +172,20 @@ class ResponseFormat:
             usage=_usage(completion),
         )
         self.kept.messages = [*self.kept.messages, output.to_template()]
-        self._keep()
+        if not has_begun:  # what has begun was kept then, and may have been deleted since
+            self._keep()
         return self.kept.document
+
+    @property
+    def _is_cancelled(self) -> bool:
+        return bool(self.kept.document["status"] == "cancelled")
 
     def _update(self, **fields: Any) -> None:
         self.kept.document = {**self.kept.document, **fields}
         self.kept.generation = None
 
     def _keep(self) -> None:
+        self._is_kept = True
         if self._store is not None:
             self._store.keep(self.kept)
 
@@ -194,6 +205,10 @@ async def _finish(writer: ResponseFormat, generation: Generation, stack: AsyncEx
             writer.document(await generation.read_all(), generation)
         except FastServeError as error:
             writer.error(error)
+            logger.warning("%s has failed in the background: %s", writer.kept.document["id"], error)
+        except Exception as error:
+            logger.exception("%s has failed in the background by a defect", writer.kept.document["id"])
+            writer.error(StepError(f"the server has failed by a defect: {type(error).__name__}"))
 
 
 def _status(completion: Completion) -> str:

@@ -38,8 +38,11 @@ class ToolResultBlock(Body):
     type: Literal["tool_result"]
     tool_use_id: str
     content: str | list[TextBlock] = ""
-    is_error: bool | None = None
+    is_error: bool | None = Field(None, description="The model is told so.")
     cache_control: CacheControl | None = None
+
+    def to_text(self) -> str:
+        return f"Error: {text_of(self.content)}" if self.is_error else text_of(self.content)
 
 
 Block = Annotated[TextBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
@@ -54,7 +57,7 @@ class Turn(Body):
         if isinstance(self.content, str):
             return [{"role": self.role, "content": self.content}]
         messages: list[dict[str, Any]] = [
-            {"role": "tool", "tool_call_id": block.tool_use_id, "content": text_of(block.content)}
+            {"role": "tool", "tool_call_id": block.tool_use_id, "content": block.to_text()}
             for block in self.content
             if isinstance(block, ToolResultBlock)
         ]
