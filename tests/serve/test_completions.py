@@ -146,3 +146,14 @@ def test_prompt_logprobs_are_told_by_token(server) -> None:
     assert choice["logprobs"] is None
     streamed = [json.loads(data) for data in events(server.post(PATH, {**body, "stream": True}))[:-1]]
     assert streamed[0]["choices"][0]["prompt_logprobs"] == choice["prompt_logprobs"]
+
+
+def test_offsets_count_the_texts_characters_where_tokens_are_parts_of_one(server) -> None:
+    """Bytes of characters, one a token: each adds nothing, or what it completes."""
+    body = {"model": STORIES, "prompt": "é", "max_tokens": 8, "temperature": 0, "logprobs": 0}
+    ids = server.post("/tokenize", {"model": STORIES, "prompt": "語語"}).json()["tokens"]
+    biased = {**body, "logit_bias": {str(token_id): 100 for token_id in ids[-3:]}, "seed": 1}
+    (choice,) = server.post("/v1/completions", {**biased, "temperature": 1.0}).json()["choices"]
+    *_, last = choice["logprobs"]["text_offset"]
+    assert last <= len(choice["text"])
+    assert choice["logprobs"]["text_offset"] == sorted(choice["logprobs"]["text_offset"])

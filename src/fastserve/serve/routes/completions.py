@@ -17,6 +17,7 @@ from starlette.responses import Response
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.engine.completion import Chunk, Completion, TokenLogprobs
 from fastserve.engine.prompt import Prompt
+from fastserve.engine.text import TokenDecoder
 from fastserve.errors import FastServeError
 from fastserve.serve.generation import Generation
 from fastserve.serve.logprob import LogprobWriter
@@ -77,6 +78,7 @@ class CompletionFormat:
         self._num_prompt_logprobs = body.prompt_logprobs
         self._prompts: Seq[Seq[int]] = ()
         self._prompt_logprobs: dict[int, Seq[TokenLogprobs]] = {}  # by prompt
+        self._decoders: dict[int, TokenDecoder] = {}  # of each completion, where logprobs are asked for
         self._offsets: dict[int, int] = {}  # of each completion's next token, in characters; none has begun
         self._event_start = f'data: {to_json_text(self._head)[:-1]},"choices":['
         self._has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
@@ -158,12 +160,14 @@ class CompletionFormat:
     def _begin_logprobs(self, index: int) -> dict[str, list[Any]] | None:
         """Those of the prompt, where it is echoed with them."""
         self._offsets[index] = len(self._echo(index))
-        if self._echoes is None or self._num_logprobs is None:
+        if self._num_logprobs is None:
             return None
         token_ids = self._prompts[index // self._num_each]
-        entries = self._prompt_logprobs.get(index // self._num_each, ())
-        decoder = self._tokenizer.stream_decoder()
+        decoder = self._decoders[index] = self._tokenizer.stream_decoder()
         offsets = [0, *accumulate(len(decoder.push(token_id)) for token_id in token_ids)]
+        if self._echoes is None:
+            return None
+        entries = self._prompt_logprobs.get(index // self._num_each, ())
         return {
             "tokens": [self._writer.text(token_id) for token_id in token_ids],
             "token_logprobs": [None, *(entry.logprob for entry in entries)],
@@ -174,11 +178,12 @@ class CompletionFormat:
     def _write_logprobs(self, index: int, logprobs: Seq[TokenLogprobs]) -> dict[str, list[Any]]:
         assert self._num_logprobs is not None
         num_top = self._num_logprobs
-        tokens = [self._writer.text(lp.token_id) for lp in logprobs]
-        offsets = list(accumulate(map(len, tokens), initial=self._offsets[index]))
+        decoder = self._decoders[index]
+        lengths = (len(decoder.push(lp.token_id)) for lp in logprobs)
+        offsets = list(accumulate(lengths, initial=self._offsets[index]))
         self._offsets[index] = offsets.pop()
         return {
-            "tokens": tokens,
+            "tokens": [self._writer.text(lp.token_id) for lp in logprobs],
             "token_logprobs": [lp.logprob for lp in logprobs],
             "top_logprobs": [self._writer.top(lp, num_top) for lp in logprobs],
             "text_offset": offsets,
