@@ -13,7 +13,7 @@ import click
 
 from fastserve.cli.option import json_option
 from fastserve.cli.report import print_error, print_json, print_table
-from fastserve.errors import OptionError
+from fastserve.errors import MeasurementError, OptionError
 from fastserve.option import INT32_MAX, check_integer, check_number
 
 if TYPE_CHECKING:
@@ -178,21 +178,40 @@ def serve(
         raise OptionError(
             f"--find-rate begins at one rate, and --rate gives {len(rates)}", hint="give the first alone"
         )
-    if find_rate:
-        test, found = asyncio.run(_find(endpoint, options, start=rates[0] or 1.0, precision=precision))
-    else:
-        test, found = asyncio.run(_run_all(endpoint, options, rates, concurrencies)), None
     if plot is not None:
-        from fastserve.evaluate.load_plot import plot_rows
+        from fastserve.evaluate.plot import check_plot
 
-        plot_rows({model: [row.to_json() for row in test.rows]}, plot, title=f"{Path(trace).stem}, {model}")
+        check_plot(plot)
+    found: tuple[float, float] | None = None
+    failures: list[MeasurementError] = []  # told once the results are
+    if find_rate:
+        test, outcome = asyncio.run(_find(endpoint, options, start=rates[0] or 1.0, precision=precision))
+        if isinstance(outcome, MeasurementError):
+            failures.append(outcome)
+        else:
+            found = outcome
+    else:
+        test = asyncio.run(_run_all(endpoint, options, rates, concurrencies))
     if json:
         print_json(_to_json(endpoint, test, found))
     else:
         _print_rows(test, found)
-    if not any(row.figures["num_finished"] for row in test.rows):
+    if not failures and not any(row.figures["num_finished"] for row in test.rows):
         hint = "see what failed above, and the server's log"
-        print_error("MeasurementError", "no request was answered whole", hint, as_json=False)
+        failures.append(MeasurementError("no request was answered whole", hint=hint))
+    if plot is not None:
+        from fastserve.evaluate.load_plot import plot_rows
+
+        try:
+            plot_rows(
+                {model: [row.to_json() for row in test.rows]}, plot, title=f"{Path(trace).stem}, {model}"
+            )
+        except OSError as error:
+            hint = "see that the folder is there and not full, and that you may write it"
+            failures.append(MeasurementError(f"{error.filename or plot}: {error.strerror}", hint=hint))
+    for failure in failures:  # not as JSON, whose one document has been printed
+        print_error(type(failure).__name__, failure.message, failure.hint, as_json=False)
+    if failures:
         click.get_current_context().exit(2)
 
 
@@ -216,11 +235,15 @@ async def _run_all(
 
 async def _find(
     endpoint: EndpointOptions, options: LoadOptions, *, start: float, precision: float
-) -> tuple[LoadTest, tuple[float, float]]:
+) -> tuple[LoadTest, tuple[float, float] | MeasurementError]:
+    """The rates found, or why there are none; what was measured on the way is in the test."""
     from fastserve.evaluate.load_test import LoadTest
 
     async with LoadTest(endpoint, options) as test:
-        return test, await test.find_rate(start=start, precision=precision)
+        try:
+            return test, await test.find_rate(start=start, precision=precision)
+        except MeasurementError as error:
+            return test, error
 
 
 def _check_loop(
