@@ -24,7 +24,8 @@ class Behaviour:
         token_seconds: between two tokens.
         slots: requests that are answered at once; others wait.
         ending: of a stream: `whole`, or after half of it `close` (the connection), `stall`, `error` (an error
-            object), `garbage` (no JSON), `silent end` (without a finish reason).
+            object), `garbage` (no JSON), `nested` (JSON too deep to parse), `silent end` (without a
+            finish reason).
         refuses: fields that it refuses with 400.
         status: of every answer to a completion after the first `num_good`, if not 200.
         num_good: requests that are answered well before `ending` and `status` take effect.
@@ -124,6 +125,8 @@ class FakeServer:
             await _send(writer, {"error": {"message": "the step failed", "code": "engine_error"}})
         elif ending == "garbage":
             await _chunk(writer, b"data: {not json\n\n")
+        elif ending == "nested":
+            await _chunk(writer, b"data: " + b"[" * 200_000 + b"\n\n")
         if ending in ("close", "stall"):
             return False
         writer.write(b"0\r\n\r\n")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,58 @@ def test_charts_are_written_where_they_are_wanted(tmp_path: Path) -> None:
     assert names == {"ttft_mean", "ttft_p99", "normalized_mean", "e2e_mean", "itl_p99", "goodput"}
 
 
+def test_charts_that_cannot_be_written_are_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "file").write_text("")
+    with run_fake_server() as server:
+        command = [*COMMAND, "--url", server.url, "--rate", "200", "--plot"]
+        assert main([*command, str(tmp_path / "file")]) == 2
+        assert f"{tmp_path / 'file'}: " in capsys.readouterr().err
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        assert main([*command, str(tmp_path / "charts")]) == 2
+        assert "plots need matplotlib" in capsys.readouterr().err
+    assert server.bodies == []
+
+
+def test_results_are_told_where_charts_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    charts = tmp_path / "charts"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(charts / "ttft_mean.svg"))
+
+    monkeypatch.setattr("fastserve.evaluate.load_plot.plot_rows", fail)
+    with run_fake_server() as server:
+        command = [*COMMAND, "--url", server.url, "--rate", "200", "--plot", str(charts), "--json"]
+        assert main(command) == 2
+    printed = capsys.readouterr()
+    assert [row["num_finished"] for row in json.loads(printed.out)["rows"]] == [30]
+    assert printed.err.startswith(f"error: {charts / 'ttft_mean.svg'}: No space left on device; ")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_search_that_finds_no_rate_tells_what_it_measured(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastserve.evaluate.find_rate._MOST_TRIALS", 2)
+    with run_fake_server() as server:
+        command = [*COMMAND, "--url", server.url, "--find-rate", "--rate", "200", "--slo", "e2e_mean=60"]
+        assert main([*command, *(["--json"] if as_json else [])]) == 2
+    printed = capsys.readouterr()
+    if as_json:
+        document = json.loads(printed.out)
+        assert [row["rate"] for row in document["rows"]] == [200.0, 400.0]
+        assert "rate_held" not in document
+    else:
+        loads = [line.split("\t")[0] for line in printed.out.splitlines()]
+        assert loads == ["load", "200/s", "400/s"]
+    assert printed.err == "error: the SLO still holds at 400 requests a second; begin at a higher --rate\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -99,6 +153,12 @@ def test_charts_are_written_where_they_are_wanted(tmp_path: Path) -> None:
         (["--rate", "fast"], "rate='fast' is not a list of numbers"),
         (["--rate", "0"], "rate=0.0 is out of range"),
         (["--concurrency", "0"], "concurrency=0 is out of range"),
+        (["--find-rate", "--rate", "50,2"], "--find-rate begins at one rate, and --rate gives 2"),
+        (["--find-rate", "--precision", "-1"], "precision=-1.0 is out of range"),
+        (["--find-rate", "--precision", "0"], "precision=0.0 is out of range"),
+        (["--rate", "1", "--precision", "0.05"], "--precision has no effect without --find-rate"),
+        (["--concurrency", "2", "--burstiness", "1"], "--burstiness has no effect with --concurrency"),
+        (["--concurrency", "2", "--seconds", "60"], "--seconds has no effect with --concurrency"),
         (["--rate", "1", "--url", "nowhere"], "url='nowhere' is no address of a server"),
         (["--rate", "1", "--slo", "ttft=1"], "slo='ttft=1' bounds no figure"),
         (["--rate", "1", "--trace", "nope"], "no trace is at nope"),

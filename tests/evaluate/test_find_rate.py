@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastserve.errors import MeasurementError
+from fastserve.errors import MeasurementError, OptionError
 from fastserve.evaluate.find_rate import find_rate
 
 
@@ -29,3 +29,9 @@ def test_the_rates_found_lie_around_the_servers_and_close_together(capacity: flo
 def test_a_server_without_a_highest_rate_is_an_error(capacity: float, message: str) -> None:
     with pytest.raises(MeasurementError, match=message):
         search(capacity, start=1.0)
+
+
+@pytest.mark.parametrize("precision", [-1.0, 0.0, 1.5, float("nan")])
+def test_a_precision_that_ends_no_search_is_refused(precision: float) -> None:
+    with pytest.raises(OptionError, match="precision"):
+        search(10.0, start=1.0, precision=precision)

@@ -12,7 +12,8 @@ pytest.importorskip("aiohttp")
 
 from fake_server import TEMPLATE_TOKENS, TOKENS_PER_WORD, Behaviour, FakeServer, count_tokens, run_fake_server
 from fastserve.errors import MeasurementError, OptionError, TraceError
-from fastserve.evaluate.endpoint import EndpointOptions
+from fastserve.evaluate.endpoint import Abilities, Endpoint, EndpointOptions
+from fastserve.evaluate.exchange import Exchange
 from fastserve.evaluate.load_figures import count_failures
 from fastserve.evaluate.load_test import LoadOptions, LoadRow, LoadTest
 from fastserve.evaluate.slo import Slo
@@ -110,6 +111,7 @@ def test_a_closed_loop_keeps_so_many_requests_under_way() -> None:
         (Behaviour(ending="stall"), "stalled"),
         (Behaviour(ending="error"), "error in stream engine_error"),
         (Behaviour(ending="garbage"), "malformed"),
+        (Behaviour(ending="nested"), "malformed"),
         (Behaviour(ending="silent end"), "cut short"),
         (Behaviour(status=429), "http 429 queue_full"),
         (Behaviour(status=500), "http 500 queue_full"),
@@ -140,6 +142,31 @@ def test_a_server_that_dies_leaves_a_report() -> None:
     assert row.figures["num_requests"] == 40
     assert row.figures["num_finished"] > 0
     assert set(count_failures(row.run.exchanges)) == {"connection lost", "connection refused"}
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_defect_of_the_client_is_no_failure_of_the_server(
+    is_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Endpoint.send
+    num_sent = 0
+
+    async def send_all_but_one(
+        self: Endpoint, exchange: Exchange, *, max_tokens: int, abilities: Abilities
+    ) -> None:
+        nonlocal num_sent
+        num_sent += 1
+        if num_sent == 10:
+            raise RuntimeError("a defect")
+        await send(self, exchange, max_tokens=max_tokens, abilities=abilities)
+
+    async def run(server: FakeServer) -> None:
+        async with LoadTest(EndpointOptions(url=server.url, model="m"), options(warm_up=0)) as test:
+            await (test.run_at(200.0) if is_open else test.run_with(5))
+
+    monkeypatch.setattr(Endpoint, "send", send_all_but_one)
+    with run_fake_server() as server, pytest.raises(RuntimeError, match="a defect"):
+        asyncio.run(run(server))
 
 
 def test_no_server_is_an_error_that_says_so() -> None:

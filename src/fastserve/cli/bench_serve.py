@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +13,7 @@ import click
 
 from fastserve.cli.option import json_option
 from fastserve.cli.report import print_error, print_json, print_table
-from fastserve.errors import OptionError
+from fastserve.errors import MeasurementError, OptionError
 from fastserve.option import INT32_MAX, check_integer, check_number
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 API_KEY_VARIABLE = "FASTSERVE_API_KEY"
 
 _DEFAULT_SLO = "normalized_mean=0.15,ttft_p99=5"
+_DEFAULT_PRECISION = 0.05
+_DEFAULT_SECONDS = 60.0
 _COLUMNS = {
     "finished": "num_finished",
     "failed": "num_failed",
@@ -69,7 +71,11 @@ _COLUMNS = {
     metavar="FIGURE=X,...",
     help=f"What a run is to hold, such as {_DEFAULT_SLO}, which is the default of --find-rate.",
 )
-@click.option("--precision", type=float, default=0.05, help="Of --find-rate, as a share of the rate.")
+@click.option(
+    "--precision",
+    type=float,
+    help=f"Of --find-rate, a share of the rate, by default {_DEFAULT_PRECISION}.",
+)
 @click.option(
     "--api",
     type=click.Choice(("completions", "chat")),
@@ -79,7 +85,9 @@ _COLUMNS = {
 @click.option(
     "--requests", type=int, help="Of a run; by default as many as come in --seconds, or 64 at least."
 )
-@click.option("--seconds", type=float, default=60.0, help="How long requests of a run arrive.")
+@click.option(
+    "--seconds", type=float, help=f"How long requests of a run arrive, by default {_DEFAULT_SECONDS:g}."
+)
 @click.option("--warm-up", type=int, default=8, help="Requests before the first run, which are not counted.")
 @click.option("--seed", type=int, default=0, help="Of the requests and their times.")
 @click.option(
@@ -109,10 +117,10 @@ def serve(
     time_scale: float | None,
     find_rate: bool,
     slo: str | None,
-    precision: float,
+    precision: float | None,
     api: Literal["completions", "chat"],
     requests: int | None,
-    seconds: float,
+    seconds: float | None,
     warm_up: int,
     seed: int,
     burstiness: float | None,
@@ -133,18 +141,25 @@ def serve(
     keep both objectives; an SLO holds where all its figures do and no request fails.
     """
     from fastserve.evaluate.endpoint import EndpointOptions
+    from fastserve.evaluate.find_rate import check_precision
     from fastserve.evaluate.latency import Objective
     from fastserve.evaluate.load_test import LoadOptions
     from fastserve.evaluate.slo import Slo
     from fastserve.evaluate.trace import data_folder
 
     _check_loop(rate=rate, concurrency=concurrency, time_scale=time_scale, find_rate=find_rate)
+    if concurrency is not None:
+        _refuse({"--burstiness": burstiness, "--seconds": seconds}, "has no effect with --concurrency")
+    if not find_rate:
+        _refuse({"--precision": precision}, "has no effect without --find-rate")
+    precision = _DEFAULT_PRECISION if precision is None else precision
+    check_precision(precision)
     options = LoadOptions(
         traffic=trace,
         data=data_folder(data),
         prompts=prompts,
         num_requests=requests,
-        seconds=seconds,
+        seconds=_DEFAULT_SECONDS if seconds is None else seconds,
         seed=seed,
         burstiness=burstiness,
         time_scale=time_scale,
@@ -158,22 +173,45 @@ def serve(
     )
     endpoint = EndpointOptions(url=url, model=model, api=api, api_key=os.environ.get(API_KEY_VARIABLE))
     rates = _parse_list("rate", rate, float) if rate else (None,)
-    if find_rate:
-        test, found = asyncio.run(_find(endpoint, options, start=rates[0] or 1.0, precision=precision))
-    else:
-        concurrencies = _parse_list("concurrency", concurrency, int) if concurrency else None
-        test, found = asyncio.run(_run_all(endpoint, options, rates, concurrencies)), None
+    concurrencies = _parse_list("concurrency", concurrency, int) if concurrency else None
+    if find_rate and len(rates) > 1:
+        raise OptionError(
+            f"--find-rate begins at one rate, and --rate gives {len(rates)}", hint="give the first alone"
+        )
     if plot is not None:
-        from fastserve.evaluate.load_plot import plot_rows
+        from fastserve.evaluate.plot import check_plot
 
-        plot_rows({model: [row.to_json() for row in test.rows]}, plot, title=f"{Path(trace).stem}, {model}")
+        check_plot(plot)
+    found: tuple[float, float] | None = None
+    failures: list[MeasurementError] = []  # told once the results are
+    if find_rate:
+        test, outcome = asyncio.run(_find(endpoint, options, start=rates[0] or 1.0, precision=precision))
+        if isinstance(outcome, MeasurementError):
+            failures.append(outcome)
+        else:
+            found = outcome
+    else:
+        test = asyncio.run(_run_all(endpoint, options, rates, concurrencies))
     if json:
         print_json(_to_json(endpoint, test, found))
     else:
         _print_rows(test, found)
-    if not any(row.figures["num_finished"] for row in test.rows):
+    if not failures and not any(row.figures["num_finished"] for row in test.rows):
         hint = "see what failed above, and the server's log"
-        print_error("MeasurementError", "no request was answered whole", hint, as_json=False)
+        failures.append(MeasurementError("no request was answered whole", hint=hint))
+    if plot is not None:
+        from fastserve.evaluate.load_plot import plot_rows
+
+        try:
+            plot_rows(
+                {model: [row.to_json() for row in test.rows]}, plot, title=f"{Path(trace).stem}, {model}"
+            )
+        except OSError as error:
+            hint = "see that the folder is there and not full, and that you may write it"
+            failures.append(MeasurementError(f"{error.filename or plot}: {error.strerror}", hint=hint))
+    for failure in failures:  # not as JSON, whose one document has been printed
+        print_error(type(failure).__name__, failure.message, failure.hint, as_json=False)
+    if failures:
         click.get_current_context().exit(2)
 
 
@@ -197,11 +235,15 @@ async def _run_all(
 
 async def _find(
     endpoint: EndpointOptions, options: LoadOptions, *, start: float, precision: float
-) -> tuple[LoadTest, tuple[float, float]]:
+) -> tuple[LoadTest, tuple[float, float] | MeasurementError]:
+    """The rates found, or why there are none; what was measured on the way is in the test."""
     from fastserve.evaluate.load_test import LoadTest
 
     async with LoadTest(endpoint, options) as test:
-        return test, await test.find_rate(start=start, precision=precision)
+        try:
+            return test, await test.find_rate(start=start, precision=precision)
+        except MeasurementError as error:
+            return test, error
 
 
 def _check_loop(
@@ -218,6 +260,13 @@ def _check_loop(
             f"{said} {'exclude each other' if given else 'is chosen'}",
             hint="give one of --rate, --concurrency, --time-scale and --find-rate",
         )
+
+
+def _refuse(options: Mapping[str, object], reason: str) -> None:
+    """No option is given that would be ignored."""
+    for name, value in options.items():
+        if value is not None:
+            raise OptionError(f"{name} {reason}", hint="leave it out")
 
 
 def _parse_list(name: str, text: str, kind: type[float] | type[int]) -> tuple[Any, ...]:

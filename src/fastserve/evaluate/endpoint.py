@@ -150,8 +150,14 @@ class Endpoint:
             exchange.fail("connection refused", str(error))
         except aiohttp.ClientPayloadError as error:  # the connection ended within the answer
             exchange.fail("connection lost", str(error))
-        except (aiohttp.ClientResponseError, ValueError, TypeError, AttributeError) as error:
-            exchange.fail("malformed", str(error))  # no HTTP, no JSON, or none of the API's documents
+        except (
+            aiohttp.ClientResponseError,  # no HTTP
+            ValueError,  # no JSON
+            RecursionError,  # JSON nested too deeply
+            TypeError,  # none of the API's documents
+            AttributeError,
+        ) as error:
+            exchange.fail("malformed", str(error))
         except (aiohttp.ClientError, OSError) as error:
             exchange.fail("connection lost", str(error) or type(error).__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from fastserve.errors import MeasurementError
+from fastserve.option import check_number
 
 _LEAST_RATE = 1e-3
 _MOST_TRIALS = 24
@@ -20,7 +21,9 @@ async def find_rate(
 
     Raises:
         MeasurementError: it holds at no rate, or at every one.
+        OptionError: the precision is out of its range.
     """
+    check_precision(precision)
     held = missed = None
     rate = start
     for _ in range(_MOST_TRIALS):
@@ -46,3 +49,8 @@ async def find_rate(
     raise MeasurementError(
         f"the SLO still holds at {held:g} requests a second", hint="begin at a higher --rate"
     )
+
+
+def check_precision(precision: float) -> None:
+    """Raise OptionError unless the search can end by it: it is above 0 and at most 1."""
+    check_number("precision", precision, 0.0, 1.0, is_low_open=True)

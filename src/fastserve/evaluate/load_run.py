@@ -47,6 +47,9 @@ async def run_open_loop(
 
     Args:
         stall_seconds: a request that brings no text for so long is given up.
+
+    Raises:
+        Exception: what `Endpoint.send` raised, which is a defect of the client: no failure of the server.
     """
     start = time.perf_counter()
     exchanges: list[Exchange] = []
@@ -73,7 +76,7 @@ async def run_closed_loop(
     stall_seconds: float,
     observe: Observe | None = None,
 ) -> LoadRun:
-    """Send each request as soon as one of so many under way has ended."""
+    """Send each request as soon as one of so many under way has ended. Raises as `run_open_loop`."""
     exchanges: list[Exchange] = []
     tasks: list[asyncio.Task[None]] = []
 
@@ -121,9 +124,12 @@ async def _run(
             if not task.done():
                 exchange.fail(GIVEN_UP, "the run was stopped")
                 task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         with suppress(asyncio.CancelledError):
             await sender
+    for outcome in outcomes:
+        if outcome is not None and not isinstance(outcome, asyncio.CancelledError):
+            raise outcome
     return LoadRun(
         exchanges=exchanges,
         start_seconds=start,

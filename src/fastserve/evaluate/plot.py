@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -40,15 +41,12 @@ def plot_charts(charts: Mapping[str, Chart], folder: Path, *, title: str, load_l
 
     Raises:
         UnsupportedError: matplotlib is not installed.
+        OSError: the folder cannot be written.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UnsupportedError(
-            f"plots need matplotlib: {error}", hint="pip install 'fastserve-llm[bench]'"
-        ) from error
-    folder.mkdir(parents=True, exist_ok=True)
+    check_plot(folder)
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     files = []
     style: dict[Any, Any] = {"svg.hashsalt": "fastserve", "svg.fonttype": "none"}
     style |= dict.fromkeys(("text.color", "xtick.color", "ytick.color", "grid.color"), _GREY)
@@ -69,3 +67,17 @@ def plot_charts(charts: Mapping[str, Chart], folder: Path, *, title: str, load_l
             files.append(folder / f"{name}.svg")
             figure.savefig(files[-1], transparent=True, metadata={"Date": None})
     return files
+
+
+def check_plot(folder: Path) -> None:
+    """See, before what is to be plotted is measured, that it can be: the folder is made. Raises as
+    `plot_charts`."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(
+            f"plots need matplotlib: {error}", hint="pip install 'fastserve-llm[bench]'"
+        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
