@@ -40,7 +40,7 @@ class JsonSchema:
     """JSON that a schema (draft 2020-12) accepts. Keys come in the order of the schema's `properties`.
 
     Raises:
-        ConstraintError: it is no JSON, or too large.
+        ConstraintError: it is no JSON, no valid Unicode, or too large.
     """
 
     schema: Mapping[str, Any] | bool
@@ -62,7 +62,7 @@ class Regex:
     look-around and back-references.
 
     Raises:
-        ConstraintError: it is empty or too large.
+        ConstraintError: it is empty, no valid Unicode, or too large.
     """
 
     pattern: str
@@ -81,7 +81,7 @@ class Choice:
     """One of some texts.
 
     Raises:
-        ConstraintError: there are none, one is empty, or they are too large together.
+        ConstraintError: there are none, one is empty or no valid Unicode, or they are too large together.
     """
 
     options: Sequence[str]
@@ -103,7 +103,7 @@ class Grammar:
     (github.com/guidance-ai/llguidance, docs/syntax.md).
 
     Raises:
-        ConstraintError: it is empty or too large.
+        ConstraintError: it is empty, no valid Unicode, or too large.
     """
 
     grammar: str
@@ -125,6 +125,13 @@ def _checked(name: str, text: str) -> str:
             f"the {name} has {len(text)} characters; the limit is {MAX_CONSTRAINT_CHARACTERS}",
             hint="ask for less at once",
         )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConstraintError(
+            f"the {name} is not valid Unicode: it has {text[error.start]!r}, half of a pair",
+            hint="say both halves, or leave it out",
+        ) from error
     return text
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -22,9 +24,11 @@ from fastserve.constraint import (
     JsonSchema,
     Regex,
 )
+from fastserve.engine import guide as guide_module
 from fastserve.engine.completion import Completion
 from fastserve.engine.cost import OnlineStepCost, StepCost
 from fastserve.engine.engine import Engine
+from fastserve.engine.narrow import narrow_schema
 from fastserve.engine.verification_cost import VerificationCost
 from fastserve.errors import ConstraintError, OptionError
 from fastserve.types import Limits, SamplingParams
@@ -297,6 +301,49 @@ def test_a_constraint_that_is_too_large_is_refused_with_its_size() -> None:
 def test_what_is_no_constraint_is_refused(make: object, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: JsonSchema({"title": "a\ud800"}), "schema"),
+        (lambda: JsonSchema({"const": "\udfff"}), "schema"),
+        (lambda: JsonSchema({"type": "string", "pattern": "\ud800+"}), "schema"),
+        (lambda: JsonSchema({"properties": {"\ud800": True}}), "schema"),
+        (lambda: JsonSchema(json.loads('{"enum": [["\\ud800"]]}')), "schema"),
+        (lambda: Regex("a\ud800"), "pattern"),
+        (lambda: Choice(["yes", "\ud800"]), "choice"),
+        (lambda: Grammar('start: "\ud800"'), "grammar"),
+    ],
+    ids=["title", "const", "pattern", "name", "parsed", "regex", "choice", "grammar"],
+)
+def test_half_of_a_surrogate_pair_is_refused_by_name(make: Callable[[], Constraint], name: str) -> None:
+    with pytest.raises(ConstraintError, match=rf"the {name} is not valid Unicode: it has '\\ud[8f][0f][0f]'"):
+        make()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", ["minimum", "const", "enum", "default", "x-of-nobody"])
+def test_what_is_no_number_of_json_is_refused(number: float, place: str) -> None:
+    with pytest.raises(ConstraintError, match="the schema is not JSON"):
+        JsonSchema({"properties": {"a": {place: [number] if place == "enum" else number}}})
+
+
+def test_a_number_that_is_too_large_for_a_float_is_refused() -> None:
+    with pytest.raises(ConstraintError, match="the schema is not JSON"):
+        JsonSchema(json.loads('{"maximum": 1e999}'))
+
+
+def test_a_schema_is_narrowed_while_others_may_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def note(schema: object) -> object:
+        held.append(guide_module._DEEP_STACK.locked())
+        return narrow_schema(schema)
+
+    monkeypatch.setattr(guide_module, "narrow_schema", note)
+    guide_module.supported_schema(JsonSchema({"not": {"type": "array"}}))
+    assert held == [False]
 
 
 def chain_of_rules(length: int) -> str:

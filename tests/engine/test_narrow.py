@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from fastserve.constraint import JsonSchema
+from fastserve.constraint import MAX_CONSTRAINT_CHARACTERS, JsonSchema
 from fastserve.engine.narrow import narrow_schema
 from fastserve.errors import ConstraintError
 from random_walk import draw_texts
@@ -123,6 +124,72 @@ def test_narrowing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_what_cannot_be_narrowed_is_refused_by_name(schema: Any, message: str) -> None:
     with pytest.raises(ConstraintError, match=re.escape(message)):
         narrow_schema(schema)
+
+
+# What grows
+
+
+def nested_one_of(depth: int) -> Any:
+    """What it grows to multiplies by six with each level: from the fourth on it is too large."""
+    schema: Any = {"not": {"const": "a"}}
+    for _ in range(depth):
+        schema = {
+            "oneOf": [
+                {"type": "object", "properties": {name: schema}, "required": [name]} for name in ("x", "y")
+            ]
+        }
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        nested_one_of(9),
+        {"contains": STRING, "minContains": 10**9},
+        {"not": {"prefixItems": [STRING] * 2000}},
+        {"not": {"required": [f"property{index}" for index in range(4000)]}},
+        {"oneOf": [True] * 2000},
+        {"anyOf": [nested_one_of(3)] * 200},
+        {"allOf": [{"if": {"enum": [*range(9000)]}, "then": {"minimum": 1}}] * 200},
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {"a": {"not": {"allOf": [{"not": {"$ref": "#/$defs/b"}}] * 9}}, "b": nested_one_of(6)},
+        },
+    ],
+    ids=["oneOf", "minContains", "prefixItems", "required", "true", "anyOf", "if", "$ref"],
+)
+def test_what_grows_without_measure_is_refused_before_it_is_built(schema: Any) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConstraintError, match=r"beyond 20000 nodes|256 alternatives|has \d+ characters"):
+            narrow_schema(schema)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 50 * 2**20
+
+
+def test_what_would_be_too_long_is_refused_before_it_is_written() -> None:
+    with pytest.raises(ConstraintError, match=rf"has \d+ characters .*limit is {MAX_CONSTRAINT_CHARACTERS}"):
+        narrow_schema(nested_one_of(5))
+
+
+def test_what_grows_as_far_as_it_may_is_narrowed() -> None:
+    text = json.dumps(narrow_schema(nested_one_of(3)))
+    assert 50_000 < len(text) < MAX_CONSTRAINT_CHARACTERS
+
+
+@pytest.mark.parametrize("keyword", ["not", "if"])
+def test_a_document_as_large_as_it_may_be_is_within_the_budget(keyword: str) -> None:
+    """With one place to narrow."""
+    names = [f"p{index}" for index in range(2000)]
+    schema = {
+        "type": "object",
+        "properties": {name: {"type": "string", "title": "A property"} for name in names},
+        keyword: {"required": names[:1]},
+        "then": {"required": names[1:2]},
+    }
+    assert len(narrow_schema(schema)) >= 1
 
 
 # The suite's own schemas

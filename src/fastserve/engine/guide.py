@@ -237,7 +237,7 @@ def supported_schema(constraint: JsonSchema) -> JsonSchema:
     if reason is None:
         return _with_space(constraint.schema)
     try:
-        narrowed = _on_deep_stack(lambda: narrow_schema(constraint.schema))
+        narrowed = narrow_schema(constraint.schema)
     except (TypeError, AttributeError, ValueError, KeyError, RecursionError) as error:
         if isinstance(error, ConstraintError):
             raise

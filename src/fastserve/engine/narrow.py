@@ -8,18 +8,21 @@ as `unevaluatedProperties` asks, and a negation is a matter of single keywords. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 from urllib.parse import unquote, urljoin
 
+from fastserve.constraint import MAX_CONSTRAINT_CHARACTERS
 from fastserve.errors import ConstraintError
 
 Schema = Any  # a mapping, or true or false
 
 _MOST_ALTERNATIVES = 256  # of one value
 _MOST_NESTED = 32  # references that apply to one value, and negations
+_MOST_NODES = 20_000  # made of a document, kept or not, at some 3 us
+_ENTRIES_PER_NODE = 8  # of a list or a mapping that is gone through: what costs as much as a node
 
 _TYPES = ("null", "boolean", "object", "array", "number", "string")
 _COUNTS = (
@@ -53,35 +56,86 @@ _FORMATS = (
 def narrow_schema(schema: Schema) -> Schema:
     """
     Raises:
-        ConstraintError: a keyword, or a reference, that cannot be rewritten.
+        ConstraintError: a keyword, or a reference, that cannot be rewritten; or the new schema would be too
+            large.
     """
-    targets = _References(schema)
+    budget = _Budget()
+    targets = _References(schema, budget)
     root = targets.take(schema, "")
-    narrower = _Narrower(targets.found)
+    narrower = _Narrower(targets.found, budget)
     narrowed = narrower.narrow(root)
     done: dict[str, Schema] = {}
     while pending := [name for name in targets.found if name not in done]:
         for name in pending:
             done[name] = narrower.narrow(targets.found[name])
-    if not done:
-        return narrowed
-    return {"allOf": [narrowed], "$defs": done} if isinstance(narrowed, bool) else {**narrowed, "$defs": done}
+    if done:
+        whole = {"allOf": [narrowed]} if isinstance(narrowed, bool) else narrowed
+        narrowed = {**whole, "$defs": done}
+    budget.check_length(narrowed)
+    return narrowed
+
+
+class _Budget:
+    """Of a whole document. What it grows by multiplies with each level of nesting: the work ends where the
+    limit is reached, not where all is built.
+    """
+
+    def __init__(self) -> None:
+        self._num_nodes = 0
+        self._lengths: dict[int, tuple[Schema, int]] = {}  # by identity, which holds while the schema is kept
+
+    def spend(self, num_entries: int = 0) -> None:
+        """For one node, with so many entries to go through."""
+        self._num_nodes += 1 + num_entries // _ENTRIES_PER_NODE
+        if self._num_nodes > _MOST_NODES:
+            raise ConstraintError(
+                f"the schema grows beyond {_MOST_NODES} nodes where it is written without keywords that are "
+                "not supported",
+                hint="nest fewer oneOf, not and if",
+            )
+
+    def check_length(self, schema: Schema) -> None:
+        """Before it is written: what is built once may stand in it many times."""
+        length = self._length(schema)
+        if length > MAX_CONSTRAINT_CHARACTERS:
+            raise ConstraintError(
+                f"the schema has {length} characters where it is written without keywords that are not "
+                f"supported; the limit is {MAX_CONSTRAINT_CHARACTERS}",
+                hint="nest fewer oneOf, not and if",
+            )
+
+    def _length(self, value: Any) -> int:
+        """Characters of JSON, at least."""
+        if isinstance(value, str):
+            return len(value) + 2
+        if not isinstance(value, Mapping | Sequence):
+            return len(repr(value))
+        known = self._lengths.get(id(value))
+        if known is None:
+            entries = value.values() if isinstance(value, Mapping) else value
+            length = sum(self._length(entry) + 2 for entry in entries)
+            if isinstance(value, Mapping):
+                length += sum(len(str(key)) + 4 for key in value)
+            known = self._lengths[id(value)] = value, max(length, 2)
+        return known[1]
 
 
 class _References:
     """Takes a document apart at its references: each becomes `#/$defs/N`."""
 
-    def __init__(self, root: Schema) -> None:
+    def __init__(self, root: Schema, budget: _Budget) -> None:
         self.found: dict[str, Schema] = {}  # by N
         self._places: dict[str, tuple[Schema, str]] = {}  # by URI: schema, and the base of its own references
         self._names: dict[int, str] = {}  # by identity of the schema: N
         self._dynamic: dict[str, int] = {}  # how many anchors of a name
+        self._budget = budget
         self._register(root, "")
 
     def take(self, schema: Schema, base: str) -> Schema:
         """The schema with its references replaced, and without annotations."""
         if not isinstance(schema, Mapping):
             return schema
+        self._budget.spend(len(schema))
         base = urljoin(base, schema.get("$id", ""))
         taken: dict[str, Any] = {}
         for keyword, value in schema.items():
@@ -182,12 +236,14 @@ _NOTHING = _Alternative()
 @dataclass(slots=True)
 class _Narrower:
     targets: Mapping[str, Schema]
+    budget: _Budget
     nested: int = 0
 
     def narrow(self, schema: Schema) -> Schema:
         """The schema in keywords that the compiler has."""
         if not isinstance(schema, Mapping):
             return schema
+        self.budget.spend(len(schema))
         if not any(keyword in schema for keyword in _REWRITTEN):
             return self._narrow_children(schema)
         return _any_of(_all_of(a.schemas) for a in self._expand(schema, follows=False))
@@ -211,6 +267,7 @@ class _Narrower:
         Args:
             follows: take references apart too, as what they evaluate is asked for.
         """
+        self.budget.spend(len(schema) if isinstance(schema, Mapping) else 0)
         if not isinstance(schema, Mapping):
             return [_NOTHING] if schema is True else []
         follows = follows or "unevaluatedProperties" in schema or "unevaluatedItems" in schema
@@ -221,12 +278,26 @@ class _Narrower:
         else:
             factors = []
         factors += [[self._plain(schema)], *self._applicators(schema, follows), *self._assertions(schema)]
-        alternatives = _multiply(factors)
+        alternatives = self._multiply(factors)
         if "unevaluatedProperties" in schema:
             alternatives = [self._close_object(a, schema["unevaluatedProperties"]) for a in alternatives]
         if "unevaluatedItems" in schema:
             alternatives = [self._close_array(a, schema["unevaluatedItems"]) for a in alternatives]
         return alternatives
+
+    def _multiply(self, factors: Iterable[list[_Alternative]]) -> list[_Alternative]:
+        """All combinations of one alternative each."""
+        products = [_NOTHING]
+        for factor in factors:
+            if len(products) * len(factor) > _MOST_ALTERNATIVES:
+                raise ConstraintError(
+                    f"the schema has more than {_MOST_ALTERNATIVES} alternatives at one place",
+                    hint="simplify it",
+                )
+            products = [a + b for a, b in product(products, factor)]
+            for one in products:
+                self.budget.spend(len(one.schemas) + len(one.names) + len(one.patterns) + len(one.items))
+        return products
 
     def _plain(self, schema: Mapping[str, Any]) -> _Alternative:
         """What needs no rewriting."""
@@ -245,7 +316,7 @@ class _Narrower:
         """Of the keywords that apply schemas to the value itself."""
 
         def expand(*schemas: Schema) -> list[_Alternative]:
-            return _multiply([self._expand(one, follows=follows) for one in schemas])
+            return self._multiply([self._expand(one, follows=follows) for one in schemas])
 
         def refuse(*schemas: Schema) -> list[_Alternative]:  # they evaluate nothing
             alternatives = expand(*(self.negate(one) for one in schemas))
@@ -260,7 +331,9 @@ class _Narrower:
             yield [
                 alternative
                 for index, one in enumerate(options)
-                for alternative in _multiply([expand(one), refuse(*options[:index], *options[index + 1 :])])
+                for alternative in self._multiply(
+                    [expand(one), refuse(*options[:index], *options[index + 1 :])]
+                )
             ]
         if "not" in schema:
             yield refuse(schema["not"])
@@ -268,7 +341,7 @@ class _Narrower:
             condition = schema["if"]
             yield [
                 *expand(condition, schema.get("then", True)),
-                *_multiply([refuse(condition), expand(schema.get("else", True))]),
+                *self._multiply([refuse(condition), expand(schema.get("else", True))]),
             ]
         for name, names in schema.get("dependentRequired", {}).items():
             yield expand({"properties": {name: False}}) + expand({"required": [name, *names]})
@@ -301,6 +374,7 @@ class _Narrower:
         for num_before in {0, len(schema.get("prefixItems", ()))}:
             if num_before and rest:
                 continue
+            self.budget.spend(num_before + least)
             items = {"prefixItems": [True] * num_before + [item] * least} if num_before + least else {}
             array = {"type": "array", **items, "minItems": num_before + least, **rest}
             found.append(_Alternative((array,), num_items=0 if num_before else least, items=(wanted,)))
@@ -350,11 +424,13 @@ class _Narrower:
         allowed = [self.narrow(one) for one in (others, *alternative.items)]
         closed: dict[str, Any] = {"items": _any_of(allowed)}
         if alternative.num_items:
+            self.budget.spend(alternative.num_items)
             closed["prefixItems"] = [True] * alternative.num_items
         return alternative + _Alternative((closed,), has_all_items=True)
 
     def negate(self, schema: Schema) -> Schema:
         """A schema of values that this one refuses, not of all of them; False where none is found."""
+        self.budget.spend(len(schema) if isinstance(schema, Mapping) else 0)
         if not isinstance(schema, Mapping):
             return not schema
         return _any_of(
@@ -366,9 +442,12 @@ class _Narrower:
             case "type":
                 yield _other_types(*([value] if isinstance(value, str) else value))
             case "const" | "enum":
+                self.budget.spend(0 if keyword == "const" else len(value))
                 yield _other_types(*{_type_of(one) for one in ([value] if keyword == "const" else value)})
             case "required":
-                yield from ({"type": "object", "properties": {name: False}} for name in value)
+                for name in value:
+                    self.budget.spend()
+                    yield {"type": "object", "properties": {name: False}}
             case "properties":
                 for name, one in value.items():
                     yield {"type": "object", "required": [name], "properties": {name: self.negate(one)}}
@@ -376,6 +455,7 @@ class _Narrower:
                 yield {"type": "array", "minItems": 1, "prefixItems": [self.negate(value)]}
             case "prefixItems":
                 for i, one in enumerate(value):
+                    self.budget.spend(i)
                     before = [True] * i
                     yield {"type": "array", "minItems": i + 1, "prefixItems": [*before, self.negate(one)]}
             case "contains" if schema.get("minContains", 1) >= 1:
@@ -412,18 +492,6 @@ _OPPOSITE_BOUND = {
     "exclusiveMaximum": "minimum",
 }
 _SIZED = {"Length": "string", "Items": "array", "Properties": "object"}
-
-
-def _multiply(factors: Iterable[list[_Alternative]]) -> list[_Alternative]:
-    """All combinations of one alternative each."""
-    products = [_NOTHING]
-    for factor in factors:
-        products = [a + b for a, b in product(products, factor)]
-        if len(products) > _MOST_ALTERNATIVES:
-            raise ConstraintError(
-                f"the schema has more than {_MOST_ALTERNATIVES} alternatives at one place", hint="simplify it"
-            )
-    return products
 
 
 def _all_of(schemas: tuple[Schema, ...]) -> Schema:
