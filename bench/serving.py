@@ -80,6 +80,8 @@ def run_servers(arguments: argparse.Namespace) -> Iterator[dict[str, RunningServ
     peers = [name for name in arguments.servers if name != "fastserve"]
     if peers and arguments.peers is None:
         sys.exit("--peers names the folder of the peers' environments; or choose --servers fastserve")
+    # The servers are of process groups of their own: who ends this process by a signal doesn't end them.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {}
