@@ -136,7 +136,7 @@ class Endpoint:
         exchange.sent_seconds = time.perf_counter()
         body = self._body(exchange.planned.prompt, max_tokens, abilities)
         try:
-            async with self._session.post(self._path, json=body) as response:
+            async with await self._post(body) as response:
                 if response.status != 200:
                     content = await response.content.read(2**16)
                     _take_refusal(exchange, response.status, content)
@@ -160,6 +160,16 @@ class Endpoint:
             exchange.fail("malformed", str(error))
         except (aiohttp.ClientError, OSError) as error:
             exchange.fail("connection lost", str(error) or type(error).__name__)
+
+    async def _post(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
+        """A server may close a connection that is kept at the moment at which it is used again, before it has
+        read the request: that is sent once more (RFC 9112, section 9.3.1)."""
+        try:
+            return await self._session.post(self._path, json=body)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            return await self._session.post(self._path, json=body)
 
     def _body(self, prompt: str, max_tokens: int, abilities: Abilities) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.options.model}
