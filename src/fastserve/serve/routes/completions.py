@@ -36,7 +36,12 @@ def completions_router(service: Service) -> APIRouter:
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         llm = service.models.find_generator(body.model)
         prompts = to_prompts(body.prompt)
-        wanted = [body.prompt_logprobs, body.logprobs if body.echo else None]
+        echoed = body.logprobs
+        if body.max_tokens == 0 and echoed is None:
+            echoed = (
+                0  # the engine reads a prompt alone only for its logprobs; who asked for none is told none
+            )
+        wanted = [body.prompt_logprobs, echoed if body.echo else None]
         asked = body.to_request(
             prompts,
             tenant=tenant_of(request.scope, body.user),

@@ -17,7 +17,9 @@ DEFAULT_MAX_TOKENS = 16  # of OpenAI's API
 class CompletionRequest(SamplingFields):
     model: str
     prompt: TextInput
-    max_tokens: int | None = Field(None, description="16 by default.")
+    max_tokens: int | None = Field(
+        None, description="16 by default; 0 with echo or prompt_logprobs: the prompt alone."
+    )
     logprobs: int | None = Field(None, description="0 to 20: the likeliest tokens beside the chosen one.")
     prompt_logprobs: int | None = Field(None, description="As logprobs, of the tokens of the prompt.")
     echo: bool | None = Field(None, description="Answer with the prompt before the completion.")
