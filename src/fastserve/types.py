@@ -88,10 +88,10 @@ class SamplingParams:
         check_kind("stop", self.stop, (str, Sequence), "a text or a sequence of texts")
         check_kind("stop_token_ids", self.stop_token_ids, Sequence, "a sequence of token ids")
         for token_id, bias in self.logit_bias.items():
-            check_integer("token id of logit_bias", token_id, low=0)
+            check_integer(f"logit_bias[{token_id!r}]", token_id, low=0)
             check_number(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
-        for token_id in self.stop_token_ids:
-            check_integer("token id of stop_token_ids", token_id, low=0)
+        for index, token_id in enumerate(self.stop_token_ids):
+            check_integer(f"stop_token_ids[{index}]", token_id, low=0)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         if self.constraint is not None:
@@ -101,6 +101,7 @@ class SamplingParams:
                 raise OptionError(
                     "ignore_eos=True contradicts a constraint, whose end is the completion's",
                     hint="leave one of them out",
+                    option="ignore_eos",
                 )
         for text in self.stop:
             if not isinstance(text, str) or not text:

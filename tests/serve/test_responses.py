@@ -119,7 +119,7 @@ def test_one_that_is_cancelled_ends_where_it_is(server) -> None:
             "input[0].content[0].type",
         ),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
-        ({"previous_response_id": "resp_no"}, "response_id"),
+        ({"previous_response_id": "resp_no"}, "previous_response_id"),
     ],
 )
 def test_a_field_that_is_wrong_is_named(server, wrong, param) -> None:

@@ -36,7 +36,7 @@ _SERVE_HELP: Mapping[str, str] = {
     "max_prompt_tokens": "Longest prompt; by default what the context holds.",
     "max_prompts": "Most prompts or texts of a request.",
     "max_n": "Most completions of a prompt.",
-    "max_stops": "Most stop strings of a request.",
+    "max_stops": "Most stop strings of a request, and most of its own stop tokens.",
     "max_logit_biases": "Most tokens with a logit bias.",
     "max_responses": "How many of /v1/responses are kept, in memory.",
     "body_seconds": "How long a body may take to come.",

@@ -66,6 +66,7 @@ class Capability:
             raise OptionError(
                 f"tenant {tenant!r} is unknown; tenant_weights has {', '.join(map(repr, weights))}",
                 hint="name one of them, or load the model with unknown_tenants='admit'",
+                option="tenant",
             )
 
     def class_index(self, priority_class: str | None) -> int:

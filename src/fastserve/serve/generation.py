@@ -195,6 +195,7 @@ def check_counts(request: GenerationRequest, options: ServeOptions) -> None:
         ("prompt", len(request.prompts), options.max_prompts),
         ("n", params.n, options.max_n),
         ("stop", len(params.stop), options.max_stops),
+        ("stop_token_ids", len(params.stop_token_ids), options.max_stops),
         ("logit_bias", len(params.logit_bias), options.max_logit_biases),
     ):
         if count > limit:

@@ -30,7 +30,7 @@ class ServeOptions:
         max_prompt_tokens: most tokens of a prompt; None is what the context and the KV memory hold.
         max_prompts: most prompts, or texts to embed, of one request.
         max_n: most completions of a prompt.
-        max_stops: most stop strings of a request.
+        max_stops: most stop strings of a request, and most of its own stop tokens.
         max_logit_biases: most tokens with a logit bias.
         max_responses: how many of /v1/responses are kept, in memory; the oldest go first.
         body_seconds: how long a body may take to come.

@@ -44,7 +44,7 @@ class ResponseStore:
         while len(self._responses) > self._most:
             self._responses.popitem(last=False)
 
-    def find(self, response_id: str, owner: str) -> KeptResponse:
+    def find(self, response_id: str, owner: str, *, param: str = "response_id") -> KeptResponse:
         """
         Raises:
             RequestError: there is none of that id, or it is somebody else's.
@@ -55,7 +55,7 @@ class ResponseStore:
                 f"there is no response {response_id[:100]!r}",
                 status=404,
                 code="response_not_found",
-                param="response_id",
+                param=param,
                 hint=f"the last {self._most} are kept, until the server ends",
             )
         return response

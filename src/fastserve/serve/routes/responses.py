@@ -17,8 +17,8 @@ from starlette.responses import Response
 
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.load import LoadedModel
-from fastserve.engine.prompt import Message, encode_chat
 from fastserve.errors import FastServeError, RequestError, StepError
+from fastserve.serve.chat_prompt import make_chat_prompt
 from fastserve.serve.chat_tools import ChatTools
 from fastserve.serve.errors import judge, naming
 from fastserve.serve.generation import Generation, GenerationRequest
@@ -33,6 +33,8 @@ from fastserve.serve.stream import event, json_response, to_json_text
 
 logger = logging.getLogger(__name__)
 
+_NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}  # fields by the options they set
+
 
 def responses_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["generate"], responses=ERRORS)
@@ -46,33 +48,31 @@ def responses_router(service: Service) -> APIRouter:
         owner = tenant_of(request.scope, None)
         messages = [*_messages_before(body, store, owner), *body.to_template()]
         system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-        tools = _to_tools(body, llm.model, messages)
-        told: Seq[Message] = [*system, *messages]
-        shown, constraint = None, body.to_constraint()
-        if tools is not None:
-            told, shown = tools.tell(told)
-            constraint = await asyncio.to_thread(tools.constrain, constraint)
-        can_call = tools is not None and tools.can_call
-        prompt = await asyncio.to_thread(encode_chat, llm.model, told, tools=shown)
-        with naming({"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}):
+        with naming(_NAMES, prompt="input", constraint=body.constraint_field or "tools"):
+            prompt = await make_chat_prompt(
+                llm.model,
+                [*system, *messages],
+                tools=_to_tools(body, llm.model, messages),
+                constraint=body.to_constraint(),
+            )
             asked = body.to_request(
-                [prompt],
+                [prompt.token_ids],
                 tenant=tenant_of(request.scope, body.user),
                 max_tokens=body.max_output_tokens,
                 logprobs=body.num_logprobs,
-                constraint=constraint,
-                skip_special_tokens=not can_call,  # what marks a call may be one
+                constraint=prompt.constraint,
+                skip_special_tokens=prompt.skip_special_tokens,
             )
-        writer = ResponseFormat(
-            LogprobWriter(llm.model.tokenizer),
-            ResponseOutput(tools if can_call else None),
-            kept=KeptResponse(owner=owner, messages=messages, document=_new_document(body, asked)),
-            store=None if body.store is False else store,
-        )
-        if not body.background:
-            return await service.answer(llm, asked, writer, request, is_streamed=bool(body.stream))
-        stack = AsyncExitStack()
-        generation = await stack.enter_async_context(service.generate(llm, asked, request))
+            writer = ResponseFormat(
+                LogprobWriter(llm.model.tokenizer),
+                ResponseOutput(prompt.tools),
+                kept=KeptResponse(owner=owner, messages=messages, document=_new_document(body, asked)),
+                store=None if body.store is False else store,
+            )
+            if not body.background:
+                return await service.answer(llm, asked, writer, request, is_streamed=bool(body.stream))
+            stack = AsyncExitStack()
+            generation = await stack.enter_async_context(service.generate(llm, asked, request))
         writer.begin(generation)
         task = asyncio.create_task(_finish(writer, generation, stack))
         in_background.add(task)
@@ -235,7 +235,7 @@ def _messages_before(body: ResponsesRequest, store: ResponseStore, owner: str) -
     """
     if body.previous_response_id is None:
         return ()
-    response = store.find(body.previous_response_id, owner)
+    response = store.find(body.previous_response_id, owner, param="previous_response_id")
     status = response.document["status"]
     if status not in ("completed", "incomplete"):
         raise RequestError(
