@@ -124,7 +124,7 @@ class NamedFunctionTool(Body):
 
 class ResponsesRequest(SamplingFields):
     model: str
-    input: str | list[InputItem]
+    input: str | Annotated[list[InputItem], Field(min_length=1)]
     instructions: str | None = Field(
         None, description="Said before everything; not kept for the next response."
     )
