@@ -275,3 +275,33 @@ def test_what_could_not_be_written_again_is_refused(server, path: str, value: st
         server.client.post(path, content=body, headers={"content-type": "application/json"})
     )
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+    assert response.json()["error"]["param"] == "tools[0].parameters.x"
+
+
+@pytest.mark.parametrize("depth", [200, 600, 900, 5000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model": "stories", "messages": %s}',
+        '{"model": "stories", "messages": [{"role": "user", "content": %s}]}',
+        '{"model": "stories", "messages": [{"role": "user", "content": "NaN"}], "tools": %s}',
+        '{"model": "stories", "max_tokens": 1, "messages": [{"role": "assistant", "tool_calls": [{"id": "1", '
+        '"type": "function", "function": {"name": "f", "arguments": "%s"}}]}]}',
+    ],
+)
+def test_what_is_nested_deeply_is_refused_or_taken(server, body: str, depth: int) -> None:
+    content = (body % ("[" * depth + "]" * depth)).encode()
+    headers = {"content-type": "application/json"}
+    response = server.run(server.client.post(PATH, content=content, headers=headers))
+    assert response.status_code in (200, 400), response.text
+
+
+def test_names_that_are_kept_and_logged_are_not_long(server) -> None:
+    for field in ("user", "session"):
+        assert_refused(server.post(PATH, {**CHAT, field: "x" * 513}), field)
+        assert server.post(PATH, {**CHAT, field: "x" * 512}).status_code == 200
+
+
+def test_a_conversation_without_messages_is_refused_with_tools_too(server) -> None:
+    tools = [{"type": "function", "name": "f"}]
+    assert_refused(server.post("/v1/responses", {"model": STORIES, "input": [], "tools": tools}), "input")

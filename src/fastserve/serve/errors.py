@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from reprlib import Repr
 from typing import Any
 
 from starlette.responses import Response
@@ -31,6 +32,8 @@ from fastserve.errors import (
 logger = logging.getLogger(__name__)
 
 _MOST_SHOWN = 80  # characters of a value in a message
+_SHORT = Repr()  # of values that may be nested as deep as JSON is read
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _MOST_SHOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> RequestE
         )
     if error["type"] == "missing":
         return RequestError(f"{param} is missing", status=400, code="missing_parameter", param=param)
-    shown = repr(error.get("input"))
+    shown = _SHORT.repr(error.get("input"))
     shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
     message = str(error["msg"])
     return RequestError(

@@ -40,6 +40,7 @@ def messages_router(service: Service) -> APIRouter:
 
     @router.post("/v1/messages", response_model=MessageDocument, responses=STREAMED)
     async def create_message(body: MessagesRequest, request: Request) -> Response:
+        body.check()
         llm = service.models.find_generator(body.model)
         with naming(_NAMES, prompt="messages", constraint="tools"):
             prompt = await make_chat_prompt(llm.model, body.to_template(), tools=_to_tools(body, llm.model))
@@ -208,7 +209,7 @@ def _to_input(arguments: str) -> Mapping[str, Any]:
     """Arguments of a call; empty where the answer was cut within them."""
     try:
         value = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -39,6 +39,7 @@ class Message(Body):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    refusal: None = Field(None, description="Of an answer that is sent back.")
 
     def to_template(self) -> dict[str, Any]:
         """The message as chat templates read it: plain text, arguments as objects, `developer` by its older
@@ -174,7 +175,7 @@ class ChatDocument(Document):
 def to_template_call(call: ToolCall) -> dict[str, Any]:
     try:
         arguments = json.loads(call.function.arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = call.function.arguments
     return {
         "id": call.id,
