@@ -29,13 +29,14 @@ MAX_TOP_LOGPROBS = 20
 class SamplingParams:
     """How the tokens of one request are chosen.
 
-    `max_tokens=None` generates until the context is full. `temperature=0` is greedy. `top_k=0`, `top_p=1` and
-    `min_p=0` switch their filters off. `seed=None` draws a fresh one per request. `n` completions are made of
-    one prompt, completion i as if it were alone with the seed `seed + i`. The penalties follow the OpenAI API
-    (presence, frequency: subtracted from the logits of tokens of the completion) and CTRL (repetition, arXiv
-    1909.05858: divides positive and multiplies negative logits of tokens of the prompt and the completion).
-    `logprobs` asks for the log-probabilities of the completion's tokens and so many of the likeliest in their
-    places; `prompt_logprobs` for those of the prompt's, which is then computed whole, whatever is cached.
+    `max_tokens=None` generates until the context is full; 0, with `prompt_logprobs`, reads the prompt alone.
+    `temperature=0` is greedy. `top_k=0`, `top_p=1` and `min_p=0` switch their filters off. `seed=None` draws
+    a fresh one per request. `n` completions are made of one prompt, completion i as if it were alone with the
+    seed `seed + i`. The penalties follow the OpenAI API (presence, frequency: subtracted from the logits of
+    tokens of the completion) and CTRL (repetition, arXiv 1909.05858: divides positive and multiplies negative
+    logits of tokens of the prompt and the completion). `logprobs` asks for the log-probabilities of the
+    completion's tokens and so many of the likeliest in their places; `prompt_logprobs` for those of the
+    prompt's, which is then computed whole, whatever is cached.
     `constraint` is what the text must be, see `fastserve.constraint`. `skip_special_tokens=False` shows
     tokens in the text that are none, such as those that mark calls of tools.
 
@@ -68,7 +69,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         check_integer("n", self.n, low=1)
         if self.max_tokens is not None:
-            check_integer("max_tokens", self.max_tokens, low=1)
+            # Without tokens and without the prompt's log-probabilities nothing would come of the request.
+            check_integer("max_tokens", self.max_tokens, low=1 if self.prompt_logprobs is None else 0)
         check_number("temperature", self.temperature, 0.0, 100.0)
         check_integer("top_k", self.top_k, low=0)
         check_number("top_p", self.top_p, 0.0, 1.0, is_low_open=True)
@@ -86,10 +88,10 @@ class SamplingParams:
         check_kind("stop", self.stop, (str, Sequence), "a text or a sequence of texts")
         check_kind("stop_token_ids", self.stop_token_ids, Sequence, "a sequence of token ids")
         for token_id, bias in self.logit_bias.items():
-            check_integer("token id of logit_bias", token_id, low=0)
+            check_integer(f"logit_bias[{token_id!r}]", token_id, low=0)
             check_number(f"logit_bias[{token_id}]", bias, -100.0, 100.0)
-        for token_id in self.stop_token_ids:
-            check_integer("token id of stop_token_ids", token_id, low=0)
+        for index, token_id in enumerate(self.stop_token_ids):
+            check_integer(f"stop_token_ids[{index}]", token_id, low=0)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         if self.constraint is not None:
@@ -99,6 +101,7 @@ class SamplingParams:
                 raise OptionError(
                     "ignore_eos=True contradicts a constraint, whose end is the completion's",
                     hint="leave one of them out",
+                    option="ignore_eos",
                 )
         for text in self.stop:
             if not isinstance(text, str) or not text:

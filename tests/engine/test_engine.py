@@ -341,3 +341,49 @@ def test_a_prompt_that_is_evicted_is_scored_once() -> None:
     scores = completions[wanting].prompt_logprobs
     assert scores is not None
     assert [score.token_id for score in scores] == prompt[1:]
+
+
+@pytest.mark.parametrize("num_completions", [1, 3])
+@pytest.mark.parametrize("policy", ["boost", "fcfs", "sjf", "hrrn", "gittins", "mlfq"])
+def test_a_prompt_is_read_alone_for_its_logprobs(policy: str, num_completions: int) -> None:
+    prompt = [(7 * i) % VOCAB_SIZE for i in range(30)]
+    alone = SamplingParams(max_tokens=0, prompt_logprobs=2, n=num_completions, ignore_eos=True)
+    engine = make_engine(max_outputs=4, num_blocks=40, prefill_chunk_tokens=11, policy=policy)
+    other = engine.add(PROMPT, SamplingParams(max_tokens=20))
+    scored = engine.add(prompt, SamplingParams(max_tokens=1, prompt_logprobs=2))
+    reading = engine.add(prompt, alone, timeout_ms=3_600_000)
+    shortest = engine.add(prompt[:1], alone)
+    chunks, completions = [], {}
+    while engine.has_work:
+        for chunk in engine.step():
+            engine.check_invariants()
+            chunks += [chunk] if chunk.request_id == reading else []
+            if chunk.completion is not None:
+                completions[chunk.request_id, chunk.index] = chunk.completion
+    assert engine.pool.num_free == engine.pool.num_blocks
+    assert [(chunk.index, chunk.token_id, chunk.text) for chunk in chunks] == [
+        (index, None, "") for index in range(num_completions)
+    ]
+    assert chunks[0].prompt_logprobs == completions[scored, 0].prompt_logprobs
+    for index in range(num_completions):
+        completion = completions[reading, index].checked()
+        assert (completion.finish_reason, completion.token_ids, completion.text) == ("length", (), "")
+        assert completions[shortest, index].prompt_logprobs == ()
+    assert list(completions[other, 0].token_ids) == plain_loop(PROMPT, SamplingParams(), 20)
+
+
+def test_a_prompt_that_is_read_alone_may_fill_the_context_and_the_memory() -> None:
+    engine = make_engine(num_blocks=8, block_size=4, context_length=32)
+    completion = complete(engine, SamplingParams(max_tokens=0, prompt_logprobs=0), [1] * 32)
+    assert completion.prompt_logprobs is not None
+    assert len(completion.prompt_logprobs) == 31
+    with pytest.raises(ContextLengthError, match="33 tokens; the context is 32 tokens"):
+        engine.add([1] * 33, SamplingParams(max_tokens=0, prompt_logprobs=0))
+    with pytest.raises(ContextLengthError, match="must hold at least one more"):
+        engine.add([1] * 32, SamplingParams(prompt_logprobs=0))
+
+
+def test_without_logprobs_of_the_prompt_no_tokens_are_refused_by_name() -> None:
+    with pytest.raises(OptionError, match="max_tokens=0") as caught:
+        SamplingParams(max_tokens=0)
+    assert caught.value.option == "max_tokens"

@@ -62,3 +62,10 @@ def test_an_unknown_model_is_a_404_that_names_those_there_are(server) -> None:
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "model_not_found"
     assert STORIES in response.json()["error"]["message"]
+
+
+def test_an_answer_may_be_sent_back_as_it_came(server) -> None:
+    answer = server.post("/v1/chat/completions", {**CHAT, "temperature": 0}).json()["choices"][0]["message"]
+    turns = [*CHAT["messages"], answer, {"role": "user", "content": "Go on."}]
+    response = server.post("/v1/chat/completions", {**CHAT, "messages": turns})
+    assert response.status_code == 200, response.text

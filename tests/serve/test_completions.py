@@ -157,3 +157,52 @@ def test_offsets_count_the_texts_characters_where_tokens_are_parts_of_one(server
     *_, last = choice["logprobs"]["text_offset"]
     assert last <= len(choice["text"])
     assert choice["logprobs"]["text_offset"] == sorted(choice["logprobs"]["text_offset"])
+
+
+@pytest.mark.parametrize("logprobs", [{}, {"logprobs": 0}, {"logprobs": 2}, {"prompt_logprobs": 1}])
+def test_a_prompt_is_scored_without_a_completion_whole_and_streamed_alike(server, logprobs) -> None:
+    body = {**BASE, "prompt": ["The dog ran home.", "He"], "echo": True, "n": 2, **logprobs}
+    counted = server.get("/metrics").text
+    scored = server.post(PATH, {**body, "max_tokens": 0})
+    assert scored.status_code == 200, scored.text
+    going_on = server.post(PATH, {**body, "max_tokens": 1}).json()
+    choices = scored.json()["choices"]
+    assert [choice["text"] for choice in choices] == ["The dog ran home."] * 2 + ["He"] * 2
+    assert [choice["finish_reason"] for choice in choices] == ["length"] * 4
+    num_tokens = going_on["usage"]["prompt_tokens"]
+    assert scored.json()["usage"] == {
+        "prompt_tokens": num_tokens,
+        "completion_tokens": 0,
+        "total_tokens": num_tokens,
+    }
+    for choice, longer in zip(choices, going_on["choices"], strict=True):
+        assert choice.get("prompt_logprobs") == longer.get("prompt_logprobs")
+        if "logprobs" in logprobs:
+            assert choice["logprobs"] == {name: values[:-1] for name, values in longer["logprobs"].items()}
+        else:
+            assert choice["logprobs"] is None
+    streamed = server.post(PATH, {**body, "max_tokens": 0, "stream": True})
+    joined = [{"text": ""} for _ in choices]
+    for data in events(streamed)[:-1]:
+        for choice in json.loads(data)["choices"]:
+            joined[choice["index"]]["text"] += choice["text"]
+            known = {name: value for name, value in choice.items() if name != "text" and value is not None}
+            joined[choice["index"]] |= known
+    assert joined == [{name: value for name, value in c.items() if value is not None} for c in choices]
+    count = 'fastserve_completion_tokens_total{model="stories"} '
+    before, after = (
+        float(text.split(count)[1].split()[0]) if count in text else 0.0
+        for text in (counted, server.get("/metrics").text)
+    )
+    assert after - before == going_on["usage"]["completion_tokens"]
+
+
+def test_without_echo_no_tokens_are_refused_by_name(server) -> None:
+    for more in ({}, {"logprobs": 1}, {"echo": False}):
+        response = server.post(PATH, {**BASE, "prompt": "He", "max_tokens": 0, **more})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "max_tokens"
+    scored = server.post(PATH, {**BASE, "prompt": "He", "max_tokens": 0, "prompt_logprobs": 0}).json()
+    (choice,) = scored["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("", "length")
+    assert len(choice["prompt_logprobs"]) == scored["usage"]["prompt_tokens"]

@@ -95,6 +95,26 @@ def test_a_text_that_is_too_long_is_refused_unless_it_may_be_cut(client) -> None
     assert response.json()["usage"]["prompt_tokens"] == 256
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/embeddings", {"input": "word " * 400}, "input"),
+        ("/v1/embeddings", {"input": ["a", "word " * 400]}, "input[1]"),
+        ("/v1/embeddings", {"input": [[101], [101, 99999]]}, "input[1][1]"),
+        ("/v1/embeddings", {"input": [101, 99999]}, "input[1]"),
+        ("/v1/embeddings", {"input": [101] * 257}, "input"),
+        ("/v1/embeddings", {"input": ["a"] * 257}, "input[256]"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 385}, "dimensions"),
+        ("/v1/score", {"text_1": "a", "text_2": ["a", "word " * 400]}, "text_2[1]"),
+        ("/v1/rerank", {"query": "word " * 400, "documents": ["a"]}, "query"),
+        ("/v1/rerank", {"query": "a", "documents": ["word " * 400]}, "documents[0]"),
+    ],
+)
+def test_a_text_that_is_refused_is_named(client, path: str, fields, param: str) -> None:
+    response = client.post(path, **fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
 def test_scores_are_cosines(client, expected) -> None:
     cosines = expected @ expected.T
     one_to_many = client.post("/v1/score", text_1=TEXTS[0], text_2=TEXTS).json()["data"]

@@ -61,3 +61,11 @@ def test_live_turns_red_when_the_engine_has_died(make_server) -> None:
     assert server.get("/health/live").status_code == 503
     assert server.get("/health/ready").status_code == 503
     assert server.get("/metrics").status_code == 200
+
+
+def test_methods_that_clients_make_up_are_counted_as_one(make_server) -> None:
+    server = make_server()
+    for index in range(20):
+        server.run(server.client.request(f"GRAB{index}", "/v1/models"))
+    counts = [key for key in samples(server) if key[0] == "fastserve_http_requests_total"]
+    assert [key[1] for key in counts] == ["other"]

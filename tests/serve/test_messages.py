@@ -121,3 +121,11 @@ def test_the_model_is_told_of_a_tool_that_failed() -> None:
     block = {"type": "tool_result", "tool_use_id": "1", "content": "no such city", "is_error": True}
     (message,) = Turn.model_validate({"role": "user", "content": [block]}).to_template()
     assert message["content"] == "Error: no such city"
+
+
+def test_an_answer_that_is_begun_for_the_assistant_is_refused(server) -> None:
+    turns = [*MESSAGES["messages"], {"role": "assistant", "content": "Once"}]
+    error = server.post("/v1/messages", {**MESSAGES, "messages": turns}).json()["error"]
+    assert (error["param"], error["code"]) == ("messages", "invalid_value")
+    counted = {"model": STORIES, "messages": turns}
+    assert server.post("/v1/messages/count_tokens", counted).json()["input_tokens"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,7 +138,6 @@ def test_a_prompt_beyond_the_servers_own_limit_is_refused(make_server) -> None:
 
 def test_a_full_queue_is_a_429_that_says_when_to_come_again(make_server) -> None:
     import asyncio
-    from dataclasses import replace
 
     server = make_server(engine=replace(OPTIONS, max_waiting=1, max_sequences=1))
     body = {"model": STORIES, "prompt": "He", "max_tokens": 150, "ignore_eos": True}
@@ -170,6 +170,102 @@ def test_a_field_is_named_as_the_body_has_it(server, fields: dict[str, Any], par
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
+SCHEMA = {"type": "object", "properties": {"a": {"$ref": "#/nowhere"}}}
+TOOL = {"name": "now", "parameters": SCHEMA}
+CHAT_TOOL = {"type": "function", "function": TOOL}
+RESPONSE_FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
+TEXT_FORMAT = {"type": "json_schema", "name": "a", "schema": SCHEMA}
+LONG = "word " * 2000
+LONG_TURN = [{"role": "user", "content": LONG}]
+TURN = [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (PATH, {"stop_token_ids": [1, -1]}, "stop_token_ids[1]"),
+        (PATH, {"stop_token_ids": [1] * 17}, "stop_token_ids"),
+        (PATH, {"max_tokens": None, "max_completion_tokens": 0}, "max_completion_tokens"),
+        (PATH, {"messages": LONG_TURN}, "messages"),
+        (PATH, {"max_tokens": 300}, "messages"),
+        (PATH, {"json_schema": SCHEMA}, "json_schema"),
+        (PATH, {"regex": "("}, "regex"),
+        (PATH, {"choice": []}, "choice"),
+        (PATH, {"grammar": "nothing"}, "grammar"),
+        (PATH, {"response_format": RESPONSE_FORMAT}, "response_format"),
+        (PATH, {"regex": "a", "ignore_eos": True}, "ignore_eos"),
+        (PATH, {"tools": [CHAT_TOOL], "tool_choice": "required"}, "tools"),
+        (PATH, {"tools": [{"type": "function", "function": {"name": "no name"}}]}, "tools[0]"),
+        (PATH, {"tools": [CHAT_TOOL, CHAT_TOOL]}, "tools"),
+        (PATH, {"tool_choice": "required"}, "tool_choice"),
+        ("/v1/completions", {"prompt": "a", "regex": "("}, "regex"),
+        ("/v1/completions", {"prompt": []}, "prompt"),
+        ("/v1/completions", {"prompt": LONG}, "prompt"),
+        ("/v1/completions", {"prompt": [512]}, "prompt"),
+        ("/v1/completions", {"prompt": ["a"] * 257}, "prompt"),
+        ("/v1/responses", {"input": LONG}, "input"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 0}, "max_output_tokens"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 300}, "input"),
+        ("/v1/responses", {"input": "a", "text": {"format": TEXT_FORMAT}}, "text.format"),
+        (
+            "/v1/responses",
+            {"input": "a", "tools": [{"type": "function", **TOOL}], "tool_choice": "required"},
+            "tools",
+        ),
+        ("/v1/messages", {"messages": LONG_TURN, "max_tokens": 1}, "messages"),
+        ("/v1/messages", {"messages": TURN, "max_tokens": 0}, "max_tokens"),
+        (
+            "/v1/messages",
+            {"messages": TURN, "max_tokens": 1, "stop_sequences": ["a"] * 17},
+            "stop_sequences",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_refused_behind_the_schema_names_its_field_too(
+    server, path: str, fields: dict[str, Any], param: str, stream: bool
+) -> None:
+    base = CHAT if path == PATH else {"model": STORIES}
+    assert_refused(server.post(path, {**base, **fields, "stream": stream}), param)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (PATH, {**CHAT, "stream_options": {"include_usage": True}}, "stream_options"),
+        ("/v1/messages/count_tokens", {"messages": LONG_TURN}, "messages"),
+        ("/tokenize", {"prompt": LONG}, "prompt"),
+        ("/detokenize", {"tokens": [512]}, "tokens"),
+    ],
+)
+def test_so_does_what_has_no_stream(server, path: str, fields: dict[str, Any], param: str) -> None:
+    assert_refused(server.post(path, {"model": STORIES, **fields}), param)
+
+
+def assert_refused(response: Any, param: str) -> None:
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param), error
+    assert error["type"] == "invalid_request_error"
+
+
+def test_messages_without_tokens_are_no_prompt(server, monkeypatch) -> None:
+    monkeypatch.setattr("fastserve.serve.chat_prompt.encode_chat", lambda *_, **__: [])
+    error = server.post(PATH, CHAT).json()["error"]
+    assert (error["param"], error["message"]) == (
+        "messages",
+        "the prompt has no tokens (hint: give at least one character)",
+    )
+
+
+def test_a_tenant_that_is_not_served_is_a_user_that_is_not(make_server) -> None:
+    server = make_server(engine=replace(OPTIONS, tenant_weights={"alice": 1}, unknown_tenants="refuse"))
+    error = server.post(PATH, {**CHAT, "user": "bob"}).json()["error"]
+    assert (error["param"], error["message"][:22]) == ("user", "user 'bob' is unknown;")
+    body = {"model": STORIES, "max_tokens": 1, "messages": CHAT["messages"], "metadata": {"user_id": "bob"}}
+    assert server.post("/v1/messages", body).json()["error"]["param"] == "metadata.user_id"
+    assert server.post(PATH, {**CHAT, "user": "alice"}).status_code == 200
+
+
 @pytest.mark.parametrize("value", ['"\\ud800"', "NaN", "-Infinity", "1e999"])
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
 def test_what_could_not_be_written_again_is_refused(server, path: str, value: str) -> None:
@@ -179,3 +275,33 @@ def test_what_could_not_be_written_again_is_refused(server, path: str, value: st
         server.client.post(path, content=body, headers={"content-type": "application/json"})
     )
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+    assert response.json()["error"]["param"] == "tools[0].parameters.x"
+
+
+@pytest.mark.parametrize("depth", [200, 600, 900, 5000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"model": "stories", "messages": %s}',
+        '{"model": "stories", "messages": [{"role": "user", "content": %s}]}',
+        '{"model": "stories", "messages": [{"role": "user", "content": "NaN"}], "tools": %s}',
+        '{"model": "stories", "max_tokens": 1, "messages": [{"role": "assistant", "tool_calls": [{"id": "1", '
+        '"type": "function", "function": {"name": "f", "arguments": "%s"}}]}]}',
+    ],
+)
+def test_what_is_nested_deeply_is_refused_or_taken(server, body: str, depth: int) -> None:
+    content = (body % ("[" * depth + "]" * depth)).encode()
+    headers = {"content-type": "application/json"}
+    response = server.run(server.client.post(PATH, content=content, headers=headers))
+    assert response.status_code in (200, 400), response.text
+
+
+def test_names_that_are_kept_and_logged_are_not_long(server) -> None:
+    for field in ("user", "session"):
+        assert_refused(server.post(PATH, {**CHAT, field: "x" * 513}), field)
+        assert server.post(PATH, {**CHAT, field: "x" * 512}).status_code == 200
+
+
+def test_a_conversation_without_messages_is_refused_with_tools_too(server) -> None:
+    tools = [{"type": "function", "name": "f"}]
+    assert_refused(server.post("/v1/responses", {"model": STORIES, "input": [], "tools": tools}), "input")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import json
+import logging
 from typing import Any
 
 import pytest
 
 from fastserve.serve.options import ServeOptions
+from fastserve.serve.response_output import ResponseOutput
 from fastserve.serve.security import ApiKeys, digest_of
 from serve.conftest import STORIES
 from serve.test_messages import events_of
+from serve.test_stream import Call, wait_until_idle
 
 pytest.importorskip("fastserve._native")
 
@@ -95,14 +101,115 @@ def test_one_in_the_background_is_retrieved_later(server) -> None:
     assert without_ids(response) == without_ids(expected)
 
 
-def test_one_that_is_cancelled_ends_where_it_is(server) -> None:
-    asked = {**ASKED, "max_output_tokens": 200, "background": True, "ignore_eos": True}
-    started = server.post("/v1/responses", asked).json()
-    cancelled = server.post(f"/v1/responses/{started['id']}/cancel", None).json()
-    assert cancelled["status"] == "cancelled"
+LONG = {**ASKED, "max_output_tokens": 200, "ignore_eos": True}
+
+
+@pytest.fixture
+def has_begun(monkeypatch) -> asyncio.Event:
+    """Set when a response has some tokens."""
+    event, count = asyncio.Event(), itertools.count(1)
+    take = ResponseOutput.take
+
+    def count_take(*arguments: Any, **options: Any) -> Any:
+        if next(count) == 5:
+            event.set()
+        return take(*arguments, **options)
+
+    monkeypatch.setattr(ResponseOutput, "take", count_take)
+    return event
+
+
+def test_one_in_the_background_that_is_cancelled_keeps_what_it_has(server, has_begun) -> None:
+    async def main() -> tuple[Any, Any]:
+        started = (await server.client.post("/v1/responses", json={**LONG, "background": True})).json()
+        await has_begun.wait()
+        path = f"/v1/responses/{started['id']}"
+        cancelled = (await server.client.post(f"{path}/cancel")).json()
+        await wait_until_idle(server.llm)
+        assert (await server.client.get(path)).json() == cancelled
+        assert (await server.client.post(f"{path}/cancel")).json() == cancelled
+        return started, cancelled
+
+    started, cancelled = server.run(main())
+    assert (cancelled["status"], cancelled["error"]) == ("cancelled", None)
+    assert cancelled["output"][0]["status"] == "incomplete"
+    whole = server.post("/v1/responses", LONG).json()
+    assert 0 < len(answer_of(cancelled)) < len(answer_of(whole))
+    assert answer_of(whole).startswith(answer_of(cancelled))
     following = server.post("/v1/responses", {**ASKED, "previous_response_id": started["id"]})
     assert following.json()["error"]["param"] == "previous_response_id"
-    assert server.run(server.llm.status()).num_resident == 0
+
+
+def test_a_stream_that_is_cancelled_ends_with_what_it_has(server, has_begun) -> None:
+    async def main() -> tuple[str, Any]:
+        call = Call(server.app, {**LONG, "stream": True}, path="/v1/responses")
+        task = asyncio.create_task(call.run())
+        await has_begun.wait()
+        created = json.loads(call.text.split("data: ")[1].split("\n")[0])
+        path = f"/v1/responses/{created['response']['id']}"
+        cancelled = (await server.client.post(f"{path}/cancel")).json()
+        await task
+        assert (await server.client.get(path)).json() == cancelled
+        return call.text, cancelled
+
+    text, cancelled = server.run(main())
+    streamed = [json.loads(line.removeprefix("data: ")) for line in text.split("\n") if line[:4] == "data"]
+    assert [data["sequence_number"] for data in streamed] == list(range(len(streamed)))
+    deltas = [data["delta"] for data in streamed if data["type"] == "response.output_text.delta"]
+    assert "".join(deltas) == answer_of(cancelled)
+    assert [data["type"] for data in streamed[-4:]] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.incomplete",
+    ]
+    assert streamed[-1]["response"] == cancelled
+    assert cancelled["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_one_that_fails_keeps_what_it_has(server, has_begun, monkeypatch, background: bool) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a kernel failed")
+
+    async def main() -> Any:
+        mode = "background" if background else "stream"
+        call = Call(server.app, {**LONG, mode: True}, path="/v1/responses")
+        task = asyncio.create_task(call.run())
+        await has_begun.wait()
+        monkeypatch.setattr(server.llm._worker._engine, "_run", fail)
+        await task
+        first = json.loads(call.text if background else call.text.split("data: ")[1].split("\n")[0])
+        path = f"/v1/responses/{first['id'] if background else first['response']['id']}"
+        response = (await server.client.get(path)).json()
+        while response["status"] == "in_progress":
+            await asyncio.sleep(0.001)
+            response = (await server.client.get(path)).json()
+        return response
+
+    response = server.run(main())
+    assert (response["status"], response["error"]["code"]) == ("failed", "step_failed")
+    assert answer_of(response)
+
+
+def test_one_in_the_background_has_its_line_when_it_has_ended(server, caplog) -> None:
+    def lines() -> list[Any]:
+        return [record.fields for record in caplog.records if record.getMessage() == "request"]
+
+    async def main() -> list[Any]:
+        started = (await server.client.post("/v1/responses", json={**LONG, "background": True})).json()
+        early = lines()
+        path = f"/v1/responses/{started['id']}"
+        while (await server.client.get(path)).json()["status"] == "in_progress":
+            await asyncio.sleep(0.001)
+        return early
+
+    with caplog.at_level(logging.INFO, "fastserve.serve.request"):
+        assert not server.run(main())
+    posted = [fields for fields in lines() if fields["method"] == "POST"]
+    (line,) = posted
+    assert (line["status"], line["response_status"], line["completion_tokens"]) == (200, "incomplete", 200)
+    assert line["model"] == STORIES
 
 
 @pytest.mark.parametrize(
@@ -119,7 +226,7 @@ def test_one_that_is_cancelled_ends_where_it_is(server) -> None:
             "input[0].content[0].type",
         ),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
-        ({"previous_response_id": "resp_no"}, "response_id"),
+        ({"previous_response_id": "resp_no"}, "previous_response_id"),
     ],
 )
 def test_a_field_that_is_wrong_is_named(server, wrong, param) -> None:

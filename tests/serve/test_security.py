@@ -94,6 +94,9 @@ def test_cors_is_off_unless_a_site_is_named(server, make_server) -> None:
     friendly = make_server(ServeOptions(cors_origins=(site,)))
     preflight = friendly.run(friendly.client.options("/v1/completions", headers=asks))
     assert preflight.headers["access-control-allow-origin"] == site
+    more = {"access-control-request-method": "DELETE", "access-control-request-headers": "x-stainless-os"}
+    preflight = friendly.run(friendly.client.options("/v1/responses/resp_1", headers={**asks, **more}))
+    assert preflight.status_code == 200, preflight.text
     response = friendly.get(MODELS, headers={"origin": site})
     assert response.headers["access-control-allow-origin"] == site
 

@@ -11,6 +11,8 @@ import jsonschema
 import pytest
 
 from fastserve.config import EngineOptions
+from fastserve.constraint import Grammar
+from fastserve.serve.chat_tools import ChatTools
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.security import ApiKeys
 from serve.conftest import STORIES, Server, events
@@ -263,6 +265,22 @@ def test_a_streamed_response_grows_to_what_it_is_whole(server: Server) -> None:
     assert added == {**done, "arguments": "", "status": "in_progress"}
     assert data[-1]["type"] == "response.completed"
     assert data[-1]["response"]["output"] == [done]
+
+
+def test_the_text_before_a_call_has_its_own_logprobs_whole_and_streamed_alike(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'Yes.\n<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
+    monkeypatch.setattr(ChatTools, "constrain", lambda *_: Grammar(f"start: {json.dumps(text)}"))
+    body = {**RESPONSE, "include": ["message.output_text.logprobs"]}
+    whole = server.post("/v1/responses", body).json()["output"]
+    parts = server.post("/v1/responses", {**body, "stream": True}).text.split("\n\n")
+    streamed = json.loads(parts[-2].partition("data: ")[2])["response"]["output"]
+    assert [item["type"] for item in whole] == ["message", "function_call"]
+    assert [item.get("content") for item in streamed] == [item.get("content") for item in whole]
+    (part,) = whole[0]["content"]
+    assert part["text"] == "Yes."
+    assert "".join(logprob["token"] for logprob in part["logprobs"]).strip() == "Yes."
 
 
 def test_a_response_goes_on_from_the_result_of_its_call(server: Server) -> None:

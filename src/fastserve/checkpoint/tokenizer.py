@@ -85,6 +85,7 @@ class Tokenizer:
                 f"the text is not valid Unicode: at character {half.start()} is half a pair,"
                 f" U+{ord(half[0]):04X}",
                 hint="give text in UTF-8; a file in another encoding must be converted first",
+                option="prompt",
             ) from error
         return ids
 

@@ -19,6 +19,7 @@ from fastserve.option import INT32_MAX, check_integer, check_number
 if TYPE_CHECKING:
     from fastserve.evaluate.endpoint import EndpointOptions
     from fastserve.evaluate.load_test import LoadOptions, LoadRow, LoadTest
+    from fastserve.evaluate.slo import Slo
 
 API_KEY_VARIABLE = "FASTSERVE_API_KEY"
 
@@ -144,7 +145,6 @@ def serve(
     from fastserve.evaluate.find_rate import check_precision
     from fastserve.evaluate.latency import Objective
     from fastserve.evaluate.load_test import LoadOptions
-    from fastserve.evaluate.slo import Slo
     from fastserve.evaluate.trace import data_folder
 
     _check_loop(rate=rate, concurrency=concurrency, time_scale=time_scale, find_rate=find_rate)
@@ -169,11 +169,11 @@ def serve(
         warm_up=warm_up,
         stall_seconds=stall,
         objective=Objective(ttft_seconds=ttft_objective, tpot_seconds=tpot_objective),
-        slo=Slo.parse(slo or _DEFAULT_SLO) if slo or find_rate else None,
+        slo=_parse_slo(slo, is_needed=find_rate),
     )
     endpoint = EndpointOptions(url=url, model=model, api=api, api_key=os.environ.get(API_KEY_VARIABLE))
-    rates = _parse_list("rate", rate, float) if rate else (None,)
-    concurrencies = _parse_list("concurrency", concurrency, int) if concurrency else None
+    rates = (None,) if rate is None else _parse_list("rate", rate, float)
+    concurrencies = None if concurrency is None else _parse_list("concurrency", concurrency, int)
     if find_rate and len(rates) > 1:
         raise OptionError(
             f"--find-rate begins at one rate, and --rate gives {len(rates)}", hint="give the first alone"
@@ -267,6 +267,14 @@ def _refuse(options: Mapping[str, object], reason: str) -> None:
     for name, value in options.items():
         if value is not None:
             raise OptionError(f"{name} {reason}", hint="leave it out")
+
+
+def _parse_slo(text: str | None, *, is_needed: bool) -> Slo | None:
+    from fastserve.evaluate.slo import Slo
+
+    if text is None:
+        return Slo.parse(_DEFAULT_SLO) if is_needed else None
+    return Slo.parse(text)
 
 
 def _parse_list(name: str, text: str, kind: type[float] | type[int]) -> tuple[Any, ...]:

@@ -143,7 +143,7 @@ class Admission:
         seconds = num_steps * model.fixed_seconds + num_tokens * model.prefill_seconds
         params = sequence.params
         if params.ignore_eos and not params.stop and not params.stop_token_ids:
-            seconds += (sequence.max_tokens - 1) * (model.fixed_seconds + model.decode_seconds)
+            seconds += max(sequence.max_tokens - 1, 0) * (model.fixed_seconds + model.decode_seconds)
         return _OPTIMISM * seconds
 
     def _seconds_ahead(self, sequence: Sequence) -> float:

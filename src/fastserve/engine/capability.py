@@ -66,6 +66,7 @@ class Capability:
             raise OptionError(
                 f"tenant {tenant!r} is unknown; tenant_weights has {', '.join(map(repr, weights))}",
                 hint="name one of them, or load the model with unknown_tenants='admit'",
+                option="tenant",
             )
 
     def class_index(self, priority_class: str | None) -> int:
@@ -83,7 +84,7 @@ class Capability:
     def _fit_memory(self, num_prompt_tokens: int, wanted: int | None, max_tokens: int) -> int:
         """`max_tokens`, or, where the request names none, what the KV memory holds beside the prompt.
 
-        The last token of a completion is never computed, so it needs no place.
+        The last token of a completion is never computed, so it needs no place; those of the prompt all are.
         """
         held = self._kv_tokens
         room = held + 1 - num_prompt_tokens
@@ -120,14 +121,14 @@ def fit_max_tokens(num_prompt_tokens: int, max_tokens: int | None, context_lengt
         ContextLengthError: they do not fit the context.
     """
     if num_prompt_tokens == 0:
-        raise OptionError("the prompt has no tokens", hint="give at least one character")
-    if num_prompt_tokens >= context_length:
+        raise OptionError("the prompt has no tokens", hint="give at least one character", option="prompt")
+    left = context_length - num_prompt_tokens
+    if left < 0 or (left == 0 and max_tokens != 0):
+        more = "" if max_tokens == 0 else " and must hold at least one more"
         raise ContextLengthError(
-            f"the prompt has {_tokens(num_prompt_tokens)}; the context is {context_length} tokens and must "
-            "hold at least one more",
+            f"the prompt has {_tokens(num_prompt_tokens)}; the context is {context_length} tokens{more}",
             hint="shorten the prompt, or load the model with a larger context_length if it allows one",
         )
-    left = context_length - num_prompt_tokens
     if max_tokens is not None and max_tokens > left:
         raise ContextLengthError(
             f"the prompt has {_tokens(num_prompt_tokens)} and max_tokens is {max_tokens}, together "

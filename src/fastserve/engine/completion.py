@@ -87,7 +87,7 @@ class Chunk:
     """One token of a completion and the text that became certain with it (empty while text is held back)."""
 
     request_id: int
-    token_id: int | None  # None where the completion ends by an error
+    token_id: int | None  # None where the completion ends by an error, or has no tokens
     text: str
     logprobs: TokenLogprobs | None
     completion: Completion | None  # of the last chunk: the whole

@@ -367,6 +367,10 @@ class Engine:
             request_id = self._transcripts[turn.sequence.sequence_id].request_id
             yield from [self._fail(t, NO_TOKEN, now) for t in list(self._requests[request_id])]
             return
+        if turn.sequence.is_read_only:
+            if not turn.sequence.num_uncomputed_tokens:
+                yield from self._end_read_only(turn.sequence, now)
+            return
         first_row += turn.num_scored
         for row, sequence in enumerate(turn.outputs, first_row):
             chunk = self._emit(sequence, result, row, now)
@@ -421,6 +425,15 @@ class Engine:
             sequence.is_complete = True
             self._finish(transcript)
         return transcript.chunk(text, token_id=token_id, completion=completion, is_first=is_first)
+
+    def _end_read_only(self, sequence: Sequence, now: float) -> Iterator[Chunk]:
+        """The prompt of a request without completion tokens is read: all its completions end, empty. They
+        teach nothing of lengths, so their sequences do not count as complete."""
+        request_id = self._transcripts[sequence.sequence_id].request_id
+        for transcript in list(self._requests[request_id]):
+            completion = transcript.complete("", "length", now)
+            self._finish(transcript)
+            yield transcript.chunk("", token_id=None, completion=completion, is_first=True)
 
     def _take_in(self, request_id: int, sequence: Sequence, timeout_ms: float | None, now: float) -> None:
         """Have the scheduler rank it. Raises DeadlineError where it cannot be complete in time."""

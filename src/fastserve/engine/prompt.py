@@ -23,13 +23,12 @@ def encode_prompt(model: LoadedModel, prompt: Prompt, *, add_special_tokens: boo
 
     Raises:
         ContextLengthError: a text is certain not to fit. It is refused unencoded, as encoding takes seconds
-        for
-            a million tokens.
+            for a million tokens.
     """
     if not isinstance(prompt, str):
         return prompt
     limit = model.context_length
-    if len(prompt) >= limit and (least := model.tokenizer.min_tokens(prompt)) >= limit:
+    if len(prompt) > limit and (least := model.tokenizer.min_tokens(prompt)) > limit:
         raise ContextLengthError(
             f"the prompt has {len(prompt)} characters, which are at least {least} tokens; "
             f"the context is {limit} tokens",

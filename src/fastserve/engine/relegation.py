@@ -71,4 +71,4 @@ class Relegation:
             fewest = min(self._work.lengths(sequence).quantile_left(age, _HOPE), most)
         else:
             fewest = 1
-        return fewest - (sequence.num_completion_tokens == 0)
+        return max(fewest - (sequence.num_completion_tokens == 0), 0)

@@ -95,6 +95,11 @@ class Sequence:
         return self.params.prompt_logprobs is not None and self.num_scored_tokens < self.num_prompt_tokens
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether its prompt is all that is computed: it is complete without a token of its own."""
+        return self.max_tokens == 0
+
+    @property
     def is_resident(self) -> bool:
         """Whether it can run."""
         return self.residence is Residence.FAST

@@ -158,7 +158,7 @@ class Round:
         if sequence.is_to_be_scored:
             num_tokens, num_scored = self._fit_scores(sequence, num_tokens)
         outputs: Seq[Sequence] = ()
-        if num_tokens == sequence.num_uncomputed_tokens:
+        if num_tokens == sequence.num_uncomputed_tokens and not sequence.is_read_only:
             outputs = (sequence, *sequence.forks)
         if num_scored and num_scored + len(outputs) > self._outputs_left:
             num_tokens, outputs = num_tokens - 1, ()  # its last token has a step of its own

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,17 +32,48 @@ def check_text(body: bytes) -> None:
         return  # for the route to say
     try:
         json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError as error:
+    except RecursionError as error:
+        raise RequestError("the body is nested too deeply", status=400, code="invalid_json") from error
+    except ValueError as error:  # UnicodeEncodeError is one
+        place = _find_unwritable(document)
+        is_text = isinstance(error, UnicodeEncodeError)
+        reason = "has half a surrogate pair, which is no character" if is_text else "is not finite"
         raise RequestError(
-            "the body has half a surrogate pair, which is no character",
+            f"{place or 'the body'} {reason}",
             status=400,
             code="invalid_json",
-            hint="send whole characters",
+            param=place or None,
+            hint="send whole characters" if is_text else "send a finite number",
         ) from error
-    except ValueError as error:
-        raise RequestError(
-            "the body has a number that is not finite", status=400, code="invalid_json"
-        ) from error
+
+
+def _find_unwritable(document: Any) -> str:
+    """Where the first text is that is none, or number that is not finite.
+
+    >>> _find_unwritable({"a": [1.0, {"b": float("inf")}]})
+    'a[1].b'
+    """
+    waiting = [("", document)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, dict):
+            if any(map(_is_unwritable, value)):
+                return place
+            inner = [(f"{place}.{key}" if place else key, item) for key, item in value.items()]
+        elif isinstance(value, list):
+            inner = [(f"{place}[{index}]", item) for index, item in enumerate(value)]
+        elif _is_unwritable(value):
+            return place
+        else:
+            continue
+        waiting += reversed(inner)
+    return ""
+
+
+def _is_unwritable(value: object) -> bool:
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class BodyLimit:

@@ -14,6 +14,7 @@ from fastserve.engine.prompt import Prompt, encode_text
 from fastserve.errors import ContextLengthError, OptionError
 from fastserve.option import check_integer
 from fastserve.serve.connection import run_while_connected
+from fastserve.serve.errors import naming
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.record import RequestRecord
 from fastserve.types import Float32Array
@@ -33,34 +34,35 @@ class Embedded:
 
 async def embed(
     embedder: AsyncEmbedder,
-    texts: Seq[Prompt],
+    texts: Seq[tuple[str, Prompt]],
     request: Request,
     *,
     options: ServeOptions,
     tenant: str,
-    param: str,
     truncate: bool,
 ) -> Embedded:
-    """Embed texts, or token ids that are used as they are. Messages call them `param`; the tenant is for the
-    log.
+    """Embed texts, or token ids that are used as they are, each with its place in the request; see
+    `name_texts`. The tenant is for the log.
 
     Raises:
-        OptionError: they are too many, or a token is not in the vocabulary.
-        ContextLengthError: a text is longer than the model's limit.
+        RequestError: a token is not in the vocabulary, or a text is longer than the model's limit.
+        OptionError: they are too many.
         QueueFullError, StepError: see `AsyncEmbedder.embed`.
     """
     if len(texts) > options.max_prompts:
         raise OptionError(
-            f"{param} has {len(texts)} texts; the most is {options.max_prompts}",
+            f"there are {len(texts)} texts to embed; the most is {options.max_prompts}",
             hint="send several requests",
-            option=param,
+            option=texts[options.max_prompts][0],
         )
-    token_ids = await asyncio.to_thread(_encode_all, embedder, texts, param, truncate)
-    longest, limit = max(map(len, token_ids), default=0), options.max_prompt_tokens
-    if limit is not None and longest > limit:
-        raise ContextLengthError(
-            f"{param} has a text of {longest} tokens; max_prompt_tokens is {limit}", hint="shorten the text"
-        )
+    token_ids = await asyncio.to_thread(_encode_all, embedder, texts, truncate)
+    for (place, _), own in zip(texts, token_ids, strict=True):
+        limit = options.max_prompt_tokens
+        if limit is not None and len(own) > limit:
+            with naming(prompt=place):
+                raise ContextLengthError(
+                    f"{place} has {len(own)} tokens; max_prompt_tokens is {limit}", hint="shorten the text"
+                )
     num_tokens = sum(map(len, token_ids))
     record = RequestRecord.of(request.scope)
     record.details |= {"model": embedder.name, "tenant": tenant, "prompt_tokens": num_tokens}
@@ -86,19 +88,23 @@ def normalize(vectors: Float32Array) -> Float32Array:
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def _encode_all(embedder: AsyncEmbedder, texts: Seq[Prompt], param: str, truncate: bool) -> list[Seq[int]]:
-    return [_encode(embedder, text, f"{param}[{i}]", truncate) for i, text in enumerate(texts)]
+def _encode_all(embedder: AsyncEmbedder, texts: Seq[tuple[str, Prompt]], truncate: bool) -> list[Seq[int]]:
+    token_ids = []
+    for place, text in texts:
+        with naming(prompt=place):
+            token_ids.append(_encode(embedder, text, place, truncate))
+    return token_ids
 
 
-def _encode(embedder: AsyncEmbedder, text: Prompt, name: str, truncate: bool) -> Seq[int]:
+def _encode(embedder: AsyncEmbedder, text: Prompt, place: str, truncate: bool) -> Seq[int]:
     model = embedder.model
     if isinstance(text, str):
         return encode_text(model, text, truncate=truncate)
-    for token_id in text:
-        check_integer(name, token_id, low=0, high=model.executable.vocab_size - 1)
+    for index, token_id in enumerate(text):
+        check_integer(f"{place}[{index}]", token_id, low=0, high=model.executable.vocab_size - 1)
     if len(text) > model.context_length and not truncate:
         raise ContextLengthError(
-            f"{name} has {len(text)} tokens; the model embeds at most {model.context_length}",
+            f"{place} has {len(text)} tokens; the model embeds at most {model.context_length}",
             hint="split the text, or ask for truncation",
         )
     return text[: model.context_length]

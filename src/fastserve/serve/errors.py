@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from reprlib import Repr
 from typing import Any
 
 from starlette.responses import Response
@@ -31,6 +32,8 @@ from fastserve.errors import (
 logger = logging.getLogger(__name__)
 
 _MOST_SHOWN = 80  # characters of a value in a message
+_SHORT = Repr()  # of values that may be nested as deep as JSON is read
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _MOST_SHOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,8 @@ class Verdict:
 _VERDICTS: Mapping[type[FastServeError], Verdict] = {
     OptionError: Verdict(400, "invalid_request_error", "invalid_value"),
     ConstraintError: Verdict(400, "invalid_request_error", "invalid_constraint"),
-    ContextLengthError: Verdict(400, "invalid_request_error", "context_length_exceeded"),
-    MemoryLimitError: Verdict(400, "invalid_request_error", "kv_memory_exceeded"),
+    ContextLengthError: Verdict(400, "invalid_request_error", "context_length_exceeded", "prompt"),
+    MemoryLimitError: Verdict(400, "invalid_request_error", "kv_memory_exceeded", "prompt"),
     TemplateError: Verdict(400, "invalid_request_error", "template_error", "messages"),
     UnsupportedError: Verdict(400, "invalid_request_error", "unsupported_model", "model"),
     ModelNotFoundError: Verdict(404, "invalid_request_error", "model_not_found", "model"),
@@ -106,22 +109,42 @@ def defect_response(error: Exception) -> Response:
 
 
 @contextmanager
-def naming(names: Mapping[str, str]) -> Iterator[None]:
-    """Have an option that is wrong be named as the request names it.
+def naming(
+    names: Mapping[str, str] | None = None, *, prompt: str = "prompt", constraint: str | None = None
+) -> Iterator[None]:
+    """Have what is refused be named as the request names it.
 
     >>> with naming({"max_tokens": "max_output_tokens"}):
     ...     raise OptionError("max_tokens=0 is out of range", option="max_tokens")
     Traceback (most recent call last):
-    fastserve.errors.OptionError: max_output_tokens=0 is out of range
+    fastserve.errors.RequestError: max_output_tokens=0 is out of range
+
+    Args:
+        names: fields by the options that they are called within, where they differ.
+        prompt: the field that the prompt is made of.
+        constraint: the field that says what the text must be.
+
+    Raises:
+        RequestError: with the verdict of what was raised within, and the field.
     """
     try:
         yield
-    except OptionError as error:
-        name = names.get(error.option or "")
-        if name is None:
+    except FastServeError as error:
+        verdict = judge(error)
+        if verdict.status != 400:
             raise
-        message = error.message.replace(str(error.option), name, 1)
-        raise OptionError(message, hint=error.hint, option=name) from error
+        names = {"tenant": "user", **(names or {})}
+        own = error.option if isinstance(error, OptionError) else None
+        param = {"prompt": prompt, "messages": prompt, **names}.get(verdict.param or "", verdict.param)
+        if isinstance(error, ConstraintError) and own is None:
+            param = constraint
+        message, hint = error.message, error.hint
+        for ours, theirs in names.items():
+            if ours == own:
+                message = message.replace(ours, theirs, 1)
+            elif "_" in ours:  # no word of a sentence
+                message, hint = message.replace(ours, theirs), hint and hint.replace(ours, theirs)
+        raise RequestError(message, status=400, code=verdict.code, param=param, hint=hint) from error
 
 
 def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> RequestError:
@@ -148,7 +171,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> RequestE
         )
     if error["type"] == "missing":
         return RequestError(f"{param} is missing", status=400, code="missing_parameter", param=param)
-    shown = repr(error.get("input"))
+    shown = _SHORT.repr(error.get("input"))
     shown = shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}..."
     message = str(error["msg"])
     return RequestError(

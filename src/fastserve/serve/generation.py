@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from collections.abc import Sequence as Seq
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from fastserve.engine.async_llm import AsyncLLM, Stream
 from fastserve.engine.completion import Chunk, Completion
@@ -124,8 +125,8 @@ class Generation:
             for chunk in stream.take()
         ]
         for _, chunk in chunks:
+            self.usage.completion_tokens += chunk.token_id is not None  # also of what never ends
             if chunk.completion is not None:
-                self.usage.completion_tokens += chunk.completion.completion_tokens
                 self.observe(chunk.completion)
                 chunk.completion.checked()
         return chunks
@@ -158,28 +159,46 @@ async def generate(
 
     generation = Generation(prompts, request.params.n, [], News(), observe)
     generation.usage.prompt_tokens = num_tokens
+    opened: list[Stream] = []
+
+    async def submit(prompt: Seq[int]) -> Stream:
+        stream = await llm.submit(
+            prompt,
+            request.params,
+            priority=request.priority,
+            tenant=request.tenant,
+            priority_class=request.priority_class,
+            timeout_ms=request.timeout_ms,
+            session=request.session,
+            arrival_seconds=record.arrival_seconds,
+            has_news=generation.has_news,
+        )
+        opened.append(stream)
+        return stream
+
     try:
-        for prompt in prompts:
-            stream = await llm.submit(
-                prompt,
-                request.params,
-                priority=request.priority,
-                tenant=request.tenant,
-                priority_class=request.priority_class,
-                timeout_ms=request.timeout_ms,
-                session=request.session,
-                arrival_seconds=record.arrival_seconds,
-                has_news=generation.has_news,
-            )
-            generation.streams.append(stream)
+        first, *others = prompts  # the first alone: a constraint is compiled once
+        generation.streams.append(await submit(first))
+        # The engine answers between two steps, all that have come by then.
+        generation.streams += await _gather(map(submit, others))
         metrics.prompt_tokens.labels(llm.name).inc(num_tokens)
         yield generation
     finally:
-        generation.close()
+        for stream in opened:
+            stream.close()
         record.details["completion_tokens"] = generation.usage.completion_tokens
         if options.log_prompts:
             decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
             record.details |= {"prompts": list(map(decode, prompts)), "completions": completed}
+
+
+async def _gather(submissions: Iterable[Coroutine[Any, Any, Stream]]) -> list[Stream]:
+    """All streams, in order. Raises what the first of those raises that fail, when all have ended."""
+    answers = await asyncio.gather(*submissions, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, Stream)]
 
 
 def check_counts(request: GenerationRequest, options: ServeOptions) -> None:
@@ -195,6 +214,7 @@ def check_counts(request: GenerationRequest, options: ServeOptions) -> None:
         ("prompt", len(request.prompts), options.max_prompts),
         ("n", params.n, options.max_n),
         ("stop", len(params.stop), options.max_stops),
+        ("stop_token_ids", len(params.stop_token_ids), options.max_stops),
         ("logit_bias", len(params.logit_bias), options.max_logit_biases),
     ):
         if count > limit:

@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 import time
+from functools import partial
 from typing import TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,13 +17,14 @@ from fastserve.serve.record import RequestRecord
 
 REQUEST_ID = b"x-request-id"
 _MOST_ID_CHARACTERS = 128
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))  # clients may make up more
 
 logger = logging.getLogger("fastserve.serve.request")
 
 
 class RequestLog:
     """Around all else: gives every request a record and a name, its own `x-request-id` or a new one, answers
-    with that name, and writes a line when it has ended."""
+    with that name, and writes a line when it has ended: one that goes on in the background, with its end."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
@@ -42,27 +44,37 @@ class RequestLog:
                 message["headers"] = [*message["headers"], header]
             await send(message)
 
+        record.write = partial(_write_line, scope, record)
         self._metrics.http_in_flight.inc()
         try:
             await self._app(scope, receive, send_named)
         finally:
             self._metrics.http_in_flight.dec()
-            self._finish(scope, record)
+            self._count(scope, record)
+            if not record.goes_on:
+                record.write()
 
-    def _finish(self, scope: Scope, record: RequestRecord) -> None:
-        status = CLIENT_GONE if record.status is None else record.status
+    def _count(self, scope: Scope, record: RequestRecord) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self._metrics.http_requests.labels(scope["method"], route, str(status)).inc()
-        fields = {
-            "request_id": record.request_id,
-            "method": scope["method"],
-            "path": scope["path"],
-            "status": status,
-            "seconds": round(time.perf_counter() - record.arrival_seconds, 6),
-            "client": (scope.get("client") or (None,))[0],
-            **record.details,
-        }
-        logger.info("request", extra={"fields": fields})
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.http_requests.labels(method, route, str(_status_of(record))).inc()
+
+
+def _status_of(record: RequestRecord) -> int:
+    return CLIENT_GONE if record.status is None else record.status
+
+
+def _write_line(scope: Scope, record: RequestRecord) -> None:
+    fields = {
+        "request_id": record.request_id,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": _status_of(record),
+        "seconds": round(time.perf_counter() - record.arrival_seconds, 6),
+        "client": (scope.get("client") or (None,))[0],
+        **record.details,
+    }
+    logger.info("request", extra={"fields": fields})
 
 
 def _request_id(scope: Scope) -> str:

@@ -44,7 +44,7 @@ class ModelTable:
         """
         if name not in self._models:
             raise ModelNotFoundError(
-                f"there is no model {name!r}", hint=f"this server has {', '.join(self._models)}"
+                f"there is no model {name[:100]!r}", hint=f"this server has {', '.join(self._models)}"
             )
         return self._models[name]
 

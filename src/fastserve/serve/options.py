@@ -30,10 +30,12 @@ class ServeOptions:
         max_prompt_tokens: most tokens of a prompt; None is what the context and the KV memory hold.
         max_prompts: most prompts, or texts to embed, of one request.
         max_n: most completions of a prompt.
-        max_stops: most stop strings of a request.
+        max_stops: most stop strings of a request, and most of its own stop tokens.
         max_logit_biases: most tokens with a logit bias.
-        max_responses: how many of /v1/responses are kept, in memory; the oldest go first.
-        body_seconds: how long a body may take to come.
+        max_responses: how many of /v1/responses are kept, in memory. Where they are too many, the oldest goes
+            of the key that has most.
+        response_memory: most bytes of those together, or a text such as "64MiB".
+        body_seconds: how long the head of a request may take to come, and its body.
         keep_alive_seconds: a stream that is silent for so long gets a comment, so that nobody cuts it.
         write_seconds: a client that takes nothing for so long is cut off.
         drain_seconds: how long requests may go on once the server is told to end.
@@ -58,6 +60,7 @@ class ServeOptions:
     max_stops: int = 16
     max_logit_biases: int = 1024
     max_responses: int = 1000
+    response_memory: int | str = "64MiB"
     body_seconds: float = 30.0
     keep_alive_seconds: float = 15.0
     write_seconds: float = 60.0
@@ -71,6 +74,7 @@ class ServeOptions:
             raise OptionError("host is empty", hint="choose 127.0.0.1, or 0.0.0.0 for all of this machine's")
         check_integer("port", self.port, low=0, high=65535)
         check_integer("max_body", self.max_body_bytes, low=1, high=INT64_MAX)
+        check_integer("response_memory", self.response_memory_bytes, low=1, high=INT64_MAX)
         if self.max_prompt_tokens is not None:
             check_integer("max_prompt_tokens", self.max_prompt_tokens, low=1)
         for name in ("max_prompts", "max_n", "max_stops", "max_logit_biases", "max_responses"):
@@ -90,6 +94,11 @@ class ServeOptions:
     @property
     def max_body_bytes(self) -> int:
         return parse_bytes("max_body", self.max_body) if isinstance(self.max_body, str) else self.max_body
+
+    @property
+    def response_memory_bytes(self) -> int:
+        memory = self.response_memory
+        return parse_bytes("response_memory", memory) if isinstance(memory, str) else memory
 
     @property
     def is_on_loopback(self) -> bool:

@@ -9,6 +9,7 @@ import ssl
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Literal
 
 import h11
 import uvicorn
@@ -23,7 +24,10 @@ from fastserve.serve.options import ServeOptions
 
 _BACKLOG = 2048
 _MOST_HEADER_BYTES = 64 * 1024
-_IDLE_SECONDS = 75  # of a connection between two requests
+_IDLE_SECONDS = 75  # of a connection without a request
+
+_Awaited = Literal["request", "head", "rest"]
+"""What a client is to send: a request, the rest of its head, or of a body that was answered without it."""
 
 
 def serve(
@@ -54,7 +58,7 @@ def make_server(
     config = uvicorn.Config(
         app,
         backlog=_BACKLOG,
-        http=_Protocol,
+        http=type("_Protocol", (_Protocol,), {"body_seconds": options.body_seconds}),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -71,22 +75,54 @@ def make_server(
 
 
 class _Protocol(H11Protocol):
-    """Answers what is no HTTP with an error object too, and offers its transport to streams."""
+    """Answers what is no HTTP with an error object too, offers its transport to streams, and ends connections
+    whose client does not send what is to come next.
+
+    uvicorn's own timeout begins with an answer, and ends with the first byte that follows it.
+    """
+
+    body_seconds: float  # of the options
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
         self.app = DirectWriter.offer(self.app, transport)
-        self._first_timer = self.loop.call_later(_IDLE_SECONDS, self._close_unasked)
+        self._awaited: _Awaited | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._await_client()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._first_timer.cancel()
         super().connection_lost(exc)
+        self._await(None)
 
-    def _close_unasked(self) -> None:
-        """Nothing was asked yet: the timeout of idle connections begins with their first answer."""
-        if getattr(self, "cycle", None) is None:  # its type says that there is always one
-            self.transport.close()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._await_client()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_client()
+
+    def _await_client(self) -> None:
+        if self.transport.is_closing():
+            self._await(None)
+        elif self.conn.their_state is h11.IDLE:
+            self._await("head" if self.conn.trailing_data[0] else "request")
+        elif self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
+            self._await("rest")
+        else:  # a body that is to be read has its own limit, and then it is our turn
+            self._await(None)
+
+    def _await(self, awaited: _Awaited | None) -> None:
+        if awaited == self._awaited:
+            return
+        self._awaited = awaited
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if awaited is not None:
+            seconds = _IDLE_SECONDS if awaited == "request" else self.body_seconds
+            self._patience = self.loop.call_later(seconds, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         error = RequestError("the request is no HTTP", status=400, code="invalid_http")

@@ -34,8 +34,8 @@ _HEADERS = [
 to_json_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-class Format(Protocol):
-    """How one API writes completions."""
+class EventFormat(Protocol):
+    """How one API writes completions as they come."""
 
     def begin(self, generation: Generation) -> bytes:
         """Events before the first chunk."""
@@ -52,6 +52,10 @@ class Format(Protocol):
     def error(self, error: FastServeError) -> bytes:
         """Events that end a stream that cannot go on, which nobody may read any more."""
         ...
+
+
+class Format(EventFormat, Protocol):
+    """How one API writes completions, whole or as they come."""
 
     def document(self, completions: Seq[Completion], generation: Generation) -> Mapping[str, Any]:
         """The whole answer of a request that is not streamed."""
@@ -90,14 +94,21 @@ async def answer(
     Raises as `generate`.
     """
     if is_streamed:
-        stack = AsyncExitStack()
-        generation = await stack.enter_async_context(context)
-        return EventStream(generation, stack, format_, options)
+        return await stream(context, format_, options)
     async with context as generation, closing_with_client(request.receive, generation):
         completions = await generation.read_all()
         if len(completions) < generation.num_completions:
             raise client_gone()
         return json_response(format_.document(completions, generation))
+
+
+async def stream(
+    context: AbstractAsyncContextManager[Generation], format_: EventFormat, options: ServeOptions
+) -> Response:
+    """The answer in events. As `answer`."""
+    stack = AsyncExitStack()
+    generation = await stack.enter_async_context(context)
+    return EventStream(generation, stack, format_, options)
 
 
 class EventStream(Response):
@@ -109,7 +120,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, generation: Generation, stack: AsyncExitStack, format_: Format, options: ServeOptions
+        self, generation: Generation, stack: AsyncExitStack, format_: EventFormat, options: ServeOptions
     ) -> None:
         self._generation = generation
         self._stack = stack

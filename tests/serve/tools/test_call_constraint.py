@@ -12,9 +12,9 @@ from fastserve.constraint import Grammar
 from fastserve.errors import ConstraintError
 from fastserve.serve.tools.call_constraint import call_constraint
 from fastserve.serve.tools.format import HERMES, JSON, LLAMA, MISTRAL, ToolFormat
-from fastserve.serve.tools.parser import read_calls
 from fastserve.serve.tools.tool import Tool, ToolChoice
 from random_walk import byte_compiler, draw_texts
+from serve.tools.conftest import read_calls
 
 ADD = Tool(
     name="add",

@@ -12,8 +12,8 @@ from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import UnsupportedError
 from fastserve.serve.tools.format import HERMES, JSON, LLAMA, MISTRAL, ToolFormat, detect_format, tell_tools
-from fastserve.serve.tools.parser import read_calls
 from fastserve.serve.tools.tool import Call, Tool, ToolChoice
+from serve.tools.conftest import read_calls
 
 AUTO = ToolChoice("auto")
 ADD = Tool(

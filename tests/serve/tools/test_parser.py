@@ -15,9 +15,9 @@ from fastserve.serve.tools.parser import (
     TextDelta,
     ToolParser,
     join_events,
-    read_calls,
 )
 from fastserve.serve.tools.tool import Call, Tool
+from serve.tools.conftest import read_calls
 
 TOOLS = [Tool(name="add"), Tool(name="math.root")]
 FORMATS = [HERMES, LLAMA, MISTRAL, JSON]

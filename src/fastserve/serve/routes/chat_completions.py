@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Mapping
@@ -15,16 +14,18 @@ from starlette.responses import Response
 
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.load import LoadedModel
-from fastserve.engine.prompt import Message, encode_chat
 from fastserve.errors import FastServeError
+from fastserve.serve.chat_prompt import make_chat_prompt
 from fastserve.serve.chat_tools import ChatTools
+from fastserve.serve.choice_stream import ChoiceStream
+from fastserve.serve.errors import naming
 from fastserve.serve.generation import Generation
 from fastserve.serve.logprob import LogprobWriter
 from fastserve.serve.schema.body import ERRORS, STREAMED
 from fastserve.serve.schema.chat import ChatDocument, ChatRequest, NamedTool
 from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
-from fastserve.serve.stream import error_event, event, to_json_text
+from fastserve.serve.stream import error_event, to_json_text
 from fastserve.serve.tools.parser import ArgumentsDelta, CallStart, Event, TextDelta, ToolParser, join_events
 
 
@@ -34,31 +35,29 @@ def chat_completions_router(service: Service) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatDocument, responses=STREAMED)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         llm = service.models.find_generator(body.model)
-        tools = _to_tools(body, llm.model)
-        messages: Seq[Message] = [message.to_template() for message in body.messages]
-        shown, constraint = None, body.to_constraint()
-        if tools is not None:
-            messages, shown = tools.tell(messages)
-            constraint = await asyncio.to_thread(tools.constrain, constraint)
-        prompt = await asyncio.to_thread(
-            encode_chat, llm.model, messages, tools=shown, variables=body.chat_template_kwargs
-        )
-        can_call = tools is not None and tools.can_call
-        asked = body.to_request(
-            [prompt],
-            tenant=tenant_of(request.scope, body.user),
-            max_tokens=body.most_tokens,
-            logprobs=body.num_logprobs,
-            constraint=constraint,
-            skip_special_tokens=not can_call,  # what marks a call may be one
-        )
-        format_ = ChatFormat(
-            body.model,
-            LogprobWriter(llm.model.tokenizer),
-            tools=tools if can_call else None,
-            has_usage=body.stream_options is not None and bool(body.stream_options.include_usage),
-        )
-        return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
+        with naming(body.names, prompt="messages", constraint=body.constraint_field or "tools"):
+            prompt = await make_chat_prompt(
+                llm.model,
+                [message.to_template() for message in body.messages],
+                tools=_to_tools(body, llm.model),
+                constraint=body.to_constraint(),
+                variables=body.chat_template_kwargs,
+            )
+            asked = body.to_request(
+                [prompt.token_ids],
+                tenant=tenant_of(request.scope, body.user),
+                max_tokens=body.most_tokens,
+                logprobs=body.num_logprobs,
+                constraint=prompt.constraint,
+                skip_special_tokens=prompt.skip_special_tokens,
+            )
+            format_ = ChatFormat(
+                body.model,
+                LogprobWriter(llm.model.tokenizer),
+                tools=prompt.tools,
+                has_usage=body.has_usage,
+            )
+            return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
 
     return router
 
@@ -81,10 +80,7 @@ class ChatFormat:
         self._logprobs = logprobs
         self._tools = tools
         self._parsers: dict[int, ToolParser] = {}  # by completion
-        head = to_json_text({**self._head, "object": "chat.completion.chunk"})
-        self._event_start = f'data: {head[:-1]},"choices":['
-        self._event_end = '],"usage":null}\n\n' if has_usage else "]}\n\n"
-        self._has_usage = has_usage
+        self._events = ChoiceStream({**self._head, "object": "chat.completion.chunk"}, has_usage=has_usage)
 
     def begin(self, generation: Generation) -> bytes:
         return "".join(
@@ -132,11 +128,7 @@ class ChatFormat:
         return "tool_calls" if has_called and completion.finish_reason == "stop" else completion.finish_reason
 
     def end(self, generation: Generation) -> bytes:
-        done = event("[DONE]")
-        if not self._has_usage:
-            return done
-        usage = to_json_text(generation.usage.to_json())
-        return f'{self._event_start}],"usage":{usage}}}\n\n'.encode() + done
+        return self._events.end(generation.usage)
 
     def error(self, error: FastServeError) -> bytes:
         return error_event(error)
@@ -150,9 +142,8 @@ class ChatFormat:
         }
 
     def _choice(self, index: int, delta: str, logprobs: str, finish_reason: str) -> str:
-        return (
-            f'{self._event_start}{{"index":{index},"delta":{delta},"logprobs":{logprobs},'
-            f'"finish_reason":{finish_reason}}}{self._event_end}'
+        return self._events.choice(
+            f'{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish_reason}}}'
         )
 
     def _document(self, index: int, completion: Completion) -> Mapping[str, Any]:

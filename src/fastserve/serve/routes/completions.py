@@ -19,6 +19,8 @@ from fastserve.engine.completion import Chunk, Completion, TokenLogprobs
 from fastserve.engine.prompt import Prompt
 from fastserve.engine.text import TokenDecoder
 from fastserve.errors import FastServeError
+from fastserve.serve.choice_stream import ChoiceStream
+from fastserve.serve.errors import naming
 from fastserve.serve.generation import Generation
 from fastserve.serve.logprob import LogprobWriter
 from fastserve.serve.schema.body import ERRORS, STREAMED
@@ -26,7 +28,7 @@ from fastserve.serve.schema.completion import DEFAULT_MAX_TOKENS, CompletionDocu
 from fastserve.serve.schema.text_input import to_prompts
 from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
-from fastserve.serve.stream import error_event, event, to_json_text
+from fastserve.serve.stream import error_event, to_json_text
 
 
 def completions_router(service: Service) -> APIRouter:
@@ -35,20 +37,23 @@ def completions_router(service: Service) -> APIRouter:
     @router.post("/v1/completions", response_model=CompletionDocument, responses=STREAMED)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         llm = service.models.find_generator(body.model)
-        prompts = to_prompts(body.prompt)
-        wanted = [body.prompt_logprobs, body.logprobs if body.echo else None]
-        asked = body.to_request(
-            prompts,
-            tenant=tenant_of(request.scope, body.user),
-            max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-            logprobs=body.logprobs,
-            prompt_logprobs=max((num for num in wanted if num is not None), default=None),
-            constraint=body.to_constraint(),
-        )
-        tokenizer = llm.model.tokenizer
-        echoes = await asyncio.to_thread(_echo, tokenizer, prompts) if body.echo else None
-        format_ = CompletionFormat(body, tokenizer, num_each=asked.params.n, echoes=echoes)
-        return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
+        with naming(constraint=body.constraint_field):
+            prompts = to_prompts(body.prompt)
+            wanted = [body.prompt_logprobs, body.logprobs if body.echo else None]
+            if body.echo and body.max_tokens == 0:
+                wanted.append(0)  # the engine reads a prompt alone only for its logprobs, be they told or not
+            asked = body.to_request(
+                prompts,
+                tenant=tenant_of(request.scope, body.user),
+                max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+                logprobs=body.logprobs,
+                prompt_logprobs=max((num for num in wanted if num is not None), default=None),
+                constraint=body.to_constraint(),
+            )
+            tokenizer = llm.model.tokenizer
+            echoes = await asyncio.to_thread(_echo, tokenizer, prompts) if body.echo else None
+            format_ = CompletionFormat(body, tokenizer, num_each=asked.params.n, echoes=echoes)
+            return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
 
     return router
 
@@ -80,9 +85,7 @@ class CompletionFormat:
         self._prompt_logprobs: dict[int, Seq[TokenLogprobs]] = {}  # by prompt
         self._decoders: dict[int, TokenDecoder] = {}  # of each completion, where logprobs are asked for
         self._offsets: dict[int, int] = {}  # of each completion's next token, in characters; none has begun
-        self._event_start = f'data: {to_json_text(self._head)[:-1]},"choices":['
-        self._has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        self._event_end = '],"usage":null}\n\n' if self._has_usage else "]}\n\n"
+        self._events = ChoiceStream(self._head, has_usage=body.has_usage)
 
     def begin(self, generation: Generation) -> bytes:
         self._prompts = generation.prompts
@@ -96,11 +99,7 @@ class CompletionFormat:
         return self._choice(index, chunk).encode()
 
     def end(self, generation: Generation) -> bytes:
-        done = event("[DONE]")
-        if not self._has_usage:
-            return done
-        usage = to_json_text(generation.usage.to_json())
-        return f'{self._event_start}],"usage":{usage}}}\n\n'.encode() + done
+        return self._events.end(generation.usage)
 
     def error(self, error: FastServeError) -> bytes:
         return error_event(error)
@@ -123,8 +122,7 @@ class CompletionFormat:
             before["prompt_logprobs"] = self._write_prompt(index)
         events = ""
         if before["text"] or "prompt_logprobs" in before:
-            choice = to_json_text({**before, "finish_reason": None})
-            events = f"{self._event_start}{choice}{self._event_end}"
+            events = self._events.choice(to_json_text({**before, "finish_reason": None}))
         return (events + self._choice(index, chunk)).encode()
 
     def _choice(self, index: int, chunk: Chunk) -> str:
@@ -132,9 +130,9 @@ class CompletionFormat:
         if chunk.logprobs is not None:
             logprobs = to_json_text(self._write_logprobs(index, [chunk.logprobs]))
         finish_reason = "null" if chunk.completion is None else f'"{chunk.completion.finish_reason}"'
-        return (
-            f'{self._event_start}{{"index":{index},"text":{to_json_text(chunk.text)},"logprobs":{logprobs},'
-            f'"finish_reason":{finish_reason}}}{self._event_end}'
+        return self._events.choice(
+            f'{{"index":{index},"text":{to_json_text(chunk.text)},"logprobs":{logprobs},'
+            f'"finish_reason":{finish_reason}}}'
         )
 
     def _document(self, index: int, completion: Completion) -> Mapping[str, Any]:

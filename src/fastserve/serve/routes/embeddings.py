@@ -11,7 +11,7 @@ from starlette.responses import Response
 from fastserve.serve.embedding import embed, shorten
 from fastserve.serve.schema.body import ERRORS
 from fastserve.serve.schema.embedding import EmbeddingDocument, EmbeddingRequest
-from fastserve.serve.schema.text_input import to_prompts
+from fastserve.serve.schema.text_input import name_texts
 from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
 from fastserve.serve.stream import json_response
@@ -25,11 +25,10 @@ def embeddings_router(service: Service) -> APIRouter:
         embedder = service.models.find_embedder(body.model)
         embedded = await embed(
             embedder,
-            to_prompts(body.input),
+            name_texts("input", body.input),
             request,
             options=service.options,
             tenant=tenant_of(request.scope, body.user),
-            param="input",
             truncate=bool(body.truncate),
         )
         vectors = shorten(embedded.vectors, body.dimensions)

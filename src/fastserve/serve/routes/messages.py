@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 from collections.abc import Mapping
@@ -14,12 +13,10 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fastserve.constraint import Constraint
-from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.load import LoadedModel
-from fastserve.engine.prompt import Message, encode_chat
 from fastserve.errors import FastServeError
+from fastserve.serve.chat_prompt import ChatPrompt, encode_messages, make_chat_prompt
 from fastserve.serve.chat_tools import ChatTools
 from fastserve.serve.errors import error_object, naming
 from fastserve.serve.generation import Generation, GenerationRequest
@@ -31,70 +28,65 @@ from fastserve.serve.stream import event, json_response, to_json_text
 from fastserve.serve.tools.parser import CallStart, Event, TextDelta, ToolParser, join_events
 from fastserve.types import SamplingParams
 
+_NAMES = {  # of Anthropic's fields, by the options that they set
+    "stop": "stop_sequences",
+    "tenant": "metadata.user_id",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+}
+
 
 def messages_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["generate"], responses=ERRORS)
 
     @router.post("/v1/messages", response_model=MessageDocument, responses=STREAMED)
     async def create_message(body: MessagesRequest, request: Request) -> Response:
+        body.check()
         llm = service.models.find_generator(body.model)
-        tools = _to_tools(body, llm.model)
-        constraint = None if tools is None else await asyncio.to_thread(tools.constrain, None)
-        can_call = tools is not None and tools.can_call
-        asked = GenerationRequest(
-            prompts=[await _encode(llm, body, tools)],
-            params=_to_params(body, constraint=constraint, skip_special_tokens=not can_call),
-            tenant=tenant_of(request.scope, body.metadata.user_id if body.metadata else None),
-        )
-        format_ = MessagesFormat(body.model, tools=tools if can_call else None)
-        return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
+        with naming(_NAMES, prompt="messages", constraint="tools"):
+            prompt = await make_chat_prompt(llm.model, body.to_template(), tools=_to_tools(body, llm.model))
+            asked = GenerationRequest(
+                prompts=[prompt.token_ids],
+                params=_to_params(body, prompt),
+                tenant=tenant_of(request.scope, body.metadata.user_id if body.metadata else None),
+            )
+            format_ = MessagesFormat(body.model, tools=prompt.tools)
+            return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
 
     @router.post("/v1/messages/count_tokens", response_model=TokenCount)
     async def count_tokens(body: Conversation) -> Response:
         """How many tokens a conversation has for the model."""
-        llm = service.models.find_generator(body.model)
-        prompt = await _encode(llm, body, _to_tools(body, llm.model))
-        return json_response({"input_tokens": len(prompt)})
+        model = service.models.find_generator(body.model).model
+        with naming(_NAMES, prompt="messages", constraint="tools"):
+            token_ids = await encode_messages(model, body.to_template(), tools=_to_tools(body, model))
+        return json_response({"input_tokens": len(token_ids)})
 
     return router
 
 
-async def _encode(llm: AsyncLLM, body: Conversation, tools: ChatTools | None) -> Seq[int]:
-    messages: Seq[Message] = body.to_template()
-    shown = None
-    if tools is not None:
-        messages, shown = tools.tell(messages)
-    return await asyncio.to_thread(encode_chat, llm.model, messages, tools=shown)
-
-
 def _to_tools(body: Conversation, model: LoadedModel) -> ChatTools | None:
     is_single = None if body.tool_choice is None else body.tool_choice.disable_parallel_tool_use
-    with naming({"parallel_tool_calls": "tool_choice.disable_parallel_tool_use"}):
-        return ChatTools.of(
-            model,
-            body.functions,
-            body.function_choice,
-            None if is_single is None else not is_single,
-            has_calls=body.has_calls,
-        )
+    return ChatTools.of(
+        model,
+        body.functions,
+        body.function_choice,
+        None if is_single is None else not is_single,
+        has_calls=body.has_calls,
+    )
 
 
-def _to_params(
-    body: MessagesRequest, *, constraint: Constraint | None, skip_special_tokens: bool
-) -> SamplingParams:
+def _to_params(body: MessagesRequest, prompt: ChatPrompt) -> SamplingParams:
     """
     Raises:
         OptionError: a field is out of its range.
     """
     fields: dict[str, Any] = {"top_k": body.top_k, "top_p": body.top_p, "stop": body.stop_sequences}
-    with naming({"stop": "stop_sequences"}):
-        return SamplingParams(
-            max_tokens=body.max_tokens,
-            constraint=constraint,
-            skip_special_tokens=skip_special_tokens,
-            temperature=1.0 if body.temperature is None else body.temperature,  # Anthropic's default
-            **{name: value for name, value in fields.items() if value is not None},
-        )
+    return SamplingParams(
+        max_tokens=body.max_tokens,
+        constraint=prompt.constraint,
+        skip_special_tokens=prompt.skip_special_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,  # Anthropic's default
+        **{name: value for name, value in fields.items() if value is not None},
+    )
 
 
 class MessagesFormat:
@@ -217,7 +209,7 @@ def _to_input(arguments: str) -> Mapping[str, Any]:
     """Arguments of a call; empty where the answer was cut within them."""
     try:
         value = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

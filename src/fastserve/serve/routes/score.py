@@ -14,6 +14,7 @@ from fastserve.option import check_integer
 from fastserve.serve.embedding import embed, normalize
 from fastserve.serve.schema.body import ERRORS
 from fastserve.serve.schema.score import RerankDocument, RerankRequest, ScoreDocument, ScoreRequest
+from fastserve.serve.schema.text_input import name_texts
 from fastserve.serve.security import tenant_of
 from fastserve.serve.service import Service
 from fastserve.serve.stream import json_response
@@ -35,11 +36,10 @@ def score_router(service: Service) -> APIRouter:
             )
         embedded = await embed(
             embedder,
-            [*first, *second],
+            [*name_texts("text_1", body.text_1), *name_texts("text_2", body.text_2)],
             request,
             options=service.options,
             tenant=tenant_of(request.scope, body.user),
-            param="text_1 and text_2",
             truncate=bool(body.truncate),
         )
         vectors = normalize(embedded.vectors)
@@ -54,11 +54,10 @@ def score_router(service: Service) -> APIRouter:
             check_integer("top_n", body.top_n, low=1)
         embedded = await embed(
             embedder,
-            [body.query, *body.documents],
+            [("query", body.query), *name_texts("documents", body.documents)],
             request,
             options=service.options,
             tenant=tenant_of(request.scope, body.user),
-            param="documents",
             truncate=bool(body.truncate),
         )
         vectors = normalize(embedded.vectors)

@@ -10,7 +10,7 @@ from pydantic import Field
 from fastserve.errors import OptionError
 from fastserve.option import check_integer
 from fastserve.serve.schema.body import Body, Document, Usage
-from fastserve.serve.schema.sampling import SamplingFields
+from fastserve.serve.schema.stream import StreamFields
 from fastserve.types import MAX_TOP_LOGPROBS
 
 
@@ -39,6 +39,7 @@ class Message(Body):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    refusal: None = Field(None, description="Of an answer that is sent back.")
 
     def to_template(self) -> dict[str, Any]:
         """The message as chat templates read it: plain text, arguments as objects, `developer` by its older
@@ -79,19 +80,13 @@ class NamedTool(Body):
     function: NamedFunction
 
 
-class StreamOptions(Body):
-    include_usage: bool | None = Field(None, description="End the stream with an event of the tokens used.")
-
-
-class ChatRequest(SamplingFields):
+class ChatRequest(StreamFields):
     model: str
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, description="By default until the context is full.")
     max_tokens: int | None = Field(None, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, description="0 to 20, with logprobs.")
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="What else the model's chat template reads, such as enable_thinking."
     )
@@ -101,6 +96,11 @@ class ChatRequest(SamplingFields):
     )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call; true by default.")
     store: Literal[False] | None = Field(None, description="Nothing is stored.")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Fields by the options that they set, where they differ."""
+        return {"max_tokens": "max_completion_tokens"} if self.max_tokens is None else {}
 
     @property
     def most_tokens(self) -> int | None:
@@ -175,7 +175,7 @@ class ChatDocument(Document):
 def to_template_call(call: ToolCall) -> dict[str, Any]:
     try:
         arguments = json.loads(call.function.arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = call.function.arguments
     return {
         "id": call.id,

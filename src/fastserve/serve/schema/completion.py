@@ -7,22 +7,21 @@ from typing import Literal
 from pydantic import Field
 
 from fastserve.serve.schema.body import Document, Usage
-from fastserve.serve.schema.chat import StreamOptions
-from fastserve.serve.schema.sampling import SamplingFields
+from fastserve.serve.schema.stream import StreamFields
 from fastserve.serve.schema.text_input import TextInput
 
 DEFAULT_MAX_TOKENS = 16  # of OpenAI's API
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(StreamFields):
     model: str
     prompt: TextInput
-    max_tokens: int | None = Field(None, description="16 by default.")
+    max_tokens: int | None = Field(
+        None, description="16 by default; 0 with echo or prompt_logprobs: the prompt alone."
+    )
     logprobs: int | None = Field(None, description="0 to 20: the likeliest tokens beside the chosen one.")
     prompt_logprobs: int | None = Field(None, description="As logprobs, of the tokens of the prompt.")
     echo: bool | None = Field(None, description="Answer with the prompt before the completion.")
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
 
 
 class CompletionLogprobs(Document):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -62,22 +64,29 @@ class ConstraintFields(Body):
                 hint="send one of them",
                 option=list(found)[1],
             )
-        return next(iter(found.values()), None)
+        return next((make() for make in found.values()), None)
 
-    def constraints(self) -> dict[str, Constraint]:
-        """Those that are given, by field."""
-        found: dict[str, Constraint] = {}
+    @property
+    def constraint_field(self) -> str | None:
+        """The first of the fields that say what the text must be; None: none does."""
+        return next(iter(self.constraints()), None)
+
+    def constraints(self) -> dict[str, Callable[[], Constraint]]:
+        """What makes those that are given, by field."""
+        found: dict[str, Callable[[], Constraint]] = {}
         match self.response_format:
             case ObjectFormat():
-                found["response_format"] = ANY_OBJECT
+                found["response_format"] = lambda: ANY_OBJECT
             case SchemaFormat(json_schema=NamedSchema(schema_=schema)):
-                found["response_format"] = ANY_OBJECT if schema is None else JsonSchema(schema)
+                found["response_format"] = partial(
+                    JsonSchema, ANY_OBJECT.schema if schema is None else schema
+                )
         if self.json_schema is not None:
-            found["json_schema"] = JsonSchema(self.json_schema)
+            found["json_schema"] = partial(JsonSchema, self.json_schema)
         if self.regex is not None:
-            found["regex"] = Regex(self.regex)
+            found["regex"] = partial(Regex, self.regex)
         if self.choice is not None:
-            found["choice"] = Choice(self.choice)
+            found["choice"] = partial(Choice, self.choice)
         if self.grammar is not None:
-            found["grammar"] = Grammar(self.grammar)
+            found["grammar"] = partial(Grammar, self.grammar)
         return found

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fastserve.serve.schema.body import Body, Document
+from fastserve.serve.schema.body import Body, Document, Name
 from fastserve.serve.schema.text_input import TextInput
 
 
@@ -16,7 +16,7 @@ class EmbeddingRequest(Body):
     encoding_format: Literal["float", "base64"] | None = Field(None, description="float by default.")
     dimensions: int | None = Field(None, description="Keep so many of the first, and normalize again.")
     truncate: bool | None = Field(None, description="Cut texts that are too long instead of refusing them.")
-    user: str | None = None
+    user: Name | None = None
 
 
 class EmbeddingObject(Document):

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from fastserve.serve.schema.body import Body, Document
+from fastserve.errors import OptionError
+from fastserve.serve.schema.body import Body, Document, Name
 
 
 class CacheControl(Body):
@@ -99,7 +100,7 @@ class NamedChoice(Body):
 
 
 class Metadata(Body):
-    user_id: str | None = Field(None, description="The tenant: tenants share the model fairly.")
+    user_id: Name | None = Field(None, description="The tenant: tenants share the model fairly.")
 
 
 class Conversation(Body):
@@ -147,6 +148,18 @@ class MessagesRequest(Conversation):
     top_k: int | None = Field(None, description="Choose among so many tokens; 0 is off.")
     top_p: float | None = Field(None, description="Above 0, at most 1, which is the default and off.")
     metadata: Metadata | None = None
+
+    def check(self) -> None:
+        """
+        Raises:
+            OptionError: the answer is to go on from a beginning.
+        """
+        if self.messages[-1].role == "assistant":
+            raise OptionError(
+                "the last of the messages is the assistant's: an answer cannot be begun for it",
+                hint="end with a message of the user",
+                option="messages",
+            )
 
 
 class TextDocument(Document):

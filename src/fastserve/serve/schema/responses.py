@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
@@ -122,7 +124,7 @@ class NamedFunctionTool(Body):
 
 class ResponsesRequest(SamplingFields):
     model: str
-    input: str | list[InputItem]
+    input: str | Annotated[list[InputItem], Field(min_length=1)]
     instructions: str | None = Field(
         None, description="Said before everything; not kept for the next response."
     )
@@ -148,13 +150,13 @@ class ResponsesRequest(SamplingFields):
             return [{"role": "user", "content": self.input}]
         return [item.to_template() for item in self.input]
 
-    def constraints(self) -> dict[str, Constraint]:
+    def constraints(self) -> dict[str, Callable[[], Constraint]]:
         found = super().constraints()
         match self.text and self.text.format:
             case ObjectFormat():
-                found["text.format"] = ANY_OBJECT
+                found["text.format"] = lambda: ANY_OBJECT
             case SchemaFormat(schema_=schema):
-                found["text.format"] = JsonSchema(schema)
+                found["text.format"] = partial(JsonSchema, schema)
         return found
 
     @property

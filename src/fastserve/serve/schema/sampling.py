@@ -14,6 +14,7 @@ from fastserve.constraint import Constraint
 from fastserve.engine.prompt import Prompt
 from fastserve.errors import OptionError
 from fastserve.serve.generation import GenerationRequest
+from fastserve.serve.schema.body import Name
 from fastserve.serve.schema.constraint import ConstraintFields
 from fastserve.types import SamplingParams
 
@@ -29,7 +30,7 @@ class SamplingFields(ConstraintFields):
     presence_penalty: float | None = Field(None, description="-2 to 2.")
     frequency_penalty: float | None = Field(None, description="-2 to 2.")
     logit_bias: dict[str, float] | None = Field(None, description="By token id, -100 to 100.")
-    user: str | None = Field(None, description="The tenant: tenants share the model fairly.")
+    user: Name | None = Field(None, description="The tenant: tenants share the model fairly.")
 
     top_k: int | None = Field(None, description="Choose among so many tokens; 0 is off.")
     min_p: float | None = Field(None, description="Leave out tokens less likely than this share of the best.")
@@ -39,7 +40,7 @@ class SamplingFields(ConstraintFields):
     priority: int | None = Field(None, description="The lower goes first, with policies that look at it.")
     priority_class: str | None = Field(None, description="A class of the server; better ones go first.")
     timeout_ms: float | None = Field(None, description="The answer is to be complete within this time.")
-    session: str | None = Field(None, description="Of the tenant's program whose requests belong together.")
+    session: Name | None = Field(None, description="Of the tenant's program whose requests belong together.")
 
     def to_request(
         self,

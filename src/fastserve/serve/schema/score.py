@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fastserve.serve.schema.body import Body, Document
+from fastserve.serve.schema.body import Body, Document, Name
 from fastserve.serve.schema.embedding import EmbeddingUsage
 
 Texts = Annotated[list[str], Field(min_length=1)]
@@ -17,7 +17,7 @@ class ScoreRequest(Body):
     text_1: str | Texts = Field(description="One text, or one for each of text_2.")
     text_2: str | Texts
     truncate: bool | None = Field(None, description="Cut texts that are too long instead of refusing them.")
-    user: str | None = None
+    user: Name | None = None
 
 
 class ScoreObject(Document):
@@ -40,7 +40,7 @@ class RerankRequest(Body):
     top_n: int | None = Field(None, description="So many of the best; by default all.")
     return_documents: bool | None = Field(None, description="Answer with the texts too; true by default.")
     truncate: bool | None = Field(None, description="Cut texts that are too long instead of refusing them.")
-    user: str | None = None
+    user: Name | None = None
 
 
 class RerankText(Document):

@@ -17,6 +17,18 @@ TextInput = (
 )
 
 
+def name_texts(field: str, value: TextInput) -> list[tuple[str, Prompt]]:
+    """Each of them with its place in the request.
+
+    >>> name_texts("input", "a"), name_texts("input", ["a", "b"])
+    ([('input', 'a')], [('input[0]', 'a'), ('input[1]', 'b')])
+    """
+    prompts = to_prompts(value)
+    if prompts[0] is value:
+        return [(field, prompts[0])]
+    return [(f"{field}[{index}]", prompt) for index, prompt in enumerate(prompts)]
+
+
 def to_prompts(value: str | list[int] | list[str] | list[list[int]]) -> list[Prompt]:
     """Each of them.
 

@@ -20,6 +20,6 @@ How a route uses it (nothing here knows of HTTP):
 
 - `CallStart(index, name)` begins the delta of a call (give it an id), `ArgumentsDelta(index, text)` goes on
   with its arguments, which are the JSON that the model wrote.
-- `read_calls(text, format, tools)` is the same for a whole completion: (text, [Call(name, arguments)]).
+- `join_events(events)` is what all of a completion's come to: (text, [Call(name, arguments)]).
 - However a completion is cut into pieces, the events joined are the same.
 """

@@ -232,12 +232,6 @@ class ToolParser:
         return merged
 
 
-def read_calls(text: str, format_: ToolFormat, tools: Seq[Tool]) -> tuple[str, list[Call]]:
-    """The text and the calls of a whole completion."""
-    parser = ToolParser(format_, tools)
-    return join_events([*parser.feed(text), *parser.finish()])
-
-
 def join_events(events: Seq[Event]) -> tuple[str, list[Call]]:
     """What a completion's events come to: its text, and its calls."""
     texts: list[str] = []

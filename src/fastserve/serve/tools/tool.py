@@ -69,12 +69,16 @@ def parse_tools(tools: Seq[JsonObject]) -> list[Tool]:
             one name, or there are too many.
     """
     if len(tools) > MAX_TOOLS:
-        raise OptionError(f"there are {len(tools)} tools; the most is {MAX_TOOLS}", hint="offer fewer")
+        raise OptionError(
+            f"there are {len(tools)} tools; the most is {MAX_TOOLS}", hint="offer fewer", option="tools"
+        )
     parsed = [_parse_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools)]
     names = [tool.name for tool in parsed]
     for name in names:
         if names.count(name) > 1:
-            raise OptionError(f"two tools are called {name!r}", hint="give each a name of its own")
+            raise OptionError(
+                f"two tools are called {name!r}", hint="give each a name of its own", option="tools"
+            )
     return parsed
 
 
@@ -90,7 +94,11 @@ def parse_tool_choice(choice: str | JsonObject | None, tools: Seq[Tool]) -> Tool
     if choice == "none":
         return ToolChoice("none")
     if not tools:
-        raise OptionError(f"tool_choice is {choice!r}, but there are no tools", hint="send tools as well")
+        raise OptionError(
+            f"tool_choice is {choice!r}, but there are no tools",
+            hint="send tools as well",
+            option="tool_choice",
+        )
     if choice == "auto":
         return ToolChoice("auto")
     if choice == "required":
@@ -100,11 +108,14 @@ def parse_tool_choice(choice: str | JsonObject | None, tools: Seq[Tool]) -> Tool
         raise OptionError(
             f"tool_choice={choice!r} is unknown",
             hint='choose none, auto, required or {"type": "function", "function": {"name": ...}}',
+            option="tool_choice",
         )
     names = [tool.name for tool in tools]
     if name not in names:
         raise OptionError(
-            f"tool_choice names {name!r}; the tools are {', '.join(names)}", hint="name one of them"
+            f"tool_choice names {name!r}; the tools are {', '.join(names)}",
+            hint="name one of them",
+            option="tool_choice",
         )
     return ToolChoice("named", name)
 
@@ -114,11 +125,14 @@ def _parse_tool(place: str, tool: JsonObject) -> Tool:
         raise OptionError(
             f"{place} is no function: its type is {tool.get('type')!r}",
             hint='give {"type": "function", "function": {"name": ..., "parameters": ...}}',
+            option=place,
         )
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise OptionError(
-            f"{place} has the name {name!r}", hint="use up to 64 letters, digits, underscores, dots or dashes"
+            f"{place} has the name {name!r}",
+            hint="use up to 64 letters, digits, underscores, dots or dashes",
+            option=place,
         )
     description = function.get("description") or ""
     parameters = function.get("parameters")
@@ -126,12 +140,15 @@ def _parse_tool(place: str, tool: JsonObject) -> Tool:
         parameters = {"type": "object", "properties": {}}
     if not isinstance(description, str):
         raise OptionError(
-            f"{place}: the description of {name} is no text", hint="give a text, or leave it out"
+            f"{place}: the description of {name} is no text",
+            hint="give a text, or leave it out",
+            option=place,
         )
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise OptionError(
             f"{place}: the parameters of {name} are not the schema of an object",
             hint='give {"type": "object", "properties": ...}, or leave them out',
+            option=place,
         )
     is_strict = bool(function.get("strict"))
     return Tool(name=name, description=description, parameters=parameters, is_strict=is_strict)
