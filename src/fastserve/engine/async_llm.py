@@ -136,6 +136,7 @@ class AsyncLLM:
             same options, and from here on this one's.
         offline: open no network connection.
         name: what messages call the model; by default what `model` says.
+        length_predictor: as of `fastserve.LLM`.
 
     Raises:
         As `fastserve.LLM`.
@@ -187,6 +188,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
@@ -198,6 +200,7 @@ class AsyncLLM:
         Args:
             priority: the lower goes first, where the policy looks at it.
             tenant: whose request it is; tenants share the model fairly, by their weights.
+            endpoint: what it comes by; how long completions become is learned apart by tenant and endpoint.
             priority_class: one of the options' classes; None is their default.
             timeout_ms: it is to be complete within so long of this call; else it ends with an error.
             session: of the tenant's program that it belongs to, whose requests are charged together.
@@ -228,6 +231,7 @@ class AsyncLLM:
             params=params,
             priority=priority,
             tenant=tenant,
+            endpoint=endpoint,
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,
@@ -248,6 +252,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
@@ -258,6 +263,7 @@ class AsyncLLM:
             params,
             priority=priority,
             tenant=tenant,
+            endpoint=endpoint,
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,
@@ -275,6 +281,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
@@ -285,6 +292,7 @@ class AsyncLLM:
             params,
             priority=priority,
             tenant=tenant,
+            endpoint=endpoint,
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,

@@ -81,8 +81,8 @@ class Engine:
         options: how sequences share steps and memory.
         mover: copies blocks to and from the slow tier; None: there is none. It is the engine's from here on.
         cost: of a step, as long as none has run.
-        length_predictor: tells requests apart whose completions differ in length, for policies that reckon
-            with it.
+        length_predictor: tells requests of one tenant and endpoint apart whose completions differ in length,
+            for policies that reckon with it.
         draft_model: guesses, where the options say so; None: they do not. It is the engine's from here on.
         clock: seconds. Where it jumps back, the engine's time goes on.
     """
@@ -160,6 +160,7 @@ class Engine:
         *,
         priority: int = 0,
         tenant: str = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
@@ -172,6 +173,7 @@ class Engine:
             priority: the lower goes first, where the policy looks at it.
             tenant: whose request it is: service is shared fairly between tenants, and prefixes with nobody
                 else's, unless the options say otherwise.
+            endpoint: what it came by: the lengths of completions are learned apart by tenant and endpoint.
             priority_class: one of the options' classes; None is their default.
             timeout_ms: it is to be complete within so long of its arrival, and ends with an error if not.
             session: of the tenant's program that it belongs to: it begins with the service that the program's
@@ -191,6 +193,7 @@ class Engine:
         assert (guide is None) == (params.constraint is None)
         check_integer("priority", priority, low=-(2**31), high=2**31)
         check_kind("session", session, str, "a name")
+        check_kind("endpoint", endpoint, str, "a name")
         if timeout_ms is not None:
             check_number("timeout_ms", timeout_ms, 0, MOST_TIMEOUT_MS, is_low_open=True)
         self._capability.check_tenant(tenant)
@@ -212,6 +215,7 @@ class Engine:
                 guide=guide if guide is None or index == 0 else guide.fork(),
                 arrival_seconds=arrival_seconds,
                 tenant=tenant,
+                endpoint=endpoint,
                 priority=priority,
                 class_index=class_index,
                 session=session,

@@ -288,7 +288,8 @@ def make_scheduler(
     Args:
         mover: copies blocks to a slow tier; None: there is none.
         initial_cost: of a step, as long as none has run.
-        predictor: tells requests apart whose completions differ in length, for policies that reckon with it.
+        predictor: tells requests of one tenant and endpoint apart whose completions differ in length, for
+            policies that reckon with it.
         draft_model: where the options say that one guesses.
 
     Raises:

@@ -40,6 +40,7 @@ class Sequence:
     seed: int = 0
     guide: Guide | None = None  # of its constraint
     tenant: str = ""
+    endpoint: str = ""  # what it came by: completions of one endpoint are taken to be alike in length
     priority: int = 0  # the lower goes first
     class_index: int = 0  # of its priority class: the lower goes first, whatever the policy
     session: str = ""  # of the tenant's program that it belongs to; "" is none

@@ -7,7 +7,7 @@ import logging
 from typing import Protocol
 
 from fastserve.engine.cost import OnlineStepCost
-from fastserve.engine.length import LengthDistribution, OutputLengths
+from fastserve.engine.length import Kind, LengthDistribution, OutputLengths
 from fastserve.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -26,26 +26,20 @@ class ExpectedWork:
 
     Args:
         cost: of a step. A decoded token costs its row, and its share of what a step costs anyway.
-        predictor: None: requests of one tenant are alike.
+        predictor: None: requests of one tenant at one endpoint are alike.
     """
 
     def __init__(self, cost: OnlineStepCost, *, predictor: LengthPredictor | None = None) -> None:
         self.cost = cost
         self._predictor = predictor
         self._lengths = OutputLengths()
-        self._kinds: dict[int, str] = {}  # by sequence_id
+        self._kinds: dict[int, Kind] = {}  # by sequence_id
 
     def enter(self, sequence: Sequence) -> None:
         """It has come, if it had not: the scheduler says so of all, and policies that reckon with it too."""
         if sequence.sequence_id in self._kinds:
             return
-        kind = sequence.tenant
-        if self._predictor is not None:
-            try:
-                kind = f"{kind}\0{self._predictor.kind(sequence)}"
-            except Exception:  # it is the caller's; requests go on without it
-                logger.exception("the length predictor failed on request %d", sequence.sequence_id)
-        self._kinds[sequence.sequence_id] = kind
+        self._kinds[sequence.sequence_id] = self._kind_of(sequence)
 
     def leave(self, sequence: Sequence) -> None:
         """It is gone, if it had come; where it is complete, learn once how long it has become."""
@@ -89,3 +83,12 @@ class ExpectedWork:
         tokens = self.lengths(sequence).mean_left(sequence.num_completion_tokens)
         tokens = min(tokens, self.most_left(sequence))
         return self.prefill_seconds(sequence) + self.token_seconds(sequence) * tokens
+
+    def _kind_of(self, sequence: Sequence) -> Kind:
+        tenant, endpoint = sequence.tenant, sequence.endpoint
+        if self._predictor is not None:
+            try:
+                return tenant, endpoint, str(self._predictor.kind(sequence))
+            except Exception:  # it is the caller's; requests go on without it
+                logger.exception("the length predictor failed on request %d", sequence.sequence_id)
+        return (tenant, endpoint) if endpoint else (tenant,)
