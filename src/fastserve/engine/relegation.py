@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from fastserve.engine.clock import Interval
 from fastserve.engine.policy.work import ExpectedWork
 from fastserve.engine.sequence import Sequence
 
@@ -32,15 +33,12 @@ class Relegation:
     def __init__(self, work: ExpectedWork, *, first_token_seconds: float | None = None) -> None:
         self._work = work
         self._first_token_seconds = first_token_seconds
-        self._next_check = -math.inf
+        self._checks = Interval(_CHECK_SECONDS)
         self.has_any = False  # of those looked at last
 
     def refresh(self, sequences: Iterable[Sequence], now: float) -> None:
         """Look at all sequences, if it is time to."""
-        if now < self._next_check:
-            return
-        self._next_check = now + _CHECK_SECONDS
-        if not self._work.cost.is_fitted:
+        if not self._checks.is_over(now) or not self._work.cost.is_fitted:
             return
         self.has_any = False
         objective = self._first_token_seconds

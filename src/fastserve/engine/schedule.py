@@ -140,7 +140,6 @@ class Scheduler:
         arrived = sorted(self._live, key=lambda s: (s.arrival_seconds, s.sequence_id))
         self._precedence.set_policy(policy, arrived, now)
         for sequence in arrived:
-            self._work.enter(sequence)
             sequence.is_insistent &= policy.is_guarded
 
     def schedule(self, now: float) -> list[Turn]:

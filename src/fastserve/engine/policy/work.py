@@ -21,8 +21,8 @@ class LengthPredictor(Protocol):
 
 
 class ExpectedWork:
-    """Seconds of machine time that sequences are expected to need yet. One is there for as long as the
-    scheduler is, whatever the policy: what is learned of lengths outlives a change of policy.
+    """Seconds of machine time that sequences are expected to need yet. The scheduler has one, whatever the
+    policy, and tells it who comes and goes: what is learned of lengths outlives a change of policy.
 
     Args:
         cost: of a step. A decoded token costs its row, and its share of what a step costs anyway.
@@ -36,15 +36,13 @@ class ExpectedWork:
         self._kinds: dict[int, Kind] = {}  # by sequence_id
 
     def enter(self, sequence: Sequence) -> None:
-        """It has come, if it had not: the scheduler says so of all, and policies that reckon with it too."""
-        if sequence.sequence_id in self._kinds:
-            return
+        """It has come, before its policy is told."""
         self._kinds[sequence.sequence_id] = self._kind_of(sequence)
 
     def leave(self, sequence: Sequence) -> None:
-        """It is gone, if it had come; where it is complete, learn once how long it has become."""
-        kind = self._kinds.pop(sequence.sequence_id, None)
-        if kind is not None and sequence.is_complete:
+        """It is gone, after its policy was told; where it is complete, learn how long it has become."""
+        kind = self._kinds.pop(sequence.sequence_id)
+        if sequence.is_complete:
             self._lengths.observe(kind, sequence.num_completion_tokens)
 
     @property
