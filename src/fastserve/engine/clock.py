@@ -41,7 +41,8 @@ class SteadyClock:
 
 
 class Interval:
-    """Between two times that something is done, at the least; after a jump back of the clock it is done at once.
+    """Between two times that something is done, at the least; after a jump back of the clock it is done at
+    once.
 
     >>> looks = Interval(0.1)
     >>> [looks.is_over(now) for now in (7.0, 7.05, 7.125, 3.0)]

@@ -14,6 +14,7 @@ from fastserve.engine.draft_guesser import DraftGuesser
 from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.guard import Guard
 from fastserve.engine.guesser import Guesser
+from fastserve.engine.least_time import LeastTime
 from fastserve.engine.lookup_guesser import LookupGuesser
 from fastserve.engine.mover import Mover
 from fastserve.engine.pace import Pace
@@ -76,7 +77,7 @@ class Scheduler:
         self.cost = cost
         self._pace = pace
         self._guard = Guard()
-        self._work = work
+        self.work = work
         self._relegation = relegation
         self._pauses = pauses
         self._forecast = forecast
@@ -136,7 +137,7 @@ class Scheduler:
 
     def set_policy(self, spec: str, now: float) -> None:
         """Go on by another policy, from what every sequence has come to. Raises as make_policy."""
-        policy = make_policy(spec, work=self._work, max_sequences=self._limits.max_sequences)
+        policy = make_policy(spec, work=self.work, max_sequences=self._limits.max_sequences)
         arrived = sorted(self._live, key=lambda s: (s.arrival_seconds, s.sequence_id))
         self._precedence.set_policy(policy, arrived, now)
         for sequence in arrived:
@@ -216,7 +217,7 @@ class Scheduler:
             if sequence.session:
                 self._sessions.leave(sequence)
             self.num_unstarted -= not sequence.is_started
-            self._work.leave(sequence)
+            self.work.leave(sequence)
             if self._forecast is not None:
                 self._forecast.forget(sequence)
         if self._speculator is not None:
@@ -238,7 +239,7 @@ class Scheduler:
             self._sessions.enter(sequence, now)
         if sequence.residence is Residence.NOWHERE:
             sequence.num_cached_tokens = len(sequence.token_ids) - self.residency.num_to_compute(sequence)
-        self._work.enter(sequence)
+        self.work.enter(sequence)
         self._precedence.enter(sequence, now)
         self._live.append(sequence)
 
@@ -320,7 +321,9 @@ def make_scheduler(
             most_slack_seconds=options.most_slack_seconds,
         ),
         work=work,
-        relegation=Relegation(work, first_token_seconds=options.first_token_seconds),
+        relegation=Relegation(
+            LeastTime(work, chunk_tokens=chunk_tokens), first_token_seconds=options.first_token_seconds
+        ),
         pauses=PauseBudget(options.pause_budget_seconds),
         forecast=_make_forecast(residency, work, options),
         prefill_chunk_tokens=options.prefill_chunk_tokens,

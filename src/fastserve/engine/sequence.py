@@ -96,6 +96,12 @@ class Sequence:
         return self.params.prompt_logprobs is not None and self.num_scored_tokens < self.num_prompt_tokens
 
     @property
+    def has_fixed_length(self) -> bool:
+        """Whether nothing but its limit of tokens can end its completion."""
+        params = self.params
+        return params.ignore_eos and not params.stop and not params.stop_token_ids
+
+    @property
     def is_resident(self) -> bool:
         """Whether it can run."""
         return self.residence is Residence.FAST
