@@ -256,13 +256,13 @@ class Engine:
             self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
             return []
         try:
-            turns, result = self._run_or_retry(turns)
+            turns, result, lost_seconds = self._run_or_retry(turns)
         except MemoryError as error:
             return self._fail_largest(turns, error)
         except Exception as error:
             return self._fail_step(turns, error)
         now = self._clock()
-        self.scheduler.commit(turns, seconds=now - started, now=now)
+        self.scheduler.commit(turns, seconds=now - started, now=now, lost_seconds=lost_seconds)
         starts = accumulate((turn.num_outputs for turn in turns), initial=0)
         emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
         chunks = list(chain.from_iterable(emitted))
@@ -344,16 +344,20 @@ class Engine:
         assert live == self._transcripts.keys()
         assert sum(map(len, self._requests.values())) == len(live)
 
-    def _run_or_retry(self, turns: list[Turn]) -> tuple[list[Turn], StepResult]:
-        """Run these turns; where memory runs out, and there are drafts, without them."""
+    def _run_or_retry(self, turns: list[Turn]) -> tuple[list[Turn], StepResult, float]:
+        """Run these turns; where memory runs out, and there are drafts, without them. Those that have run,
+        and the seconds of the run that failed."""
+        started = self._clock()
         try:
-            return turns, self._run(turns)
+            return turns, self._run(turns), 0.0
         except MemoryError:
             if not any(turn.drafts for turn in turns):
                 raise
             logger.warning("memory ran out in a step with drafts; it runs without them")
+        self.scheduler.refuse_drafts()
+        lost_seconds = self._clock() - started
         turns = [replace(turn, drafts=()) for turn in turns]
-        return turns, self._run(turns)
+        return turns, self._run(turns), lost_seconds
 
     def _run(self, turns: Seq[Turn]) -> StepResult:
         for turn in turns:

@@ -168,13 +168,22 @@ class Scheduler:
         self._count_preemptions(turns)
         return turns if self._speculator is None else self._speculator.add_drafts(turns)
 
-    def commit(self, turns: Seq[Turn], *, seconds: float, now: float) -> None:
-        """A step has run these turns: their tokens are computed. Their outputs get their tokens after
-        this."""
+    def refuse_drafts(self) -> None:
+        """Memory has run out in a step by its drafts: it is run without them, and so are the next ones."""
+        assert self._speculator is not None
+        self._speculator.refuse()
+
+    def commit(self, turns: Seq[Turn], *, seconds: float, now: float, lost_seconds: float = 0.0) -> None:
+        """A step has run these turns: their tokens are computed. Their outputs get their tokens after this.
+
+        Args:
+            seconds: from the making of the turns to their results.
+            lost_seconds: of these, those of a run that failed: they say nothing of what such a step costs.
+        """
         work = total_work(turns)
         elapsed_seconds = seconds
         guess_seconds = self.last_guess_seconds
-        step_seconds = self.cost.plausible_seconds(work, max(seconds - guess_seconds, 0.0))
+        step_seconds = self.cost.plausible_seconds(work, max(seconds - lost_seconds - guess_seconds, 0.0))
         seconds = step_seconds + guess_seconds  # what nobody has had is not charged
         is_plain = not any(turn.num_scored for turn in turns)  # their output rows are no part of the work
         if is_plain:
