@@ -195,16 +195,12 @@ class AsyncLLM:
         arrival_seconds: float | None = None,
         has_news: asyncio.Event | None = None,
     ) -> Stream:
-        """Queue a request; its chunks come from the stream. The caller closes it.
+        """Queue a request; its chunks come from the stream. The caller closes it. What is not named here is
+        as of `LLM.generate`.
 
         Args:
-            priority: the lower goes first, where the policy looks at it.
-            tenant: whose request it is; tenants share the model fairly, by their weights.
-            endpoint: what it comes by; how long completions become is learned apart by tenant and endpoint.
-            priority_class: one of the options' classes; None is their default.
-            timeout_ms: it is to be complete within so long of this call; else it ends with an error.
-            session: of the tenant's program that it belongs to, whose requests are charged together.
-            arrival_seconds: when it came, by `time.perf_counter`; None is now.
+            arrival_seconds: when it came, by `time.perf_counter`, from which `timeout_ms` counts; None is
+                now.
             has_news: set when there is something to `take`, or the stream has broken: streams that are read
                 together share one.
 

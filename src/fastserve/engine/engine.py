@@ -167,17 +167,10 @@ class Engine:
         arrival_seconds: float | None = None,
         guide: Guide | None = None,
     ) -> int:
-        """Queue a request and return its request_id.
+        """Queue a request and return its request_id. What is not named here is as of `LLM.generate`.
 
         Args:
-            priority: the lower goes first, where the policy looks at it.
-            tenant: whose request it is: service is shared fairly between tenants, and prefixes with nobody
-                else's, unless the options say otherwise.
-            endpoint: what it came by: the lengths of completions are learned apart by tenant and endpoint.
-            priority_class: one of the options' classes; None is their default.
-            timeout_ms: it is to be complete within so long of its arrival, and ends with an error if not.
-            session: of the tenant's program that it belongs to: it begins with the service that the program's
-                requests have had. "" is none.
+            timeout_ms: it is to be complete within so long of its arrival.
             arrival_seconds: when it came, by the engine's clock; None is now.
             guide: of the parameters' constraint, at its beginning; the engine's from here on.
 

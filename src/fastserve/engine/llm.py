@@ -213,14 +213,15 @@ class LLM:
             params: for all prompts, or one for each; None is greedy until the model stops or the context is
                 full.
             priority: of all prompts, or one for each: the lower goes first, where the policy looks at it.
-            tenant: whose prompts they are, of all, or one for each: tenants share the model fairly, and
-                prefixes with nobody else.
+            tenant: whose prompts they are, of all, or one for each: tenants share the model fairly, by their
+                weights, and prefixes with nobody else, unless the options say otherwise.
             endpoint: what they come by, such as an API or a feature of a program: how long completions become
                 is learned apart by tenant and endpoint.
             priority_class: of all prompts: one of the options' classes; None is their default.
             timeout_ms: each is to be complete so long after it is queued; its completion ends with an error
                 if not.
-            session: of the tenant's program that they belong to, whose requests are charged together.
+            session: of the tenant's program that they belong to, whose requests are charged together: each
+                begins with the service that those before it have had. "" is none.
 
         Raises:
             OptionError: no prompts, an empty one, or not as many `params` as prompts; an argument is out of
@@ -228,8 +229,7 @@ class LLM:
             ConstraintError: a constraint cannot be compiled. Nothing is run then.
             ContextLengthError: a prompt with its `max_tokens` does not fit the context. Nothing is run then.
             QueueFullError, DeadlineError: a prompt is one too many, or cannot be completed in time. Nothing
-            is run
-                then.
+                is run then.
             UnsupportedError: the model is an encoder.
         """
         prompt_list = _to_prompts(prompts)
