@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from contextlib import suppress
+from itertools import count, pairwise
 
 import pytest
+from fake_executable import make_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastserve.config import ScheduleOptions
 from fastserve.engine.cost import OnlineStepCost, StepCost
+from fastserve.engine.engine import Engine
 from fastserve.engine.policy.boost import Boost
 from fastserve.engine.policy.gittins import Gittins
 from fastserve.engine.policy.hrrn import Hrrn
 from fastserve.engine.policy.policy import rank
 from fastserve.engine.policy.work import ExpectedWork
 from fastserve.engine.sequence import Sequence
+from fastserve.errors import DeadlineError
+from fastserve.types import SamplingParams
 
 COST = StepCost(fixed_seconds=0.01, prefill_seconds=0.001, decode_seconds=0.001)
 
@@ -82,6 +88,45 @@ def test_with_a_huge_scale_it_is_least_expected_work_first(arrivals) -> None:
         enter(policy, sequence, 1000.0)
     lengths = [sequence.num_prompt_tokens for sequence in sorted(sequences, key=rank)]
     assert all(a <= b * 1.01 + 2 for a, b in pairwise(lengths))
+
+
+class Oracle:
+    """A predictor that knows how long completions will be."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self._lengths = lengths
+
+    def kind(self, sequence: Sequence) -> str:
+        return str(self._lengths[sequence.sequence_id])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 5000), st.sampled_from([2, 20, 200, 2000]), st.floats(0.0, 1000.0)),
+        min_size=2,
+        max_size=12,
+    )
+)
+def test_with_a_huge_scale_and_known_lengths_it_is_shortest_remaining_first(requests) -> None:
+    lengths = [length for _, length, _ in requests]
+    work = ExpectedWork(OnlineStepCost(COST), predictor=Oracle([*lengths, *[2, 20, 200, 2000] * 32]))
+    knobs = {"least_scale_seconds": 1e7, "most_scale_seconds": 1e7, "most_boost": 100.0}
+    policy = Boost(work, max_sequences=16, express_seconds=0.0, **knobs)
+    for index, length in enumerate([2, 20, 200, 2000] * 32):
+        ended = sequence_of(1, sequence_id=len(requests) + index)
+        enter(policy, ended, 0.0)
+        ended.token_ids += [1] * length
+        ended.is_complete = True
+        leave(policy, ended)
+    sequences = [sequence_of(n, arrival=a, sequence_id=i) for i, (n, _, a) in enumerate(requests)]
+    for sequence in sequences:
+        enter(policy, sequence, 1000.0)
+    remaining = [
+        COST.prefill_seconds_of(s.num_prompt_tokens) + work.token_seconds(s) * lengths[s.sequence_id]
+        for s in sorted(sequences, key=rank)
+    ]
+    assert all(a <= 1.06 * b + 0.003 for a, b in pairwise(remaining)), "prices count as powers of 1.05"
 
 
 @settings(deadline=None)
@@ -301,3 +346,71 @@ def test_a_change_to_boost_keeps_how_long_everybody_has_waited() -> None:
     for tenth in range(100):
         policy.refresh([long, *short], 40.0 + tenth / 10)
     assert short[0].rank < long.rank, "not all of them are due"
+
+
+@settings(deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.integers(1, 40),  # tokens of the prompt
+            st.integers(1, 12),  # of the completion
+            st.integers(0, 20),  # the step before which it comes
+            st.integers(1, 3),  # completions
+            st.sampled_from(["interactive", "batch"]),
+            st.sampled_from([None, 5.0, 100.0]),  # ms
+        ),
+        max_size=12,
+    ),
+    aborts=st.dictionaries(st.integers(0, 60), st.integers(0, 11), max_size=5),
+    holds=st.dictionaries(st.integers(0, 40), st.integers(0, 11), max_size=5),
+    num_blocks=st.sampled_from([24, 128]),
+)
+def test_its_accounts_are_those_of_who_is_there_whatever_becomes_of_them(
+    requests, aborts, holds, num_blocks
+) -> None:
+    now = count()
+    engine = make_engine(
+        options=ScheduleOptions(policy="boost:express_seconds=0.01"),
+        num_blocks=num_blocks,
+        clock=lambda: next(now) / 1000,
+    )
+    ids: dict[int, int] = {}
+    for step in range(300):
+        for index, (prompt, completion, arrival, n, priority_class, timeout_ms) in enumerate(requests):
+            if arrival == step:
+                params = SamplingParams(max_tokens=completion, n=n, temperature=1.0, seed=index)
+                with suppress(DeadlineError):
+                    ids[index] = engine.add(
+                        [index] * prompt, params, priority_class=priority_class, timeout_ms=timeout_ms
+                    )
+        if aborts.get(step) in ids:
+            engine.abort(ids[aborts[step]])
+        if holds.get(step) in ids:
+            engine.hold(ids[holds[step]])
+        if step == 40:
+            for request_id in ids.values():
+                engine.hold(request_id, is_held=False)
+        if step % 17 == 16:
+            engine.set_policy("fcfs")
+            engine.set_policy("boost:express_seconds=0.01")
+        engine.step()
+        check_accounts(engine)
+
+
+def check_accounts(engine: Engine) -> None:
+    policy, live = engine.scheduler.policy, engine.scheduler.sequences
+    assert isinstance(policy, Boost)
+    ids = {sequence.sequence_id for sequence in live}
+    waiting = policy._waiting._orders.keys()
+    assert waiting | policy._streams.keys() == ids
+    assert not waiting & policy._streams.keys()
+    assert len(policy._waiting._entries) == len(waiting)
+    on_lane = [*policy._lane, *(sequence_id for short in policy._short.values() for sequence_id in short)]
+    assert len(on_lane) == len(set(on_lane))
+    assert waiting >= set(on_lane)
+    unbegun = [sequence for sequence in live if not sequence.is_started]
+    assert policy._backlog._num_waiting == len(unbegun)
+    assert policy._waiting._work_seconds.keys() == {sequence.sequence_id for sequence in unbegun}
+    work = sum(sequence.standing.work_seconds for sequence in unbegun)
+    assert policy._backlog._work_seconds == pytest.approx(work, abs=1e-9)
+    assert engine.scheduler.work._kinds.keys() == ids

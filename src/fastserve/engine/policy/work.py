@@ -17,7 +17,9 @@ class LengthPredictor(Protocol):
     """Tells requests apart whose completions differ in length. Only which of them are told apart counts: how
     long they are is learned, so that a predictor that knows nothing costs little."""
 
-    def kind(self, sequence: Sequence) -> str: ...
+    def kind(self, sequence: Sequence) -> str:
+        """Of a sequence that has come. Asked once of each, in the thread that runs the steps, which wait."""
+        ...
 
 
 class ExpectedWork:
