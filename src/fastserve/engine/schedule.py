@@ -88,7 +88,7 @@ class Scheduler:
         self.preemptions: dict[PreemptionReason, int] = dict.fromkeys(get_args(PreemptionReason), 0)
         self.num_unstarted = 0  # requests that have had no turn
         self._recent_starts = 0.0  # first turns, and ...
-        self._recent_seconds = 0.0  # ... the steps that they were in or waited for, which are forgotten alike
+        self._recent_seconds = 0.0  # ... the steps while somebody waited for one, which are forgotten alike
 
     @property
     def has_work(self) -> bool:
@@ -104,7 +104,8 @@ class Scheduler:
 
     @property
     def seconds_per_start(self) -> float:
-        """How long it has taken of late until another request had its first turn; infinite where none had."""
+        """How long it has taken of late until another request had its first turn, while there was one that
+        waited for it; infinite where none had."""
         return self._recent_seconds / self._recent_starts if self._recent_starts > 0.01 else math.inf
 
     @property
@@ -190,8 +191,9 @@ class Scheduler:
             self.cost.observe(work, step_seconds)
         if self._speculator is not None:
             self._speculator.observe(work, seconds, is_plain=is_plain)
-        self._recent_starts *= _STARTS_MEMORY
-        self._recent_seconds = _STARTS_MEMORY * self._recent_seconds + seconds
+        if self.num_unstarted:
+            self._recent_starts *= _STARTS_MEMORY
+            self._recent_seconds = _STARTS_MEMORY * self._recent_seconds + seconds
         for turn in turns:
             sequence = turn.sequence
             if not sequence.is_started:
