@@ -193,6 +193,26 @@ def test_a_full_queue_refuses_with_a_time_to_try_again_that_is_about_right() -> 
     finish(engine)
 
 
+def test_when_to_try_again_is_not_reckoned_from_times_when_nobody_waited() -> None:
+    """A stream that has run alone for long, then a burst, which starts as fast as it would at any time."""
+    engine, executable = make(max_waiting=4, max_sequences=4, num_blocks=128)
+    for _ in range(8):
+        engine.add([1] * 10, params_of(2))
+        finish(engine)
+    engine.add([1] * 10, params_of(200))
+    for _ in range(150):
+        engine.step()
+    start = executable.seconds
+    for _ in range(4):
+        engine.add([1] * 10, params_of(2))
+    with pytest.raises(QueueFullError) as full:
+        engine.add([1] * 10, params_of(2))
+    while engine.status().num_unstarted == 4:
+        engine.step()
+    assert full.value.retry_after_seconds < 5 * (executable.seconds - start)
+    finish(engine)
+
+
 def test_who_waits_too_long_for_a_first_turn_ends_and_who_has_had_one_does_not() -> None:
     engine, _ = make(queue_timeout_ms=300, max_sequences=1)
     running = engine.add([1] * 10, params_of(100))

@@ -16,6 +16,7 @@ import pytest
 from fastserve.config import EngineOptions
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import LLM
+from fastserve.engine.sequence import Sequence
 from fastserve.errors import ContextLengthError, DeadlineError, OptionError, QueueFullError, StepError
 from fastserve.types import SamplingParams
 
@@ -239,6 +240,26 @@ def test_a_deadline_a_full_queue_and_an_unknown_class_are_errors_of_the_caller_a
             assert (await llm.status()).num_expired == 1
 
     run(main)
+
+
+def test_a_length_predictor_knows_where_requests_came_by(stories) -> None:
+    asked = []
+
+    class Listener:
+        def kind(self, sequence: Sequence) -> str:
+            asked.append((sequence.tenant, sequence.endpoint))
+            return ""
+
+    async def main() -> None:
+        async with AsyncLLM(stories, OPTIONS, length_predictor=Listener()) as llm:
+            params = SamplingParams(max_tokens=2)
+            stream = await llm.submit("He", params, tenant="a", endpoint="one")
+            [chunk async for chunk in stream]
+            [chunk async for chunk in llm.stream("He", params, endpoint="two")]
+            await llm.generate("He", params, tenant="b", endpoint="three")
+
+    run(main)
+    assert asked == [("a", "one"), ("", "two"), ("b", "three")]
 
 
 def test_an_engine_is_late_only_while_it_has_work(stories, monkeypatch) -> None:

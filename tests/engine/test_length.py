@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastserve.engine.length import LengthDistribution, OutputLengths, next_mark
+from fastserve.engine.length import Kind, LengthDistribution, OutputLengths, next_mark
 
 
 def test_what_is_left_is_counted_over_the_longer_ones_alone() -> None:
@@ -45,36 +45,76 @@ def test_two_sorts_of_lengths_are_judged_by_the_likely_short_one_until_it_is_pas
     assert lengths.least_ratio(0, 10.0, 1.0) == pytest.approx(22.0, rel=0.05)
 
 
-def test_kinds_are_told_apart_once_enough_of_them_have_ended_and_forgotten_beyond_a_number() -> None:
+def observed(*kinds: tuple[Kind, int], times: int = 200) -> OutputLengths:
+    """Of kinds with their one length."""
     lengths = OutputLengths()
-    unknown = lengths.of("new").mean_left(0)
-    for _ in range(200):
-        lengths.observe("short", 10)
-        lengths.observe("long", 1000)
-    assert lengths.of("short").mean_left(0) == 10.0
-    assert lengths.of("long").mean_left(0) == 1000.0
-    assert unknown != lengths.of("new").mean_left(0) == pytest.approx(505.0, rel=0.1)
-    for index in range(3000):
-        lengths.observe(f"tenant {index}", 100)
-    assert lengths.of("short").mean_left(0) != 10.0
+    for _ in range(times):
+        for kind, num_tokens in kinds:
+            lengths.observe(kind, num_tokens)
+    return lengths
+
+
+def mean(lengths: OutputLengths, *kind: str) -> float:
+    return lengths.of(kind).mean_left(0)
+
+
+def test_kinds_are_told_apart_once_enough_of_them_have_ended() -> None:
+    unknown = mean(OutputLengths(), "new")
+    lengths = observed((("short",), 10), (("long",), 1000))
+    assert (mean(lengths, "short"), mean(lengths, "long")) == (10.0, 1000.0)
+    assert unknown != mean(lengths, "new") == pytest.approx(505.0, rel=0.1)
+
+
+def test_two_endpoints_of_a_tenant_are_told_apart_and_a_new_one_begins_as_its_tenant() -> None:
+    lengths = observed((("a", "chat"), 10), (("a", "summary"), 1000), (("b", "chat"), 5000))
+    assert (mean(lengths, "a", "chat"), mean(lengths, "a", "summary")) == (10.0, 1000.0)
+    assert mean(lengths, "b", "chat") == 5000.0
+    assert mean(lengths, "a", "new") == mean(lengths, "a") == 505.0
+    assert mean(lengths, "new", "chat") == mean(lengths, "new") > 1500
+
+
+@pytest.mark.parametrize(("num_ended", "low", "high"), [(1, 10, 45), (31, 100, 200), (32, 500, 500)])
+def test_an_endpoint_moves_from_its_tenant_s_lengths_to_its_own(num_ended, low, high) -> None:
+    """Of 200 of 10 tokens, and so many of 500 that count twice, as the tenant's too."""
+    lengths = observed((("b",), 5000), (("a", "chat"), 10))
+    for _ in range(num_ended):
+        lengths.observe(("a", "new"), 500)
+    assert low <= mean(lengths, "a", "new") <= high
+
+
+def test_a_class_of_a_predictor_begins_as_its_endpoint() -> None:
+    lengths = observed((("a", "chat", "x"), 10), (("a", "summary", "x"), 1000))
+    assert mean(lengths, "a", "chat", "new") == 10.0
+
+
+def test_kinds_are_forgotten_beyond_a_number_those_within_before_wider_ones() -> None:
+    rng = np.random.default_rng(0)
+    lengths = OutputLengths()
+    for num_names in rng.integers(1, 4, 5000):
+        kind = tuple(map(str, rng.integers(0, 60, num_names)))
+        lengths.observe(kind, 100)
+        assert len(lengths) <= 1024
+        assert kind in lengths._kinds
+    assert len(lengths) == 1024
+    assert all(kind[:-1] in lengths._kinds for kind in lengths._kinds if len(kind) > 1)
 
 
 def test_a_shift_of_lengths_is_followed_within_a_window() -> None:
     lengths = OutputLengths()
     for _ in range(2000):
-        lengths.observe("", 10)
-    assert lengths.of("").mean_left(0) == 10.0
+        lengths.observe(("",), 10)
+    assert lengths.of(("",)).mean_left(0) == 10.0
     for _ in range(1300):
-        lengths.observe("", 500)
-    assert lengths.of("").mean_left(0) == 500.0
+        lengths.observe(("",), 500)
+    assert lengths.of(("",)).mean_left(0) == 500.0
 
 
 def test_a_kind_speaks_for_itself_as_soon_as_enough_of_it_have_ended() -> None:
     lengths = OutputLengths()
     for _ in range(10_000):
-        lengths.observe("short", 10)
-    lengths.observe("long", 1000)
-    assert lengths.of("long").mean_left(0) < 100.0
+        lengths.observe(("short",), 10)
+    lengths.observe(("long",), 1000)
+    assert mean(lengths, "long") < 100.0
     for _ in range(40):
-        lengths.observe("long", 1000)
-    assert lengths.of("long").mean_left(0) == 1000.0
+        lengths.observe(("long",), 1000)
+    assert mean(lengths, "long") == 1000.0

@@ -16,6 +16,7 @@ from fastserve.engine import load
 from fastserve.engine.completion import Completion
 from fastserve.engine.llm import LLM
 from fastserve.engine.load import Task
+from fastserve.engine.sequence import Sequence
 from fastserve.errors import (
     ContextLengthError,
     DeadlineError,
@@ -212,7 +213,7 @@ def test_the_arguments_of_llm_are_the_engines_options_with_their_defaults() -> N
     arguments = inspect.signature(LLM).parameters
     options = {f.name: f.default for f in fields(EngineOptions)}
     assert {name: arguments[name].default for name in options} == options
-    assert set(arguments) == {"model", "offline", "name", "task", *options}
+    assert set(arguments) == {"model", "offline", "name", "task", "length_predictor", *options}
 
 
 def test_a_model_without_a_chat_template_does_not_chat(llm: LLM) -> None:
@@ -322,6 +323,29 @@ def test_auto_weights_are_int8_for_text_and_f32_for_encoders(stories: Path, enco
     assert encoder.model.weights == "f32"
     with LLM(stories) as llm:
         assert llm.model.weights == "int8"
+
+
+class Listener:
+    """A predictor that takes down whom it is asked about."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def kind(self, sequence: Sequence) -> str:
+        self.asked.append((sequence.tenant, sequence.endpoint))
+        return str(sequence.num_prompt_tokens)
+
+
+def test_a_length_predictor_is_asked_once_about_every_request_and_knows_where_it_came_by(stories) -> None:
+    predictor = Listener()
+    with LLM(stories, threads=1, length_predictor=predictor) as llm:
+        params = SamplingParams(max_tokens=2)
+        llm.generate(["He", "The dog"], params, tenant=["a", "b"], endpoint="batch")
+        list(llm.stream("He", params, tenant="a", endpoint="live"))
+        llm.generate("He", params)
+        assert predictor.asked == [("a", "batch"), ("b", "batch"), ("a", "live"), ("", "")]
+        with pytest.raises(OptionError, match="endpoint=3 is not a name"):
+            llm.generate("He", params, endpoint=3)  # type: ignore[arg-type]
 
 
 def test_prompts_of_several_tenants_and_a_deadline_of_all(stories: Path) -> None:

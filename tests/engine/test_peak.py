@@ -160,4 +160,4 @@ def test_what_is_learned_of_lengths_outlives_a_change_of_policy() -> None:
         engine.set_policy(policy)
     engine.add([1], SamplingParams(max_tokens=100))
     (sequence,) = engine.scheduler.sequences
-    assert engine.scheduler._work.lengths(sequence).mean_left(0) == pytest.approx(30)
+    assert engine.scheduler.work.lengths(sequence).mean_left(0) == pytest.approx(30)

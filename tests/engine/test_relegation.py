@@ -9,6 +9,7 @@ from fastserve.config import ScheduleOptions
 from fastserve.engine.completion import Completion
 from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
 from fastserve.engine.engine import Engine
+from fastserve.engine.least_time import LeastTime
 from fastserve.engine.policy import POLICY_NAMES
 from fastserve.engine.policy.work import ExpectedWork
 from fastserve.engine.relegation import Relegation
@@ -73,7 +74,7 @@ def relegation(*, fitted: bool = True, **options: float) -> Relegation:
     for n in range(32 if fitted else 0):
         work = StepWork(prefill_tokens=n)
         cost.observe(work, COST.seconds(work))
-    return Relegation(ExpectedWork(cost), **options)
+    return Relegation(LeastTime(ExpectedWork(cost), chunk_tokens=64), **options)
 
 
 def sequence_of(prompt: int, params: SamplingParams, *, deadline: float | None = None) -> Sequence:

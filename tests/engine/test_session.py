@@ -73,6 +73,23 @@ def test_an_idle_session_is_forgotten_and_one_with_requests_is_not() -> None:
     assert last.inherited_seconds == 2.0
 
 
+def test_one_that_is_busy_for_long_keeps_no_idle_ones_from_being_forgotten() -> None:
+    sessions = Sessions(idle_seconds=10.0)
+    busy = sequence_of("busy")
+    sessions.enter(busy, 0.0)
+    for index in range(50):
+        idle = sequence_of(str(index))
+        sessions.enter(idle, 0.1 * index)
+        sessions.serve(idle, 1.0, 0.1 * index)
+        sessions.leave(idle)
+    for now in range(5, 100):
+        sessions.serve(busy, 1.0, float(now))
+    again = sequence_of("7")
+    sessions.enter(again, 100.0)
+    assert again.inherited_seconds == 0
+    assert len(sessions) == 2
+
+
 def test_sessions_are_bounded_and_the_longest_unused_goes_first() -> None:
     sessions = Sessions(idle_seconds=1e9, most=8)
     running = sequence_of("running")

@@ -591,23 +591,51 @@ def test_drafts_leave_output_rows_to_prompts_that_are_scored() -> None:
     assert engine.status().speculation.accepted_tokens > 0
 
 
-def test_memory_that_runs_out_by_drafts_costs_the_drafts_and_nobody_a_request() -> None:
-    engine, _ = make(next_token=_repeat)
-    executable = engine._executable
-    run = executable.run
-    num_shortages = 0
+def run_with_little_memory(engine: Engine, *, seconds: float = 0.0) -> list[int]:
+    """Have steps with drafts fail, after so many seconds of the clock; other ones take 10 ms. Rows of those
+    that have failed."""
+    executable, clock = engine._executable, engine._clock._clock
+    run, failed = executable.run, []
 
-    def run_with_little_memory(batch):
-        nonlocal num_shortages
-        if batch.num_tokens > len(batch.sequence_starts) - 1 and batch.positions.min() > 0:
-            num_shortages += 1
+    def run_or_fail(batch: Batch) -> StepResult:
+        has_drafts = batch.num_tokens > len(batch.sequence_starts) - 1 and batch.positions.min() > 0
+        clock.seconds += seconds if has_drafts else 0.01
+        if has_drafts:
+            failed.append(batch.num_tokens)
             raise MemoryError("no room for activations")
         return run(batch)
 
-    executable.run = run_with_little_memory
+    executable.run = run_or_fail
+    return failed
+
+
+def test_memory_that_runs_out_by_drafts_costs_the_drafts_and_nobody_a_request() -> None:
+    engine, _ = make(next_token=_repeat)
+    failed = run_with_little_memory(engine)
     params = SamplingParams(max_tokens=30)
     engine.add(prompt_of(7, family=1) * 3, params)
     ((_, completion),) = finish(engine).items()
-    assert num_shortages > 0
+    assert len(failed) == 1, "the steps after it have no drafts"
     assert completion.error is None
     assert content(completion) == content(alone(prompt_of(7, family=1) * 3, params, next_token=_repeat))
+
+
+def test_drafts_come_back_some_hundred_steps_after_there_was_no_memory_for_them() -> None:
+    engine, _ = make(next_token=_repeat)
+    failed = run_with_little_memory(engine)
+    for _ in range(20):
+        engine.add(prompt_of(7, family=1) * 3, SamplingParams(max_tokens=30))
+        finish(engine)
+    assert 2 <= len(failed) <= 3
+
+
+def test_a_run_that_failed_is_charged_to_nobody_and_says_nothing_of_what_steps_cost() -> None:
+    """It takes 5 s, as long as a memory that is swapped away may; plain steps take 10 ms."""
+    engine, _ = make(next_token=_repeat)
+    failed = run_with_little_memory(engine, seconds=5.0)
+    engine.add(prompt_of(7, family=1) * 3, SamplingParams(max_tokens=30))
+    (sequence,) = engine.scheduler.sequences
+    finish(engine)
+    assert len(failed) == 1
+    assert engine.status().cost.seconds(StepWork(decode_tokens=1)) < 0.02
+    assert sequence.attained_seconds < 0.5

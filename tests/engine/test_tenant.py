@@ -289,7 +289,11 @@ def test_a_prompt_is_charged_once_and_what_was_cached_not_at_all() -> None:
         sequence_id=0, token_ids=[1] * 20, num_prompt_tokens=20, max_tokens=9, arrival_seconds=0
     )
     tenants.enter(sequence)
-    sequence.num_charged_tokens = 8  # found in the cache
+    sequence.num_computed_tokens = 8  # found in the cache: it is in memory, and has had no turn
+    tenants.charge(sequence)
+    tenants.charge_all([sequence])
+    assert tenants.counter("") == 0
+    sequence.is_started, sequence.num_charged_tokens = True, 8
     sequence.num_computed_tokens = 20
     tenants.charge(sequence)
     assert tenants.counter("") == 12
@@ -343,6 +347,7 @@ def test_of_very_many_tenants_that_came_once_only_some_are_remembered() -> None:
             max_tokens=1,
             arrival_seconds=0,
             tenant=str(index),
+            is_started=True,
         )
         tenants.enter(one)
         tenants.leave(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,10 +11,13 @@ import pytest
 from fastserve.config import ScheduleOptions
 from fastserve.evaluate.arrival import Arrival
 from fastserve.evaluate.capacity import mean_work, measure_capacity
-from fastserve.evaluate.mix import short_chat
+from fastserve.evaluate.mix import make_traffic, short_chat
 from fastserve.evaluate.simulate import Outcome, simulate
 from fastserve.evaluate.simulated_machine import SimulatedMachine, load_machine
 from fastserve.evaluate.traffic import scale_to_rate
+
+CODE = "traces/azure2023/AzureLLMInferenceTrace_code.csv"
+MOONCAKE = "traces/mooncake_fast25/synthetic_trace.jsonl"
 
 
 def run(policy: str, arrivals: Seq[Arrival], machine: SimulatedMachine) -> Outcome:
@@ -41,28 +44,74 @@ def at_load(arrivals: Seq[Arrival], load: float, machine: SimulatedMachine) -> l
     return scale_to_rate(arrivals, rate)
 
 
-@pytest.mark.parametrize("name", ["a100", "cpu"])
-def test_under_overload_it_lowers_the_mean_and_keeps_the_tail_near_that_of_fcfs(name) -> None:
-    machine = load_machine(name)
+@dataclass(frozen=True)
+class Bounds:
+    """Over the same of `fcfs` and `hrrn`: the mean, the 99th percentile, the share of requests whose first
+    token comes within 2 s and whose others come 0.1 s apart on average."""
+
+    mean: float
+    mean_of_hrrn: float | None = None
+    p99: float | None = None
+    good: float | None = None
+
+
+def test_under_overload_by_all_sizes_the_mean_is_far_lower_and_the_tail_near_that_of_fcfs() -> None:
+    machine = load_machine("cpu")
     arrivals = at_load(many_sizes(600, 0), 1.2, machine)
     ours, fcfs = (end_to_end(run(policy, arrivals, machine)) for policy in ("boost", "fcfs"))
-    assert ours.mean() < 0.8 * fcfs.mean()
+    assert ours.mean() < 0.6 * fcfs.mean()
     assert np.quantile(ours, 0.99) < 1.3 * np.quantile(fcfs, 0.99)
 
 
-def test_while_the_machine_keeps_up_nobody_loses() -> None:
-    machine = load_machine("a100")
-    arrivals = at_load(list(short_chat().arrivals(500, 0)), 0.7, machine)
-    ours, fcfs = run("boost", arrivals, machine), run("fcfs", arrivals, machine)
-    assert end_to_end(ours).mean() < 1.02 * end_to_end(fcfs).mean()
-    assert np.nanquantile(ours.longest_gap_seconds, 0.99) < 2.0
+def good_share(outcome: Outcome) -> float:
+    first = outcome.first_token_seconds - outcome.arrival_seconds
+    gaps = (outcome.end_seconds - outcome.first_token_seconds) / np.maximum(outcome.completion_tokens - 1, 1)
+    return float(((first <= 2.0) & (gaps <= 0.1)).mean())
 
 
-@pytest.mark.parametrize("name", ["a100", "cpu"])
-def test_while_the_machine_keeps_up_no_stream_stands_still_for_two_seconds(name) -> None:
+# What is promised of long runs, where short ones tell it: in these, at load 1.0, short chats hardly wait.
+@pytest.mark.parametrize(
+    ("traffic", "name", "load", "num_requests", "seed", "bounds"),
+    [
+        ("sharegpt", "cpu", 1.08, 150, 0, Bounds(mean=0.96, mean_of_hrrn=1.0)),
+        ("mixed", "cpu", 1.15, 300, 2, Bounds(mean=0.75, mean_of_hrrn=0.92, p99=1.0, good=3.0)),
+        (CODE, "cpu", 1.0, 300, 0, Bounds(mean=0.5, p99=1.35)),
+        (MOONCAKE, "a100", 1.05, 150, 0, Bounds(mean=0.8, p99=1.2)),
+    ],
+)
+def test_on_real_traffic_beyond_capacity_it_keeps_what_is_promised(
+    traffic, name, load, num_requests, seed, bounds, shared_data
+) -> None:
     machine = load_machine(name)
-    outcome = run("boost", at_load(many_sizes(300, 3), 0.7, machine), machine)
-    assert np.nanquantile(outcome.longest_gap_seconds, 0.99) < 2.0
+    arrivals = list(make_traffic(traffic, data=shared_data).arrivals(num_requests, seed))
+    arrivals = at_load(arrivals, load, machine)
+    policies = ["boost", "fcfs", *(["hrrn"] if bounds.mean_of_hrrn else [])]
+    ours, fcfs, *hrrn = (run(policy, arrivals, machine) for policy in policies)
+    assert end_to_end(ours).mean() <= bounds.mean * end_to_end(fcfs).mean()
+    for theirs in hrrn:
+        assert end_to_end(ours).mean() <= bounds.mean_of_hrrn * end_to_end(theirs).mean()
+    if bounds.p99 is not None:
+        assert np.quantile(end_to_end(ours), 0.99) <= bounds.p99 * np.quantile(end_to_end(fcfs), 0.99)
+    if bounds.good is not None:
+        assert good_share(ours) >= bounds.good * good_share(fcfs)
+    assert np.nanquantile(ours.longest_gap_seconds, 0.99) <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "make_arrivals"),
+    [
+        ("a100", lambda: short_chat().arrivals(500, 0)),
+        ("a100", lambda: many_sizes(300, 3)),
+        ("cpu", lambda: many_sizes(300, 3)),
+    ],
+)
+def test_while_the_machine_keeps_up_nobody_loses_and_no_stream_stands_still(name, make_arrivals) -> None:
+    machine = load_machine(name)
+    arrivals = at_load(list(make_arrivals()), 0.7, machine)
+    ours, fcfs = run("boost", arrivals, machine), run("fcfs", arrivals, machine)
+    assert end_to_end(ours).mean() <= 1.02 * end_to_end(fcfs).mean()
+    assert np.quantile(end_to_end(ours), 0.99) <= 1.05 * np.quantile(end_to_end(fcfs), 0.99)
+    assert np.nanquantile(ours.longest_gap_seconds, 0.99) <= 2.0
 
 
 def test_admission_by_peak_makes_evictions_for_lack_of_blocks_rare() -> None:

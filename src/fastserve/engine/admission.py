@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
+from fastserve.engine.least_time import OPTIMISM, LeastTime
 from fastserve.engine.schedule import Scheduler
 from fastserve.engine.sequence import Sequence
 from fastserve.errors import DeadlineError, QueueFullError
 from fastserve.types import Limits
 
-# Of what the cost model says, which is right within some tenths: who could just make it is not refused.
-_OPTIMISM = 0.75
 _LONGEST_RETRY_SECONDS = 3600.0
 
 Watch = Literal["start", "queue", "deadline"]
@@ -46,6 +45,7 @@ class Admission:
         queue_timeout_ms: float | None = None,
     ) -> None:
         self._scheduler = scheduler
+        self._least_time = LeastTime(scheduler.work, chunk_tokens=scheduler.chunk_tokens)
         self._limits = limits
         self._max_waiting = max_waiting
         self._queue_timeout_ms = queue_timeout_ms
@@ -86,9 +86,9 @@ class Admission:
                 f"timeout_ms={timeout_ms:g} of the request was over {-left:.3g} seconds ago",
                 hint="allow more time, or send it again",
             )
-        if not self._scheduler.cost.is_fitted:
+        if not self._least_time.is_known:
             return
-        own, ahead = self._own_seconds(sequence), self._seconds_ahead(sequence)
+        own, ahead = self._least_time.certain(sequence), self._seconds_ahead(sequence)
         if own + ahead > left:
             self.num_refused += 1
             raise DeadlineError(
@@ -107,8 +107,8 @@ class Admission:
             heappush(self._times, (longest, request_id, "queue"))
         if sequence.deadline_seconds is not None:
             heappush(self._times, (sequence.deadline_seconds, request_id, "deadline"))
-            if self._scheduler.cost.is_fitted:
-                latest = sequence.deadline_seconds - self._own_seconds(sequence)
+            if self._least_time.is_known:
+                latest = sequence.deadline_seconds - self._least_time.certain(sequence)
                 heappush(self._times, (max(latest, now), request_id, "start"))
 
     def forget(self, request_id: int) -> None:
@@ -135,17 +135,6 @@ class Admission:
             return f"its timeout_ms of {watched.timeout_ms:g} has passed"
         return f"it had no turn while it could be complete within its timeout_ms of {watched.timeout_ms:g}"
 
-    def _own_seconds(self, sequence: Sequence) -> float:
-        """The least that a sequence takes alone, from its first turn on."""
-        model = self._scheduler.cost.model
-        num_tokens = self._scheduler.residency.num_to_compute(sequence)
-        num_steps = math.ceil(num_tokens / self._limits.max_tokens)
-        seconds = num_steps * model.fixed_seconds + num_tokens * model.prefill_seconds
-        params = sequence.params
-        if params.ignore_eos and not params.stop and not params.stop_token_ids:
-            seconds += max(sequence.max_tokens - 1, 0) * (model.fixed_seconds + model.decode_seconds)
-        return _OPTIMISM * seconds
-
     def _seconds_ahead(self, sequence: Sequence) -> float:
         """The least that prompts take which go before it: all of them, where a prompt may fill a step; else
         as many chunks as it has itself, beside which its own go on."""
@@ -162,7 +151,7 @@ class Admission:
                 num_tokens += min(scheduler.residency.num_to_compute(other), most)
         model = scheduler.cost.model
         num_steps = num_tokens // self._limits.max_tokens
-        return _OPTIMISM * (num_steps * model.fixed_seconds + num_tokens * model.prefill_seconds)
+        return OPTIMISM * (num_steps * model.fixed_seconds + num_tokens * model.prefill_seconds)
 
     def _seconds_until_start(self) -> float:
         """When one more request will have had its first turn: by how they have started of late; where none

@@ -136,6 +136,7 @@ class AsyncLLM:
             same options, and from here on this one's.
         offline: open no network connection.
         name: what messages call the model; by default what `model` says.
+        length_predictor: as of `fastserve.LLM`.
 
     Raises:
         As `fastserve.LLM`.
@@ -187,21 +188,19 @@ class AsyncLLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
         arrival_seconds: float | None = None,
         has_news: asyncio.Event | None = None,
     ) -> Stream:
-        """Queue a request; its chunks come from the stream. The caller closes it.
+        """Queue a request; its chunks come from the stream. The caller closes it. What is not named here is
+        as of `LLM.generate`.
 
         Args:
-            priority: the lower goes first, where the policy looks at it.
-            tenant: whose request it is; tenants share the model fairly, by their weights.
-            priority_class: one of the options' classes; None is their default.
-            timeout_ms: it is to be complete within so long of this call; else it ends with an error.
-            session: of the tenant's program that it belongs to, whose requests are charged together.
-            arrival_seconds: when it came, by `time.perf_counter`; None is now.
+            arrival_seconds: when it came, by `time.perf_counter`, from which `timeout_ms` counts; None is
+                now.
             has_news: set when there is something to `take`, or the stream has broken: streams that are read
                 together share one.
 
@@ -228,6 +227,7 @@ class AsyncLLM:
             params=params,
             priority=priority,
             tenant=tenant,
+            endpoint=endpoint,
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,
@@ -248,6 +248,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
@@ -258,6 +259,7 @@ class AsyncLLM:
             params,
             priority=priority,
             tenant=tenant,
+            endpoint=endpoint,
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,
@@ -275,6 +277,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
@@ -285,6 +288,7 @@ class AsyncLLM:
             params,
             priority=priority,
             tenant=tenant,
+            endpoint=endpoint,
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,

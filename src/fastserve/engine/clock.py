@@ -1,7 +1,9 @@
-"""The engine's time: seconds that never run backwards, whatever the clock does."""
+"""The engine's time: seconds that never run backwards, whatever the clock does; and what is done now and
+then."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 
@@ -36,3 +38,24 @@ class SteadyClock:
     def of(self, seconds: float) -> float:
         """What somebody else has read off the same clock lately, as a time of this one."""
         return seconds + self._offset
+
+
+class Interval:
+    """Between two times that something is done, at the least; after a jump back of the clock it is done at
+    once.
+
+    >>> looks = Interval(0.1)
+    >>> [looks.is_over(now) for now in (7.0, 7.05, 7.125, 3.0)]
+    [True, False, True, True]
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._next = -math.inf
+
+    def is_over(self, now: float) -> bool:
+        """Whether it is to be done now; the next interval begins then."""
+        if self._next - self._seconds <= now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True

@@ -81,8 +81,8 @@ class Engine:
         options: how sequences share steps and memory.
         mover: copies blocks to and from the slow tier; None: there is none. It is the engine's from here on.
         cost: of a step, as long as none has run.
-        length_predictor: tells requests apart whose completions differ in length, for policies that reckon
-            with it.
+        length_predictor: tells requests of one tenant and endpoint apart whose completions differ in length,
+            for policies that reckon with it.
         draft_model: guesses, where the options say so; None: they do not. It is the engine's from here on.
         clock: seconds. Where it jumps back, the engine's time goes on.
     """
@@ -160,22 +160,17 @@ class Engine:
         *,
         priority: int = 0,
         tenant: str = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
         arrival_seconds: float | None = None,
         guide: Guide | None = None,
     ) -> int:
-        """Queue a request and return its request_id.
+        """Queue a request and return its request_id. What is not named here is as of `LLM.generate`.
 
         Args:
-            priority: the lower goes first, where the policy looks at it.
-            tenant: whose request it is: service is shared fairly between tenants, and prefixes with nobody
-                else's, unless the options say otherwise.
-            priority_class: one of the options' classes; None is their default.
-            timeout_ms: it is to be complete within so long of its arrival, and ends with an error if not.
-            session: of the tenant's program that it belongs to: it begins with the service that the program's
-                requests have had. "" is none.
+            timeout_ms: it is to be complete within so long of its arrival.
             arrival_seconds: when it came, by the engine's clock; None is now.
             guide: of the parameters' constraint, at its beginning; the engine's from here on.
 
@@ -191,6 +186,7 @@ class Engine:
         assert (guide is None) == (params.constraint is None)
         check_integer("priority", priority, low=-(2**31), high=2**31)
         check_kind("session", session, str, "a name")
+        check_kind("endpoint", endpoint, str, "a name")
         if timeout_ms is not None:
             check_number("timeout_ms", timeout_ms, 0, MOST_TIMEOUT_MS, is_low_open=True)
         self._capability.check_tenant(tenant)
@@ -212,6 +208,7 @@ class Engine:
                 guide=guide if guide is None or index == 0 else guide.fork(),
                 arrival_seconds=arrival_seconds,
                 tenant=tenant,
+                endpoint=endpoint,
                 priority=priority,
                 class_index=class_index,
                 session=session,
@@ -252,13 +249,13 @@ class Engine:
             self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
             return []
         try:
-            turns, result = self._run_or_retry(turns)
+            turns, result, lost_seconds = self._run_or_retry(turns)
         except MemoryError as error:
             return self._fail_largest(turns, error)
         except Exception as error:
             return self._fail_step(turns, error)
         now = self._clock()
-        self.scheduler.commit(turns, seconds=now - started, now=now)
+        self.scheduler.commit(turns, seconds=now - started, now=now, lost_seconds=lost_seconds)
         starts = accumulate((turn.num_outputs for turn in turns), initial=0)
         emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
         chunks = list(chain.from_iterable(emitted))
@@ -340,16 +337,20 @@ class Engine:
         assert live == self._transcripts.keys()
         assert sum(map(len, self._requests.values())) == len(live)
 
-    def _run_or_retry(self, turns: list[Turn]) -> tuple[list[Turn], StepResult]:
-        """Run these turns; where memory runs out, and there are drafts, without them."""
+    def _run_or_retry(self, turns: list[Turn]) -> tuple[list[Turn], StepResult, float]:
+        """Run these turns; where memory runs out, and there are drafts, without them. Those that have run,
+        and the seconds of the run that failed."""
+        started = self._clock()
         try:
-            return turns, self._run(turns)
+            return turns, self._run(turns), 0.0
         except MemoryError:
             if not any(turn.drafts for turn in turns):
                 raise
             logger.warning("memory ran out in a step with drafts; it runs without them")
+        self.scheduler.refuse_drafts()
+        lost_seconds = self._clock() - started
         turns = [replace(turn, drafts=()) for turn in turns]
-        return turns, self._run(turns)
+        return turns, self._run(turns), lost_seconds
 
     def _run(self, turns: Seq[Turn]) -> StepResult:
         for turn in turns:

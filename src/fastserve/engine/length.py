@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import takewhile
 from statistics import NormalDist
 
 import numpy as np
@@ -15,8 +16,8 @@ from fastserve.types import Float64Array
 _MARK_GROWTH = 1.35  # of the ages at which a sequence is judged anew
 _LAST_MARK = 10_000_000
 _WINDOW = 1024  # of the newest completions that count
-_MOST_KINDS = 1024  # those that nobody has asked for longest are forgotten
-_NUM_TRUSTED = 32  # completions of a kind that speak for themselves; below, all kinds' are added
+_MOST_KINDS = 1024  # those of which none has ended for longest are forgotten
+_NUM_TRUSTED = 32  # completions of a kind that speak for themselves; below, a wider kind's are added
 _NUM_PRIOR = 64  # quantiles that stand for completions as long as few are known
 _PRIOR_MEDIAN, _PRIOR_SIGMA = 128.0, 1.2  # log-normal, as chats are
 _LEAST_REST = 8  # longer ones than the age; fewer say nothing of the tail
@@ -115,58 +116,78 @@ class LengthDistribution:
         return self._rests[mark_index]
 
 
-class OutputLengths:
-    """Distributions by kind of request (tenant, a predictor's class), of the newest completions.
+Kind = tuple[str, ...]
+"""Of a request, from the widest name to the narrowest: its tenant, the endpoint, a predictor's class. It lies
+in all kinds whose names its own begins with."""
 
-    A kind of which little is known yet takes those of all kinds to its own, and before these are known, too,
-    a log-normal distribution around 128 tokens.
+
+class OutputLengths:
+    """Distributions by kind of request, of the newest completions.
+
+    A kind of which little is known yet takes to its own those of the next wider kinds, up to one of which
+    enough is known; the widest is all completions, and before these are known, too, a log-normal distribution
+    around 128 tokens.
+
+    >>> lengths = OutputLengths()
+    >>> for _ in range(100):
+    ...     lengths.observe(("alice", "chat"), 50)
+    ...     lengths.observe(("bob",), 1000)
+    >>> lengths.of(("alice", "summary")).mean_left(0)  # as alice's others
+    50.0
     """
 
     def __init__(self) -> None:
         self._all = _Window()
-        self._kinds: OrderedDict[str, _Window] = OrderedDict()  # of which some have ended
+        self._kinds: OrderedDict[Kind, _Window] = OrderedDict()  # the one that ended last at the end
         self._unknown = _Window()  # stands for all others
         self._prior = _PRIOR_MEDIAN * np.exp(_PRIOR_SIGMA * _normal_quantiles(_NUM_PRIOR))
 
-    def observe(self, kind: str, num_tokens: int) -> None:
+    def __len__(self) -> int:
+        """Kinds that are remembered."""
+        return len(self._kinds)
+
+    def observe(self, kind: Kind, num_tokens: int) -> None:
         """A completion has ended."""
         self._all.add(num_tokens)
-        self._window(kind).add(num_tokens)
+        for name in _widening(kind):
+            self._kinds.setdefault(name, _Window()).add(num_tokens)
+            self._kinds.move_to_end(name)  # wider ones last: they are forgotten after those within
+        while len(self._kinds) > _MOST_KINDS:
+            self._kinds.popitem(last=False)
 
     @property
     def is_known(self) -> bool:
         """Whether enough have ended to speak for those of which nothing is known."""
         return len(self._all.lengths) >= _NUM_PRIOR
 
-    def of(self, kind: str) -> LengthDistribution:
+    def of(self, kind: Kind) -> LengthDistribution:
         """What is known of completions of a kind."""
-        return self._distribution(self._kinds.get(kind, self._unknown))
+        windows = [self._kinds[name] for name in _widening(kind) if name in self._kinds]
+        return self._distribution(windows or [self._unknown])
 
     def of_all(self) -> LengthDistribution:
         """What is known of completions of all kinds."""
-        return self._distribution(self._unknown)
+        return self._distribution([self._unknown])
 
-    def _distribution(self, window: _Window) -> LengthDistribution:
-        is_trusted = len(window.lengths) >= _NUM_TRUSTED
-        num_known = window.num_ever if is_trusted else self._all.num_ever
+    def _distribution(self, windows: list[_Window]) -> LengthDistribution:
+        """Of the first of these, with as many of the wider ones, which follow it, as it takes."""
+        window = windows[0]
+        source = next((w for w in windows if w.is_trusted), self._all)
+        num_known = source.num_ever
         is_stale = num_known - window.num_when_made > _REFRESH_SHARE * min(num_known, _WINDOW)
-        if window.distribution is None or is_trusted != window.was_trusted or is_stale:
-            parts = [window.to_array()]
-            if not is_trusted:
-                parts.append(self._all.to_array())
-                if len(self._all.lengths) < _NUM_PRIOR:
-                    parts.append(self._prior)
+        if window.distribution is None or source is not window.source or is_stale:
+            parts = [w.to_array() for w in (*takewhile(lambda w: w is not source, windows), source)]
+            if source is self._all and not self.is_known:
+                parts.append(self._prior)
             window.distribution = LengthDistribution(np.concatenate(parts))
             window.num_when_made = num_known
-            window.was_trusted = is_trusted
+            window.source = source
         return window.distribution
 
-    def _window(self, kind: str) -> _Window:
-        window = self._kinds.setdefault(kind, _Window())
-        self._kinds.move_to_end(kind)
-        if len(self._kinds) > _MOST_KINDS:
-            self._kinds.popitem(last=False)
-        return window
+
+def _widening(kind: Kind) -> Iterator[Kind]:
+    """A kind and those that it lies in, the widest last."""
+    return (kind[:length] for length in range(len(kind), 0, -1))
 
 
 class _Window:
@@ -176,8 +197,13 @@ class _Window:
         self.lengths: deque[int] = deque(maxlen=_WINDOW)
         self.num_ever = 0
         self.distribution: LengthDistribution | None = None
-        self.num_when_made = 0
-        self.was_trusted = False
+        self.num_when_made = 0  # of the source's
+        self.source: _Window | None = None  # the widest that the distribution was made of
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it speaks for itself."""
+        return len(self.lengths) >= _NUM_TRUSTED
 
     def add(self, num_tokens: int) -> None:
         self.lengths.append(num_tokens)

@@ -56,6 +56,8 @@ class LLM:
         offline: open no network connection.
         name: what messages call the model; by default what `model` says.
         task: refuse a model that is not made for it before its weights are read.
+        length_predictor: tells requests of one tenant and endpoint apart whose completions differ in length,
+            for policies that reckon with it.
 
     The other arguments are those of `fastserve.config.EngineOptions`; without `target_gap_seconds` steps take
     as many tokens of prompts as there is room for.
@@ -111,6 +113,7 @@ class LLM:
         offline: bool = False,
         name: str | None = None,
         task: Task | None = None,
+        length_predictor: LengthPredictor | None = None,
     ) -> None:
         options = EngineOptions(
             weights=weights,
@@ -157,8 +160,11 @@ class LLM:
         self._model: LoadedModel | None = load_model(path, options, name=self.name, task=task)
         if target_gap_seconds is None:  # nobody waits between two tokens: steps are as full as they can be
             options = replace(options, target_gap_seconds=MOST_GAP_SECONDS)
-        self._engine = make_engine(self._model, options) if self._model.is_decoder else None
-        self._constraints = make_constraint_compiler(self._model) if self._model.is_decoder else None
+        self._engine: Engine | None = None
+        self._constraints: ConstraintCompiler | None = None
+        if self._model.is_decoder:
+            self._engine = make_engine(self._model, options, length_predictor=length_predictor)
+            self._constraints = make_constraint_compiler(self._model)
         self._inboxes: dict[int, deque[Chunk]] = {}  # by request_id: of those that somebody is reading
 
     def __enter__(self) -> Self:
@@ -195,6 +201,7 @@ class LLM:
         *,
         priority: int | Seq[int] = 0,
         tenant: str | Seq[str] = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
@@ -206,12 +213,15 @@ class LLM:
             params: for all prompts, or one for each; None is greedy until the model stops or the context is
                 full.
             priority: of all prompts, or one for each: the lower goes first, where the policy looks at it.
-            tenant: whose prompts they are, of all, or one for each: tenants share the model fairly, and
-                prefixes with nobody else.
+            tenant: whose prompts they are, of all, or one for each: tenants share the model fairly, by their
+                weights, and prefixes with nobody else, unless the options say otherwise.
+            endpoint: what they come by, such as an API or a feature of a program: how long completions become
+                is learned apart by tenant and endpoint.
             priority_class: of all prompts: one of the options' classes; None is their default.
             timeout_ms: each is to be complete so long after it is queued; its completion ends with an error
                 if not.
-            session: of the tenant's program that they belong to, whose requests are charged together.
+            session: of the tenant's program that they belong to, whose requests are charged together: each
+                begins with the service that those before it have had. "" is none.
 
         Raises:
             OptionError: no prompts, an empty one, or not as many `params` as prompts; an argument is out of
@@ -219,15 +229,20 @@ class LLM:
             ConstraintError: a constraint cannot be compiled. Nothing is run then.
             ContextLengthError: a prompt with its `max_tokens` does not fit the context. Nothing is run then.
             QueueFullError, DeadlineError: a prompt is one too many, or cannot be completed in time. Nothing
-            is run
-                then.
+                is run then.
             UnsupportedError: the model is an encoder.
         """
         prompt_list = _to_prompts(prompts)
         params_list = _to_params(params, len(prompt_list))
         priorities = _for_each(priority, int, "priorities", len(prompt_list))
         tenants = _for_each(tenant, str, "tenants", len(prompt_list))
-        add = partial(self._add, priority_class=priority_class, timeout_ms=timeout_ms, session=session)
+        add = partial(
+            self._add,
+            endpoint=endpoint,
+            priority_class=priority_class,
+            timeout_ms=timeout_ms,
+            session=session,
+        )
         request_ids: list[int] = []
         try:
             for prompt, own_params, own_priority, own_tenant in zip(
@@ -249,6 +264,7 @@ class LLM:
         *,
         priority: int = 0,
         tenant: str = "",
+        endpoint: str = "",
         priority_class: str | None = None,
         timeout_ms: float | None = None,
         session: str = "",
@@ -265,6 +281,7 @@ class LLM:
             params,
             priority=priority,
             tenant=tenant,
+            endpoint=endpoint,
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,
@@ -346,6 +363,7 @@ class LLM:
         *,
         priority: int,
         tenant: str,
+        endpoint: str,
         priority_class: str | None,
         timeout_ms: float | None,
         session: str,
@@ -358,6 +376,7 @@ class LLM:
             params,
             priority=priority,
             tenant=tenant,
+            endpoint=endpoint,
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
+from fastserve.engine.clock import Interval
 from fastserve.engine.sequence import Sequence
 
 _CHECK_SECONDS = 0.05  # between two looks
@@ -25,7 +25,7 @@ class PauseBudget:
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
         self._step_seconds = 0.0  # when the last step had run
-        self._next_check = -math.inf
+        self._checks = Interval(_CHECK_SECONDS)
         self.has_any = False  # insistent ones, of those looked at last
 
     def give(self, streams: Iterable[Sequence], seconds: float, now: float) -> None:
@@ -40,9 +40,8 @@ class PauseBudget:
 
     def refresh(self, sequences: Iterable[Sequence], now: float) -> None:
         """Look at all sequences, if it is time to."""
-        if self._seconds is None or now < self._next_check:
+        if self._seconds is None or not self._checks.is_over(now):
             return
-        self._next_check = now + _CHECK_SECONDS
         self.has_any = False
         before = self._step_seconds
         for sequence in sequences:

@@ -14,6 +14,7 @@ from fastserve.engine.draft_guesser import DraftGuesser
 from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.guard import Guard
 from fastserve.engine.guesser import Guesser
+from fastserve.engine.least_time import LeastTime
 from fastserve.engine.lookup_guesser import LookupGuesser
 from fastserve.engine.mover import Mover
 from fastserve.engine.pace import Pace
@@ -76,7 +77,7 @@ class Scheduler:
         self.cost = cost
         self._pace = pace
         self._guard = Guard()
-        self._work = work
+        self.work = work
         self._relegation = relegation
         self._pauses = pauses
         self._forecast = forecast
@@ -87,7 +88,7 @@ class Scheduler:
         self.preemptions: dict[PreemptionReason, int] = dict.fromkeys(get_args(PreemptionReason), 0)
         self.num_unstarted = 0  # requests that have had no turn
         self._recent_starts = 0.0  # first turns, and ...
-        self._recent_seconds = 0.0  # ... the steps that they were in or waited for, which are forgotten alike
+        self._recent_seconds = 0.0  # ... the steps while somebody waited for one, which are forgotten alike
 
     @property
     def has_work(self) -> bool:
@@ -103,7 +104,8 @@ class Scheduler:
 
     @property
     def seconds_per_start(self) -> float:
-        """How long it has taken of late until another request had its first turn; infinite where none had."""
+        """How long it has taken of late until another request had its first turn, while there was one that
+        waited for it; infinite where none had."""
         return self._recent_seconds / self._recent_starts if self._recent_starts > 0.01 else math.inf
 
     @property
@@ -136,11 +138,10 @@ class Scheduler:
 
     def set_policy(self, spec: str, now: float) -> None:
         """Go on by another policy, from what every sequence has come to. Raises as make_policy."""
-        policy = make_policy(spec, work=self._work, max_sequences=self._limits.max_sequences)
+        policy = make_policy(spec, work=self.work, max_sequences=self._limits.max_sequences)
         arrived = sorted(self._live, key=lambda s: (s.arrival_seconds, s.sequence_id))
         self._precedence.set_policy(policy, arrived, now)
         for sequence in arrived:
-            self._work.enter(sequence)
             sequence.is_insistent &= policy.is_guarded
 
     def schedule(self, now: float) -> list[Turn]:
@@ -168,21 +169,31 @@ class Scheduler:
         self._count_preemptions(turns)
         return turns if self._speculator is None else self._speculator.add_drafts(turns)
 
-    def commit(self, turns: Seq[Turn], *, seconds: float, now: float) -> None:
-        """A step has run these turns: their tokens are computed. Their outputs get their tokens after
-        this."""
+    def refuse_drafts(self) -> None:
+        """Memory has run out in a step by its drafts: it is run without them, and so are the next ones."""
+        assert self._speculator is not None
+        self._speculator.refuse()
+
+    def commit(self, turns: Seq[Turn], *, seconds: float, now: float, lost_seconds: float = 0.0) -> None:
+        """A step has run these turns: their tokens are computed. Their outputs get their tokens after this.
+
+        Args:
+            seconds: from the making of the turns to their results.
+            lost_seconds: of these, those of a run that failed: they say nothing of what such a step costs.
+        """
         work = total_work(turns)
         elapsed_seconds = seconds
         guess_seconds = self.last_guess_seconds
-        step_seconds = self.cost.plausible_seconds(work, max(seconds - guess_seconds, 0.0))
+        step_seconds = self.cost.plausible_seconds(work, max(seconds - lost_seconds - guess_seconds, 0.0))
         seconds = step_seconds + guess_seconds  # what nobody has had is not charged
         is_plain = not any(turn.num_scored for turn in turns)  # their output rows are no part of the work
         if is_plain:
             self.cost.observe(work, step_seconds)
         if self._speculator is not None:
             self._speculator.observe(work, seconds, is_plain=is_plain)
-        self._recent_starts *= _STARTS_MEMORY
-        self._recent_seconds = _STARTS_MEMORY * self._recent_seconds + seconds
+        if self.num_unstarted:
+            self._recent_starts *= _STARTS_MEMORY
+            self._recent_seconds = _STARTS_MEMORY * self._recent_seconds + seconds
         for turn in turns:
             sequence = turn.sequence
             if not sequence.is_started:
@@ -217,7 +228,7 @@ class Scheduler:
             if sequence.session:
                 self._sessions.leave(sequence)
             self.num_unstarted -= not sequence.is_started
-            self._work.leave(sequence)
+            self.work.leave(sequence)
             if self._forecast is not None:
                 self._forecast.forget(sequence)
         if self._speculator is not None:
@@ -239,7 +250,7 @@ class Scheduler:
             self._sessions.enter(sequence, now)
         if sequence.residence is Residence.NOWHERE:
             sequence.num_cached_tokens = len(sequence.token_ids) - self.residency.num_to_compute(sequence)
-        self._work.enter(sequence)
+        self.work.enter(sequence)
         self._precedence.enter(sequence, now)
         self._live.append(sequence)
 
@@ -288,7 +299,8 @@ def make_scheduler(
     Args:
         mover: copies blocks to a slow tier; None: there is none.
         initial_cost: of a step, as long as none has run.
-        predictor: tells requests apart whose completions differ in length, for policies that reckon with it.
+        predictor: tells requests of one tenant and endpoint apart whose completions differ in length, for
+            policies that reckon with it.
         draft_model: where the options say that one guesses.
 
     Raises:
@@ -320,7 +332,9 @@ def make_scheduler(
             most_slack_seconds=options.most_slack_seconds,
         ),
         work=work,
-        relegation=Relegation(work, first_token_seconds=options.first_token_seconds),
+        relegation=Relegation(
+            LeastTime(work, chunk_tokens=chunk_tokens), first_token_seconds=options.first_token_seconds
+        ),
         pauses=PauseBudget(options.pause_budget_seconds),
         forecast=_make_forecast(residency, work, options),
         prefill_chunk_tokens=options.prefill_chunk_tokens,

@@ -40,6 +40,7 @@ class Sequence:
     seed: int = 0
     guide: Guide | None = None  # of its constraint
     tenant: str = ""
+    endpoint: str = ""  # what it came by: completions of one endpoint are taken to be alike in length
     priority: int = 0  # the lower goes first
     class_index: int = 0  # of its priority class: the lower goes first, whatever the policy
     session: str = ""  # of the tenant's program that it belongs to; "" is none
@@ -98,6 +99,12 @@ class Sequence:
     def is_read_only(self) -> bool:
         """Whether its prompt is all that is computed: it is complete without a token of its own."""
         return self.max_tokens == 0
+
+    @property
+    def has_fixed_length(self) -> bool:
+        """Whether nothing but its limit of tokens can end its completion."""
+        params = self.params
+        return params.ignore_eos and not params.stop and not params.stop_token_ids
 
     @property
     def is_resident(self) -> bool:

@@ -33,7 +33,7 @@ class Sessions:
     def __init__(self, *, idle_seconds: float, most: int = _MOST_SESSIONS) -> None:
         self._idle_seconds = idle_seconds
         self._most = most
-        # By tenant and name, the one that a sequence came to last at the end.
+        # By tenant and name, the one that was used last at the end.
         self._sessions: OrderedDict[tuple[str, str], Session] = OrderedDict()
 
     def __len__(self) -> int:
@@ -51,7 +51,9 @@ class Sessions:
 
     def serve(self, sequence: Sequence, seconds: float, now: float) -> None:
         """It had a turn in a step that took so long."""
-        session = self._sessions[sequence.tenant, sequence.session]
+        key = sequence.tenant, sequence.session
+        session = self._sessions[key]
+        self._sessions.move_to_end(key)
         session.attained_seconds += seconds
         session.last_used_seconds = now
 

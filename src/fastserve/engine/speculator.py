@@ -29,6 +29,7 @@ from fastserve.types import Limits
 _RARE_STEPS = 4
 _REFRESH_STEPS = 16
 _REFUSED_STEPS = 8  # after drafts that would have harmed somebody: what can be borne grows slowly
+_STEPS_WITHOUT_DRAFTS = 256  # after drafts for which there was no memory: each such step runs twice
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class Speculator:
         self._num_decodes = 0  # of the last step
         self._num_steps = 0
         self._refused_until = 0  # by _num_steps
+        self._no_drafts_until = 0  # by _num_steps
         self._accounts: dict[int, Account] = {}  # by sequence_id
         self.counters = SpeculationCounters()
         self.last_guess_seconds = 0.0  # of the last step: what its guesses took
@@ -89,10 +91,11 @@ class Speculator:
         bounds = self._bounds(turns, decodes)
         guesses = self.guesser.look(decodes, bounds)
         lengths: Mapping[int, int] = {}
-        if self._may_pay(guesses):
+        has_memory = self._num_steps >= self._no_drafts_until
+        if has_memory and self._may_pay(guesses):
             spare_seconds = max(bounds.spare_seconds() - (self.guesser.seconds - before), 0.0)
             lengths = self._choose_lengths(turns, places, decodes, guesses, spare_seconds)
-        if not lengths:
+        if has_memory and not lengths:
             lengths = self.guesser.trial(decodes, self._free_rows(turns), bounds)
             self._step_seconds = self._decode_seconds
         lengths = self._fit_blocks(turns, decodes, lengths) if lengths else {}
@@ -107,6 +110,10 @@ class Speculator:
         self.last_guess_seconds = self.guesser.seconds - before
         self.counters.guess_seconds += self.last_guess_seconds
         return turns
+
+    def refuse(self) -> None:
+        """There was no memory for the last drafts: there are none for some time."""
+        self._no_drafts_until = self._num_steps + _STEPS_WITHOUT_DRAFTS
 
     def observe(self, work: StepWork, seconds: float, *, is_plain: bool = True) -> None:
         """A step of so much work has run, its guesses included; a plain one has done nothing besides."""

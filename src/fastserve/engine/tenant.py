@@ -83,7 +83,10 @@ class Tenants:
                 self._forget_some()
 
     def charge(self, sequence: Sequence) -> None:
-        """Charge what the sequence has got since it was charged last."""
+        """Charge what the sequence has got since it was charged last. Before its first turn that is nothing:
+        what it has computed then was found in the cache."""
+        if not sequence.is_started:
+            return
         num_prompt = sequence.num_prompt_tokens
         num_tokens = len(sequence.token_ids)
         charged = sequence.num_charged_tokens

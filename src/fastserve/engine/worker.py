@@ -31,6 +31,7 @@ class Add:
     params: SamplingParams
     priority: int
     tenant: str
+    endpoint: str
     priority_class: str | None
     timeout_ms: float | None
     session: str
@@ -196,6 +197,7 @@ class EngineWorker:
                 command.params,
                 priority=command.priority,
                 tenant=command.tenant,
+                endpoint=command.endpoint,
                 priority_class=command.priority_class,
                 timeout_ms=command.timeout_ms,
                 session=command.session,

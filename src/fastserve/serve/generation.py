@@ -137,11 +137,15 @@ async def generate(
     llm: AsyncLLM,
     request: GenerationRequest,
     *,
+    endpoint: str,
     options: ServeOptions,
     metrics: Metrics,
     record: RequestRecord,
 ) -> AsyncIterator[Generation]:
     """Submit a request; leaving the context aborts what has not ended.
+
+    Args:
+        endpoint: the path of the route that it came by.
 
     Raises:
         OptionError, ContextLengthError, MemoryLimitError, QueueFullError, DeadlineError: it is refused, all
@@ -167,6 +171,7 @@ async def generate(
             request.params,
             priority=request.priority,
             tenant=request.tenant,
+            endpoint=endpoint,
             priority_class=request.priority_class,
             timeout_ms=request.timeout_ms,
             session=request.session,

@@ -39,7 +39,12 @@ class Service:
     ) -> AbstractAsyncContextManager[Generation]:
         """Submit what an HTTP request asks for; see `fastserve.serve.generation.generate`."""
         return generate(
-            llm, asked, options=self.options, metrics=self.metrics, record=RequestRecord.of(request.scope)
+            llm,
+            asked,
+            endpoint=request.scope["route"].path,
+            options=self.options,
+            metrics=self.metrics,
+            record=RequestRecord.of(request.scope),
         )
 
     async def answer(

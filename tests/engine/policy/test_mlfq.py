@@ -77,6 +77,20 @@ def test_who_was_promoted_goes_first_and_takes_nobodys_memory_unless_as_publishe
         assert policy.outranks(starved, resident) != is_guarded
 
 
+def test_who_waits_for_its_reader_does_not_starve() -> None:
+    policy = make(starvation_seconds=1.0)
+    held = entered(policy, 2000)
+    level = held.standing.level
+    held.is_held = True
+    for tenth in range(50):
+        policy.refresh([held], now=0.1 * tenth)
+    held.is_held = False
+    policy.refresh([held], now=5.5)
+    assert held.standing.level == level
+    policy.refresh([held], now=6.5)
+    assert held.standing.level == 0
+
+
 def test_a_newcomer_that_skipped_levels_is_not_taken_for_one_that_starves() -> None:
     policy = make(starvation_seconds=1.0)
     sequence = entered(policy, 100, now=50.0)

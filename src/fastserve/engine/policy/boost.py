@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from fastserve.engine.clock import Interval
 from fastserve.engine.length import next_mark
 from fastserve.engine.policy.backlog import Backlog
 from fastserve.engine.policy.due import DueQueue
@@ -107,7 +108,7 @@ class Boost(RankedPolicy):
         self._short: dict[int, dict[int, Sequence]] = {}  # ... would be, were there room; first by class
         self._streams: dict[int, Sequence] = {}  # ... and who has
         self._backlog = Backlog()
-        self._next_check = -math.inf
+        self._checks = Interval(_CHECK_SECONDS)
         self._step_seconds = 0.0  # mean over steps
         self._wait = 0.0  # smoothed
         self._wait_seconds: float | None = None  # when it was looked at
@@ -125,7 +126,6 @@ class Boost(RankedPolicy):
         return max(patience * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
 
     def enter(self, sequence: Sequence, now: float) -> None:
-        self._work.enter(sequence)
         work = self._work.seconds(sequence)
         standing = sequence.standing = Standing(work)
         sequence_id = sequence.sequence_id
@@ -150,7 +150,6 @@ class Boost(RankedPolicy):
             self._forget_waiting(sequence)
             if not standing.has_begun:
                 self._backlog.remove(standing.work_seconds)
-        self._work.leave(sequence)
         super().leave(sequence)
 
     def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
@@ -165,8 +164,7 @@ class Boost(RankedPolicy):
         if self._follow(self._backlog.wait_seconds, now):
             for sequence in sequences:
                 self._rank(sequence)
-        if not self._next_check - _CHECK_SECONDS <= now < self._next_check:  # clocks may jump back
-            self._next_check = now + _CHECK_SECONDS
+        if self._checks.is_over(now):
             self._find_due(now)
         for sequence in [s for s in self._lane.values() if s.num_completion_tokens]:
             self._advance(sequence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+from fastserve.engine.clock import Interval
 from fastserve.engine.length import next_mark
 from fastserve.engine.policy.policy import RankedPolicy
 from fastserve.engine.policy.work import ExpectedWork
@@ -27,29 +28,22 @@ class Gittins(RankedPolicy):
     def __init__(self, work: ExpectedWork, *, margin: float = 2.0) -> None:
         self._work = work
         self._margin = margin
-        self._next_rerank = float("-inf")
+        self._reranks = Interval(_RERANK_SECONDS)
 
     def enter(self, sequence: Sequence, now: float) -> None:
-        self._work.enter(sequence)
         self._rank(sequence)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         """Those that have not begun, by what has been learned since."""
-        if self._next_rerank - _RERANK_SECONDS <= now < self._next_rerank:  # clocks may jump back
-            return
-        self._next_rerank = now + _RERANK_SECONDS
-        for sequence in sequences:
-            if not sequence.is_started:
-                self._rank(sequence)
+        if self._reranks.is_over(now):
+            for sequence in sequences:
+                if not sequence.is_started:
+                    self._rank(sequence)
 
     def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
         for sequence in sequences:
             if not sequence.num_completion_tokens or sequence.num_completion_tokens >= sequence.standing:
                 self._rank(sequence)
-
-    def leave(self, sequence: Sequence) -> None:
-        self._work.leave(sequence)
-        super().leave(sequence)
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
         return bool(self._margin * better.rank[0] < resident.rank[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+from fastserve.engine.clock import Interval
 from fastserve.engine.policy.policy import RankedPolicy
 from fastserve.engine.policy.work import ExpectedWork
 from fastserve.engine.sequence import Sequence
@@ -23,10 +24,9 @@ class Hrrn(RankedPolicy):
 
     def __init__(self, work: ExpectedWork) -> None:
         self._work = work
-        self._next_rerank = float("-inf")
+        self._reranks = Interval(_RERANK_SECONDS)
 
     def enter(self, sequence: Sequence, now: float) -> None:
-        self._work.enter(sequence)
         work = self._work.seconds(sequence) + self._work.inherited_seconds(sequence)
         sequence.standing = max(work, 1e-9)
         self._rank(sequence, now)
@@ -36,17 +36,11 @@ class Hrrn(RankedPolicy):
             if sequence.rank[0]:
                 sequence.rank = (0, sequence.arrival_seconds, sequence.sequence_id)
 
-    def leave(self, sequence: Sequence) -> None:
-        self._work.leave(sequence)
-        super().leave(sequence)
-
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
-        if self._next_rerank - _RERANK_SECONDS <= now < self._next_rerank:  # clocks may jump back
-            return
-        self._next_rerank = now + _RERANK_SECONDS
-        for sequence in sequences:
-            if sequence.rank[0]:
-                self._rank(sequence, now)
+        if self._reranks.is_over(now):
+            for sequence in sequences:
+                if sequence.rank[0]:
+                    self._rank(sequence, now)
 
     def outranks(self, better: Sequence, resident: Sequence) -> bool:
         return False

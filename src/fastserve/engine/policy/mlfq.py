@@ -93,7 +93,9 @@ class Mlfq(RankedPolicy):
         self._reckon()
         limit = now - self._starvation_seconds
         for sequence in sequences:
-            if sequence.standing.waiting_since < limit:
+            if sequence.is_held:  # it waits for its reader, not for others
+                sequence.standing.waiting_since = now
+            elif sequence.standing.waiting_since < limit:
                 sequence.standing.waiting_since = now
                 sequence.standing.is_promoted = True
                 self._move(sequence, 0, now)

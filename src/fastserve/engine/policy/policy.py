@@ -26,7 +26,8 @@ class Policy(Protocol):
         ...
 
     def enter(self, sequence: Sequence, now: float) -> None:
-        """A sequence arrives, or comes from another policy with what it has computed so far."""
+        """A sequence arrives, which ExpectedWork knows already, or comes from another policy with what it has
+        computed so far."""
         ...
 
     def leave(self, sequence: Sequence) -> None:

@@ -7,7 +7,7 @@ import logging
 from typing import Protocol
 
 from fastserve.engine.cost import OnlineStepCost
-from fastserve.engine.length import LengthDistribution, OutputLengths
+from fastserve.engine.length import Kind, LengthDistribution, OutputLengths
 from fastserve.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -17,40 +17,34 @@ class LengthPredictor(Protocol):
     """Tells requests apart whose completions differ in length. Only which of them are told apart counts: how
     long they are is learned, so that a predictor that knows nothing costs little."""
 
-    def kind(self, sequence: Sequence) -> str: ...
+    def kind(self, sequence: Sequence) -> str:
+        """Of a sequence that has come. Asked once of each, in the thread that runs the steps, which wait."""
+        ...
 
 
 class ExpectedWork:
-    """Seconds of machine time that sequences are expected to need yet. One is there for as long as the
-    scheduler is, whatever the policy: what is learned of lengths outlives a change of policy.
+    """Seconds of machine time that sequences are expected to need yet. The scheduler has one, whatever the
+    policy, and tells it who comes and goes: what is learned of lengths outlives a change of policy.
 
     Args:
         cost: of a step. A decoded token costs its row, and its share of what a step costs anyway.
-        predictor: None: requests of one tenant are alike.
+        predictor: None: requests of one tenant at one endpoint are alike.
     """
 
     def __init__(self, cost: OnlineStepCost, *, predictor: LengthPredictor | None = None) -> None:
         self.cost = cost
         self._predictor = predictor
         self._lengths = OutputLengths()
-        self._kinds: dict[int, str] = {}  # by sequence_id
+        self._kinds: dict[int, Kind] = {}  # by sequence_id
 
     def enter(self, sequence: Sequence) -> None:
-        """It has come, if it had not: the scheduler says so of all, and policies that reckon with it too."""
-        if sequence.sequence_id in self._kinds:
-            return
-        kind = sequence.tenant
-        if self._predictor is not None:
-            try:
-                kind = f"{kind}\0{self._predictor.kind(sequence)}"
-            except Exception:  # it is the caller's; requests go on without it
-                logger.exception("the length predictor failed on request %d", sequence.sequence_id)
-        self._kinds[sequence.sequence_id] = kind
+        """It has come, before its policy is told."""
+        self._kinds[sequence.sequence_id] = self._kind_of(sequence)
 
     def leave(self, sequence: Sequence) -> None:
-        """It is gone, if it had come; where it is complete, learn once how long it has become."""
-        kind = self._kinds.pop(sequence.sequence_id, None)
-        if kind is not None and sequence.is_complete:
+        """It is gone, after its policy was told; where it is complete, learn how long it has become."""
+        kind = self._kinds.pop(sequence.sequence_id)
+        if sequence.is_complete:
             self._lengths.observe(kind, sequence.num_completion_tokens)
 
     @property
@@ -89,3 +83,12 @@ class ExpectedWork:
         tokens = self.lengths(sequence).mean_left(sequence.num_completion_tokens)
         tokens = min(tokens, self.most_left(sequence))
         return self.prefill_seconds(sequence) + self.token_seconds(sequence) * tokens
+
+    def _kind_of(self, sequence: Sequence) -> Kind:
+        tenant, endpoint = sequence.tenant, sequence.endpoint
+        if self._predictor is not None:
+            try:
+                return tenant, endpoint, str(self._predictor.kind(sequence))
+            except Exception:  # it is the caller's; requests go on without it
+                logger.exception("the length predictor failed on request %d", sequence.sequence_id)
+        return (tenant, endpoint) if endpoint else (tenant,)
