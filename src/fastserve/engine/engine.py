@@ -249,7 +249,7 @@ class Engine:
             self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
             return []
         try:
-            turns, result, lost_seconds = self._run_or_retry(turns)
+            turns, result, lost_seconds = self._run_or_retry(turns, scheduled)
         except MemoryError as error:
             return self._fail_largest(turns, error)
         except Exception as error:
@@ -337,10 +337,9 @@ class Engine:
         assert live == self._transcripts.keys()
         assert sum(map(len, self._requests.values())) == len(live)
 
-    def _run_or_retry(self, turns: list[Turn]) -> tuple[list[Turn], StepResult, float]:
+    def _run_or_retry(self, turns: list[Turn], started: float) -> tuple[list[Turn], StepResult, float]:
         """Run these turns; where memory runs out, and there are drafts, without them. Those that have run,
         and the seconds of the run that failed."""
-        started = self._clock()
         try:
             return turns, self._run(turns), 0.0
         except MemoryError:
