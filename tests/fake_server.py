@@ -29,6 +29,7 @@ class Behaviour:
         refuses: fields that it refuses with 400.
         status: of every answer to a completion after the first `num_good`, if not 200.
         num_good: requests that are answered well before `ending` and `status` take effect.
+        num_kept: requests of a connection after which it is closed as the next one comes.
     """
 
     token_seconds: float = 0.002
@@ -38,6 +39,7 @@ class Behaviour:
     tells_usage: bool = True
     status: int = 200
     num_good: int = 0
+    num_kept: int = 1_000_000
 
 
 @dataclass
@@ -58,8 +60,11 @@ class FakeServer:
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-                while await self._answer(reader, writer):
-                    pass
+                for _ in range(self.behaviour.num_kept):
+                    if not await self._answer(reader, writer):
+                        return
+                await reader.readexactly(1)
+                writer.transport.abort()
         finally:
             writer.transport.abort() if self.behaviour.ending == "close" else writer.close()
             with contextlib.suppress(ConnectionError):

@@ -44,6 +44,13 @@ def run_test(
     return asyncio.run(run())
 
 
+def test_a_request_goes_on_another_connection_where_a_kept_one_is_closed_under_it() -> None:
+    with run_fake_server(Behaviour(num_kept=1)) as server:
+        _, row = run_test(server, options())
+    assert row.figures["num_failed"] == 0
+    assert row.figures["num_finished"] == 40
+
+
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_requests_have_the_lengths_of_the_traffic(api: str) -> None:
     with run_fake_server() as server:

@@ -94,17 +94,20 @@ class Endpoint:
         headers = {"Accept-Encoding": "identity"}  # what packs a stream holds it back
         if self.options.api_key:
             headers["Authorization"] = f"Bearer {self.options.api_key}"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
-            headers=headers,
-        )
+
+        def open_session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
+            return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers)
+
+        self._session = open_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS))
+        self._fresh_session = open_session(aiohttp.TCPConnector(limit=0, force_close=True))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._session.close()
+        await self._fresh_session.close()
 
     async def learn_abilities(self, exchange: Exchange) -> Abilities:
         """Find out by a request what the server takes; the exchange is that of the last try.
@@ -163,13 +166,13 @@ class Endpoint:
 
     async def _post(self, body: dict[str, Any]) -> aiohttp.ClientResponse:
         """A server may close a connection that is kept at the moment at which it is used again, before it has
-        read the request: that is sent once more (RFC 9112, section 9.3.1)."""
+        read the request: that is sent once more, on a new one (RFC 9112, section 9.3.1)."""
         try:
             return await self._session.post(self._path, json=body)
         except aiohttp.ClientConnectorError:
             raise
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            return await self._session.post(self._path, json=body)
+            return await self._fresh_session.post(self._path, json=body)
 
     def _body(self, prompt: str, max_tokens: int, abilities: Abilities) -> dict[str, Any]:
         body: dict[str, Any] = {"model": self.options.model}
