@@ -123,6 +123,40 @@ def test_a_reader_that_is_behind_keeps_nobody_out() -> None:
         engine.step()
 
 
+def test_of_readers_that_are_behind_the_last_in_order_gives_way() -> None:
+    engine = make(peak_quantile=0.5)
+    teach(engine, 60)
+    held = [engine.add([index] * 10, SamplingParams(max_tokens=60)) for index in range(2)]
+    for _ in range(30):
+        engine.step()
+    first, last = engine.scheduler.sequences
+    assert first.is_resident
+    assert last.is_resident
+    for request_id in held:
+        engine.hold(request_id)
+    engine.add([2] * 60, SamplingParams(max_tokens=60))
+    for _ in range(3):
+        engine.step()
+    assert first.is_resident
+    assert not last.is_resident
+
+
+def test_a_reader_that_is_behind_keeps_its_blocks_where_they_would_not_help() -> None:
+    engine = make(peak_quantile=0.5)
+    teach(engine, 60)
+    held = engine.add([1] * 8, SamplingParams(max_tokens=60))
+    for _ in range(2):
+        engine.step()
+    engine.hold(held)
+    reader = engine.scheduler.sequences[0]
+    for index in range(3):
+        engine.add([index] * 60, SamplingParams(max_tokens=60))
+    for _ in range(3):
+        engine.step()
+    assert engine.status().num_waiting > 0
+    assert reader.is_resident
+
+
 def test_one_that_is_expected_to_outgrow_the_pool_runs_alone() -> None:
     engine = make(peak_quantile=0.99, num_blocks=8)
     teach(engine, 31)

@@ -346,7 +346,7 @@ class Engine:
             if not any(turn.drafts for turn in turns):
                 raise
             logger.warning("memory ran out in a step with drafts; it runs without them")
-        self.scheduler.refuse_drafts()
+        self.scheduler.refuse_drafts(turns)
         lost_seconds = self._clock() - started
         turns = [replace(turn, drafts=()) for turn in turns]
         return turns, self._run(turns), lost_seconds

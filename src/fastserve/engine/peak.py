@@ -39,7 +39,7 @@ class PeakForecast:
         for resident in order:
             if resident.residence not in residents:
                 continue
-            # Whose reader is behind keeps its blocks, and does not grow.
+            # Whose reader is behind does not grow, and keeps its blocks until somebody needs them.
             left = 0 if resident.is_held else self._tokens_left(resident)
             peak.add(left, len(resident.block_table), is_lasting=resident.is_held)
         num_owned = self._residency.pool.num_blocks - self._residency.pool.num_free
@@ -81,14 +81,14 @@ class Peak:
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._growing: list[tuple[int, int]] = []  # tokens left, negative, and blocks: the longest first
-        self._lasting = 0  # blocks of those that neither grow nor end
+        self.num_lasting = 0  # blocks of those that neither grow nor end
         self.num_added = 0  # blocks of all
         self.num_shared = 0  # of these, counted more than once
 
     def add(self, tokens_left: int, num_blocks: int, *, is_lasting: bool = False) -> None:
         self.num_added += num_blocks
         if is_lasting:
-            self._lasting += num_blocks
+            self.num_lasting += num_blocks
         else:
             insort(self._growing, (-tokens_left, num_blocks))
 
@@ -98,7 +98,7 @@ class Peak:
         for count, (left, num_blocks) in enumerate(self._growing, 1):
             owned += num_blocks
             most = max(most, owned - count * (left // self._block_size))  # negative: rounded up
-        return self._lasting + most - self.num_shared
+        return self.num_lasting + most - self.num_shared
 
     def num_blocks_with(self, tokens_left: int, num_blocks: int) -> int:
         """The peak, were one more added."""

@@ -169,10 +169,10 @@ class Scheduler:
         self._count_preemptions(turns)
         return turns if self._speculator is None else self._speculator.add_drafts(turns)
 
-    def refuse_drafts(self) -> None:
+    def refuse_drafts(self, turns: Seq[Turn]) -> None:
         """Memory has run out in a step by its drafts: it is run without them, and so are the next ones."""
         assert self._speculator is not None
-        self._speculator.refuse()
+        self._speculator.refuse(sum(len(turn.drafts) for turn in turns))
 
     def commit(self, turns: Seq[Turn], *, seconds: float, now: float, lost_seconds: float = 0.0) -> None:
         """A step has run these turns: their tokens are computed. Their outputs get their tokens after this.

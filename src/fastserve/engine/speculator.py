@@ -89,9 +89,9 @@ class Speculator:
                 self._accounts[sequence.sequence_id] = Account(self._clock_seconds)
         self._refresh(turns, places, decodes)
         bounds = self._bounds(turns, decodes)
-        guesses = self.guesser.look(decodes, bounds)
-        lengths: Mapping[int, int] = {}
         has_memory = self._num_steps >= self._no_drafts_until
+        guesses = self.guesser.look(decodes, bounds) if has_memory else []
+        lengths: Mapping[int, int] = {}
         if has_memory and self._may_pay(guesses):
             spare_seconds = max(bounds.spare_seconds() - (self.guesser.seconds - before), 0.0)
             lengths = self._choose_lengths(turns, places, decodes, guesses, spare_seconds)
@@ -111,8 +111,9 @@ class Speculator:
         self.counters.guess_seconds += self.last_guess_seconds
         return turns
 
-    def refuse(self) -> None:
-        """There was no memory for the last drafts: there are none for some time."""
+    def refuse(self, num_drafts: int) -> None:
+        """There was no memory for the last drafts, so many: there are none for some time."""
+        self.counters.drafted_tokens -= num_drafts
         self._no_drafts_until = self._num_steps + _STEPS_WITHOUT_DRAFTS
 
     def observe(self, work: StepWork, seconds: float, *, is_plain: bool = True) -> None:

@@ -136,7 +136,7 @@ class Round:
             if sequence.is_held:
                 continue
             uncomputed = len(sequence.token_ids) - sequence.num_computed_tokens
-            if uncomputed > 1:
+            if uncomputed > 1 or sequence.is_read_only:
                 backlog += uncomputed
             elif sequence.residence is Residence.FAST and num_decodes < self._max_turns:
                 num_decodes += 1
@@ -214,7 +214,7 @@ class Round:
             needed = self._residency.blocks_to_enter(sequence) + self._reserve
             self._peak = None
         elif not self._will_fit(sequence, needed - self._reserve):
-            self._take_from_held()
+            self._take_from_held(sequence, needed - self._reserve)
             return False
         if needed > self._pool.num_free:
             return False
@@ -237,10 +237,14 @@ class Round:
         self._peak.add(tokens_left, num_blocks)
         return True
 
-    def _take_from_held(self) -> None:
-        """Who takes no tokens gives up its blocks for one who would, before the next step."""
-        held = next((resident for resident in self._residents() if resident.is_held), None)
-        if held is not None:
+    def _take_from_held(self, newcomer: Sequence, num_blocks: int) -> None:
+        """Who takes no tokens gives up its blocks for one who would, before the next step: if those of all of
+        them are enough."""
+        assert self._forecast is not None
+        assert self._peak is not None
+        held = next((resident for resident in reversed(self._residents()) if resident.is_held), None)
+        peak = self._peak.num_blocks_with(self._forecast.expect(newcomer), num_blocks)
+        if held is not None and peak - self._peak.num_lasting <= self._pool.num_blocks:
             self._residency.evict(held)
             self._residents().remove(held)
             self._peak = None
@@ -254,7 +258,7 @@ class Round:
         """Evict sequences that a better one outranks, if they have what it needs."""
         free = self._pool.num_free + self._residency.num_leaving
         victims: list[tuple[Sequence, float]] = []
-        held = [resident for resident in self._residents() if resident.is_held]
+        held = [resident for resident in reversed(self._residents()) if resident.is_held]
         others = [r for r in self._residents()[: -1 - _NUM_CONSIDERED : -1] if not r.is_held]
         for victim in (*held, *others):
             if free >= needed:

@@ -407,6 +407,7 @@ def check_accounts(engine: Engine) -> None:
     assert len(policy._waiting._entries) == len(waiting)
     on_lane = [*policy._lane, *(sequence_id for short in policy._short.values() for sequence_id in short)]
     assert len(on_lane) == len(set(on_lane))
+    assert policy._due.keys() <= ids
     assert waiting >= set(on_lane)
     unbegun = [sequence for sequence in live if not sequence.is_started]
     assert policy._backlog._num_waiting == len(unbegun)

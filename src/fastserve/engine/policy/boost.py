@@ -6,7 +6,6 @@ After Yu and Scully, "Strongly Tail-Optimal Scheduling in the Light-Tailed M/G/1
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -103,7 +102,7 @@ class Boost(RankedPolicy):
         self._lane_size = max(int(_LANE_SHARE * max_sequences), 1)
         # By sequence_id, who has no token yet ...
         self._waiting = DueQueue()
-        self._due: Mapping[int, Sequence] = {}
+        self._due: dict[int, Sequence] = {}
         self._lane: dict[int, Sequence] = {}  # ... and is on the express lane, or ...
         self._short: dict[int, dict[int, Sequence]] = {}  # ... would be, were there room; first by class
         self._streams: dict[int, Sequence] = {}  # ... and who has
@@ -150,6 +149,7 @@ class Boost(RankedPolicy):
             self._forget_waiting(sequence)
             if not standing.has_begun:
                 self._backlog.remove(standing.work_seconds)
+        self._due.pop(sequence.sequence_id, None)
         super().leave(sequence)
 
     def serve(self, sequences: Seq[Sequence], seconds: float, now: float) -> None:
@@ -219,6 +219,8 @@ class Boost(RankedPolicy):
     def _fill_lane(self) -> None:
         """Let short ones on the lane, but none past somebody who is due: those of a worse class are behind
         them anyway."""
+        if not any(self._short.values()):
+            return
         best_due = min((sequence.class_index for sequence in self._due.values()), default=math.inf)
         for class_index in sorted(self._short):
             short = self._short[class_index]

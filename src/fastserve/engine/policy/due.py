@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping
 
 from fastserve.engine.sequence import Sequence
 
@@ -44,7 +43,7 @@ class DueQueue:
         del self._entries[bisect_left(self._entries, (self._orders.pop(sequence_id), sequence_id))]
         self._work_seconds.pop(sequence_id, None)
 
-    def find(self, now: float, *, allowed_seconds: float, seconds_per_work: float) -> Mapping[int, Sequence]:
+    def find(self, now: float, *, allowed_seconds: float, seconds_per_work: float) -> dict[int, Sequence]:
         """Those that are due, by sequence_id.
 
         Where some are late already, these, and as many of the next as are begun at about the same time.
