@@ -23,12 +23,15 @@ def chunk(
     chooser: Pace,
     *,
     backlog: int = 5000,
+    longest: int | None = None,
     decodes: StepWork = DECODES,
     first_position: int = 0,
     slack: float = 0.0,
 ) -> int:
     """Tokens of a long prompt that a step takes."""
-    return chooser.prefill_budget(decodes, backlog, slack_seconds=slack).fit(10_000, first_position)
+    longest = backlog if longest is None else longest
+    budget = chooser.prefill_budget(decodes, backlog, longest_tokens=longest, slack_seconds=slack)
+    return budget.fit(10_000, first_position)
 
 
 def step_seconds(prefill_tokens: int, *, first_position: int = 0, cost: StepCost = COST) -> float:
@@ -45,12 +48,28 @@ def test_the_target_gap_is_used_up_and_not_exceeded() -> None:
 
 
 def test_without_a_target_a_short_prompt_does_not_double_the_gap() -> None:
-    assert 1.5 < step_seconds(chunk(pace(), backlog=1000)) / COST.seconds(DECODES) < 2
+    decodes = StepWork(decode_tokens=30)
+    prompt = StepWork.of_prefill(chunk(pace(), decodes=decodes, backlog=1000))
+    assert 1.5 < COST.seconds(decodes + prompt) / COST.seconds(decodes) < 2
 
 
 def test_a_long_backlog_is_granted_longer_steps_up_to_a_bound() -> None:
     steps = [step_seconds(chunk(pace(), backlog=n)) for n in (1000, 8000, 10**6)]
     assert steps[0] < steps[1] < steps[2] <= 0.2
+
+
+def test_prompts_that_wait_behind_another_are_granted_longer_steps_than_one_that_is_as_long_as_all() -> None:
+    alone, queued, crowded = (
+        step_seconds(chunk(pace(), backlog=1600, longest=longest)) for longest in (1600, 800, 100)
+    )
+    assert alone == step_seconds(chunk(pace(), backlog=100))
+    assert alone < queued < crowded <= 0.2
+
+
+def test_steps_of_few_streams_are_as_long_as_nobody_notices() -> None:
+    quick = StepCost(fixed_seconds=0.002, prefill_seconds=0.0005, decode_seconds=0.0001)
+    tokens = chunk(pace(quick), backlog=100)
+    assert quick.seconds(DECODES + StepWork.of_prefill(tokens)) == pytest.approx(0.03, abs=0.0006)
 
 
 def test_prompts_go_on_however_tight_the_target_is() -> None:

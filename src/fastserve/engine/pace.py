@@ -16,8 +16,10 @@ from fastserve.engine.sequence import Sequence
 
 SMALLEST_CHUNK_TOKENS = 16  # prompts go on, however tight the target is
 _SLOWDOWN = 1.85  # of a step by prompts, as long as few of them wait
-_BACKLOG_SHARE = 1 / 50  # a longer step is granted to a long backlog: so much of it
+_BACKLOG_SHARE = 1 / 50  # a longer step is granted to a long backlog: so much of it ...
+_QUEUE_SHARE = 1 / 8  # ... or so much of what waits behind its longest prompt
 _LONGEST_GAP_SECONDS = 0.2
+_UNNOTICED_GAP_SECONDS = 0.03  # 33 tokens a second, several times what anybody reads
 
 
 class PrefillBudget:
@@ -68,8 +70,9 @@ class Pace:
         cost: of a step; its queries are read, nothing is observed.
         max_tokens: rows of one step.
         target_gap_seconds: how long a step may take while sequences decode, which is the gap between the
-            tokens of a stream. None adapts: a step takes 1.85 times what its decodes take alone, and, where
-            many prompts wait, a fiftieth of the time that these need, up to 0.2 seconds.
+            tokens of a stream. None adapts: a step takes 1.85 times what its decodes take alone, 0.03
+            seconds if that is less, and where prompts wait behind each other more: an eighth of the time
+            that those behind the longest need, or a fiftieth of what all need, up to 0.2 seconds.
         most_slack_seconds: how much slack a stream may save up, by which a step may exceed the target; 0:
             none.
     """
@@ -89,11 +92,13 @@ class Pace:
         self._step_target = 0.0  # of the step whose turns were made last
 
     def prefill_budget(
-        self, decodes: StepWork, backlog_tokens: int, *, slack_seconds: float = 0.0
+        self, decodes: StepWork, backlog_tokens: int, *, longest_tokens: int = 0, slack_seconds: float = 0.0
     ) -> PrefillBudget:
         """Of a step that has these decodes, when so many prompt tokens wait to be computed.
 
         Args:
+            backlog_tokens: of all prompts.
+            longest_tokens: of the longest one.
             slack_seconds: the least of the sequences that decode.
         """
         model = self._cost.model
@@ -104,11 +109,18 @@ class Pace:
         alone = model.seconds(decodes)
         target = self.target_gap_seconds
         if target is None:
-            backlog_seconds = model.prefill_seconds * backlog_tokens
-            target = max(_SLOWDOWN * alone, min(_BACKLOG_SHARE * backlog_seconds, _LONGEST_GAP_SECONDS))
+            granted = self._granted(backlog_tokens, longest_tokens)
+            target = max(_SLOWDOWN * alone, _UNNOTICED_GAP_SECONDS, granted)
         self._step_target = target
         seconds = target + slack_seconds - alone - model.prefill_fixed_seconds
         return PrefillBudget(model, rows=rows, seconds=seconds)
+
+    def _granted(self, backlog_tokens: int, longest_tokens: int) -> float:
+        """To prompts that wait: more by each of those that wait behind another, as all of them come later by
+        the steps that are made shorter for the streams; a single one is as late by itself."""
+        behind = _QUEUE_SHARE * (backlog_tokens - longest_tokens)
+        seconds = self._cost.model.prefill_seconds * max(_BACKLOG_SHARE * backlog_tokens, behind)
+        return min(seconds, _LONGEST_GAP_SECONDS)
 
     def give(self, streams: Iterable[Sequence], now: float) -> None:
         """These get a token now, by the step whose budget was asked for last: what their gaps are less than

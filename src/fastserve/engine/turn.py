@@ -130,7 +130,7 @@ class Round:
 
     def _prefill_budget(self) -> PrefillBudget:
         """For prompts of this step, beside the sequences that will decode in it."""
-        num_decodes = attended = backlog = 0
+        num_decodes = attended = backlog = longest = 0
         slack = math.inf
         for sequence in self._order:
             if sequence.is_held:
@@ -138,13 +138,15 @@ class Round:
             uncomputed = len(sequence.token_ids) - sequence.num_computed_tokens
             if uncomputed > 1 or sequence.is_read_only:
                 backlog += uncomputed
+                longest = max(longest, uncomputed)
             elif sequence.residence is Residence.FAST and num_decodes < self._max_turns:
                 num_decodes += 1
                 attended += sequence.num_computed_tokens
                 slack = min(slack, sequence.slack_seconds)
         self._scores_left = max(self._outputs_left - num_decodes - 1, 1)
         decodes = StepWork(0, num_decodes, attended)
-        return self._pace.prefill_budget(decodes, backlog, slack_seconds=slack if num_decodes else 0.0)
+        slack = slack if num_decodes else 0.0
+        return self._pace.prefill_budget(decodes, backlog, longest_tokens=longest, slack_seconds=slack)
 
     def _give_turn(self, sequence: Sequence, *, is_new: bool) -> None:
         """A turn of a resident, if there are rows and memory for it. Those that decode have their rows

@@ -21,7 +21,7 @@ from fastserve.errors import OptionError
 _SCALE_STEP = 1.25  # scales within such a factor count as equal: ranks change together, and seldom
 _SMOOTHING_SECONDS = 5.0  # of the wait that the scale follows
 _CHECK_SECONDS = 0.1  # between two looks for those that are due
-_LEAST_PATIENCE_SECONDS = 10.0  # before which nobody is due
+_LEAST_PATIENCE_SECONDS = 2.0  # before which nobody is due
 _LONG_QUANTILE = 0.98  # of lengths, as which a completion counts for when it is due
 _STEP_MEMORY = 0.02  # weight of a step in the mean seconds of a step
 _STEADY = 0.75  # of the longest wait of late: where the mean is above it, patience fades to 1
