@@ -49,10 +49,10 @@ class Boost(RankedPolicy):
     That holds as long as everybody can still begin within `patience` times the longest such wait of late
     (and later, if its completion is likely to be shorter than others are). Where the wait has been close to
     the longest for minutes, which makes the longest what most have to wait, patience fades to 1. As soon as
-    one could not any more, if those that are due before it began first, it is due with them, and nobody else
-    begins before them. Besides, a boost is at most `most_boost` scales, and a scale at most
-    `most_scale_seconds` (and a fifth, as scales are rounded): by its key, nobody is overtaken by a sequence
-    that came later by more than their product.
+    one could not any more, if those that are due before it began first, it is due with them, in the order of
+    the times by which they are to begin, and nobody else begins before them. Besides, a boost is at most
+    `most_boost` scales, and a scale at most `most_scale_seconds` (and a fifth, as scales are rounded): by its
+    key, nobody is overtaken by a sequence that came later by more than their product.
 
     Work is that of the prompt and of the tokens to be expected, given how many there are; it is looked at
     again when a completion has grown by a third. Streams have their turns before those that wait, but their
@@ -78,7 +78,7 @@ class Boost(RankedPolicy):
         *,
         max_sequences: int,
         strength: float = 7.0,
-        patience: float = 1.5,
+        patience: float = 1.6,
         least_scale_seconds: float = 2.0,
         most_scale_seconds: float = 1000.0,
         most_boost: float = 12.0,
@@ -249,7 +249,9 @@ class Boost(RankedPolicy):
         moment = work.lengths(sequence).log_moment(produced, price)
         exponent = known / scale + min(moment, price * work.most_left(sequence))
         boost = min(-math.log(-math.expm1(-max(exponent, 1e-9))), self._most_boost) * scale
-        sequence.rank = (self._place(sequence), sequence.arrival_seconds - boost, sequence.sequence_id)
+        place = self._place(sequence)
+        key = self._waiting.order(sequence) if place == _DUE else sequence.arrival_seconds - boost
+        sequence.rank = (place, key, sequence.sequence_id)
         sequence.standing.next_mark = next_mark(produced) if produced else 0
 
     def _place(self, sequence: Sequence) -> int:

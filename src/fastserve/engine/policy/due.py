@@ -33,6 +33,10 @@ class DueQueue:
         if work_seconds is not None:
             self._work_seconds[sequence_id] = work_seconds
 
+    def order(self, sequence: Sequence) -> float:
+        """As it was given with it."""
+        return self._orders[sequence.sequence_id]
+
     def begin(self, sequence: Sequence) -> None:
         """It has had a turn: nobody waits for its work any more."""
         self._work_seconds.pop(sequence.sequence_id, None)
