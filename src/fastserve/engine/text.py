@@ -61,13 +61,15 @@ class CompletionText:
         return certain + held
 
     def _take(self, text: str) -> str:
+        if not self._stop:
+            return text
         assert not self.has_stopped, "no text follows a stop string"
         text = self._held + text
         if found := _find_first(text, self._stop):
             start, self.stop_string = found
             self._held = ""
             return text[:start]
-        num_held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        num_held = max(_overlap(text, stop) for stop in self._stop)
         certain = len(text) - num_held
         self._held = text[certain:]
         return text[:certain]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import ssl
@@ -48,7 +49,10 @@ def serve(
         tls: of `make_tls`.
         announce: called with the URL once connections are taken.
     """
-    make_server(app, options, tls=tls, announce=announce).run(sockets=[listener])
+    server = make_server(app, options, tls=tls, announce=announce)
+    gc.collect()
+    gc.freeze()  # modules, routes and models stay: looking through them would pause all streams
+    server.run(sockets=[listener])
 
 
 def make_server(
