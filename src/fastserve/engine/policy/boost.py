@@ -47,7 +47,7 @@ class Boost(RankedPolicy):
     anybody is overtaken while nobody waits, and a backlog is worked off in the order of work.
 
     That holds as long as everybody can still begin within `patience` times the longest such wait of late
-    (and later, if its completion is likely to be shorter than others are). Where the wait has been close to
+    (and later, by as long again at most, if its completion is likely to be shorter than others are). Where the wait has been close to
     the longest for minutes, which makes the longest what most have to wait, patience fades to 1. As soon as
     one could not any more, if those that are due before it began first, it is due with them, in the order of
     the times by which they are to begin, and nobody else begins before them. Besides, a boost is at most
@@ -132,10 +132,10 @@ class Boost(RankedPolicy):
             self._streams[sequence_id] = sequence
         elif sequence.is_started:
             standing.has_begun = True
-            self._waiting.add(sequence, self._due_order(sequence), None)
+            self._waiting.add(sequence, self._due_order(sequence, now), None)
         else:
             self._backlog.add(work)
-            self._waiting.add(sequence, self._due_order(sequence), work)
+            self._waiting.add(sequence, self._due_order(sequence, now), work)
             is_short = self._work.prefill_seconds(sequence) < self._express_seconds
             if is_short and not sequence.inherited_seconds:
                 self._short.setdefault(sequence.class_index, {})[sequence_id] = sequence
@@ -194,11 +194,16 @@ class Boost(RankedPolicy):
         self._short.get(sequence.class_index, {}).pop(sequence.sequence_id, None)
         self._lane.pop(sequence.sequence_id, None)
 
-    def _due_order(self, sequence: Sequence) -> float:
+    def _due_order(self, sequence: Sequence, now: float) -> float:
         """Its arrival, and earlier if its completion may take long."""
         tokens = self._work.lengths(sequence).quantile_left(0, _LONG_QUANTILE)
         tokens = min(tokens, self._long_tokens, self._work.most_left(sequence))
-        return sequence.arrival_seconds - tokens * self._step_seconds
+        return sequence.arrival_seconds - self._grace_seconds(tokens, now)
+
+    def _grace_seconds(self, tokens: float, now: float) -> float:
+        """By how much later than one whose completion has so many tokens more it may begin: at most as long
+        as anybody may wait."""
+        return min(tokens * self._step_seconds, self.longest_wait_seconds(now))
 
     @property
     def _long_tokens(self) -> float:
@@ -207,7 +212,7 @@ class Boost(RankedPolicy):
     def _find_due(self, now: float) -> None:
         due = self._waiting.find(
             now,
-            allowed_seconds=self.longest_wait_seconds(now) + self._long_tokens * self._step_seconds,
+            allowed_seconds=self.longest_wait_seconds(now) + self._grace_seconds(self._long_tokens, now),
             seconds_per_work=self._backlog.seconds_per_work,
         )
         before, self._due = self._due, due
