@@ -22,6 +22,7 @@ _SCALE_STEP = 1.25  # scales within such a factor count as equal: ranks change t
 _SMOOTHING_SECONDS = 5.0  # of the wait that the scale follows
 _CHECK_SECONDS = 0.1  # between two looks for those that are due
 _LEAST_PATIENCE_SECONDS = 2.0  # before which nobody is due
+_GRACE = 2.0  # times as long may wait who is shorter
 _LONG_QUANTILE = 0.98  # of lengths, as which a completion counts for when it is due
 _STEP_MEMORY = 0.02  # weight of a step in the mean seconds of a step
 _STEADY = 0.75  # of the longest wait of late: where the mean is above it, patience fades to 1
@@ -47,12 +48,13 @@ class Boost(RankedPolicy):
     anybody is overtaken while nobody waits, and a backlog is worked off in the order of work.
 
     That holds as long as everybody can still begin within `patience` times the longest such wait of late
-    (and later, by as long again at most, if its completion is likely to be shorter than others are). Where the wait has been close to
-    the longest for minutes, which makes the longest what most have to wait, patience fades to 1. As soon as
-    one could not any more, if those that are due before it began first, it is due with them, in the order of
-    the times by which they are to begin, and nobody else begins before them. Besides, a boost is at most
-    `most_boost` scales, and a scale at most `most_scale_seconds` (and a fifth, as scales are rounded): by its
-    key, nobody is overtaken by a sequence that came later by more than their product.
+    (and later, if its completion is likely to be shorter than others are, but within twice as long). Where
+    the wait has been close to the longest for minutes, which makes the longest what most have to wait,
+    patience fades to 1. As soon as one could not any more, if those that are due before it began first, it
+    is due with them, in the order of the times by which they are to begin, and nobody else begins before
+    them. Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds` (and a
+    fifth, as scales are rounded): by its key, nobody is overtaken by a sequence that came later by more than
+    their product.
 
     Work is that of the prompt and of the tokens to be expected, given how many there are; it is looked at
     again when a completion has grown by a third. Streams have their turns before those that wait, but their
@@ -132,10 +134,10 @@ class Boost(RankedPolicy):
             self._streams[sequence_id] = sequence
         elif sequence.is_started:
             standing.has_begun = True
-            self._waiting.add(sequence, self._due_order(sequence, now), None)
+            self._waiting.add(sequence, self._due_order(sequence), None)
         else:
             self._backlog.add(work)
-            self._waiting.add(sequence, self._due_order(sequence, now), work)
+            self._waiting.add(sequence, self._due_order(sequence), work)
             is_short = self._work.prefill_seconds(sequence) < self._express_seconds
             if is_short and not sequence.inherited_seconds:
                 self._short.setdefault(sequence.class_index, {})[sequence_id] = sequence
@@ -194,25 +196,22 @@ class Boost(RankedPolicy):
         self._short.get(sequence.class_index, {}).pop(sequence.sequence_id, None)
         self._lane.pop(sequence.sequence_id, None)
 
-    def _due_order(self, sequence: Sequence, now: float) -> float:
+    def _due_order(self, sequence: Sequence) -> float:
         """Its arrival, and earlier if its completion may take long."""
         tokens = self._work.lengths(sequence).quantile_left(0, _LONG_QUANTILE)
         tokens = min(tokens, self._long_tokens, self._work.most_left(sequence))
-        return sequence.arrival_seconds - self._grace_seconds(tokens, now)
-
-    def _grace_seconds(self, tokens: float, now: float) -> float:
-        """By how much later than one whose completion has so many tokens more it may begin: at most as long
-        as anybody may wait."""
-        return min(tokens * self._step_seconds, self.longest_wait_seconds(now))
+        return sequence.arrival_seconds - tokens * self._step_seconds
 
     @property
     def _long_tokens(self) -> float:
         return self._work.all_lengths.quantile_left(0, _LONG_QUANTILE)
 
     def _find_due(self, now: float) -> None:
+        longest = self.longest_wait_seconds(now)
         due = self._waiting.find(
             now,
-            allowed_seconds=self.longest_wait_seconds(now) + self._grace_seconds(self._long_tokens, now),
+            allowed_seconds=longest + self._long_tokens * self._step_seconds,
+            most_seconds=_GRACE * longest,
             seconds_per_work=self._backlog.seconds_per_work,
         )
         before, self._due = self._due, due

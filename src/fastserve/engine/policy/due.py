@@ -47,13 +47,16 @@ class DueQueue:
         del self._entries[bisect_left(self._entries, (self._orders.pop(sequence_id), sequence_id))]
         self._work_seconds.pop(sequence_id, None)
 
-    def find(self, now: float, *, allowed_seconds: float, seconds_per_work: float) -> dict[int, Sequence]:
+    def find(
+        self, now: float, *, allowed_seconds: float, most_seconds: float, seconds_per_work: float
+    ) -> dict[int, Sequence]:
         """Those that are due, by sequence_id.
 
         Where some are late already, these, and as many of the next as are begun at about the same time.
 
         Args:
             allowed_seconds: from a sequence's order to the time by which it is to begin.
+            most_seconds: after its arrival anybody is due, whatever its order.
             seconds_per_work: how long it takes to begin a second of work.
         """
         num_due = 0
@@ -72,8 +75,12 @@ class DueQueue:
             elif order - ahead < latest:
                 num_due = place + 1
                 break
-        due = (sequence for _, _, sequence in self._entries[:num_due])
-        return {sequence.sequence_id: sequence for sequence in due if _can_go_first(sequence)}
+        came_before = now - most_seconds
+        return {
+            sequence_id: sequence
+            for place, (_, sequence_id, sequence) in enumerate(self._entries)
+            if (place < num_due or sequence.arrival_seconds < came_before) and _can_go_first(sequence)
+        }
 
 
 def _can_go_first(sequence: Sequence) -> bool:
