@@ -283,7 +283,7 @@ def test_completions_that_share_a_block_survive_a_step_that_runs_out_of_memory()
         ({"timeout_ms": float("nan")}, "timeout_ms=nan is out of range"),
         ({"timeout_ms": "soon"}, "timeout_ms='soon' is not a number"),
         ({"priority_class": "urgent"}, "priority_class='urgent' is unknown .*interactive, standard, batch"),
-        ({"tenant": "c"}, "tenant 'c' is unknown; tenant_weights has 'a', 'b' .*hint"),
+        ({"tenant": "c"}, "tenant 'c' is unknown: it is none of the 2 of tenant_weights .*hint"),
         ({"session": 7}, "session=7 is not a name"),
     ],
 )

@@ -70,6 +70,17 @@ def test_embeddings_are_those_of_llm_as_floats_and_as_base64(client, expected) -
     assert floats["usage"]["prompt_tokens"] > len(TEXTS)
 
 
+def test_tokens_of_texts_that_are_embedded_are_counted(client) -> None:
+    def counted() -> float:
+        text = client.run(client.client.get("/metrics")).text
+        count = f'fastserve_prompt_tokens_total{{model="{NAME}"}} '
+        return float(text.split(count)[1].split()[0]) if count in text else 0.0
+
+    before = counted()
+    usage = client.post("/v1/embeddings", input=TEXTS).json()["usage"]
+    assert counted() - before == usage["prompt_tokens"]
+
+
 def test_token_ids_embed_as_their_text(client, expected) -> None:
     tokens = client.post("/tokenize", prompt=TEXTS[0]).json()["tokens"]
     for given in (tokens, [tokens]):

@@ -99,6 +99,23 @@ def test_a_client_that_goes_away_frees_everything(server, stream: bool, moment: 
     server.run(main())
 
 
+def test_tokens_of_a_client_that_goes_away_are_counted(make_server) -> None:
+    server = make_server()
+
+    async def main() -> None:
+        call = Call(server.app, {**LONG, "stream": True})
+        task = asyncio.create_task(call.run())
+        while call.text.count("data: ") < 5:
+            await call.has_written.wait()
+            await asyncio.sleep(0.001)
+        call.gone.set()
+        await task
+
+    server.run(main())
+    count = 'fastserve_completion_tokens_total{model="stories"} '
+    assert 3 <= float(server.get("/metrics").text.split(count)[1].split()[0]) < LONG["max_tokens"]
+
+
 def test_a_stream_without_chunks_is_kept_alive(make_server, monkeypatch) -> None:
     server = make_server(ServeOptions(keep_alive_seconds=0.05))
 

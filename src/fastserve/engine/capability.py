@@ -64,7 +64,7 @@ class Capability:
         weights = self._options.tenant_weights or {}
         if self._options.unknown_tenants == "refuse" and tenant not in weights:
             raise OptionError(
-                f"tenant {tenant!r} is unknown; tenant_weights has {', '.join(map(repr, weights))}",
+                f"tenant {tenant!r} is unknown: it is none of the {len(weights)} of tenant_weights",
                 hint="name one of them, or load the model with unknown_tenants='admit'",
                 option="tenant",
             )

@@ -15,6 +15,7 @@ from fastserve.errors import ContextLengthError, OptionError
 from fastserve.option import check_integer
 from fastserve.serve.connection import run_while_connected
 from fastserve.serve.errors import naming
+from fastserve.serve.metrics import Metrics
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.record import RequestRecord
 from fastserve.types import Float32Array
@@ -38,6 +39,7 @@ async def embed(
     request: Request,
     *,
     options: ServeOptions,
+    metrics: Metrics,
     tenant: str,
     truncate: bool,
 ) -> Embedded:
@@ -67,6 +69,7 @@ async def embed(
     record = RequestRecord.of(request.scope)
     record.details |= {"model": embedder.name, "tenant": tenant, "prompt_tokens": num_tokens}
     vectors = await run_while_connected(request.receive, embedder.embed(token_ids))
+    metrics.prompt_tokens.labels(embedder.name).inc(num_tokens)
     return Embedded(vectors, num_tokens)
 
 

@@ -155,11 +155,11 @@ async def generate(
     prompts = [await encode(llm, prompt, options) for prompt in request.prompts]
     num_tokens = sum(map(len, prompts))
     record.details |= {"model": llm.name, "tenant": request.tenant, "prompt_tokens": num_tokens}
-    completed: list[str] = []
+    completed: list[Completion] = []
 
     def observe(completion: Completion) -> None:
         metrics.observe(llm.name, completion)
-        completed.append(completion.text)
+        completed.append(completion)
 
     generation = Generation(prompts, request.params.n, [], News(), observe)
     generation.usage.prompt_tokens = num_tokens
@@ -191,10 +191,16 @@ async def generate(
     finally:
         for stream in opened:
             stream.close()
+        # What was begun and given up has been computed, too.
+        num_given_up = generation.usage.completion_tokens - sum(c.completion_tokens for c in completed)
+        metrics.completion_tokens.labels(llm.name).inc(num_given_up)
         record.details["completion_tokens"] = generation.usage.completion_tokens
         if options.log_prompts:
             decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
-            record.details |= {"prompts": list(map(decode, prompts)), "completions": completed}
+            record.details |= {
+                "prompts": list(map(decode, prompts)),
+                "completions": [c.text for c in completed],
+            }
 
 
 async def _gather(submissions: Iterable[Coroutine[Any, Any, Stream]]) -> list[Stream]:

@@ -25,10 +25,16 @@ class Metrics:
             "fastserve_http_requests_in_flight", "Requests without their whole answer.", registry=registry
         )
         self.prompt_tokens = Counter(
-            "fastserve_prompt_tokens", "Tokens of the prompts of requests.", ["model"], registry=registry
+            "fastserve_prompt_tokens",
+            "Tokens of prompts, and of texts to embed.",
+            ["model"],
+            registry=registry,
         )
         self.completion_tokens = Counter(
-            "fastserve_completion_tokens", "Tokens of completions.", ["model"], registry=registry
+            "fastserve_completion_tokens",
+            "Tokens of completions, also of those that were given up.",
+            ["model"],
+            registry=registry,
         )
         self.completions = Counter(
             "fastserve_completions", "By why they ended.", ["model", "finish_reason"], registry=registry

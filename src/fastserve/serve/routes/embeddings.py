@@ -28,6 +28,7 @@ def embeddings_router(service: Service) -> APIRouter:
             name_texts("input", body.input),
             request,
             options=service.options,
+            metrics=service.metrics,
             tenant=tenant_of(request.scope, body.user),
             truncate=bool(body.truncate),
         )

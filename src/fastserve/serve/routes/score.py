@@ -39,6 +39,7 @@ def score_router(service: Service) -> APIRouter:
             [*name_texts("text_1", body.text_1), *name_texts("text_2", body.text_2)],
             request,
             options=service.options,
+            metrics=service.metrics,
             tenant=tenant_of(request.scope, body.user),
             truncate=bool(body.truncate),
         )
@@ -57,6 +58,7 @@ def score_router(service: Service) -> APIRouter:
             [("query", body.query), *name_texts("documents", body.documents)],
             request,
             options=service.options,
+            metrics=service.metrics,
             tenant=tenant_of(request.scope, body.user),
             truncate=bool(body.truncate),
         )
