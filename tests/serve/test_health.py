@@ -45,6 +45,20 @@ def test_metrics_count_requests_tokens_and_steps(make_server) -> None:
     assert got["fastserve_sequences", "fast"] == 0
 
 
+def test_a_defect_of_ours_is_counted_and_answered_as_one(make_server, monkeypatch) -> None:
+    server = make_server()
+
+    def fail(*_: object) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(type(server.app.state.service.models), "find_generator", fail)
+    body = {"model": STORIES, "prompt": "He", "max_tokens": 8}
+    response = server.post("/v1/completions", body, headers={"x-request-id": "mine"})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+    assert response.headers["x-request-id"] == "mine"
+    assert samples(server)["fastserve_http_requests_total", "POST", "/v1/completions", "500"] == 1
+
+
 def test_ready_turns_red_when_no_step_ends(make_server, monkeypatch) -> None:
     server = make_server(ServeOptions(ready_seconds=5))
     assert server.get("/health/ready").status_code == 200

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from fastserve.serve.routes import messages
 from fastserve.serve.schema.messages import Turn
+from fastserve.serve.tools.parser import ArgumentsDelta, CallStart, TextDelta
 from serve.conftest import STORIES
 
 pytest.importorskip("fastserve._native")
@@ -38,6 +40,30 @@ def test_a_stream_joined_is_the_whole_answer(server, sampling) -> None:
     start, end = streamed[0][1]["message"], streamed[-2][1]
     assert end["delta"] == {key: whole[key] for key in ("stop_reason", "stop_sequence")}
     assert {**start["usage"], **end["usage"]} == whole["usage"]
+
+
+def test_text_between_two_calls_is_a_block_of_its_own() -> None:
+    events = [
+        CallStart(0, "add"),
+        ArgumentsDelta(0, '{"a": 1}'),
+        TextDelta("and"),
+        CallStart(1, "add"),
+        ArgumentsDelta(1, '{"a": 2}'),
+    ]
+    blocks = messages._to_blocks(events)
+    assert [block.get("input", block.get("text")) for block in blocks] == [{"a": 1}, "and", {"a": 2}]
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "\\ud83d"}', '{"a": NaN}', '{"a": 1e999}', '{"a'])
+def test_arguments_that_could_not_be_written_are_none(arguments: str) -> None:
+    (block,) = messages._to_blocks([CallStart(0, "add"), ArgumentsDelta(0, arguments)])
+    assert block["input"] == {}
+
+
+def test_a_turn_without_blocks_is_refused(server) -> None:
+    tools = [{"name": "f", "input_schema": {"type": "object"}}]
+    body = {"model": STORIES, "messages": [{"role": "user", "content": []}], "tools": tools}
+    assert server.post("/v1/messages/count_tokens", body).status_code == 400
 
 
 def test_the_answer_says_which_stop_sequence_ended_it(server) -> None:

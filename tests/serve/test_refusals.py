@@ -76,7 +76,16 @@ def test_a_context_that_overflows_is_told_with_both_counts(server, stream: bool)
 
 @pytest.mark.parametrize(
     ("body", "code"),
-    [(b"", "missing_body"), (b"{", "invalid_json"), (b"[1]", "invalid_value"), (b"[" * 100_000, None)],
+    [
+        (b"", "missing_body"),
+        (b"{", "invalid_json"),
+        (b"[1]", "invalid_value"),
+        (b"[" * 100_000, None),
+        (b"[" * 101 + b"]" * 101, "invalid_json"),
+        (b'{"model": "\xff"}', "invalid_json"),
+        (b'{"model": "\xed\xa0\x80"}', "invalid_json"),
+        ('{"model": "m"}'.encode("utf-16"), "invalid_json"),
+    ],
 )
 def test_a_body_that_is_no_object_is_refused(server, body: bytes, code: str | None) -> None:
     response = server.run(
@@ -260,13 +269,13 @@ def test_messages_without_tokens_are_no_prompt(server, monkeypatch) -> None:
 def test_a_tenant_that_is_not_served_is_a_user_that_is_not(make_server) -> None:
     server = make_server(engine=replace(OPTIONS, tenant_weights={"alice": 1}, unknown_tenants="refuse"))
     error = server.post(PATH, {**CHAT, "user": "bob"}).json()["error"]
-    assert (error["param"], error["message"][:22]) == ("user", "user 'bob' is unknown;")
+    assert (error["param"], error["message"][:22]) == ("user", "user 'bob' is unknown:")
     body = {"model": STORIES, "max_tokens": 1, "messages": CHAT["messages"], "metadata": {"user_id": "bob"}}
     assert server.post("/v1/messages", body).json()["error"]["param"] == "metadata.user_id"
     assert server.post(PATH, {**CHAT, "user": "alice"}).status_code == 200
 
 
-@pytest.mark.parametrize("value", ['"\\ud800"', "NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize("value", ['"\\ud800"', "NaN", "-Infinity", "1e999", "9" * 400 + ".0"])
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
 def test_what_could_not_be_written_again_is_refused(server, path: str, value: str) -> None:
     tool = f'{{"type": "function", "name": "f", "parameters": {{"x": {value}}}}}'

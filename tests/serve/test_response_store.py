@@ -30,6 +30,19 @@ def kept_of(store: ResponseStore, responses: list[KeptResponse]) -> list[bool]:
     return [is_kept(response) for response in responses]
 
 
+def test_one_that_is_deleted_may_lose_its_place_by_its_end() -> None:
+    store = ResponseStore(4, 100)
+    running, other = keep(store, "alice", 60), keep(store, "alice", 30)
+
+    def cancel() -> None:
+        running.document = b"d" * 90
+        store.update(running)
+
+    running.cancel = cancel
+    store.delete(running.response_id, "alice")
+    assert kept_of(store, [running, other]) == [False, True]
+
+
 def test_the_oldest_of_who_keeps_most_goes_first() -> None:
     store = ResponseStore(4, 10**6)
     first = [keep(store, "alice")]

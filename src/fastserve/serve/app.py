@@ -16,7 +16,7 @@ from starlette.responses import Response
 from fastserve._version import __version__
 from fastserve.errors import FastServeError, RequestError
 from fastserve.serve.body import BodyLimit
-from fastserve.serve.errors import defect_response, error_response, validation_error
+from fastserve.serve.errors import error_response, validation_error
 from fastserve.serve.log import RequestLog
 from fastserve.serve.model_table import ModelTable, ServedModel
 from fastserve.serve.options import ServeOptions
@@ -83,7 +83,6 @@ def create_app(
     app.add_exception_handler(FastServeError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_route)
-    app.add_exception_handler(Exception, _confess)
     # The last one is the outermost.
     app.add_middleware(BodyLimit, options=options)
     app.add_middleware(Security, options=options, keys=keys)
@@ -114,6 +113,7 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, method = request.url.path[:100], request.method
     messages = {
+        400: ("the body cannot be read as JSON", "invalid_json"),
         404: (f"there is nothing at {path}", "not_found"),
         405: (f"{path} is not there for {method}", "method_not_allowed"),
     }
@@ -121,7 +121,3 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     response = error_response(RequestError(message, status=error.status_code, code=code))
     response.headers.update(error.headers or {})
     return response
-
-
-async def _confess(request: Request, error: Exception) -> Response:
-    return defect_response(error)

@@ -15,25 +15,41 @@ from fastserve.serve.errors import error_response
 from fastserve.serve.options import ServeOptions
 
 # What may be no text, or no finite number, once it is parsed: schemas of tools may have it anywhere.
-_DOUBTFUL = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]|[eE]\+?\d{3}")
+_DOUBTFUL = re.compile(rb"NaN|Infinity|\\u[dD][89a-fA-F]|[eE]\+?\d{3}|\d{200}")
+_MOST_DEPTH = 100  # of objects and arrays within each other; Python's own readers and writers end at some 900
 
 
 def check_text(body: bytes) -> None:
     """
     Raises:
-        RequestError: JSON that could not be written again: with half a surrogate pair, or a number that is
-            not finite.
+        RequestError: what is not UTF-8, and JSON that could not be written again: nested too deeply, with
+            half a surrogate pair, or a number that is not finite.
     """
-    if not _DOUBTFUL.search(body):
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the body is not UTF-8 from byte {error.start} on",
+            status=400,
+            code="invalid_json",
+            hint="send JSON in UTF-8",
+        ) from error
+    may_be_deep = body.count(b"[") + body.count(b"{") > _MOST_DEPTH
+    if not may_be_deep and not _DOUBTFUL.search(body):
         return
     try:
         document = json.loads(body)
-    except (ValueError, RecursionError):
+        is_deep = isinstance(document, dict | list) and is_nested_deeper(document, _MOST_DEPTH)
+    except ValueError:
         return  # for the route to say
+    except RecursionError:
+        is_deep = True
+    if is_deep:
+        raise RequestError(
+            f"the body is nested too deeply: the most is {_MOST_DEPTH}", status=400, code="invalid_json"
+        )
     try:
-        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-    except RecursionError as error:
-        raise RequestError("the body is nested too deeply", status=400, code="invalid_json") from error
+        check_writable(document)
     except ValueError as error:  # UnicodeEncodeError is one
         place = _find_unwritable(document)
         is_text = isinstance(error, UnicodeEncodeError)
@@ -45,6 +61,30 @@ def check_text(body: bytes) -> None:
             param=place or None,
             hint="send whole characters" if is_text else "send a finite number",
         ) from error
+
+
+def check_writable(value: Any) -> None:
+    """Raises ValueError for what is no text or no finite number, and therefore no JSON."""
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def is_nested_deeper(document: dict[str, Any] | list[Any], limit: int) -> bool:
+    """Whether more objects and arrays than the limit are within each other.
+
+    >>> is_nested_deeper([{"a": []}], 2)
+    True
+    """
+    level = [document]
+    for _ in range(limit):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _find_unwritable(document: Any) -> str:

@@ -68,6 +68,8 @@ async def embed(
     num_tokens = sum(map(len, token_ids))
     record = RequestRecord.of(request.scope)
     record.details |= {"model": embedder.name, "tenant": tenant, "prompt_tokens": num_tokens}
+    if options.log_prompts:
+        record.details["prompts"] = [text for _, text in texts]
     vectors = await run_while_connected(request.receive, embedder.embed(token_ids))
     metrics.prompt_tokens.labels(embedder.name).inc(num_tokens)
     return Embedded(vectors, num_tokens)

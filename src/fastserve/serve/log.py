@@ -12,6 +12,7 @@ from typing import TextIO
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastserve.serve.connection import CLIENT_GONE
+from fastserve.serve.errors import defect_response
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.record import RequestRecord
 
@@ -24,7 +25,8 @@ logger = logging.getLogger("fastserve.serve.request")
 
 class RequestLog:
     """Around all else: gives every request a record and a name, its own `x-request-id` or a new one, answers
-    with that name, and writes a line when it has ended: one that goes on in the background, with its end."""
+    with that name, also where our own code has failed, and writes a line when it has ended: one that goes on
+    in the background, with its end."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
@@ -48,6 +50,11 @@ class RequestLog:
         self._metrics.http_in_flight.inc()
         try:
             await self._app(scope, receive, send_named)
+        except Exception as error:
+            if record.status is not None:
+                record.status = 500  # what has been sent is less than an answer
+                raise
+            await defect_response(error)(scope, receive, send_named)
         finally:
             self._metrics.http_in_flight.dec()
             self._count(scope, record)

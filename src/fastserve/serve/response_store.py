@@ -80,8 +80,9 @@ class ResponseStore:
         """Raises as `find`."""
         response = self.find(response_id, owner)
         if response.cancel is not None:
-            response.cancel()
-        self._forget(response)
+            response.cancel()  # its last document may cost it its place
+        if response_id in self._owners:
+            self._forget(response)
 
     def _count(self, response: KeptResponse) -> None:
         self._num_bytes[response.owner] += response.num_bytes - self._counted.get(response.response_id, 0)

@@ -84,6 +84,8 @@ def test_calls_are_read_as_the_family_writes_them(
         (HERMES, '<tool_call>\n{"na'),
         (HERMES, '<tool_call>{"name": 5, "arguments": {}}</tool_call>'),
         (HERMES, '<tool_call>{"arguments": [1], "name": "add"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "add", "arguments": "x y"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "add", "sum": 3}</tool_call>'),
         (LLAMA, '{"answer": 42}'),
         (LLAMA, 'The call is {"name": "add", "parameters": {}}'),
         (LLAMA, "<|python_tag|>print(1)"),

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.load import LoadedModel
 from fastserve.errors import FastServeError
+from fastserve.serve.body import check_writable
 from fastserve.serve.chat_prompt import ChatPrompt, encode_messages, make_chat_prompt
 from fastserve.serve.chat_tools import ChatTools
 from fastserve.serve.errors import error_object, naming
@@ -209,6 +210,7 @@ def _to_input(arguments: str) -> Mapping[str, Any]:
     """Arguments of a call; empty where the answer was cut within them."""
     try:
         value = json.loads(arguments)
+        check_writable(value)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

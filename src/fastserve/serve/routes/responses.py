@@ -88,7 +88,11 @@ def responses_router(service: Service) -> APIRouter:
                 return json_response(writer.response)
             stack = AsyncExitStack()
             generation = await stack.enter_async_context(context)
-        writer.begin(generation)
+        try:
+            writer.begin(generation)
+        except BaseException:
+            await stack.aclose()
+            raise
         record = RequestRecord.of(request.scope)
         record.goes_on = True
         task = asyncio.create_task(_finish(writer, generation, stack, record))

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fastserve.errors import OptionError
 from fastserve.option import check_integer
+from fastserve.serve.body import check_writable
 from fastserve.serve.schema.body import Body, Document, Usage
 from fastserve.serve.schema.stream import StreamFields
 from fastserve.types import MAX_TOP_LOGPROBS
@@ -175,6 +176,7 @@ class ChatDocument(Document):
 def to_template_call(call: ToolCall) -> dict[str, Any]:
     try:
         arguments = json.loads(call.function.arguments)
+        check_writable(arguments)
     except (ValueError, RecursionError):
         arguments = call.function.arguments
     return {

@@ -51,7 +51,7 @@ Block = Annotated[TextBlock | ToolUseBlock | ToolResultBlock, Field(discriminato
 
 class Turn(Body):
     role: Literal["user", "assistant"]
-    content: str | list[Block]
+    content: str | Annotated[list[Block], Field(min_length=1)]
 
     def to_template(self) -> list[dict[str, Any]]:
         """As chat templates read it: results of tools are messages of their own, before the text."""

@@ -135,7 +135,7 @@ class ToolParser:
 
     def _read_call(self) -> Reading[None]:
         """`{"name": ..., "arguments": {...}}`, in either order. Arguments that are an object are passed on
-        as they come, once the name is known."""
+        as they come, once the name is known; until they are seen to be one this may yet be no call."""
         reader = self._reader
         name, held = None, ""
         has_arguments = False
@@ -147,17 +147,22 @@ class ToolParser:
                 if name is not None:
                     raise NotACallError
                 name = _load_text((yield from self._read_whole_value()))
-                self._start_call(name)
-                self._add_arguments(held)
+                if name not in self._names:
+                    raise NotACallError
+                if has_arguments:
+                    self._start_call(name)
+                    self._add_arguments(held)
             elif key in _ARGUMENTS_KEYS:
                 if has_arguments:
                     raise NotACallError
                 has_arguments = True
                 if name is not None and (yield from reader.skip(SPACE)) == "{":
+                    self._start_call(name)
                     yield from reader.read_value(self._add_arguments)
                 else:
                     held = _to_arguments((yield from self._read_whole_value()))
                     if name is not None:
+                        self._start_call(name)
                         self._add_arguments(held)
             elif key in _IGNORED_KEYS:
                 yield from self._read_whole_value()
@@ -170,6 +175,7 @@ class ToolParser:
         if name is None:
             raise NotACallError
         if not has_arguments:
+            self._start_call(name)
             self._add_arguments(_NO_ARGUMENTS)
 
     def _read_named_call(self) -> Reading[None]:
@@ -244,8 +250,8 @@ def join_events(events: Seq[Event]) -> tuple[str, list[Call]]:
             case CallStart(_, name):
                 names.append(name)
                 arguments.append([])
-            case ArgumentsDelta(index, text):
-                arguments[index].append(text)
+            case ArgumentsDelta(_, text):
+                arguments[-1].append(text)  # of the call begun last; indices count those of the whole answer
     calls = [Call(name, "".join(parts)) for name, parts in zip(names, arguments, strict=True)]
     return "".join(texts), calls
 
