@@ -35,7 +35,8 @@ def check_text(body: bytes) -> None:
             hint="send JSON in UTF-8",
         ) from error
     may_be_deep = body.count(b"[") + body.count(b"{") > _MOST_DEPTH
-    if not may_be_deep and not _DOUBTFUL.search(body):
+    is_doubtful = _DOUBTFUL.search(body) is not None
+    if not may_be_deep and not is_doubtful:
         return
     try:
         document = json.loads(body)
@@ -48,6 +49,8 @@ def check_text(body: bytes) -> None:
         raise RequestError(
             f"the body is nested too deeply: the most is {_MOST_DEPTH}", status=400, code="invalid_json"
         )
+    if not is_doubtful:
+        return
     try:
         check_writable(document)
     except ValueError as error:  # UnicodeEncodeError is one

@@ -147,8 +147,6 @@ class ToolParser:
                 if name is not None:
                     raise NotACallError
                 name = _load_text((yield from self._read_whole_value()))
-                if name not in self._names:
-                    raise NotACallError
                 if has_arguments:
                     self._start_call(name)
                     self._add_arguments(held)
