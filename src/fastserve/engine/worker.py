@@ -151,6 +151,9 @@ class EngineWorker:
             self._deliver([Died(self.failure)])
         finally:
             self._engine.close()
+            self._deliver = (
+                _to_nobody  # who is told has this one: without the cycle both go with their last use
+            )
 
     def _obey(self) -> None:
         """All commands that have come. Without work, or while nobody may run, it waits for the next one."""
@@ -216,6 +219,10 @@ class EngineWorker:
         for request_id in {chunk.request_id for chunk in wanted if chunk.completion is not None}:
             if not self._engine.is_running(request_id):
                 del self._request_ids[self._tickets.pop(request_id)]
+
+
+def _to_nobody(events: list[EngineEvent]) -> None:
+    """Of a thread that has ended."""
 
 
 def _refusal(act: Callable[[], None]) -> FastServeError | None:
