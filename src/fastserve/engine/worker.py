@@ -151,9 +151,7 @@ class EngineWorker:
             self._deliver([Died(self.failure)])
         finally:
             self._engine.close()
-            self._deliver = (
-                _to_nobody  # who is told has this one: without the cycle both go with their last use
-            )
+            self._deliver = _to_nobody  # who is told has this worker: a cycle, until here
 
     def _obey(self) -> None:
         """All commands that have come. Without work, or while nobody may run, it waits for the next one."""
