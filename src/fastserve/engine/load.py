@@ -269,7 +269,11 @@ def check_task(task: Task, config: ModelConfig, name: str) -> None:
     Raises:
         UnsupportedError: the model called `name` is not made for the task.
     """
-    is_decoder = isinstance(config, DecoderConfig)
+    check_kind_of_model(task, name, is_decoder=isinstance(config, DecoderConfig))
+
+
+def check_kind_of_model(task: Task, name: str, *, is_decoder: bool) -> None:
+    """As `check_task`, by what is known of a model without its config."""
     if task == "generate" and not is_decoder:
         raise UnsupportedError(
             f"the model {name!r} is an encoder; it does not generate text",

@@ -18,8 +18,10 @@ from fastserve.errors import FastServeError, RequestError
 from fastserve.serve.body import BodyLimit
 from fastserve.serve.errors import error_response, validation_error
 from fastserve.serve.log import RequestLog
-from fastserve.serve.model_table import ModelTable, ServedModel
+from fastserve.serve.model_entry import ServedModel
+from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
+from fastserve.serve.routes.admin_models import admin_models_router
 from fastserve.serve.routes.chat_completions import chat_completions_router
 from fastserve.serve.routes.completions import completions_router
 from fastserve.serve.routes.embeddings import embeddings_router
@@ -43,16 +45,21 @@ ROUTERS = (
     tokenize_router,
     health_router,
 )
+ADMIN_ROUTERS = (admin_models_router,)
 
 
 def create_app(
-    models: Seq[ServedModel], options: ServeOptions | None = None, *, keys: ApiKeys | None = None
+    models: Seq[ServedModel] | ModelTable,
+    options: ServeOptions | None = None,
+    *,
+    keys: ApiKeys | None = None,
 ) -> FastAPI:
     """The ASGI application that serves models. It owns them: they are closed when it ends.
 
     >>> app = create_app([AsyncLLM("smollm2-135m-instruct")])  # doctest: +SKIP
 
     Args:
+        models: that are loaded, or a table that loads them.
         keys: who is let in; None: as the options and the environment say.
 
     Raises:
@@ -62,7 +69,7 @@ def create_app(
     options = options or ServeOptions()
     keys = ApiKeys.load(options) if keys is None else keys
     check_exposure(options, keys)
-    service = Service.of(ModelTable(models), options)
+    service = Service.of(models if isinstance(models, ModelTable) else ModelTable.of_loaded(models), options)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,7 +85,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    for make_router in ROUTERS:
+    for make_router in (*ROUTERS, *(ADMIN_ROUTERS if options.admin_key_file is not None else ())):
         app.include_router(make_router(service))
     app.add_exception_handler(FastServeError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
