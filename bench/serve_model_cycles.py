@@ -2,8 +2,9 @@
 where memory holds one. Linux only.
 
 Each cycle loads a model, has it answer, and unloads it; what the server holds between cycles is read from the
-system. Memory of the first cycles, in which libraries and pools come that stay, counts as the beginning. Ends
-with an error code where memory grows by more than 2 %, a descriptor or thread is left, or a request fails.
+system. Cycles before those that count bring libraries, pools and the heaps of threads, which stay: growth is
+that from the last ten of them to the last ten of all. Ends with an error code where memory grows by more than
+2 %, a descriptor or thread is left, or a request fails.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--model-memory", default="400MiB", help="that holds one of them")
     parser.add_argument("--kv-memory", default="128MiB")
     parser.add_argument("--cycles", type=int, default=100)
-    parser.add_argument("--warm-cycles", type=int, default=10, help="of those: before memory is compared")
+    parser.add_argument("--warm-cycles", type=int, default=40, help="before those")
     parser.add_argument("--requests", type=int, default=60, help="to both models at once")
     parser.add_argument("--at-once", type=int, default=6)
     arguments = parser.parse_args()
@@ -81,10 +82,10 @@ def main() -> None:
     rows: list[tuple[str, object]] = [
         ("cycles of load, answer and unload", results["cycles"]),
         ("MB held while loaded, median", f"{results['loaded_bytes'] / 1e6:.1f}"),
-        ("MB held between cycles, at first", f"{results['first_bytes'] / 1e6:.1f}"),
+        ("MB held between cycles, when warm", f"{results['first_bytes'] / 1e6:.1f}"),
         ("  at last", f"{results['last_bytes'] / 1e6:.1f}"),
         ("  growth", f"{results['growth']:+.2%}"),
-        ("MB not of files, at first and at last", f"{results['first_own']} and {results['last_own']}"),
+        ("MB not of files, when warm and at last", f"{results['first_own']} and {results['last_own']}"),
         ("descriptors and threads more at the end", f"{results['descriptors']}, {results['threads']}"),
         ("seconds of a load, median", f"{results['load_seconds']:.2f}"),
         ("requests to both, answered", f"{results['answered']} of {arguments.requests}"),
@@ -116,7 +117,7 @@ def cycle(url: str, pid: int, arguments: argparse.Namespace) -> dict[str, Any]:
     between: list[Held] = []
     loaded: list[int] = []
     load_seconds: list[float] = []
-    for index in range(arguments.cycles):
+    for index in range(arguments.warm_cycles + arguments.cycles):
         name = arguments.models[index % 2]
         started = time.perf_counter()
         post(url, "/admin/models/load", {"model": name})
@@ -127,7 +128,8 @@ def cycle(url: str, pid: int, arguments: argparse.Namespace) -> dict[str, Any]:
         between.append(Held.by(pid))
     time.sleep(_SETTLE_SECONDS)
     between.append(Held.by(pid))
-    first, last = _settled(between[: arguments.warm_cycles]), _settled(between[-arguments.warm_cycles :])
+    warm = between[: arguments.warm_cycles]
+    first, last = _settled(warm[-10:]), _settled(between[-10:])
     return {
         "cycles": arguments.cycles,
         "loaded_bytes": median(loaded),
@@ -136,8 +138,8 @@ def cycle(url: str, pid: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "growth": last.resident_bytes / first.resident_bytes - 1,
         "first_own": f"{first.own_bytes / 1e6:.1f}",
         "last_own": f"{last.own_bytes / 1e6:.1f}",
-        "descriptors": between[-1].descriptors - first.descriptors,
-        "threads": between[-1].threads - max(held.threads for held in between[: arguments.warm_cycles]),
+        "descriptors": between[-1].descriptors - max(held.descriptors for held in warm),
+        "threads": between[-1].threads - max(held.threads for held in warm),
         "load_seconds": median(load_seconds),
         "held_bytes": [held.resident_bytes for held in between],
     }

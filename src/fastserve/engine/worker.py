@@ -151,7 +151,9 @@ class EngineWorker:
             self._deliver([Died(self.failure)])
         finally:
             self._engine.close()
-            self._deliver = _to_nobody  # who is told has this worker: a cycle, until here
+            # Whoever keeps this worker for a while more keeps no memory; and who is told has it: a cycle.
+            del self._engine
+            self._deliver = _to_nobody
 
     def _obey(self) -> None:
         """All commands that have come. Without work, or while nobody may run, it waits for the next one."""

@@ -15,7 +15,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TypeVar
 
 from fastserve.engine.heap import trim_heap
 from fastserve.engine.load import ModelPlan
@@ -32,6 +35,7 @@ from fastserve.serve.model_entry import Lease, ModelEntry, Opener, ServedModel
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 OnLoad = Callable[[ServedModel], Awaitable[None]]
 
 
@@ -67,6 +71,8 @@ class ModelMemory:
         self._has_changed = asyncio.Event()
         self._is_closed = False
         self._on_load: list[OnLoad] = []
+        # One thread for all loads: what they leave free in its heap the next one takes.
+        self._loader = ThreadPoolExecutor(1, "fastserve-loader")
 
     @property
     def used_bytes(self) -> int:
@@ -179,6 +185,10 @@ class ModelMemory:
                 await asyncio.shield(entry.changing)
         if self._keeper is not None:
             await asyncio.shield(self._keeper)
+        self._loader.shutdown(wait=False)
+
+    async def _run(self, act: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, act)
 
     def _want(self, entry: ModelEntry) -> None:
         if entry not in self._wanted:
@@ -210,7 +220,7 @@ class ModelMemory:
             return
         assert entry.opener is not None
         if entry.plan is None:
-            entry.plan = await asyncio.to_thread(entry.opener.plan)
+            entry.plan = await self._run(entry.opener.plan)
         await self._make_room(entry)
         if self._is_wanted(entry):
             await self._load(entry)
@@ -279,7 +289,7 @@ class ModelMemory:
         entry.model = None
         await model[0].close()  # what is left of its requests ends with an error
         await entry.is_idle.wait()
-        await asyncio.to_thread(_give_back, model)
+        await self._run(partial(_give_back, model))
 
     async def _load(self, entry: ModelEntry) -> None:
         assert entry.opener is not None
@@ -301,7 +311,7 @@ class ModelMemory:
             changing.set_result(None)
 
     async def _open(self, opener: Opener, plan: ModelPlan) -> ServedModel:
-        model = await asyncio.to_thread(opener.open, plan)
+        model = await self._run(partial(opener.open, plan))
         try:
             for act in self._on_load:
                 await act(model)
