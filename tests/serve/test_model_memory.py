@@ -116,7 +116,7 @@ class Models:
         return {model.name for model in self.live}
 
     async def settle(self) -> None:
-        while self.memory._keeper is not None and not self.memory._keeper.done():
+        while self.memory._wanted or any(entry.changing for entry in self.entries.values()):
             await asyncio.sleep(0.001)
 
 
