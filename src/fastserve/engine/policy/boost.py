@@ -22,8 +22,8 @@ _SCALE_STEP = 1.25  # scales within such a factor count as equal: ranks change t
 _SMOOTHING_SECONDS = 5.0  # of the wait that the scale follows
 _CHECK_SECONDS = 0.1  # between two looks for those that are due
 _LEAST_PATIENCE_SECONDS = 2.0  # before which nobody is due
-_GRACE = 2.0  # times as long may wait who is shorter
-_LONG_QUANTILE = 0.95  # of lengths, as which a completion counts for when it is due
+_GRACE = 1.8  # times as long may wait who is shorter
+_LONG_QUANTILE = 0.98  # of lengths, as which a completion counts for when it is due
 _STEP_MEMORY = 0.02  # weight of a step in the mean seconds of a step
 _STEADY = 0.75  # of the longest wait of late: where the mean is above it, patience fades to 1
 _LANE_SHARE = 1 / 8  # of a step's sequences, that may be on the express lane
@@ -48,7 +48,7 @@ class Boost(RankedPolicy):
     anybody is overtaken while nobody waits, and a backlog is worked off in the order of work.
 
     That holds as long as everybody can still begin within `patience` times the longest such wait of late
-    (and later, if its completion is likely to be shorter than others are, but within twice as long). Where
+    (and later, if its completion is likely to be shorter than others are, but within 1.8 times as long). Where
     the wait has been close to the longest for minutes, which makes the longest what most have to wait,
     patience fades to 1. As soon as one could not any more, if those that are due before it began first, it
     is due with them, in the order of the times by which they are to begin, and nobody else begins before
@@ -80,7 +80,7 @@ class Boost(RankedPolicy):
         *,
         max_sequences: int,
         strength: float = 7.0,
-        patience: float = 1.25,
+        patience: float = 1.3,
         least_scale_seconds: float = 2.0,
         most_scale_seconds: float = 1000.0,
         most_boost: float = 12.0,
