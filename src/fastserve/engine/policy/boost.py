@@ -48,13 +48,15 @@ class Boost(RankedPolicy):
     anybody is overtaken while nobody waits, and a backlog is worked off in the order of work.
 
     That holds as long as everybody can still begin within `patience` times the longest such wait of late
-    (and later, if its completion is likely to be shorter than others are, but within 1.8 times as long). Where
-    the wait has been close to the longest for minutes, which makes the longest what most have to wait,
+    (and later, if its completion is likely to be shorter than others are, but within 1.8 times as long).
+    Where the wait has been close to the longest for minutes, which makes the longest what most have to wait,
     patience fades to 1. As soon as one could not any more, if those that are due before it began first, it
     is due with them, in the order of the times by which they are to begin, and nobody else begins before
-    them. Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds` (and a
-    fifth, as scales are rounded): by its key, nobody is overtaken by a sequence that came later by more than
-    their product.
+    them. As long as costs and lengths are guesses, no wait is remembered as the longest.
+
+    Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds` (and a fifth, as
+    scales are rounded): by its key, nobody is overtaken by a sequence that came later by more than their
+    product.
 
     Work is that of the prompt and of the tokens to be expected, given how many there are; it is looked at
     again when a completion has grown by a third. Streams have their turns before those that wait, but their
