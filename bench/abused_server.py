@@ -16,10 +16,10 @@ from typing import Any
 
 from fastserve.config import EngineOptions
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.run import bind, serve
-from fastserve.serve.security import ApiKeys
 
 
 def main() -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from fastserve.config import EngineOptions
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
 from fastserve.serve.options import ServeOptions
-from fastserve.serve.security import ApiKeys
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Server:
     ) -> None:
         self.loop = asyncio.new_event_loop()
         self.llm = AsyncLLM(model, engine, name=STORIES)
-        self.app = create_app([self.llm], options, keys=keys or ApiKeys({}))
+        self.app = create_app([self.llm], options, keys=ApiKeys({}) if keys is None else keys)
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
 

@@ -15,9 +15,9 @@ from fastserve import LLM
 from fastserve.config import EngineOptions
 from fastserve.engine.async_embedder import AsyncEmbedder
 from fastserve.errors import ClosedError, QueueFullError, StepError
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
 from fastserve.serve.model_loading import open_model
-from fastserve.serve.security import ApiKeys
 
 pytest.importorskip("fastserve._native")
 
