@@ -206,7 +206,7 @@ class Scheduler:
             sequence.num_computed_tokens += turn.num_tokens
             self.residency.register(sequence)
             sequence.attained_seconds += seconds
-            sequence.service_seconds += seconds / len(turns)
+            sequence.service_seconds += elapsed_seconds / len(turns)
             sequence.resident_seconds += seconds
             if sequence.session:
                 self._sessions.serve(sequence, seconds, now)
