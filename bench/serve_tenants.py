@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import tempfile
 import time
 import urllib.request
@@ -26,6 +27,7 @@ from fastserve.serve.key_file import Terms, add_admin_key, add_key
 from report import make_parser, publish
 from serving import RunningServer, add_server_options, measuring, run_servers, versions
 
+_FLOOD = Path(__file__).with_name("flood.py")
 _ABILITIES = Abilities(ignores_eos=True, tells_usage=True)
 _PROMPT_TOKENS = 40
 _WARM_SECONDS = 4.0
@@ -79,12 +81,13 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=("share", "flood"), default=["share", "flood"])
     parser.add_argument("--streams", type=int, default=12, help="of each tenant that shares")
     parser.add_argument("--completion-tokens", type=int, default=128, help="of each of their requests")
-    parser.add_argument("--windows", type=int, default=3, help="in which their service is compared")
+    parser.add_argument("--windows", type=int, default=6, help="in which their service is compared")
     parser.add_argument("--calm", type=int, default=4, help="streams of the tenant beside the flood")
+    parser.add_argument("--calm-tokens", type=int, default=32, help="of each of its requests")
     parser.add_argument("--flood-rate", type=float, default=50.0, help="requests a second of the flood")
     parser.add_argument("--flood-limit", type=int, default=6, help="requests a minute that it may send")
-    parser.add_argument("--rounds", type=int, default=4, help="without the flood, and with it")
-    parser.add_argument("--seconds", type=float, default=6.0, help="of a window, or a part of a round")
+    parser.add_argument("--rounds", type=int, default=8, help="without the flood, and with it")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a window, or a part of a round")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -178,20 +181,18 @@ async def flood(site: Site, arguments: argparse.Namespace) -> dict[str, Any]:
     """A tenant's chats without a flood of another's, and with it, in turns."""
     rounds: list[tuple[Calm, Calm]] = []
     outcomes: Counter[str] = Counter()
-    async with site.endpoint("calm") as calm, site.endpoint("flood") as wild:
+    async with site.endpoint("calm") as calm:
         await observe_calm(site, calm, arguments, _WARM_SECONDS)
-        await send_flood(site, wild, arguments, 1.0, Counter())  # uses up the burst that it may send
+        await send_flood(site, arguments, 1.0)  # uses up the burst that it may send
         for number in range(arguments.rounds):
             pair: dict[bool, Calm] = {}
             for has_flood in (False, True) if number % 2 == 0 else (True, False):
-                flooding = send_flood(site, wild, arguments, arguments.seconds, outcomes)
-                work = [observe_calm(site, calm, arguments, arguments.seconds)]
-                if has_flood:
-                    observed, _ = await asyncio.gather(*work, flooding)
-                else:
-                    flooding.close()
-                    (observed,) = await asyncio.gather(*work)
-                pair[has_flood] = observed
+                flooding = (
+                    asyncio.create_task(send_flood(site, arguments, arguments.seconds)) if has_flood else None
+                )
+                pair[has_flood] = await observe_calm(site, calm, arguments, arguments.seconds)
+                if flooding is not None:
+                    outcomes += await flooding
             rounds.append((pair[False], pair[True]))
     measures = [(without.measures(), with_.measures()) for without, with_ in rounds]
     return {
@@ -210,7 +211,7 @@ async def observe_calm(site: Site, endpoint: Endpoint, arguments: argparse.Names
 
     async def go_on() -> None:
         while time.perf_counter() < end:
-            exchange = await site.send(endpoint, arguments.completion_tokens)
+            exchange = await site.send(endpoint, arguments.calm_tokens)
             if exchange.failure is not None:
                 calm.failures.append(f"{exchange.failure}: {exchange.message}")
                 await asyncio.sleep(0.2)
@@ -225,16 +226,25 @@ async def observe_calm(site: Site, endpoint: Endpoint, arguments: argparse.Names
     return calm
 
 
-async def send_flood(
-    site: Site, endpoint: Endpoint, arguments: argparse.Namespace, seconds: float, outcomes: Counter[str]
-) -> None:
-    """Requests at a steady rate, whatever becomes of them."""
-    start, tasks = time.perf_counter(), []
-    for number in range(int(seconds * arguments.flood_rate)):
-        await asyncio.sleep(max(0.0, start + number / arguments.flood_rate - time.perf_counter()))
-        tasks.append(asyncio.create_task(site.send(endpoint, _FLOOD_COMPLETION_TOKENS)))
-    for exchange in await asyncio.gather(*tasks):
-        outcomes[exchange.failure or "answered"] += 1
+async def send_flood(site: Site, arguments: argparse.Namespace, seconds: float) -> Counter[str]:
+    """Requests at a steady rate, whatever becomes of them, from a process of its own: what it takes to send
+    them is not to delay those that are measured."""
+    job = {
+        "url": site.server.url,
+        "key": site.keys["flood"],
+        "body": {
+            "model": site.server.model,
+            "prompt": "Once upon a time",
+            "max_tokens": _FLOOD_COMPLETION_TOKENS,
+        },
+        "rate": arguments.flood_rate,
+        "seconds": seconds,
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-S", str(_FLOOD), json.dumps(job), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    return Counter(json.loads(output))
 
 
 def rows_of(results: dict[str, Any]) -> list[tuple[str, object]]:
