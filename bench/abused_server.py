@@ -25,7 +25,8 @@ from fastserve.serve.run import bind, serve
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--api-keys", required=True)
+    parser.add_argument("--tenants", required=True)
+    parser.add_argument("--admin-key-file", required=True)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     # Small, so that requests wait, are preempted, moved and refused.
@@ -38,7 +39,8 @@ def main() -> None:
     )
     options = ServeOptions(
         port=0,
-        api_keys=arguments.api_keys,
+        tenants=arguments.tenants,
+        admin_key_file=arguments.admin_key_file,
         max_body="64KiB",
         body_seconds=1.0,
         write_seconds=2.0,

@@ -82,11 +82,11 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=12, help="of each tenant that shares")
     parser.add_argument("--completion-tokens", type=int, default=128, help="of each of their requests")
     parser.add_argument("--windows", type=int, default=6, help="in which their service is compared")
-    parser.add_argument("--calm", type=int, default=4, help="streams of the tenant beside the flood")
-    parser.add_argument("--calm-tokens", type=int, default=32, help="of each of its requests")
+    parser.add_argument("--calm-rate", type=float, default=6.0, help="requests a second beside the flood")
+    parser.add_argument("--calm-tokens", type=int, default=32, help="of each of those")
     parser.add_argument("--flood-rate", type=float, default=50.0, help="requests a second of the flood")
     parser.add_argument("--flood-limit", type=int, default=6, help="requests a minute that it may send")
-    parser.add_argument("--rounds", type=int, default=8, help="without the flood, and with it")
+    parser.add_argument("--rounds", type=int, default=7, help="without the flood, and with it")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window, or a part of a round")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
@@ -168,9 +168,26 @@ class Calm:
     ends: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
+    def take(self, exchange: Exchange) -> None:
+        if exchange.failure is not None:
+            self.failures.append(f"{exchange.failure}: {exchange.message}")
+            return
+        assert exchange.first_token_seconds is not None
+        assert exchange.end_seconds is not None
+        self.gaps += exchange.gaps
+        self.first_tokens.append(exchange.first_token_seconds - exchange.arrival_seconds)
+        self.ends.append(exchange.end_seconds - exchange.arrival_seconds)
+
+    def add(self, other: Calm) -> None:
+        self.gaps += other.gaps
+        self.first_tokens += other.first_tokens
+        self.ends += other.ends
+        self.failures += other.failures
+
     def measures(self) -> dict[str, float]:
         return {
             "first token, mean": float(np.mean(self.first_tokens)),
+            "first token, p95": float(np.quantile(self.first_tokens, 0.95)),
             "gap, mean": float(np.mean(self.gaps)),
             "gap, p99": float(np.quantile(self.gaps, 0.99)),
             "end, mean": float(np.mean(self.ends)),
@@ -178,51 +195,47 @@ class Calm:
 
 
 async def flood(site: Site, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A tenant's chats without a flood of another's, and with it, in turns."""
-    rounds: list[tuple[Calm, Calm]] = []
+    """A tenant's requests without a flood of another's, and with it, in turns, at the same times."""
+    without, with_ = Calm(), Calm()
+    rounds: list[tuple[dict[str, float], dict[str, float]]] = []
     outcomes: Counter[str] = Counter()
     async with site.endpoint("calm") as calm:
-        await observe_calm(site, calm, arguments, _WARM_SECONDS)
+        await observe_calm(site, calm, arguments, seed=0)
         await send_flood(site, arguments, 1.0)  # uses up the burst that it may send
         for number in range(arguments.rounds):
             pair: dict[bool, Calm] = {}
             for has_flood in (False, True) if number % 2 == 0 else (True, False):
-                flooding = (
-                    asyncio.create_task(send_flood(site, arguments, arguments.seconds)) if has_flood else None
-                )
-                pair[has_flood] = await observe_calm(site, calm, arguments, arguments.seconds)
+                flooding = None
+                if has_flood:
+                    flooding = asyncio.create_task(send_flood(site, arguments, arguments.seconds))
+                pair[has_flood] = await observe_calm(site, calm, arguments, seed=number)
                 if flooding is not None:
                     outcomes += await flooding
-            rounds.append((pair[False], pair[True]))
-    measures = [(without.measures(), with_.measures()) for without, with_ in rounds]
+            without.add(pair[False])
+            with_.add(pair[True])
+            rounds.append((pair[False].measures(), pair[True].measures()))
+    before, beside = without.measures(), with_.measures()
     return {
-        "rounds": measures,
-        "ratios": {
-            name: float(np.median([with_[name] / without[name] for without, with_ in measures]))
-            for name in measures[0][0]
-        },
+        "rounds": rounds,
+        "without": before,
+        "with": beside,
+        "ratios": {name: beside[name] / before[name] for name in before},
+        "requests": len(without.ends),
         "flood": dict(outcomes),
-        "failures": [failure for pair in rounds for own in pair for failure in own.failures],
+        "failures": without.failures + with_.failures,
     }
 
 
-async def observe_calm(site: Site, endpoint: Endpoint, arguments: argparse.Namespace, seconds: float) -> Calm:
-    calm, end = Calm(), time.perf_counter() + seconds
-
-    async def go_on() -> None:
-        while time.perf_counter() < end:
-            exchange = await site.send(endpoint, arguments.calm_tokens)
-            if exchange.failure is not None:
-                calm.failures.append(f"{exchange.failure}: {exchange.message}")
-                await asyncio.sleep(0.2)
-                continue
-            assert exchange.first_token_seconds is not None
-            assert exchange.end_seconds is not None
-            calm.gaps += exchange.gaps
-            calm.first_tokens.append(exchange.first_token_seconds - exchange.arrival_seconds)
-            calm.ends.append(exchange.end_seconds - exchange.arrival_seconds)
-
-    await asyncio.gather(*(go_on() for _ in range(arguments.calm)))
+async def observe_calm(site: Site, endpoint: Endpoint, arguments: argparse.Namespace, *, seed: int) -> Calm:
+    """Requests that come whatever becomes of others (Poisson)."""
+    calm, rng = Calm(), np.random.default_rng(seed)
+    due = start = time.perf_counter()
+    tasks = []
+    while (due := due + float(rng.exponential(1 / arguments.calm_rate))) < start + arguments.seconds:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(site.send(endpoint, arguments.calm_tokens)))
+    for exchange in await asyncio.gather(*tasks):
+        calm.take(exchange)
     return calm
 
 
