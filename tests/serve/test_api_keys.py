@@ -45,7 +45,7 @@ def test_keys_change_with_their_file_and_mistakes_change_nothing(tmp_path) -> No
 
     bob = add_key(path, "bob")
     assert keys.have_changed()
-    keys.reload()
+    keys.take(keys.read())
     assert keys.find(bob)
     assert not keys.have_changed()
 
@@ -53,18 +53,18 @@ def test_keys_change_with_their_file_and_mistakes_change_nothing(tmp_path) -> No
     path.write_text("".join(good.splitlines(keepends=True)[1:]) + "carol\n")
     assert keys.have_changed()
     with pytest.raises(OptionError, match="line 2"):
-        keys.reload()
+        keys.take(keys.read())
     assert keys.find(alice)
     assert not keys.have_changed()  # it has been looked at: a mistake is told once
 
     path.unlink()
     assert keys.have_changed()
     with pytest.raises(OptionError, match="cannot be read"):
-        keys.reload()
+        keys.take(keys.read())
     assert keys.find(alice)
 
     path.write_text("".join(good.splitlines(keepends=True)[1:]))
-    keys.reload()
+    keys.take(keys.read())
     assert not keys.find(alice)
 
 
@@ -75,7 +75,7 @@ def test_a_mistake_in_one_file_leaves_the_keys_of_both(tmp_path) -> None:
     bob = add_key(tmp_path / "keys", "bob")
     (tmp_path / "admin").write_text("nothing\n")
     with pytest.raises(OptionError, match="line 1"):
-        keys.reload()
+        keys.take(keys.read())
     assert keys.is_admin(admin)
     assert not keys.find(bob)
 
@@ -87,7 +87,7 @@ def test_the_admin_key_changes_with_its_file(tmp_path) -> None:
     (tmp_path / "admin").unlink()
     new = add_admin_key(tmp_path / "admin")
     assert keys.have_changed()
-    keys.reload()
+    keys.take(keys.read())
     assert [keys.is_admin(key) for key in (old, new)] == [False, True]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,7 @@ from weakref import WeakKeyDictionary
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.errors import FastServeError, RateLimitError
 from fastserve.serve.api_keys import ApiKeys
-from fastserve.serve.key_file import Terms
+from fastserve.serve.key_file import ApiKey, Terms
 from fastserve.serve.limiter import Admission, Limiter
 from fastserve.serve.usage import TenantUsage
 
@@ -60,8 +61,8 @@ class Tenant:
                 admission = stack.enter_context(work)
             yield admission
 
-    def describe(self, keys: ApiKeys) -> dict[str, Any]:
-        """Its terms, what is left of them, and its keys."""
+    def describe(self, keys: Iterable[ApiKey]) -> dict[str, Any]:
+        """Its terms, what is left of them, and its keys, which are these."""
         terms = self.terms
         return {
             "name": self.name,
@@ -78,8 +79,7 @@ class Tenant:
                     "expires": None if key.expires is None else str(key.expires),
                     "has_expired": key.has_expired,
                 }
-                for key in keys.table.keys.values()
-                if key.tenant == self.name
+                for key in keys
             ],
         }
 
@@ -100,6 +100,7 @@ class TenantTable:
         self._tenants: dict[str, Tenant] = {}
         self.anonymous = Tenant("anonymous", Terms(), is_anonymous=True)
         self._told: WeakKeyDictionary[AsyncLLM, Mapping[str, float]] = WeakKeyDictionary()
+        self._reloading = asyncio.Lock()
         self._take_terms()
 
     def __iter__(self) -> Iterator[Tenant]:
@@ -115,15 +116,24 @@ class TenantTable:
         """Requests of all that run or wait."""
         return sum(tenant.num_running for tenant in self)
 
-    def reload(self) -> None:
-        """Read the files of keys again, if there are any; mistakes leave everything as it is. The engines are
-        to be told of weights.
+    def describe(self) -> list[dict[str, Any]]:
+        """All of them, with their keys."""
+        keys: dict[str, list[ApiKey]] = {}
+        for key in self.keys.table.keys.values():
+            keys.setdefault(key.tenant, []).append(key)
+        return [tenant.describe(keys.get(tenant.name, ())) for tenant in self]
+
+    async def reload(self, llms: Iterable[AsyncLLM]) -> None:
+        """Read the files of keys again, if there are any, and have these engines share by their weights.
+        Mistakes leave everything as it is.
 
         Raises:
-            OptionError: see `ApiKeys.reload`.
+            OptionError: see `ApiKeys.read`.
         """
-        self.keys.reload()
-        self._take_terms()
+        async with self._reloading:  # what was read last is taken last
+            self.keys.take(await asyncio.to_thread(self.keys.read))
+            self._take_terms()
+        await self.tell_weights(llms)
 
     async def tell_weights(self, llms: Iterable[AsyncLLM]) -> None:
         """Have engines share by these tenants' weights, if they do not yet; who cannot is logged."""

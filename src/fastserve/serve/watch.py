@@ -30,12 +30,9 @@ async def watch(tenants: TenantTable, models: ModelTable, energy: EnergyMeter) -
 
 async def _reload(tenants: TenantTable, models: ModelTable) -> None:
     try:
-        tenants.reload()
+        await tenants.reload(models.generators)
     except OptionError as error:
         logger.error("keys have changed and are not taken, the old ones stay: %s", error)
         return
-    await tenants.tell_weights(models.generators)
-    logger.info(
-        "keys have changed",
-        extra={"fields": {"num_keys": len(tenants.keys), "num_tenants": len(list(tenants))}},
-    )
+    fields = {"num_keys": len(tenants.keys), "num_tenants": len(tenants.keys.table.terms)}
+    logger.info("keys have changed", extra={"fields": fields})

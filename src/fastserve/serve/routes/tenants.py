@@ -23,7 +23,7 @@ def tenants_router(service: Service) -> APIRouter:
     @router.get("/tenants", response_model=TenantList)
     async def list_tenants() -> Response:
         """Their terms, what is left of them now, and their keys by name."""
-        return json_response({"tenants": [tenant.describe(tenants.keys) for tenant in tenants]})
+        return json_response({"tenants": tenants.describe()})
 
     @router.post("/tenants/reload", response_model=ReloadDocument)
     async def reload_tenants() -> Response:
@@ -36,10 +36,9 @@ def tenants_router(service: Service) -> APIRouter:
                 hint="start the server with --tenants FILE",
             )
         try:
-            tenants.reload()
+            await tenants.reload(service.models.generators)
         except OptionError as error:
             raise RequestError(error.message, status=400, code="invalid_key_file", hint=error.hint) from error
-        await tenants.tell_weights(service.models.generators)
         return json_response({"num_keys": len(tenants.keys), "num_tenants": len(tenants.keys.table.terms)})
 
     @router.get("/usage", response_model=UsageDocument)
