@@ -44,7 +44,7 @@ def check_exposure(options: ServeOptions, keys: ApiKeys) -> None:
     if not keys and not options.is_on_loopback:
         raise OptionError(
             f"host={options.host!r} lets other machines in, and there are no API keys",
-            hint="make a key with `fastserve keys FILE NAME` and start with --api-keys FILE, or set "
+            hint="make a key with `fastserve keys FILE NAME` and start with --tenants FILE, or set "
             f"{KEY_VARIABLE}",
             option="host",
         )
