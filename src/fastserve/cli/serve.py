@@ -14,9 +14,11 @@ from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.progress_bar import download_progress
 from fastserve.cli.report import print_json
 from fastserve.config import EngineOptions
+from fastserve.errors import OptionError
 from fastserve.serve.options import ServeOptions
 
 if TYPE_CHECKING:
+    from fastserve.serve.api_keys import ApiKeys
     from fastserve.serve.model_table import ServedModel
 
 _MAX_WAITING = 1024
@@ -24,8 +26,11 @@ _MAX_WAITING = 1024
 _SERVE_HELP: Mapping[str, str] = {
     "host": "Address to listen at; 0.0.0.0 lets other machines in, and needs API keys.",
     "port": "Port to listen at; 0 takes a free one.",
-    "api_keys": "File of the keys that are let in, as `fastserve keys` writes it; by default the key of "
-    "FASTSERVE_API_KEY, or none on this machine alone.",
+    "api_keys": "File of the keys that are let in, with their tenants and limits, as `fastserve keys` writes "
+    "it; by default the key of FASTSERVE_API_KEY, or none on this machine alone.",
+    "tenants": "The same file by another name. It is read again when it has changed.",
+    "admin_key_file": "File of the admin key, as `fastserve keys FILE --admin` writes it; without one there "
+    "is nothing at /admin.",
     "allowed_hosts": "Name by which requests may call this machine, besides localhost. May be given several "
     "times.",
     "cors_origins": "Web site whose pages may send requests, such as https://example.com. May be given "
@@ -104,14 +109,16 @@ def serve(
     line of JSON each. Ends by Ctrl-C or SIGTERM, after the requests that run.
     """
     from fastserve.engine.policy import parse_policy
+    from fastserve.serve.api_keys import ApiKeys
     from fastserve.serve.app import create_app
     from fastserve.serve.log import log_to
     from fastserve.serve.run import bind, make_tls
     from fastserve.serve.run import serve as run
-    from fastserve.serve.security import ApiKeys, check_exposure
+    from fastserve.serve.security import check_exposure
 
     keys = ApiKeys.load(serve_options)
     check_exposure(serve_options, keys)  # all that can be wrong, before anything is loaded or fetched
+    _check_weights(keys, options)
     parse_policy(options.policy)
     tls, listener = make_tls(serve_options), bind(serve_options)
     served = [_open(name, options, offline=offline, show_progress=not json) for name in models]
@@ -127,6 +134,16 @@ def serve(
         sys.stdout.flush()
 
     run(app, serve_options, listener=listener, tls=tls, announce=announce)
+
+
+def _check_weights(keys: ApiKeys, options: EngineOptions) -> None:
+    weighed = next((name for name, terms in keys.table.terms.items() if terms.weight is not None), None)
+    if weighed is not None and options.fair_share == "off":
+        raise OptionError(
+            f"the weight of tenant {weighed!r} has no use with fair_share='off'",
+            hint="leave one of the two out",
+            option="fair_share",
+        )
 
 
 def _open(name: str, options: EngineOptions, *, offline: bool, show_progress: bool) -> ServedModel:

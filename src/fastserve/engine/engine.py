@@ -11,7 +11,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count
 
-from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions
+from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions, check_tenant_weights
 from fastserve.engine.admission import Admission
 from fastserve.engine.batch import build_batch
 from fastserve.engine.block import scope_of
@@ -31,7 +31,7 @@ from fastserve.engine.statistics import StepStatistics
 from fastserve.engine.text import CompletionText, MakeDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
-from fastserve.errors import DeadlineError
+from fastserve.errors import DeadlineError, OptionError
 from fastserve.option import check_integer, check_kind, check_number
 from fastserve.types import Executable, SamplingParams, StepResult
 
@@ -268,10 +268,16 @@ class Engine:
         )
         return chunks
 
-    def abort(self, request_id: int) -> None:
-        """Drop a request at any moment and free what it holds. Nothing happens where it has finished."""
+    def abort(self, request_id: int) -> float:
+        """Drop a request at any moment and free what it holds. Nothing happens where it has finished.
+
+        Returns the seconds of service that it has had and its chunks have not told.
+        """
+        seconds = 0.0
         for transcript in list(self._requests.get(request_id, ())):
+            seconds += transcript.untold_service_seconds()
             self._finish(transcript)
+        return seconds
 
     def hold(self, request_id: int, *, is_held: bool = True) -> None:
         """Give a request no turns until it is let go again (`is_held=False`): its reader is behind."""
@@ -288,6 +294,22 @@ class Engine:
             OptionError: as `fastserve.engine.policy.make_policy`.
         """
         self.scheduler.set_policy(spec, self._clock())
+
+    def set_tenant_weights(self, weights: Mapping[str, float]) -> None:
+        """Have these tenants known from now on, by these weights, besides those of the options; what each has
+        been served stays as it is.
+
+        Raises:
+            OptionError: a weight is out of its range, or has no use as tenants do not share fairly.
+        """
+        check_tenant_weights(weights)
+        if self._options.fair_share == "off" and any(weight != 1 for weight in weights.values()):
+            raise OptionError(
+                "weights of tenants have no use with fair_share='off'", hint="leave one of the two out"
+            )
+        known = {**(self._options.tenant_weights or {}), **weights}
+        self._capability.set_tenants(known)
+        self.scheduler.set_tenant_weights(known)
 
     def is_running(self, request_id: int) -> bool:
         """Whether it has completions that are not finished."""

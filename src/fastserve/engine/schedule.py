@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from typing import Literal, get_args
 
@@ -144,6 +145,10 @@ class Scheduler:
         for sequence in arrived:
             sequence.is_insistent &= policy.is_guarded
 
+    def set_tenant_weights(self, weights: Mapping[str, float]) -> None:
+        """Go on by other weights; who is not named has 1. What was charged stays as it is."""
+        self._precedence.set_tenant_weights(weights)
+
     def schedule(self, now: float) -> list[Turn]:
         """The turns of the next step. Empty where nobody can run now: all wait for a move, or are held."""
         self.residency.settle()
@@ -201,6 +206,7 @@ class Scheduler:
             sequence.num_computed_tokens += turn.num_tokens
             self.residency.register(sequence)
             sequence.attained_seconds += seconds
+            sequence.service_seconds += elapsed_seconds / len(turns)
             sequence.resident_seconds += seconds
             if sequence.session:
                 self._sessions.serve(sequence, seconds, now)

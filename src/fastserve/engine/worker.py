@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -59,17 +59,23 @@ class SetPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SetTenantWeights:
+    ticket: int
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class AskStatus:
     ticket: int
 
 
-Command = Add | Abort | Hold | SetPolicy | AskStatus
+Command = Add | Abort | Hold | SetPolicy | SetTenantWeights | AskStatus
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of an Add that was accepted, a SetPolicy, or an AskStatus, which has a value; an error, if it was
-    refused."""
+    """Of an Add that was accepted, a SetPolicy, a SetTenantWeights, or an AskStatus, which has a value; an
+    error, if it was refused."""
 
     ticket: int
     error: FastServeError | None = None
@@ -85,13 +91,21 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Aborted:
+    """Of an Abort: the last event of its ticket."""
+
+    ticket: int
+    service_seconds: float  # that no chunk has told
+
+
+@dataclass(frozen=True, slots=True)
 class Died:
     """The thread has ended by a defect: nothing more will come."""
 
     reason: str
 
 
-EngineEvent = Answer | Progress | Died
+EngineEvent = Answer | Progress | Aborted | Died
 
 
 class EngineWorker:
@@ -179,14 +193,19 @@ class EngineWorker:
                 self._add(command)
             case Abort(ticket):
                 request_id = self._request_ids.pop(ticket, None)
+                seconds = 0.0
                 if request_id is not None:
                     del self._tickets[request_id]
-                    self._engine.abort(request_id)
+                    seconds = self._engine.abort(request_id)
+                self._events.append(Aborted(ticket, seconds))
             case Hold(ticket, is_held):
                 if ticket in self._request_ids:
                     self._engine.hold(self._request_ids[ticket], is_held=is_held)
             case SetPolicy(ticket, spec):
                 self._events.append(Answer(ticket, error=_refusal(lambda: self._engine.set_policy(spec))))
+            case SetTenantWeights(ticket, weights):
+                refusal = _refusal(lambda: self._engine.set_tenant_weights(weights))
+                self._events.append(Answer(ticket, error=refusal))
             case AskStatus(ticket):
                 self._events.append(Answer(ticket, status=self._engine.status()))
 

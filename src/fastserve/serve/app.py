@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Seq
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -15,8 +16,10 @@ from starlette.responses import Response
 
 from fastserve._version import __version__
 from fastserve.errors import FastServeError, RequestError
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.body import BodyLimit
-from fastserve.serve.errors import error_response, validation_error
+from fastserve.serve.energy import EnergyMeter, find_counters
+from fastserve.serve.errors import error_response, nothing_at, validation_error
 from fastserve.serve.log import RequestLog
 from fastserve.serve.model_table import ModelTable, ServedModel
 from fastserve.serve.options import ServeOptions
@@ -28,9 +31,12 @@ from fastserve.serve.routes.messages import messages_router
 from fastserve.serve.routes.models import models_router
 from fastserve.serve.routes.responses import responses_router
 from fastserve.serve.routes.score import score_router
+from fastserve.serve.routes.tenants import tenants_router
 from fastserve.serve.routes.tokenize import tokenize_router
-from fastserve.serve.security import ApiKeys, Security, check_exposure
+from fastserve.serve.security import AdminGate, Security, check_exposure
 from fastserve.serve.service import Service
+from fastserve.serve.tenant_table import TenantTable
+from fastserve.serve.watch import watch
 
 ROUTERS = (
     models_router,
@@ -43,6 +49,7 @@ ROUTERS = (
     tokenize_router,
     health_router,
 )
+ADMIN_ROUTERS = (tenants_router,)  # below /admin: Security asks for the admin key
 
 
 def create_app(
@@ -62,11 +69,17 @@ def create_app(
     options = options or ServeOptions()
     keys = ApiKeys.load(options) if keys is None else keys
     check_exposure(options, keys)
-    service = Service.of(ModelTable(models), options)
+    tenants = TenantTable(keys)
+    service = Service.of(ModelTable(models), options, tenants, EnergyMeter(find_counters()))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await tenants.tell_weights(service.models.generators)
+        watching = asyncio.create_task(watch(tenants, service.models, service.energy))
         yield
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
         await service.models.close()
 
     app = FastAPI(
@@ -80,12 +93,16 @@ def create_app(
     app.state.service = service
     for make_router in ROUTERS:
         app.include_router(make_router(service))
+    if keys.has_admin_key:
+        for make_router in ADMIN_ROUTERS:
+            app.include_router(make_router(service))
     app.add_exception_handler(FastServeError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_route)
     # The last one is the outermost.
+    app.add_middleware(AdminGate)
     app.add_middleware(BodyLimit, options=options)
-    app.add_middleware(Security, options=options, keys=keys)
+    app.add_middleware(Security, options=options, tenants=tenants)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -112,9 +129,10 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     """What the router refuses: no such address, or not with this method; and bodies that are no JSON."""
     assert isinstance(error, HTTPException)
     path, method = request.url.path[:100], request.method
+    if error.status_code == 404:
+        return error_response(nothing_at(path))
     messages = {
         400: ("the body cannot be read as JSON", "invalid_json"),
-        404: (f"there is nothing at {path}", "not_found"),
         405: (f"{path} is not there for {method}", "method_not_allowed"),
     }
     message, code = messages.get(error.status_code, (str(error.detail), "invalid_request"))

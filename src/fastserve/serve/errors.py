@@ -23,6 +23,7 @@ from fastserve.errors import (
     ModelNotFoundError,
     OptionError,
     QueueFullError,
+    RateLimitError,
     RequestError,
     StepError,
     TemplateError,
@@ -55,6 +56,7 @@ _VERDICTS: Mapping[type[FastServeError], Verdict] = {
     UnsupportedError: Verdict(400, "invalid_request_error", "unsupported_model", "model"),
     ModelNotFoundError: Verdict(404, "invalid_request_error", "model_not_found", "model"),
     QueueFullError: Verdict(429, "rate_limit_error", "queue_full"),
+    RateLimitError: Verdict(429, "rate_limit_error", "rate_limit_exceeded"),
     DeadlineError: Verdict(408, "timeout_error", "deadline_exceeded", "timeout_ms"),
     ClosedError: Verdict(503, "server_error", "shutting_down"),
     StepError: Verdict(500, "server_error", "step_failed"),
@@ -91,7 +93,7 @@ def error_document(error: FastServeError) -> bytes:
 def error_response(error: FastServeError) -> Response:
     """The answer to a request that has failed."""
     headers = {}
-    if isinstance(error, QueueFullError):
+    if isinstance(error, QueueFullError | RateLimitError):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     status = judge(error).status
     if status == 401:
@@ -99,6 +101,11 @@ def error_response(error: FastServeError) -> Response:
     if status == 503:
         headers["Retry-After"] = "1"
     return Response(error_document(error), status, headers, media_type="application/json")
+
+
+def nothing_at(path: str) -> RequestError:
+    """The error of an address at which there is nothing."""
+    return RequestError(f"there is nothing at {path[:100]}", status=404, code="not_found")
 
 
 def defect_response(error: Exception) -> Response:

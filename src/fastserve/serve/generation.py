@@ -17,6 +17,7 @@ from fastserve.errors import ContextLengthError, OptionError
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.record import RequestRecord
+from fastserve.serve.tenant_table import Tenant, TenantTable
 from fastserve.types import SamplingParams
 
 
@@ -141,15 +142,19 @@ async def generate(
     options: ServeOptions,
     metrics: Metrics,
     record: RequestRecord,
+    tenants: TenantTable,
+    tenant: Tenant,
 ) -> AsyncIterator[Generation]:
     """Submit a request; leaving the context aborts what has not ended.
 
     Args:
         endpoint: the path of the route that it came by.
+        tenants: whose weights the engine is to share by.
+        tenant: whose it is, for limits and usage.
 
     Raises:
-        OptionError, ContextLengthError, MemoryLimitError, QueueFullError, DeadlineError: it is refused, all
-            of it.
+        OptionError, ContextLengthError, MemoryLimitError, RateLimitError, QueueFullError, DeadlineError: it
+            is refused, all of it.
     """
     check_counts(request, options)
     prompts = [await encode(llm, prompt, options) for prompt in request.prompts]
@@ -177,30 +182,39 @@ async def generate(
             session=request.session,
             arrival_seconds=record.arrival_seconds,
             has_news=generation.has_news,
+            meter=tenant.usage.serve,
         )
         opened.append(stream)
         return stream
 
-    try:
-        first, *others = prompts  # the first alone: a constraint is compiled once
-        generation.streams.append(await submit(first))
-        # The engine answers between two steps, all that have come by then.
-        generation.streams += await _gather(map(submit, others))
-        metrics.prompt_tokens.labels(llm.name).inc(num_tokens)
-        yield generation
-    finally:
-        for stream in opened:
-            stream.close()
-        # What was begun and given up has been computed, too.
-        num_given_up = generation.usage.completion_tokens - sum(c.completion_tokens for c in completed)
-        metrics.completion_tokens.labels(llm.name).inc(num_given_up)
-        record.details["completion_tokens"] = generation.usage.completion_tokens
-        if options.log_prompts:
-            decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
-            record.details |= {
-                "prompts": list(map(decode, prompts)),
-                "completions": [c.text for c in completed],
-            }
+    await tenants.tell_weights((llm,))
+    with tenant.admit(
+        num_tokens, num_completions=generation.num_completions, max_tokens=request.params.max_tokens
+    ) as admission:
+        try:
+            first, *others = prompts  # the first alone: a constraint is compiled once
+            generation.streams.append(await submit(first))
+            # The engine answers between two steps, all that have come by then.
+            generation.streams += await _gather(map(submit, others))
+            metrics.prompt_tokens.labels(llm.name).inc(num_tokens)
+            tenant.usage.begin(num_tokens)
+            admission.used_tokens = num_tokens
+            yield generation
+        finally:
+            for stream in opened:
+                stream.close()
+            # What was begun and given up has been computed, too.
+            num_completion_tokens = generation.usage.completion_tokens
+            admission.used_tokens += num_completion_tokens
+            num_given_up = num_completion_tokens - sum(c.completion_tokens for c in completed)
+            metrics.completion_tokens.labels(llm.name).inc(num_given_up)
+            record.details["completion_tokens"] = num_completion_tokens
+            if options.log_prompts:
+                decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
+                record.details |= {
+                    "prompts": list(map(decode, prompts)),
+                    "completions": [c.text for c in completed],
+                }
 
 
 async def _gather(submissions: Iterable[Coroutine[Any, Any, Stream]]) -> list[Stream]:

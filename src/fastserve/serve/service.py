@@ -1,4 +1,4 @@
-"""What all routes share: the models, the options, the metrics."""
+"""What all routes share: the models, the options, the tenants, the metrics."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.serve.energy import EnergyMeter
 from fastserve.serve.engine_metrics import EngineMetrics
 from fastserve.serve.generation import Generation, GenerationRequest, generate
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.record import RequestRecord
+from fastserve.serve.security import account_of
 from fastserve.serve.stream import Format, answer
+from fastserve.serve.tenant_table import TenantTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,14 @@ class Service:
     options: ServeOptions
     metrics: Metrics
     engine_metrics: EngineMetrics
+    tenants: TenantTable
+    energy: EnergyMeter
 
     @classmethod
-    def of(cls, models: ModelTable, options: ServeOptions) -> Self:
+    def of(cls, models: ModelTable, options: ServeOptions, tenants: TenantTable, energy: EnergyMeter) -> Self:
         metrics, engine_metrics = Metrics(), EngineMetrics(models)
         metrics.registry.register(engine_metrics)
-        return cls(models, options, metrics, engine_metrics)
+        return cls(models, options, metrics, engine_metrics, tenants, energy)
 
     def generate(
         self, llm: AsyncLLM, asked: GenerationRequest, request: Request
@@ -45,6 +50,8 @@ class Service:
             options=self.options,
             metrics=self.metrics,
             record=RequestRecord.of(request.scope),
+            tenants=self.tenants,
+            tenant=account_of(request.scope),
         )
 
     async def answer(
