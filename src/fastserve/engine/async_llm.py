@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +21,12 @@ from fastserve.engine.load import LoadedModel, check_task, load_model
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
+from fastserve.engine.snapshot import EngineSnapshot
 from fastserve.engine.worker import (
     Abort,
     Add,
     Answer,
+    AskSnapshot,
     AskStatus,
     Died,
     EngineEvent,
@@ -194,6 +197,7 @@ class AsyncLLM:
         session: str = "",
         arrival_seconds: float | None = None,
         has_news: asyncio.Event | None = None,
+        name: str = "",
     ) -> Stream:
         """Queue a request; its chunks come from the stream. The caller closes it. What is not named here is
         as of `LLM.generate`.
@@ -203,6 +207,7 @@ class AsyncLLM:
                 now.
             has_news: set when there is something to `take`, or the stream has broken: streams that are read
                 together share one.
+            name: what snapshots call the request.
 
         Raises:
             OptionError, ContextLengthError, MemoryLimitError: it is refused; see `Engine.add`.
@@ -233,6 +238,7 @@ class AsyncLLM:
             session=session,
             arrival_seconds=arrival_seconds,
             guide=guide,
+            name=name,
         )
         try:
             await self._ask(command)
@@ -323,6 +329,12 @@ class AsyncLLM:
         assert answer.status is not None
         return answer.status
 
+    async def snapshot(self) -> EngineSnapshot:
+        """Its sequences, memory and latest preemptions, between two steps."""
+        answer = await self._ask(AskSnapshot(next(self._tickets)))
+        assert answer.snapshot is not None
+        return replace(answer.snapshot, model=self.name)
+
     @property
     def is_alive(self) -> bool:
         """Whether its thread runs, as it does until `close`, unless by a defect."""
@@ -363,7 +375,7 @@ class AsyncLLM:
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"the model {self.name!r} is closed", hint="make a new AsyncLLM")
 
-    async def _ask(self, command: Add | SetPolicy | AskStatus) -> Answer:
+    async def _ask(self, command: Add | SetPolicy | AskStatus | AskSnapshot) -> Answer:
         """Send a command that is answered. Raises what it is refused with."""
         self._check_open()
         self._loop = asyncio.get_running_loop()

@@ -3,13 +3,20 @@ who was preempted of late. Fields are named as those who watch a server read the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Literal
 
+from fastserve.engine.completion import Chunk
+from fastserve.engine.schedule import Preemption, PreemptionReason, Scheduler
+from fastserve.engine.sequence import Residence, Sequence
+from fastserve.engine.turn import Turn
+
 MOST_SEQUENCES = 256  # of a snapshot, the first in the order of turns
-MOST_PREEMPTIONS = 64  # of a snapshot, the latest
+_RECENT = 0.05  # weight of a step in the mean of the latest ones
+
+Reason = Literal["evicted", "passed_over"]
 
 SequenceState = Literal["waiting", "running", "paused", "slow", "moving", "held"]
 """What a sequence is doing.
@@ -50,8 +57,8 @@ class PreemptionSnapshot:
     time: float  # Unix, seconds
     sequence_id: int
     tenant: str
-    reason: Literal["evicted", "passed_over"]
-    by: int | None  # sequence_id of who has its memory, or the turn in its place; None: nobody's in particular
+    reason: Reason
+    by: int | None  # whose sequence_id has its memory, or its turn; None: nobody's in particular
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +120,131 @@ class EngineSnapshot:
     blocks: Blocks
     prefix_tokens: PrefixTokens
     totals: EngineTotals
-    preemptions: Mapping[str, int]  # by reason
+    preemptions: Mapping[Reason, int]
     step_seconds: float | None  # mean of the latest steps; None: there was none
     sequences: Seq[SequenceSnapshot]  # the first MOST_SEQUENCES, in the order of their turns
-    recent_preemptions: Seq[PreemptionSnapshot]  # the last MOST_PREEMPTIONS, the latest last
+    recent_preemptions: Seq[PreemptionSnapshot]  # the latest 64, oldest first
+
+
+@dataclass(slots=True)
+class StepTotals:
+    """What an engine's steps have done so far, counted as they end."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    completions: int = 0
+    steps: int = 0
+    recent_seconds: float | None = None  # of a step, the mean of the latest ones
+
+    def count_prompts(self, turns: Seq[Turn]) -> None:
+        """These turns have run, and are not yet committed."""
+        for turn in turns:
+            sequence = turn.sequence
+            left = sequence.num_prompt_tokens - sequence.num_computed_tokens
+            if left > 0:
+                self.prompt_tokens += min(turn.num_tokens, left)
+
+    def count(self, chunks: Seq[Chunk], *, seconds: float) -> None:
+        """A step has ended, with these."""
+        self.steps += 1
+        for chunk in chunks:
+            self.completion_tokens += chunk.token_id is not None
+            self.completions += chunk.completion is not None
+        recent = seconds if self.recent_seconds is None else self.recent_seconds
+        self.recent_seconds = recent + _RECENT * (seconds - recent)
+
+
+def take_snapshot(
+    scheduler: Scheduler,
+    *,
+    policy_spec: str,
+    priority_classes: Seq[str],
+    request_names: Mapping[int, str],
+    totals: StepTotals,
+    now: float,
+    unix_offset: float,
+) -> EngineSnapshot:
+    """Of the engine that has this scheduler, without a model's name. Nothing is changed by it.
+
+    Args:
+        request_names: by sequence_id.
+        now: by the engine's clock; with `unix_offset` it is the time that others know.
+    """
+    pool, residency = scheduler.residency.pool, scheduler.residency
+    counters = residency.counters
+    had_turn = {sequence.sequence_id for sequence in scheduler.had_turn}
+    sequences = [
+        SequenceSnapshot(
+            id=sequence.sequence_id,
+            request_id=request_names[sequence.sequence_id],
+            tenant=sequence.tenant,
+            priority_class=priority_classes[sequence.class_index],
+            state=_state_of(sequence, had_turn),
+            level=scheduler.policy.level_of(sequence),
+            place=place,
+            prompt_tokens=sequence.num_prompt_tokens,
+            computed_tokens=sequence.num_computed_tokens,
+            completion_tokens=sequence.num_completion_tokens,
+            max_tokens=sequence.max_tokens,
+            age_seconds=now - sequence.arrival_seconds,
+            attained_seconds=sequence.attained_seconds,
+            num_preemptions=sequence.num_preemptions,
+            blocks=max(len(sequence.block_table), len(sequence.slow_blocks)),
+        )
+        for place, sequence in enumerate(scheduler.order()[:MOST_SEQUENCES])
+    ]
+    return EngineSnapshot(
+        model="",
+        policy=scheduler.policy.name,
+        policy_spec=policy_spec,
+        num_sequences=len(scheduler.sequences),
+        num_unstarted=scheduler.num_unstarted,
+        blocks=Blocks(
+            FastBlocks(pool.num_blocks, pool.num_blocks - pool.num_free, pool.num_cached),
+            SlowBlocks(residency.num_slow_blocks, residency.num_slow_blocks_used),
+        ),
+        prefix_tokens=PrefixTokens(
+            hit=counters.prefix_tokens, miss=counters.admitted_tokens - counters.prefix_tokens
+        ),
+        totals=EngineTotals(
+            prompt_tokens=totals.prompt_tokens,
+            completion_tokens=totals.completion_tokens,
+            completions=totals.completions,
+            steps=totals.steps,
+            evictions=counters.evictions,
+            swapped_blocks_in=counters.blocks_in,
+            swapped_blocks_out=counters.blocks_out,
+        ),
+        preemptions={_REASONS[reason]: count for reason, count in scheduler.preemptions.items()},
+        step_seconds=totals.recent_seconds,
+        sequences=sequences,
+        recent_preemptions=[_to_snapshot(p, unix_offset) for p in scheduler.recent_preemptions],
+    )
+
+
+_REASONS: Mapping[PreemptionReason, Reason] = {"evicted": "evicted", "passed over": "passed_over"}
+_PLACES: Mapping[Residence, SequenceState] = {
+    Residence.LEAVING: "moving",
+    Residence.ARRIVING: "moving",
+    Residence.SLOW: "slow",
+}
+
+
+def _state_of(sequence: Sequence, had_turn: Collection[int]) -> SequenceState:
+    if sequence.is_held:
+        return "held"
+    if sequence.residence in _PLACES:
+        return _PLACES[sequence.residence]
+    if not sequence.is_started:
+        return "waiting"
+    return "running" if sequence.is_resident and sequence.sequence_id in had_turn else "paused"
+
+
+def _to_snapshot(preemption: Preemption, unix_offset: float) -> PreemptionSnapshot:
+    return PreemptionSnapshot(
+        time=preemption.seconds + unix_offset,
+        sequence_id=preemption.sequence_id,
+        tenant=preemption.tenant,
+        reason=_REASONS[preemption.reason],
+        by=preemption.by,
+    )

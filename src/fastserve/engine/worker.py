@@ -14,6 +14,7 @@ from threading import Event, Thread
 from fastserve.engine.completion import Chunk
 from fastserve.engine.engine import Engine, EngineStatus
 from fastserve.engine.guide import Guide
+from fastserve.engine.snapshot import EngineSnapshot
 from fastserve.errors import FastServeError, StepError
 from fastserve.types import SamplingParams
 
@@ -37,6 +38,7 @@ class Add:
     session: str
     arrival_seconds: float
     guide: Guide | None = None  # of the parameters' constraint
+    name: str = ""  # of the request, in snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,23 @@ class AskStatus:
     ticket: int
 
 
-Command = Add | Abort | Hold | SetPolicy | AskStatus
+@dataclass(frozen=True, slots=True)
+class AskSnapshot:
+    ticket: int
+
+
+Command = Add | Abort | Hold | SetPolicy | AskStatus | AskSnapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of an Add that was accepted, a SetPolicy, or an AskStatus, which has a value; an error, if it was
-    refused."""
+    """Of an Add that was accepted, a SetPolicy, an AskStatus or an AskSnapshot, which have values; an error,
+    if it was refused."""
 
     ticket: int
     error: FastServeError | None = None
     status: EngineStatus | None = None
+    snapshot: EngineSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,8 @@ class EngineWorker:
                 self._events.append(Answer(ticket, error=_refusal(lambda: self._engine.set_policy(spec))))
             case AskStatus(ticket):
                 self._events.append(Answer(ticket, status=self._engine.status()))
+            case AskSnapshot(ticket):
+                self._events.append(Answer(ticket, snapshot=self._engine.snapshot()))
 
     def _add(self, command: Add) -> None:
         def add() -> None:
@@ -203,6 +213,7 @@ class EngineWorker:
                 session=command.session,
                 arrival_seconds=command.arrival_seconds,
                 guide=command.guide,
+                name=command.name,
             )
             self._tickets[request_id] = command.ticket
             self._request_ids[command.ticket] = request_id
