@@ -336,6 +336,11 @@ class AsyncLLM:
         return replace(answer.snapshot, model=self.name)
 
     @property
+    def num_unfinished(self) -> int:
+        """Requests that wait or run."""
+        return len(self._streams)
+
+    @property
     def is_alive(self) -> bool:
         """Whether its thread runs, as it does until `close`, unless by a defect."""
         return self._worker.is_alive

@@ -16,10 +16,12 @@ from starlette.responses import Response
 from fastserve._version import __version__
 from fastserve.errors import FastServeError, RequestError
 from fastserve.serve.body import BodyLimit
+from fastserve.serve.drain import DrainGate
 from fastserve.serve.errors import error_response, validation_error
 from fastserve.serve.log import RequestLog
 from fastserve.serve.model_table import ModelTable, ServedModel
 from fastserve.serve.options import ServeOptions
+from fastserve.serve.routes.admin import admin_router
 from fastserve.serve.routes.chat_completions import chat_completions_router
 from fastserve.serve.routes.completions import completions_router
 from fastserve.serve.routes.embeddings import embeddings_router
@@ -43,6 +45,7 @@ ROUTERS = (
     tokenize_router,
     health_router,
 )
+ADMIN_ROUTERS = (admin_router,)
 
 
 def create_app(
@@ -80,11 +83,15 @@ def create_app(
     app.state.service = service
     for make_router in ROUTERS:
         app.include_router(make_router(service))
+    if options.admin_key_file is not None:
+        for make_router in ADMIN_ROUTERS:
+            app.include_router(make_router(service))
     app.add_exception_handler(FastServeError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_route)
     # The last one is the outermost.
     app.add_middleware(BodyLimit, options=options)
+    app.add_middleware(DrainGate, drain=service.drain)
     app.add_middleware(Security, options=options, keys=keys)
     if options.cors_origins:
         app.add_middleware(

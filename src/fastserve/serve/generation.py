@@ -177,6 +177,7 @@ async def generate(
             session=request.session,
             arrival_seconds=record.arrival_seconds,
             has_news=generation.has_news,
+            name=record.request_id,
         )
         opened.append(stream)
         return stream

@@ -22,6 +22,8 @@ class ServeOptions:
         port: to listen at; 0 takes a free one.
         api_keys: file with the digests of keys that are let in, as `fastserve keys` writes it; None: the key
             of FASTSERVE_API_KEY, if it is set, or nobody needs one.
+        admin_key_file: file with the digest of the key that opens /admin, as `fastserve keys FILE --admin`
+            writes it; None: there is nothing at /admin.
         allowed_hosts: further names by which requests may call this machine, where it listens on loopback.
         cors_origins: web sites (`https://example.com`) whose pages may send requests; none by default.
         tls_cert: file of the certificate and its chain, PEM; None is plain HTTP.
@@ -49,6 +51,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: str | None = None
+    admin_key_file: str | None = None
     allowed_hosts: Sequence[str] = ()
     cors_origins: Sequence[str] = ()
     tls_cert: str | None = None

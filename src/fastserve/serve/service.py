@@ -1,4 +1,4 @@
-"""What all routes share: the models, the options, the metrics."""
+"""What all routes share: the models, the options, the metrics, and what is known of the server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.serve.drain import Drain
 from fastserve.serve.engine_metrics import EngineMetrics
 from fastserve.serve.generation import Generation, GenerationRequest, generate
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.record import RequestRecord
+from fastserve.serve.snapshot import ModelMemory, Snapshots, describe_models
 from fastserve.serve.stream import Format, answer
 
 
@@ -27,12 +29,21 @@ class Service:
     options: ServeOptions
     metrics: Metrics
     engine_metrics: EngineMetrics
+    drain: Drain
+    snapshots: Snapshots
 
     @classmethod
     def of(cls, models: ModelTable, options: ServeOptions) -> Self:
         metrics, engine_metrics = Metrics(), EngineMetrics(models)
         metrics.registry.register(engine_metrics)
-        return cls(models, options, metrics, engine_metrics)
+        drain = Drain()
+        snapshots = Snapshots(
+            lambda: models.generators,
+            read_models=lambda: describe_models(models),
+            read_memory=lambda: ModelMemory(None, sum(m.memory_bytes for m in describe_models(models))),
+            is_draining=lambda: drain.is_draining,
+        )
+        return cls(models, options, metrics, engine_metrics, drain, snapshots)
 
     def generate(
         self, llm: AsyncLLM, asked: GenerationRequest, request: Request
