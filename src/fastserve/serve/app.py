@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Seq
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ from fastserve.serve.routes.score import score_router
 from fastserve.serve.routes.tokenize import tokenize_router
 from fastserve.serve.security import ApiKeys, Security, check_exposure
 from fastserve.serve.service import Service
+from fastserve.serve.tracing import Tracing
 
 ROUTERS = (
     models_router,
@@ -49,7 +51,11 @@ ADMIN_ROUTERS = (admin_router,)
 
 
 def create_app(
-    models: Seq[ServedModel], options: ServeOptions | None = None, *, keys: ApiKeys | None = None
+    models: Seq[ServedModel],
+    options: ServeOptions | None = None,
+    *,
+    keys: ApiKeys | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application that serves models. It owns them: they are closed when it ends.
 
@@ -57,20 +63,25 @@ def create_app(
 
     Args:
         keys: who is let in; None: as the options and the environment say.
+        tracing: makes spans, and is the application's own from here on; None: as the options say.
 
     Raises:
         OptionError: two models have one name, the key file is wrong, or others reach the server and nobody
-            needs a key.
+            needs a key; or spans are asked for, and OpenTelemetry is not installed.
     """
     options = options or ServeOptions()
     keys = ApiKeys.load(options) if keys is None else keys
     check_exposure(options, keys)
+    if tracing is None and options.otel:
+        tracing = Tracing.from_environment()
     service = Service.of(ModelTable(models), options)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await service.models.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="FastServe",
@@ -101,7 +112,7 @@ def create_app(
             allow_headers=["*"],  # official clients say much of themselves
             expose_headers=["retry-after", "x-request-id"],
         )
-    app.add_middleware(RequestLog, metrics=service.metrics)
+    app.add_middleware(RequestLog, metrics=service.metrics, tracing=tracing)
     return app
 
 

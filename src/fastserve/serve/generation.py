@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from fastserve.engine.async_llm import AsyncLLM, Stream
@@ -71,6 +72,7 @@ class Generation:
     has_news: News
     observe: Callable[[Completion], None]  # called with each that has ended, failed ones too
     usage: Usage = field(default_factory=Usage)
+    first_token_seconds: float | None = None  # when it was read, by time.perf_counter
 
     @property
     def num_completions(self) -> int:
@@ -129,6 +131,8 @@ class Generation:
             if chunk.completion is not None:
                 self.observe(chunk.completion)
                 chunk.completion.checked()
+        if self.first_token_seconds is None and self.usage.completion_tokens:
+            self.first_token_seconds = perf_counter()
         return chunks
 
 
@@ -160,6 +164,7 @@ async def generate(
     def observe(completion: Completion) -> None:
         metrics.observe(llm.name, completion)
         completed.append(completion)
+        record.observe(completion)
 
     generation = Generation(prompts, request.params.n, [], News(), observe)
     generation.usage.prompt_tokens = num_tokens
@@ -196,6 +201,7 @@ async def generate(
         num_given_up = generation.usage.completion_tokens - sum(c.completion_tokens for c in completed)
         metrics.completion_tokens.labels(llm.name).inc(num_given_up)
         record.details["completion_tokens"] = generation.usage.completion_tokens
+        record.first_token_seconds = record.first_token_seconds or generation.first_token_seconds
         if options.log_prompts:
             decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
             record.details |= {
