@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
+import httpx
+import jsonschema
 import pytest
 
 from fastserve.config import EngineOptions
 from fastserve.engine.policy import POLICY_NAMES
 from fastserve.serve.options import ServeOptions
 from serve.conftest import STORIES, events
+from serve.process import ServerProcess, serving
 
 BODY = {"model": STORIES, "prompt": "He", "max_tokens": 200, "ignore_eos": True}
+KEY = "fs-admin-secret"
 ADMIN = ServeOptions(admin_key_file="admin.txt")  # whose key it is, is not asked here
 
 
@@ -179,3 +191,85 @@ def test_a_server_that_drains_ends_what_runs_and_takes_nothing_new(make_server) 
         assert (await post("/v1/completions", json={**BODY, "max_tokens": 2})).status_code == 200
 
     server.run(main())
+
+
+@pytest.fixture(scope="module")
+def process(stories_for_chat, tmp_path_factory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("admin")
+    key_file = folder / "admin.txt"
+    key_file.write_text(f"admin {hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    options = ("--threads", "1", "--kv-memory", "1MiB", "--admin-key-file", str(key_file))
+    with serving(stories_for_chat, folder / "log", *options) as process:
+        yield process
+
+
+def top(process: ServerProcess, *options: str) -> str:
+    command = [sys.executable, "-m", "fastserve.cli.main", "top", "--url", process.url, *options]
+    environment = {**os.environ, "FASTSERVE_ADMIN_KEY": KEY}
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def under_load(process: ServerProcess) -> Iterator[None]:
+    """Requests of a tenant follow one another."""
+    is_over = Event()
+
+    def ask(number: int) -> None:
+        headers = {"x-request-id": f"request-of-ann-{number}"}
+        body = {**BODY, "max_tokens": 400, "n": 4, "user": "ann"}
+        while not is_over.is_set():
+            httpx.post(f"{process.url}/v1/completions", json=body, headers=headers, timeout=60)
+
+    threads = [Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_the_terminal_shows_what_a_real_server_does(process) -> None:
+    with under_load(process):
+        shown = top(process)
+        while "ann" not in shown:
+            shown = top(process)
+        document = json.loads(top(process, "--json"))
+    assert f"{STORIES}   policy boost" in shown
+    assert "request-of-ann-" in shown
+    assert document["engines"][0]["model"] == STORIES
+
+
+def test_what_is_answered_is_what_the_schema_says(process) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    with under_load(process), httpx.Client(base_url=process.url, headers=headers, timeout=60) as client:
+        schema = client.get("/openapi.json").json()
+        status = client.get("/admin/status").json()
+        while not (status["engines"][0]["sequences"] and status["engines"][0]["recent_preemptions"]):
+            status = client.get("/admin/status").json()
+        answers = {
+            ("get", "/admin/status"): status,
+            ("get", "/admin/policies"): client.get("/admin/policies").json(),
+            ("post", "/admin/policy"): client.post("/admin/policy", json={"policy": "boost"}).json(),
+            ("post", "/admin/drain"): client.post("/admin/drain", json={"is_draining": False}).json(),
+        }
+    assert {path for path in schema["paths"] if path.startswith("/admin/")} >= {path for _, path in answers}
+    for (method, path), document in answers.items():
+        own = schema["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+        jsonschema.validate(document, {**own, "components": schema["components"]})
+        (name,) = own["$ref"].rsplit("/", 1)[1:]
+        assert document.keys() == schema["components"]["schemas"][name]["properties"].keys()
+
+
+def test_a_server_that_is_told_to_end_does_not_wait_for_who_watches(process) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    address = f"{process.url}/admin/events?interval_seconds=60"
+    with httpx.stream("GET", address, headers=headers, timeout=60) as response:
+        received = response.iter_bytes()
+        assert next(received).startswith(b'data: {"time":')
+        started = time.monotonic()
+        assert process.terminate() == 0
+        assert time.monotonic() - started < 10  # drain_seconds is 30
+        assert b"".join(received) == b""
