@@ -51,6 +51,8 @@ _SERVE_HELP: Mapping[str, str] = {
     "drain_seconds": "How long requests may go on after SIGTERM.",
     "ready_seconds": "An engine whose step takes longer is reported as not ready.",
     "log_prompts": "Write prompts and completions to the log, which has neither otherwise.",
+    "otel": "Make a span of each request, by OpenTelemetry; its variables, such as "
+    "OTEL_EXPORTER_OTLP_ENDPOINT, say where they go. Needs the extra [otel].",
 }
 
 
@@ -115,14 +117,16 @@ def serve(
     from fastserve.serve.run import bind, make_tls
     from fastserve.serve.run import serve as run
     from fastserve.serve.security import check_exposure
+    from fastserve.serve.tracing import Tracing
 
     keys = ApiKeys.load(serve_options)
     check_exposure(serve_options, keys)  # all that can be wrong, before anything is loaded or fetched
     _check_weights(keys, options)
     parse_policy(options.policy)
+    tracing = Tracing.from_environment() if serve_options.otel else None
     tls, listener = make_tls(serve_options), bind(serve_options)
     served = [_open(name, options, offline=offline, show_progress=not json) for name in models]
-    app = create_app(served, serve_options, keys=keys)
+    app = create_app(served, serve_options, keys=keys, tracing=tracing)
     log_to(sys.stderr)
 
     def announce(url: str) -> None:

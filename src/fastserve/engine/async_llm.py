@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +21,13 @@ from fastserve.engine.load import LoadedModel, check_task, load_model
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
+from fastserve.engine.snapshot import EngineSnapshot
 from fastserve.engine.worker import (
     Abort,
     Aborted,
     Add,
     Answer,
+    AskSnapshot,
     AskStatus,
     Died,
     EngineEvent,
@@ -211,6 +214,7 @@ class AsyncLLM:
         arrival_seconds: float | None = None,
         has_news: asyncio.Event | None = None,
         meter: Meter | None = None,
+        name: str = "",
     ) -> Stream:
         """Queue a request; its chunks come from the stream. The caller closes it. What is not named here is
         as of `LLM.generate`.
@@ -222,6 +226,7 @@ class AsyncLLM:
                 together share one.
             meter: gets tokens and seconds of service as the engine gives them, whether or not they are read,
                 and the rest soon after the stream was closed.
+            name: what snapshots call the request.
 
         Raises:
             OptionError, ContextLengthError, MemoryLimitError: it is refused; see `Engine.add`.
@@ -253,6 +258,7 @@ class AsyncLLM:
             session=session,
             arrival_seconds=arrival_seconds,
             guide=guide,
+            name=name,
         )
         try:
             await self._ask(command)
@@ -351,6 +357,17 @@ class AsyncLLM:
         assert answer.status is not None
         return answer.status
 
+    async def snapshot(self) -> EngineSnapshot:
+        """Its sequences, memory and latest preemptions, between two steps."""
+        answer = await self._ask(AskSnapshot(next(self._tickets)))
+        assert answer.snapshot is not None
+        return replace(answer.snapshot, model=self.name)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that wait or run."""
+        return len(self._streams)
+
     @property
     def is_alive(self) -> bool:
         """Whether its thread runs, as it does until `close`, unless by a defect."""
@@ -392,7 +409,7 @@ class AsyncLLM:
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"the model {self.name!r} is closed", hint="make a new AsyncLLM")
 
-    async def _ask(self, command: Add | SetPolicy | SetTenantWeights | AskStatus) -> Answer:
+    async def _ask(self, command: Add | SetPolicy | SetTenantWeights | AskStatus | AskSnapshot) -> Answer:
         """Send a command that is answered. Raises what it is refused with."""
         self._check_open()
         self._loop = asyncio.get_running_loop()

@@ -26,6 +26,7 @@ from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.residency import ResidencyCounters
 from fastserve.engine.schedule import PreemptionReason, make_scheduler
 from fastserve.engine.sequence import Residence, Sequence
+from fastserve.engine.snapshot import EngineSnapshot, StepTotals, take_snapshot
 from fastserve.engine.speculator import SpeculationCounters
 from fastserve.engine.statistics import StepStatistics
 from fastserve.engine.text import CompletionText, MakeDecoder
@@ -136,6 +137,9 @@ class Engine:
         self._ids = count()
         self._is_waiting = False
         self._steps = StepStatistics.empty()
+        self._totals = StepTotals()
+        self._policy_spec = options.policy
+        self._unix_offset: float | None = None  # of the engine's clock, once it is known
         self._transcripts: dict[int, Transcript] = {}  # by sequence_id
         self._requests: dict[int, list[Transcript]] = {}  # by request_id: of its unfinished completions
 
@@ -166,6 +170,7 @@ class Engine:
         session: str = "",
         arrival_seconds: float | None = None,
         guide: Guide | None = None,
+        name: str = "",
     ) -> int:
         """Queue a request and return its request_id. What is not named here is as of `LLM.generate`.
 
@@ -173,6 +178,7 @@ class Engine:
             timeout_ms: it is to be complete within so long of its arrival.
             arrival_seconds: when it came, by the engine's clock; None is now.
             guide: of the parameters' constraint, at its beginning; the engine's from here on.
+            name: what a snapshot calls the request.
 
         Raises:
             OptionError: the prompt is empty, or names a token that is not in the vocabulary; more completions
@@ -221,6 +227,7 @@ class Engine:
         transcripts = [
             Transcript(
                 request_id=request_id,
+                request_name=name,
                 index=index,
                 sequence=sequence,
                 text=CompletionText(
@@ -255,6 +262,7 @@ class Engine:
         except Exception as error:
             return self._fail_step(turns, error)
         now = self._clock()
+        self._totals.count_prompts(turns)
         self.scheduler.commit(turns, seconds=now - started, now=now, lost_seconds=lost_seconds)
         starts = accumulate((turn.num_outputs for turn in turns), initial=0)
         emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
@@ -264,8 +272,9 @@ class Engine:
             num_tokens=sum(turn.num_rows for turn in turns),
             schedule_seconds=scheduled - started - self.scheduler.last_guess_seconds,
             run_seconds=now - scheduled,
-            emit_seconds=self._clock() - now,
+            emit_seconds=(ended := self._clock()) - now,
         )
+        self._totals.count(chunks, seconds=ended - started)
         return chunks
 
     def abort(self, request_id: int) -> float:
@@ -294,6 +303,7 @@ class Engine:
             OptionError: as `fastserve.engine.policy.make_policy`.
         """
         self.scheduler.set_policy(spec, self._clock())
+        self._policy_spec = spec
 
     def set_tenant_weights(self, weights: Mapping[str, float]) -> None:
         """Have these tenants known from now on, by these weights, besides those of the options; what each has
@@ -344,6 +354,21 @@ class Engine:
             residency=replace(residency.counters),
             speculation=replace(scheduler.speculation),
             cost=scheduler.cost.model,
+        )
+
+    def snapshot(self) -> EngineSnapshot:
+        """What a watcher sees, between two steps; its model has no name here."""
+        now = self._clock()
+        if self._unix_offset is None:
+            self._unix_offset = time.time() - now
+        return take_snapshot(
+            self.scheduler,
+            policy_spec=self._policy_spec,
+            priority_classes=self._options.priority_classes,
+            request_names={id_: t.request_name or str(t.request_id) for id_, t in self._transcripts.items()},
+            totals=self._totals,
+            now=now,
+            unix_offset=self._unix_offset,
         )
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ class Transcript:
     """Of one sequence. Its chunks' texts joined are the completion's text."""
 
     request_id: int
+    request_name: str  # what its caller calls the request
     index: int  # among the completions of its request
     sequence: Sequence
     text: CompletionText

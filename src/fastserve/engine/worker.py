@@ -14,6 +14,7 @@ from threading import Event, Thread
 from fastserve.engine.completion import Chunk
 from fastserve.engine.engine import Engine, EngineStatus
 from fastserve.engine.guide import Guide
+from fastserve.engine.snapshot import EngineSnapshot
 from fastserve.errors import FastServeError, StepError
 from fastserve.types import SamplingParams
 
@@ -37,6 +38,7 @@ class Add:
     session: str
     arrival_seconds: float
     guide: Guide | None = None  # of the parameters' constraint
+    name: str = ""  # of the request, in snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +71,23 @@ class AskStatus:
     ticket: int
 
 
-Command = Add | Abort | Hold | SetPolicy | SetTenantWeights | AskStatus
+@dataclass(frozen=True, slots=True)
+class AskSnapshot:
+    ticket: int
+
+
+Command = Add | Abort | Hold | SetPolicy | SetTenantWeights | AskStatus | AskSnapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of an Add that was accepted, a SetPolicy, a SetTenantWeights, or an AskStatus, which has a value; an
-    error, if it was refused."""
+    """Of an Add that was accepted, a SetPolicy, a SetTenantWeights, or of an AskStatus or AskSnapshot: those
+    have values; an error, if it was refused."""
 
     ticket: int
     error: FastServeError | None = None
     status: EngineStatus | None = None
+    snapshot: EngineSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +216,8 @@ class EngineWorker:
                 self._events.append(Answer(ticket, error=refusal))
             case AskStatus(ticket):
                 self._events.append(Answer(ticket, status=self._engine.status()))
+            case AskSnapshot(ticket):
+                self._events.append(Answer(ticket, snapshot=self._engine.snapshot()))
 
     def _add(self, command: Add) -> None:
         def add() -> None:
@@ -222,6 +232,7 @@ class EngineWorker:
                 session=command.session,
                 arrival_seconds=command.arrival_seconds,
                 guide=command.guide,
+                name=command.name,
             )
             self._tickets[request_id] = command.ticket
             self._request_ids[command.ticket] = request_id

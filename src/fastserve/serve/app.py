@@ -18,11 +18,13 @@ from fastserve._version import __version__
 from fastserve.errors import FastServeError, RequestError
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.body import BodyLimit
+from fastserve.serve.drain import DrainGate
 from fastserve.serve.energy import EnergyMeter, find_counters
 from fastserve.serve.errors import error_response, nothing_at, validation_error
 from fastserve.serve.log import RequestLog
 from fastserve.serve.model_table import ModelTable, ServedModel
 from fastserve.serve.options import ServeOptions
+from fastserve.serve.routes.admin import admin_router
 from fastserve.serve.routes.chat_completions import chat_completions_router
 from fastserve.serve.routes.completions import completions_router
 from fastserve.serve.routes.embeddings import embeddings_router
@@ -36,6 +38,7 @@ from fastserve.serve.routes.tokenize import tokenize_router
 from fastserve.serve.security import AdminGate, Security, check_exposure
 from fastserve.serve.service import Service
 from fastserve.serve.tenant_table import TenantTable
+from fastserve.serve.tracing import Tracing
 from fastserve.serve.watch import watch
 
 ROUTERS = (
@@ -49,11 +52,15 @@ ROUTERS = (
     tokenize_router,
     health_router,
 )
-ADMIN_ROUTERS = (tenants_router,)  # below /admin: Security asks for the admin key
+ADMIN_ROUTERS = (admin_router, tenants_router)  # below /admin: Security asks for the admin key
 
 
 def create_app(
-    models: Seq[ServedModel], options: ServeOptions | None = None, *, keys: ApiKeys | None = None
+    models: Seq[ServedModel],
+    options: ServeOptions | None = None,
+    *,
+    keys: ApiKeys | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application that serves models. It owns them: they are closed when it ends.
 
@@ -61,15 +68,18 @@ def create_app(
 
     Args:
         keys: who is let in; None: as the options and the environment say.
+        tracing: makes spans, and is the application's own from here on; None: as the options say.
 
     Raises:
         OptionError: two models have one name, the key file is wrong, or others reach the server and nobody
-            needs a key.
+            needs a key; or spans are asked for, and OpenTelemetry is not installed.
     """
     options = options or ServeOptions()
     keys = ApiKeys.load(options) if keys is None else keys
     check_exposure(options, keys)
     tenants = TenantTable(keys)
+    if tracing is None and options.otel:
+        tracing = Tracing.from_environment()
     service = Service.of(ModelTable(models), options, tenants, EnergyMeter(find_counters()))
 
     @asynccontextmanager
@@ -81,6 +91,8 @@ def create_app(
         with suppress(asyncio.CancelledError):
             await watching
         await service.models.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="FastServe",
@@ -102,6 +114,7 @@ def create_app(
     # The last one is the outermost.
     app.add_middleware(AdminGate)
     app.add_middleware(BodyLimit, options=options)
+    app.add_middleware(DrainGate, drain=service.drain)
     app.add_middleware(Security, options=options, tenants=tenants)
     if options.cors_origins:
         app.add_middleware(
@@ -111,7 +124,7 @@ def create_app(
             allow_headers=["*"],  # official clients say much of themselves
             expose_headers=["retry-after", "x-request-id"],
         )
-    app.add_middleware(RequestLog, metrics=service.metrics)
+    app.add_middleware(RequestLog, metrics=service.metrics, tracing=tracing)
     return app
 
 

@@ -33,6 +33,7 @@ from fastserve.errors import (
 logger = logging.getLogger(__name__)
 
 _MOST_SHOWN = 80  # characters of a value in a message
+_SOURCES = ("body", "query")  # where a field is, for pydantic
 _SHORT = Repr()  # of values that may be nested as deep as JSON is read
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _MOST_SHOWN
 
@@ -162,7 +163,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> RequestE
     if error["type"] in ("json_invalid", "json_type"):
         reason = error.get("ctx", {}).get("error", error["msg"])
         return RequestError(f"the body is not JSON: {reason}", status=400, code="invalid_json")
-    location = [part for index, part in enumerate(error["loc"]) if index or part != "body"]
+    location = [part for index, part in enumerate(error["loc"]) if index or part not in _SOURCES]
     param = _to_path(location, body, is_missing=error["type"] == "missing") or None
     if error["type"] == "extra_forbidden":
         return RequestError(

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from fastserve.engine.async_llm import AsyncLLM, Stream
@@ -72,6 +73,7 @@ class Generation:
     has_news: News
     observe: Callable[[Completion], None]  # called with each that has ended, failed ones too
     usage: Usage = field(default_factory=Usage)
+    first_token_seconds: float | None = None  # when it was read, by time.perf_counter
 
     @property
     def num_completions(self) -> int:
@@ -130,6 +132,8 @@ class Generation:
             if chunk.completion is not None:
                 self.observe(chunk.completion)
                 chunk.completion.checked()
+        if self.first_token_seconds is None and self.usage.completion_tokens:
+            self.first_token_seconds = perf_counter()
         return chunks
 
 
@@ -165,6 +169,7 @@ async def generate(
     def observe(completion: Completion) -> None:
         metrics.observe(llm.name, completion)
         completed.append(completion)
+        record.observe(completion)
 
     generation = Generation(prompts, request.params.n, [], News(), observe)
     generation.usage.prompt_tokens = num_tokens
@@ -183,6 +188,7 @@ async def generate(
             arrival_seconds=record.arrival_seconds,
             has_news=generation.has_news,
             meter=tenant.usage.serve,
+            name=record.request_id,
         )
         opened.append(stream)
         return stream
@@ -209,6 +215,7 @@ async def generate(
             num_given_up = num_completion_tokens - sum(c.completion_tokens for c in completed)
             metrics.completion_tokens.labels(llm.name).inc(num_given_up)
             record.details["completion_tokens"] = num_completion_tokens
+            record.first_token_seconds = record.first_token_seconds or generation.first_token_seconds
             if options.log_prompts:
                 decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
                 record.details |= {

@@ -45,6 +45,7 @@ class ServeOptions:
         drain_seconds: how long requests may go on once the server is told to end.
         ready_seconds: an engine whose last step is older than this while there is work is not ready.
         log_prompts: write prompts and completions to the log.
+        otel: make a span of each request, by OpenTelemetry; where they go is said by its variables.
 
     Raises:
         OptionError: an option is out of its range.
@@ -73,6 +74,7 @@ class ServeOptions:
     drain_seconds: float = 30.0
     ready_seconds: float = 60.0
     log_prompts: bool = False
+    otel: bool = False
 
     def __post_init__(self) -> None:
         check_kind("host", self.host, str, "a name or an address")

@@ -31,12 +31,15 @@ def health_router(service: Service) -> APIRouter:
 
     @router.get("/health/ready", response_model=HealthDocument, responses=_RED)
     async def ready() -> Response:
-        """Whether requests make progress: 503 where an engine has ended no step for too long."""
+        """Whether requests are taken, and make progress: 503 while the server drains, and where an engine has
+        ended no step for too long."""
         late = {
             model.name: f"no step has ended for {seconds:.1f} seconds; ready_seconds is {limit:g}"
             for model in service.models
             if (seconds := model.seconds_without_step) > limit or not model.is_alive
         }
+        if service.drain.is_draining:
+            late["server"] = "it drains, and takes no requests"
         return _answer(late)
 
     @router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
