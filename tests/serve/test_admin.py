@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -132,6 +133,15 @@ def test_the_policy_changes_while_requests_run_and_none_is_lost(server) -> None:
             assert response.json()["usage"]["completion_tokens"] == 200
 
     server.run(main())
+
+
+def test_what_the_admin_changes_is_in_the_log(server, caplog) -> None:
+    with caplog.at_level(logging.INFO, "fastserve.serve.request"):
+        server.post("/admin/policy", {"policy": "fcfs", "model": STORIES})
+        server.post("/admin/drain", {"is_draining": False})
+    policy, drain = (record.fields for record in caplog.records[-2:])
+    assert (policy["path"], policy["policy"], policy["model"]) == ("/admin/policy", "fcfs", STORIES)
+    assert (drain["path"], drain["is_draining"]) == ("/admin/drain", False)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.load import check_task
 from fastserve.engine.policy import PolicyDescription, describe_policies
 from fastserve.errors import OptionError, RequestError
+from fastserve.serve.record import RequestRecord
 from fastserve.serve.schema.admin import DrainDocument, DrainRequest, PolicyDocument, PolicyRequest
 from fastserve.serve.schema.body import ERRORS, STREAMED
 from fastserve.serve.service import Service
@@ -56,8 +58,9 @@ def admin_router(service: Service) -> APIRouter:
         return json_response(asdict(PolicyList(describe_policies())))
 
     @router.post("/policy", response_model=PolicyDocument)
-    async def set_policy(body: PolicyRequest) -> Response:
+    async def set_policy(body: PolicyRequest, request: Request) -> Response:
         """Have a model, or all of them, go on by another scheduling policy. Nothing that runs is lost."""
+        RequestRecord.of(request.scope).details |= {"policy": body.policy, "model": body.model}
         llms = service.models.generators if body.model is None else [_find(service, body.model)]
         try:
             for llm in llms:
@@ -69,9 +72,10 @@ def admin_router(service: Service) -> APIRouter:
         return json_response({"policy": body.policy, "models": [llm.name for llm in llms]})
 
     @router.post("/drain", response_model=DrainDocument)
-    async def set_drain(body: DrainRequest | None = None) -> Response:
+    async def set_drain(request: Request, body: DrainRequest | None = None) -> Response:
         """Take no new requests, and end those that run; or, with `is_draining` false, take some again."""
         drain.is_draining = body is None or body.is_draining
+        RequestRecord.of(request.scope).details["is_draining"] = drain.is_draining
         num_requests = sum(model.num_unfinished for model in service.models)
         return json_response({"is_draining": drain.is_draining, "num_requests": num_requests})
 
