@@ -21,7 +21,8 @@ from fastserve.serve.errors import error_response
 from fastserve.serve.options import ServeOptions, is_loopback
 
 KEY_VARIABLE = "FASTSERVE_API_KEY"
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})  # for those who look after the process
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/"})  # for those who look after the process
+_OPEN_PREFIX = "/dashboard/"  # files of the page at /: they know nothing
 _LINE = re.compile(r"([^\s/]+)\s+([0-9a-f]{64})")  # with a slash begin users of a key: see tenant_of
 
 
@@ -153,7 +154,7 @@ class Security:
         if self._hosts is not None:
             self._check_host(headers.get(b"host", ""))
             self._check_origin(headers.get(b"origin"))
-        if self._keys and scope["path"] not in OPEN_PATHS:
+        if self._keys and not _is_open(scope["path"]):
             scope["fastserve.key_name"] = self._check_key(headers)
 
     def _check_host(self, host: str) -> None:
@@ -194,6 +195,10 @@ class Security:
         if name is None:
             raise RequestError("the API key is not known here", status=401, code="invalid_api_key")
         return name
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(_OPEN_PREFIX)
 
 
 def _host_of(origin: str) -> str:

@@ -1,0 +1,56 @@
+// Requests to the server that this page came from: addresses are relative to the page, so that it works behind a proxy
+// that puts the server under a path.
+
+import { headersOf } from "./credential.js";
+
+/** What the server refuses, with its error object. */
+export class ServerError extends Error {
+  constructor(status, error, retryAfterSeconds) {
+    super(error?.message ?? `HTTP ${status}`);
+    this.status = status;
+    this.code = error?.code ?? null;
+    this.retryAfterSeconds = retryAfterSeconds;
+  }
+}
+
+/**
+ * A response that is no refusal. `body` is sent as JSON, by POST unless `method` says otherwise.
+ * Throws ServerError, AbortError, or TypeError where the server cannot be reached.
+ */
+export async function ask(path, { body, method, signal } = {}) {
+  const headers = headersOf(path.startsWith("admin/") ? "admin" : "api");
+  if (body !== undefined) headers["content-type"] = "application/json";
+  const response = await fetch(path, {
+    method: method ?? (body === undefined ? "GET" : "POST"),
+    headers,
+    body: body === undefined ? undefined : JSON.stringify(body),
+    cache: "no-store",
+    signal,
+  });
+  if (response.ok) return response;
+  const document = await response.json().catch(() => null);
+  const seconds = Number(response.headers.get("retry-after"));
+  throw new ServerError(response.status, document?.error, seconds || null);
+}
+
+export const askJson = async (path, options) => (await ask(path, options)).json();
+
+/** The data of a response's server-sent events, as they come. Comments are left out. */
+export async function* readEvents(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const parts = (rest + value).split(/\r?\n\r?\n/);
+      rest = parts.pop();
+      for (const part of parts) {
+        const lines = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+        if (lines.length) yield lines.map((line) => line.slice(5).replace(/^ /, "")).join("\n");
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
