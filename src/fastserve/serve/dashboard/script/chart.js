@@ -15,9 +15,10 @@ export class Chart {
    * @param lines what it draws: { field of a point, key of its text, color: a custom property, dash }.
    * @param format writes a value.
    * @param most the top of the axis where it is fixed, such as 1 of shares.
+   * @param isBinary whether round numbers are those of bytes.
    */
-  constructor({ title, lines, format, most = null }) {
-    Object.assign(this, { title, lines, format, most });
+  constructor({ title, lines, format, most = null, isBinary = false }) {
+    Object.assign(this, { title, lines, format, most, isBinary });
     this.points = [];
     this.pointed = null; // index of the point under the crosshair
     this.canvas = make("canvas", { tabIndex: 0, role: "img" });
@@ -67,7 +68,7 @@ export class Chart {
       this.canvas.height = Math.round(HEIGHT_PX * scale);
     }
     const values = this.lines.flatMap((line) => this.points.map((point) => point[line.field]));
-    const { top, ticks } = axisOf(this.most ?? Math.max(0, ...values.filter(Number.isFinite)), this.most !== null);
+    const { top, ticks } = axisOf(this.most ?? Math.max(0, ...values.filter(Number.isFinite)), this);
     const x = (time) => MARGIN.left + (1 - (this.now - time) / this.span) * (width - MARGIN.left - MARGIN.right);
     const y = (value) => HEIGHT_PX - MARGIN.bottom - (value / top) * (HEIGHT_PX - MARGIN.top - MARGIN.bottom);
     this.x = x;
@@ -98,7 +99,7 @@ export class Chart {
     for (const [share, align] of [[1, "left"], [0.5, "center"], [0, "right"]]) {
       context.textAlign = align;
       const seconds = share * this.span;
-      const text = seconds ? (seconds < 60 ? `−${seconds} ${say("unit_s")}` : `−${seconds / 60} ${say("unit_min")}`) : say("now");
+      const text = seconds ? (seconds < 120 ? `−${seconds} ${say("unit_s")}` : `−${seconds / 60} ${say("unit_min")}`) : say("now");
       context.fillText(text, MARGIN.left + (1 - share) * (width - MARGIN.left - MARGIN.right), HEIGHT_PX - 5);
     }
   }
@@ -197,15 +198,16 @@ export class Chart {
   }
 }
 
-/** The top of an axis and its ticks: 1, 2 or 5 times a power of ten apart. */
-export function axisOf(most, isFixed) {
+/** The top of an axis and its ticks: 1, 2, 2.5 or 5 times a power of ten apart. */
+export function axisOf(most, { isBinary = false } = {}) {
   if (!(most > 0)) return { top: 1, ticks: [0, 1] };
-  const rough = most / 4;
+  const unit = isBinary ? 1024 ** Math.floor(Math.log2(most) / 10) : 1;
+  const rough = most / unit / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999);
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999) * unit;
   const num = Math.ceil(most / step - 1e-9);
   const ticks = Array.from({ length: num + 1 }, (_, index) => index * step);
-  return { top: isFixed ? most : ticks.at(-1), ticks: isFixed ? ticks.filter((tick) => tick <= most * 1.001) : ticks };
+  return { top: ticks.at(-1), ticks };
 }
 
 const clock = (time) => new Date(time * 1000).toLocaleTimeString(language());

@@ -62,6 +62,7 @@ const CHARTS = [
   {
     title: "memory",
     format: bytes,
+    isBinary: true,
     lines: [
       { field: "resident_bytes", key: "resident_memory", color: "--series-1" },
       { field: "model_bytes", key: "models", color: "--series-3", dash: true },
@@ -97,9 +98,11 @@ export class ChartsView {
     if (byId("charts").hidden) return;
     const { points } = this.history;
     const now = points.at(-1)?.time ?? Date.now() / 1000;
+    const minutes = Math.ceil((now - (points[0]?.time ?? now)) / 60);
+    const span = Math.min(Number(byId("time-span").value), 60 * Math.max(1, minutes)); // what there is fills the chart
     for (const { chart, isShown } of this.charts) {
       chart.element.hidden = Boolean(isShown) && !isShown(points);
-      if (!chart.element.hidden) chart.draw(points, now, Number(byId("time-span").value));
+      if (!chart.element.hidden) chart.draw(points, now, span);
     }
   }
 }

@@ -2,7 +2,8 @@
 
 const MOST_POINTS = 2400;
 const MOST_SECONDS = 900;
-const QUANTILE_SECONDS = 10; // of requests that a point's quantiles are taken over, at least
+const QUANTILE_SECONDS = 10; // that a point's quantiles are taken over, at least
+const RATE_SECONDS = 2; // and its rates: the tokens of a step come all at once
 
 export class History {
   constructor() {
@@ -15,13 +16,15 @@ export class History {
     if (last !== undefined && status.time <= last.time) return;
     this.statuses.push(status);
     while (this.statuses.length > 2 && this.statuses[1].time < status.time - QUANTILE_SECONDS) this.statuses.shift();
-    this.points.push(pointOf(status, last, this.statuses[0]));
+    const recent = this.statuses.findLast(({ time }) => time <= status.time - RATE_SECONDS) ?? (last && this.statuses[0]);
+    this.points.push(pointOf(status, recent, this.statuses[0]));
     const stale = this.points.findIndex((point) => point.time > status.time - MOST_SECONDS);
     this.points.splice(0, Math.max(stale, this.points.length - MOST_POINTS, 0));
   }
 }
 
-function pointOf(status, last, earlier) {
+/** `recent` is what rates are reckoned from, undefined of the first status; `earlier` of quantiles. */
+function pointOf(status, recent, earlier) {
   const total = (read) => status.engines.reduce((sum, engine) => sum + read(engine), 0);
   const share = (used, all) => (all ? used / all : null);
   const states = new Map();
@@ -34,9 +37,9 @@ function pointOf(status, last, earlier) {
   const each = latencyOf("time_per_output_token_seconds", status, earlier);
   return {
     time: status.time,
-    prompt_rate: rateOf("prompt_tokens", status, last),
-    completion_rate: rateOf("completion_tokens", status, last),
-    preemption_rate: last && perSecond(status, last, (engine) => Object.values(engine.preemptions).reduce((a, b) => a + b, 0)),
+    prompt_rate: rateOf("prompt_tokens", status, recent),
+    completion_rate: rateOf("completion_tokens", status, recent),
+    preemption_rate: recent && perSecond(status, recent, (engine) => Object.values(engine.preemptions).reduce((a, b) => a + b, 0)),
     running,
     not_running: total((engine) => engine.num_sequences) - running,
     first_p50: quantile(first, 0.5),
@@ -52,7 +55,7 @@ function pointOf(status, last, earlier) {
   };
 }
 
-const rateOf = (name, status, last) => last && perSecond(status, last, (engine) => engine.totals[name]);
+const rateOf = (name, status, recent) => recent && perSecond(status, recent, (engine) => engine.totals[name]);
 
 /** How fast a counter of the engines grows. An engine that is new, or was loaded again, counts from its beginning. */
 export function perSecond(status, last, read) {

@@ -8,6 +8,10 @@ import { askJson } from "./server.js";
 import { say, term } from "./text.js";
 
 export class ModelsView {
+  constructor() {
+    byId("drain").addEventListener("click", () => this.#drain());
+  }
+
   draw() {
     for (const id of ["model-cards", "model-memory"]) {
       byId(id).replaceChildren();
@@ -18,7 +22,6 @@ export class ModelsView {
       make("div", { class: "stack", role: "img" }),
       make("p", { class: "hint" }),
       make("ul", { class: "legend" }),
-      make("p", { class: "drain" }, make("button", { type: "button", onclick: () => this.#drain() })),
     );
     if (this.status) this.update(this.status);
   }
@@ -28,8 +31,8 @@ export class ModelsView {
     if (byId("models").hidden) return;
     this.#updateMemory(status);
     keyed(byId("model-cards"), status.models, (model) => model.name, makeCard, updateCard);
-    const drain = byId("model-memory").querySelector(".drain button");
-    setText(drain, say(status.is_draining ? "end_drain" : "drain"));
+    const drain = byId("drain");
+    setText(drain.lastElementChild, say(status.is_draining ? "end_drain" : "drain"));
     drain.title = say("drain_about");
     drain.setAttribute("aria-pressed", String(status.is_draining));
   }

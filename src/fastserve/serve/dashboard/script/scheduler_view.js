@@ -12,7 +12,7 @@ import { say, term } from "./text.js";
 const RATE_SECONDS = 2;
 
 const FIGURES = [
-  { key: "state.running", read: (engine) => count(engine.sequences.filter(({ state }) => state === "running").length) },
+  { key: "running_now", read: (engine) => count(engine.sequences.filter(({ state }) => state === "running").length) },
   { key: "sequences", read: (engine) => count(engine.num_sequences) },
   { key: "unstarted", read: (engine) => count(engine.num_unstarted) },
   { key: "step_time", read: (engine) => duration(engine.step_seconds || null) },
