@@ -37,7 +37,7 @@ class FakeEngine:
         self._random = random.Random(seed)
         self._next_id = 1
         self.sequences: list[dict[str, Any]] = []
-        self.preemptions = {"passed over": 0, "evicted": 0}
+        self.preemptions = {"passed_over": 0, "evicted": 0}
         self.recent: list[dict[str, Any]] = []
         self.totals = dict.fromkeys(
             (
@@ -121,8 +121,8 @@ class FakeEngine:
     def _change_state(self, sequence: dict[str, Any], now: float) -> None:
         draw, state = self._random.random(), sequence["state"]
         if state == "running" and draw < 0.12:
-            reason = self._random.choice(["passed over", "passed over", "evicted"])
-            sequence["state"] = "paused" if reason == "passed over" else "moving"
+            reason = self._random.choice(["passed_over", "passed_over", "evicted"])
+            sequence["state"] = "paused" if reason == "passed_over" else "moving"
             sequence["num_preemptions"] += 1
             self.preemptions[reason] += 1
             by = self._random.choice(self.sequences)["id"]
@@ -180,6 +180,7 @@ class FakeServer:
         ]
         self.is_draining = False
         self.is_key_wrong = False
+        self.url = ""
         self.asked: list[tuple[str, Any]] = []
         self.models: list[dict[str, Any]] = [
             self._model("smollm2-135m-instruct", 0.21, aliases=["chat"], version="3", is_pinned=True),

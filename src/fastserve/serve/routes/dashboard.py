@@ -1,7 +1,7 @@
 """/ and /dashboard/: the page that shows the server at work, and its files.
 
-They are read once, when the application is made. The page has no secrets: what it shows it asks for with the keys
-that its visitor types. Its policy lets it load from this server, and send to this server, alone.
+They are read once, when the application is made. The page has no secrets: what it shows it asks for with the
+keys that its visitor types. Its policy lets it load from this server, and send to this server, alone.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ export class BlockMap {
     const parts = partsOf(engine);
     this.last = { parts, total: fast.total };
     this.#paint(this.last);
-    keyed(this.legend, parts, (part) => part.key, makeEntry, (entry, part) => {
+    keyed(this.legend, parts, (part) => part.id, makeEntry, (entry, part) => {
       setText(entry.children[1], part.name);
       setText(entry.children[2], count(part.blocks));
     });
@@ -76,15 +76,15 @@ function partsOf({ blocks: { fast }, sequences }) {
   const sum = [...owned.values()].reduce((all, blocks) => all + blocks, 0);
   const shrink = sum > fast.used ? fast.used / sum : 1;
   const parts = [...owned].sort(([a], [b]) => (a < b ? -1 : 1)).map(([tenant, blocks]) => ({
-    key: `tenant ${tenant}`,
+    id: `tenant ${tenant}`,
     name: tenant || say("no_tenant"),
     blocks: Math.round(blocks * shrink),
     color: colorOfTenant(tenant),
   }));
   const others = fast.used - parts.reduce((all, part) => all + part.blocks, 0);
-  if (others > 0) parts.push({ key: "others", name: say("blocks_others"), blocks: others, color: "--muted" });
-  parts.push({ key: "cached", name: say("blocks_cached"), blocks: fast.cached, color: "--cached" });
-  parts.push({ key: "free", name: say("blocks_free"), blocks: Math.max(0, fast.total - fast.used - fast.cached), color: "--line-strong", isHollow: true });
+  if (others > 0) parts.push({ id: "others", name: say("blocks_others"), blocks: others, color: "--muted" });
+  parts.push({ id: "cached", name: say("blocks_cached"), blocks: fast.cached, color: "--cached" });
+  parts.push({ id: "free", name: say("blocks_free"), blocks: Math.max(0, fast.total - fast.used - fast.cached), color: "--line-strong", isHollow: true });
   return parts;
 }
 

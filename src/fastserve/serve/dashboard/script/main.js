@@ -22,7 +22,7 @@ const history = new History();
 const playground = new PlaygroundView();
 const views = {
   playground,
-  scheduler: new SchedulerView(() => byId("model").value),
+  scheduler: new SchedulerView(),
   charts: new ChartsView(history),
   models: new ModelsView(),
   tenants: new TenantsView(),

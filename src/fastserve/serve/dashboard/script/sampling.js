@@ -83,11 +83,12 @@ export class Sampling {
   }
 
   #seedRow() {
-    const input = make("input", { type: "number", id: "sampling-seed", min: 0, step: 1, value: this.values.seed, placeholder: say("seed_placeholder") });
+    const name = "seed";
+    const input = make("input", { type: "number", id: `sampling-${name}`, min: 0, step: 1, value: this.values.seed, placeholder: say("seed_placeholder") });
     input.addEventListener("input", () => {
       if (input.validity.valid) this.values.seed = input.value;
     });
-    return make("div", { class: "row number-row" }, make("label", { for: input.id, title: "seed" }, say("sampling_seed")), input);
+    return make("div", { class: "row number-row" }, make("label", { for: input.id, title: name }, say("sampling_seed")), input);
   }
 
   #textRow(name, properties) {

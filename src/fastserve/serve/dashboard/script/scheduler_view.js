@@ -37,7 +37,7 @@ const COLUMNS = [
 ];
 
 export class SchedulerView {
-  constructor(getModel) {
+  constructor() {
     this.engine = null; // as drawn last
     this.isFrozen = false;
     this.isTable = false;
@@ -45,12 +45,12 @@ export class SchedulerView {
     this.lanes = makeLanes((id) => this.#open(id));
     this.blocks = makeBlockMap();
     this.policy = new PolicyDialog();
-    this.demo = new DemoLoad(getModel, () => this.#drawDemo());
+    this.demo = new DemoLoad(() => this.#drawDemo());
     byId("engine").addEventListener("change", () => this.status && this.update(this.status));
     byId("pause-feed").addEventListener("click", () => this.#freeze());
     byId("as-table").addEventListener("click", () => this.#switchTable());
     byId("open-policy").addEventListener("click", () => this.engine && this.policy.open(this.engine));
-    byId("toggle-demo").addEventListener("click", () => this.demo.toggle(this.engine?.model));
+    byId("toggle-demo").addEventListener("click", () => this.engine && this.demo.toggle(this.engine.model));
     byId("sequence-dialog").addEventListener("close", () => (this.openId = null));
   }
 
@@ -67,6 +67,7 @@ export class SchedulerView {
 
   update(status, { isForced = false } = {}) {
     this.status = status;
+    this.demo.heed(status);
     if (byId("scheduler").hidden || (this.isFrozen && !isForced)) return;
     const engine = this.#choose(status.engines);
     byId("scheduler").classList.toggle("without-engine", !engine);

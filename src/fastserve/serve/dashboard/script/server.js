@@ -14,11 +14,13 @@ export class ServerError extends Error {
 }
 
 /**
- * A response that is no refusal. `body` is sent as JSON, by POST unless `method` says otherwise.
+ * A response that is no refusal. `body` is sent as JSON, by POST unless `method` says otherwise; `requestId` is what
+ * the request is called in the server's log, and its sequences in its status.
  * Throws ServerError, AbortError, or TypeError where the server cannot be reached.
  */
-export async function ask(path, { body, method, signal } = {}) {
+export async function ask(path, { body, method, signal, requestId } = {}) {
   const headers = headersOf(path.startsWith("admin/") ? "admin" : "api");
+  if (requestId) headers["x-request-id"] = requestId;
   if (body !== undefined) headers["content-type"] = "application/json";
   const response = await fetch(path, {
     method: method ?? (body === undefined ? "GET" : "POST"),
