@@ -195,6 +195,7 @@ class FakeServer:
         ]
         self._start = self._time = time.time() - 0.5
         self._lock = threading.Lock()
+        self._num_ends = 0
         self.app = self._make_app()
 
     @staticmethod
@@ -212,6 +213,10 @@ class FakeServer:
             "error": None,
             **changes,
         }
+
+    def end_streams(self) -> None:
+        """As a server does that goes away."""
+        self._num_ends += 1
 
     def run(self, seconds: float, interval: float = 0.5) -> list[dict[str, Any]]:
         """Statuses of so long, at once."""
@@ -283,7 +288,8 @@ class FakeServer:
         @app.get("/admin/events")
         async def events(request: Request, interval_seconds: float) -> Response:
             async def stream() -> AsyncIterator[str]:
-                while True:
+                num_ends = self._num_ends
+                while num_ends == self._num_ends:
                     yield f"data: {json.dumps(self.status())}\n\n"
                     await asyncio.sleep(interval_seconds)
 
@@ -335,13 +341,13 @@ class FakeServer:
 def faking(server: FakeServer) -> Iterator[str]:
     """Serve it from a thread; the URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(server.app, log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(server.app, log_config=None, log_level="critical", lifespan="off")
     runner = uvicorn.Server(config)
     thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        runner.should_exit = True
+        runner.should_exit = runner.force_exit = True
         thread.join(20)
         listener.close()

@@ -60,7 +60,7 @@ function blocksOf(lines, depth) {
 
 function listOf(lines, depth) {
   const [, indent, , number] = lines[0].match(ITEM);
-  const list = make(number === undefined ? "ul" : "ol", number === undefined ? {} : { start: Number(number) });
+  const list = make(number === undefined ? "ul" : "ol", Number(number ?? 1) === 1 ? {} : { start: Number(number) });
   let item = [];
   const close = () => item.length && list.append(make("li", {}, ...itemOf(item, depth)));
   for (const line of lines) {
