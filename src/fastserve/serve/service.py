@@ -13,6 +13,7 @@ from fastserve.engine.async_llm import AsyncLLM
 from fastserve.serve.drain import Drain
 from fastserve.serve.engine_metrics import EngineMetrics
 from fastserve.serve.generation import Generation, GenerationRequest, generate
+from fastserve.serve.latency import read_latencies
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
@@ -41,6 +42,7 @@ class Service:
             lambda: models.generators,
             read_models=lambda: describe_models(models),
             read_memory=lambda: ModelMemory(None, sum(m.memory_bytes for m in describe_models(models))),
+            read_latencies=lambda: read_latencies(metrics),
             is_draining=lambda: drain.is_draining,
         )
         return cls(models, options, metrics, engine_metrics, drain, snapshots)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import uvicorn
@@ -20,6 +21,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from fastserve.engine.policy import describe_policies
 from fastserve.serve.routes.dashboard import dashboard_router
 
 ADMIN_KEY = "fs-admin"
@@ -297,20 +299,7 @@ class FakeServer:
 
         @app.get("/admin/policies")
         async def policies(request: Request) -> Response:
-            def knob(name: str, low: float, high: float, default: float | None) -> dict[str, Any]:
-                return {"name": name, "low": low, "high": high, "default": default, "is_integer": False}
-
-            knobs = [
-                knob("quantum_seconds", 1e-4, 60.0, None),
-                knob("growth", 1.1, 16.0, 2.0),
-                knob("starvation_seconds", 0.01, 3600.0, 10.0),
-            ]
-            document = [
-                {"name": "fcfs", "knobs": []},
-                {"name": "mlfq", "knobs": knobs},
-                {"name": "boost", "knobs": []},
-            ]
-            return refuse(request) or JSONResponse({"policies": document})
+            return refuse(request) or JSONResponse({"policies": [asdict(p) for p in describe_policies()]})
 
         @app.get("/admin/usage.csv")
         async def usage(request: Request) -> Response:

@@ -36,18 +36,19 @@ export class PolicyDialog {
 
   #drawKnobs() {
     const chosen = this.policies.find(({ name }) => name === byId("policy-choice").value);
-    byId("policy-about").textContent = term("policy", chosen.name);
+    byId("policy-about").textContent = term("policy", chosen.name, chosen.meaning);
     const set = knobsOf(this.engine.policy_spec, chosen.name);
     byId("knobs").replaceChildren(...chosen.knobs.map((knob) => this.#knobRow(knob, set[knob.name])));
   }
 
-  #knobRow({ name, low, high, default: usual, is_integer: isInteger }, value) {
+  #knobRow({ name, meaning, low, high, default: usual, is_integer: isInteger }, value) {
     const input = make("input", {
       type: "number", id: `knob-${name}`, name, min: low, max: high, step: isInteger ? 1 : "any",
       value: value ?? "", placeholder: usual === null || usual === undefined ? say("automatic") : String(usual),
       "aria-describedby": `knob-${name}-range`,
     });
-    const range = make("span", { id: `knob-${name}-range`, class: "hint" }, say("range", { low: measure(low), high: measure(high) }));
+    const about = `${term("knob", name, meaning)} (${say("range", { low: measure(low), high: measure(high) })})`;
+    const range = make("span", { id: `knob-${name}-range`, class: "hint" }, about);
     return make("div", { class: "row knob-row" }, make("label", { for: input.id }, make("code", {}, name)), input, range);
   }
 

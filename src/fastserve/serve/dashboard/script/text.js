@@ -36,6 +36,6 @@ export function say(key, values = {}) {
 }
 
 /** What the server calls something, in the visitor's language where we know it: `term("state", "running")`. */
-export function term(kind, name) {
-  return words[`${kind}.${name}`] ?? name;
+export function term(kind, name, usual = name) {
+  return words[`${kind}.${name}`] ?? usual;
 }
