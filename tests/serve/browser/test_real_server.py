@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from fastserve.serve.security import digest_of
 from serve.browser.conftest import Visit
 from serve.browser.fake_server import ADMIN_KEY
 from serve.process import ServerProcess, serving
@@ -24,7 +24,7 @@ ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
 def steered(model_dir: Callable[[str], Path], tmp_path_factory) -> Iterator[ServerProcess]:
     """Few sequences run at once, so that they are preempted for others."""
     folder = tmp_path_factory.mktemp("browser")
-    (folder / "admin").write_text(f"admin {digest_of(ADMIN_KEY)}\n")
+    (folder / "admin").write_text(f"admin {sha256(ADMIN_KEY.encode()).hexdigest()}\n")
     options = (
         *("--policy", "mlfq:quantum_seconds=0.05", "--threads", "1", "--max-sequences", "4"),
         *("--context-length", "1024", "--kv-memory", "64MiB", "--admin-key-file", str(folder / "admin")),

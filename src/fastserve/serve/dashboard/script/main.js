@@ -46,7 +46,7 @@ function showFeed(state) {
   const element = byId("server-state");
   const shown = state === "live" && status?.is_draining ? "draining" : state;
   element.dataset.state = shown;
-  const uptime = shown === "live" && status ? ` · ${duration(status.uptime_seconds)}` : "";
+  const uptime = shown === "live" && status ? ` · ${duration(Math.floor(status.uptime_seconds))}` : "";
   setText(element, say(`server_${shown}`) + uptime);
   element.title = status ? `FastServe ${status.version}` : "";
 }

@@ -4,7 +4,7 @@ import { announce, byId, make } from "./dom.js";
 import { percent } from "./format.js";
 import { say } from "./text.js";
 
-const LEVELS = [0.9, 0.5, 0.2]; // below each, a token is marked more
+const LEVELS = [0.5, 0.2, 0.05]; // below each, a token is marked more
 
 /** Have an element show a completion's tokens; those that it shows already stay. */
 export function showTokens(element, tokens) {
