@@ -1,5 +1,5 @@
 """What it costs a server that it is watched: tokens a second while the events of the dashboard are read, and
-while they are not, in turns. With --browser the page itself is open, in a browser on the same cores. Linux only."""
+while they are not, in turns. With --browser the page itself is open, in a browser on the same cores."""
 
 from __future__ import annotations
 
