@@ -30,13 +30,13 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--streams", type=int, default=16)
+    parser.add_argument("--max-tokens", type=int, default=2000, help="so many that none ends meanwhile")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--policy", default="boost")
     parser.add_argument("--interval-seconds", type=float, default=0.5, help="of events: the page's own")
-    parser.add_argument("--pairs", type=int, default=10, help="of windows without it and with it")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a window")
+    parser.add_argument("--pairs", type=int, default=16, help="of windows without it and with it")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a window")
     parser.add_argument("--browser", action="store_true", help="open the scheduler's page (needs chromium)")
     arguments = parser.parse_args()
     key = secrets.token_urlsafe()
@@ -163,11 +163,8 @@ class Browser:
     def ready(self) -> Iterator[None]:
         from playwright.sync_api import sync_playwright
 
-        binary = next(filter(None, map(shutil.which, _BROWSERS)), None)
-        if binary is None:
-            sys.exit("--browser needs chromium (Debian: apt-get install chromium)")
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
             context = browser.new_context(viewport={"width": 1600, "height": 1000})
             context.add_init_script(f"sessionStorage.setItem('fastserve.admin-key', '{self._key}')")
             self._page = context.new_page()
@@ -181,6 +178,13 @@ class Browser:
             self._page.wait_for_selector(".chip")
         yield
         self._page.goto("about:blank")
+
+
+def find_browser() -> str:
+    binary = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if binary is None:
+        sys.exit("no browser is installed here: chromium (Debian: apt-get install chromium)")
+    return binary
 
 
 if __name__ == "__main__":

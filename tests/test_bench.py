@@ -25,6 +25,7 @@ SCRIPTS = [
     "quality.py",
     "serve_abuse.py",
     "serve_against_peers.py",
+    "serve_dashboard.py",
     "serve_intruder.py",
     "sparsity.py",
     "start.py",
