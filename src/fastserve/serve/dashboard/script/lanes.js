@@ -7,8 +7,8 @@ import { say, term } from "./text.js";
 
 export const STATES = ["running", "paused", "waiting", "moving", "slow", "held"];
 const COMPACT = 24; // a lane with more chips draws them small
-const MOST_GLIDING = 64; // more, and they jump to their places
-const GLIDE_MS = 350;
+const MOST_GLIDING = 6; // more at once, and they jump: frames that are drawn in between are what a page costs
+const GLIDE_MS = 200;
 const MARK_MS = 2500; // a preemption is seen for so long
 
 export class Lanes {
@@ -29,9 +29,9 @@ export class Lanes {
     }
     const lanes = lanesOf(engine);
     const moved = this.#noteMoves(lanes);
-    const before = moved.length ? this.#places() : null;
+    const before = this.#places(moved);
     keyed(this.lanes, lanes, (lane) => lane.key, makeLane, (element, lane) => this.#updateLane(element, lane));
-    if (before) this.#glide(before);
+    this.#glide(before);
     for (const sequence of engine.sequences) this.#notePreemption(sequence);
   }
 
@@ -50,29 +50,31 @@ export class Lanes {
     return moved.map(([id]) => id);
   }
 
-  #places() {
-    const chips = [...this.lanes.querySelectorAll(".chip")];
-    if (chips.length > MOST_GLIDING || matchMedia("(prefers-reduced-motion: reduce)").matches) return null;
-    return new Map(chips.map((chip) => [chip.dataset.id, chip.getBoundingClientRect()]));
+  /** Where the chips are that will go to another lane. */
+  #places(ids) {
+    if (ids.length > MOST_GLIDING || matchMedia("(prefers-reduced-motion: reduce)").matches) return new Map();
+    return new Map(ids.map((id) => [id, this.#chip(id).getBoundingClientRect()]));
   }
 
   /** A chip in another lane is a new element; it sets out from where the old one was. */
   #glide(before) {
-    for (const chip of this.lanes.querySelectorAll(".chip")) {
-      const from = before.get(chip.dataset.id);
-      if (!from) continue;
+    for (const [id, from] of before) {
+      const chip = this.#chip(id);
       const to = chip.getBoundingClientRect();
-      const [x, y] = [from.left - to.left, from.top - to.top];
-      if (Math.hypot(x, y) < 2) continue;
-      chip.animate([{ transform: `translate(${x}px, ${y}px)` }, { transform: "none" }], { duration: GLIDE_MS, easing: "ease-out" });
+      const start = { transform: `translate(${from.left - to.left}px, ${from.top - to.top}px)` };
+      chip.animate([start, { transform: "none" }], { duration: GLIDE_MS, easing: "ease-out" });
     }
+  }
+
+  #chip(id) {
+    return this.lanes.querySelector(`[data-id="${id}"]`);
   }
 
   #notePreemption({ id, num_preemptions: num }) {
     const before = this.counts.get(id);
     this.counts.set(id, num);
     if (before === undefined || num <= before) return;
-    const chip = this.lanes.querySelector(`[data-id="${id}"]`);
+    const chip = this.#chip(id);
     chip.classList.add("just-preempted");
     clearTimeout(chip.marking);
     chip.marking = setTimeout(() => chip.classList.remove("just-preempted"), MARK_MS);
