@@ -19,7 +19,7 @@ from report import CHECKOUT, DEFAULT_MODEL
 from serve_dashboard import find_browser
 from serve_overhead import read_url
 
-_COLORS = 128  # of a picture: it is a quarter as large
+_COLORS = 256  # of a picture: it is a quarter as large
 _DEMO_MS = 25_000  # until there is something to see
 
 

@@ -61,7 +61,7 @@ def test_a_chat_streams_and_says_how_fast(started: Visit, chatty: ServerProcess)
     )
     send(page, PROMPT, most_tokens=40, Temperature=0)
     wait_for_end(page)
-    answer = page.locator(".answer").inner_text()
+    answer = "".join(page.locator(".token:not(.end)").all_text_contents())
     drawn = [text for text in dict.fromkeys(page.evaluate("window.drawn")) if text]
     assert len(drawn) >= 10
     assert all(later.startswith(earlier) for earlier, later in pairwise(drawn))
@@ -94,7 +94,8 @@ def test_a_conversation_goes_on_with_its_system_prompt(started: Visit) -> None:
     first, second = bodies
     assert [m["role"] for m in first["messages"]] == ["system", "user"]
     assert [m["role"] for m in second["messages"]] == ["system", "user", "assistant", "user"]
-    assert second["messages"][2]["content"] == page.locator(".answer").first.text_content()
+    tokens = page.locator(".answer").first.locator(".token:not(.end)").all_text_contents()
+    assert second["messages"][2]["content"] == "".join(tokens)
     assert (second["seed"], second["stop"], second["temperature"]) == (7, ["END", "STOP"], 0.7)
     assert "top_p" not in second  # what is off is not sent
     page.get_by_role("button", name="Answer again").click()
@@ -193,6 +194,23 @@ def test_what_the_server_refuses_is_said(started: Visit) -> None:
     send(page, "Hello", most_tokens=4)
     wait_for_end(page)
     assert page.locator(".trouble:visible").count() == 0
+
+
+def test_an_answer_may_take_the_rest_of_the_context(started: Visit) -> None:
+    page = started.open()
+    page.set_viewport_size({"width": 1600, "height": 900})
+    bodies: list[dict] = []
+    page.on("request", lambda r: bodies.append(json.loads(r.post_data)) if r.method == "POST" else None)
+    limit = page.get_by_role("spinbutton", name="Most tokens")
+    limit.fill("5000")  # more than the context is no number of tokens
+    limit.blur()
+    expect(limit).to_have_value("512")
+    limit.fill("")
+    page.get_by_label("Stop strings").fill("e")
+    page.get_by_label("Message").fill("Hello")
+    page.get_by_label("Message").press("Enter")
+    wait_for_end(page)
+    assert "max_completion_tokens" not in bodies[0]
 
 
 def test_without_an_admin_key_there_is_the_playground_alone(started: Visit) -> None:

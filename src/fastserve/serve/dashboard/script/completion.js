@@ -36,7 +36,14 @@ export class Completion {
     }
     this.text += content;
     for (const entry of choice.logprobs?.content ?? []) this.#addToken(entry);
-    if (choice.finish_reason) this.finishReason = choice.finish_reason;
+    if (choice.finish_reason) this.#finish(choice.finish_reason);
+  }
+
+  /** The token that has ended the text is not in it. */
+  #finish(reason) {
+    this.finishReason = reason;
+    const last = this.tokens.at(-1);
+    if (last && reason === "stop" && !this.text.endsWith(last.text)) last.isEnd = true;
   }
 
   #addToken({ token, logprob, bytes, top_logprobs: top }) {

@@ -26,6 +26,7 @@ export function measure(number) {
 
 export function percent(share) {
   if (share === null || share === undefined || !Number.isFinite(share)) return "–";
+  if (share > 0 && share < 0.001) return `<${percent(0.001)}`;
   return formatOf({ style: "percent", maximumFractionDigits: share > 0 && share < 0.1 ? 1 : 0 }).format(share);
 }
 

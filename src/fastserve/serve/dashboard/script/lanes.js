@@ -9,7 +9,7 @@ export const STATES = ["running", "paused", "waiting", "moving", "slow", "held"]
 const COMPACT = 24; // a lane with more chips draws them small
 const MOST_GLIDING = 6; // more at once, and they jump: frames that are drawn in between are what a page costs
 const GLIDE_MS = 200;
-const MARK_MS = 2500; // a preemption is seen for so long
+const MARK_MS = 1200; // a preemption is seen for so long
 
 export class Lanes {
   /** @param onOpen called with a sequence's id that is to be shown. */
@@ -70,10 +70,10 @@ export class Lanes {
     return this.lanes.querySelector(`[data-id="${id}"]`);
   }
 
-  #notePreemption({ id, num_preemptions: num }) {
+  #notePreemption({ id, state, num_preemptions: num }) {
     const before = this.counts.get(id);
     this.counts.set(id, num);
-    if (before === undefined || num <= before) return;
+    if (before === undefined || num <= before || state === "running") return;
     const chip = this.#chip(id);
     chip.classList.add("just-preempted");
     clearTimeout(chip.marking);

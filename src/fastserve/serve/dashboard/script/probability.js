@@ -19,6 +19,7 @@ function fill(span, token) {
   span.token = token;
   span.textContent = token.text || "·";
   span.dataset.doubt = level;
+  span.classList.toggle("end", Boolean(token.isEnd));
   return span;
 }
 

@@ -3,10 +3,10 @@
 import { byId, make } from "./dom.js";
 import { say } from "./text.js";
 
-// `off`: the value that the server takes by itself; it is not sent.
+// `off`: the value that the server takes by itself; it is not sent. Null is an empty field.
 const NUMBERS = [
   { name: "temperature", low: 0, high: 2, step: 0.05, off: 1, start: 0.7 },
-  { name: "max_completion_tokens", low: 1, high: 4096, step: 1, start: 512 },
+  { name: "max_completion_tokens", low: 1, high: 4096, step: 1, off: null, start: 512 },
   { name: "top_p", low: 0.01, high: 1, step: 0.01, off: 1, start: 1 },
   { name: "top_k", low: 0, high: 200, step: 1, off: 0, start: 0 },
   { name: "min_p", low: 0, high: 1, step: 0.01, off: 0, start: 0 },
@@ -48,7 +48,7 @@ export class Sampling {
   limit(contextLength) {
     const row = NUMBERS.find(({ name }) => name === "max_completion_tokens");
     row.high = contextLength;
-    this.values[row.name] = Math.min(this.values[row.name], contextLength);
+    if (this.values[row.name] >= contextLength) this.values[row.name] = Math.ceil(contextLength / 2); // a prompt needs some too
     this.draw();
   }
 
@@ -63,23 +63,25 @@ export class Sampling {
     return fields;
   }
 
-  #numberRow({ name, low, high, step }) {
+  #numberRow({ name, low, high, step, off }) {
     const value = this.values[name];
-    const number = make("input", { type: "number", id: `sampling-${name}`, min: low, max: high, step: "any", value, required: true });
-    const slider = make("input", { type: "range", min: low, max: high, step, value, "aria-label": say(`sampling_${name}`) });
+    const [range, required] = [{ min: low, max: high }, off !== null];
+    const placeholder = required ? "" : say("unlimited");
+    const number = make("input", { type: "number", id: `sampling-${name}`, ...range, step: "any", value: value ?? "", required, placeholder });
+    const slider = make("input", { type: "range", ...range, step, value: value ?? high, "aria-label": say(`sampling_${name}`) });
     slider.addEventListener("input", () => this.#setNumber(name, number, slider.value));
     number.addEventListener("input", () => {
       if (!number.validity.valid) return;
-      slider.value = number.value;
-      this.values[name] = Number(number.value);
+      slider.value = number.value || high;
+      this.values[name] = number.value === "" ? null : Number(number.value);
     });
     number.addEventListener("change", () => this.#setNumber(name, number, this.values[name])); // back to what counts
     return make("div", { class: "row number-row" }, make("label", { for: number.id, title: name }, say(`sampling_${name}`)), number, slider);
   }
 
   #setNumber(name, number, value) {
-    number.value = value;
-    this.values[name] = Number(value);
+    number.value = value ?? "";
+    this.values[name] = value === null ? null : Number(value);
   }
 
   #seedRow() {

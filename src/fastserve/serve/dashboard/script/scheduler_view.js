@@ -16,7 +16,7 @@ const FIGURES = [
   { key: "sequences", read: (engine) => count(engine.num_sequences) },
   { key: "unstarted", read: (engine) => count(engine.num_unstarted) },
   { key: "step_time", read: (engine) => duration(engine.step_seconds || null) },
-  { key: "completion_tokens_per_second", read: (engine, rate) => measure(rate) },
+  { key: "tokens_now", read: (engine, rate) => measure(rate) },
   { key: "prefix_hits", read: ({ prefix_tokens: { hit, miss } }) => percent(hit + miss ? hit / (hit + miss) : null) },
   { key: "preemptions", read: (engine) => count(Object.values(engine.preemptions).reduce((sum, number) => sum + number, 0)) },
   { key: "swapped", read: ({ totals }) => `${count(totals.swapped_blocks_out)} / ${count(totals.swapped_blocks_in)}` },
