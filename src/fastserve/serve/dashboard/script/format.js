@@ -17,6 +17,11 @@ export function count(number) {
   return formatOf(long ? { notation: "compact", maximumSignificantDigits: 3 } : { maximumFractionDigits: 0 }).format(number);
 }
 
+/** 1.23K: where there is little room. */
+export function short(number) {
+  return formatOf({ notation: "compact", maximumSignificantDigits: 3 }).format(number);
+}
+
 /** Three digits that matter: 0.123, 1.23, 12.3, 123. */
 export function measure(number) {
   if (number === null || number === undefined || !Number.isFinite(number)) return "–";

@@ -3,7 +3,7 @@
 import { makeBlockMap } from "./block_map.js";
 import { byId, icon, keyed, make, setText } from "./dom.js";
 import { DemoLoad } from "./demo_load.js";
-import { count, duration, measure, percent } from "./format.js";
+import { count, duration, measure, percent, short } from "./format.js";
 import { perSecond } from "./history.js";
 import { hasLevels, makeLanes, STATES } from "./lanes.js";
 import { PolicyDialog } from "./policy_dialog.js";
@@ -18,8 +18,8 @@ const FIGURES = [
   { key: "step_time", read: (engine) => duration(engine.step_seconds || null) },
   { key: "tokens_now", read: (engine, rate) => measure(rate) },
   { key: "prefix_hits", read: ({ prefix_tokens: { hit, miss } }) => percent(hit + miss ? hit / (hit + miss) : null) },
-  { key: "preemptions", read: (engine) => count(Object.values(engine.preemptions).reduce((sum, number) => sum + number, 0)) },
-  { key: "swapped", read: ({ totals }) => `${count(totals.swapped_blocks_out)} / ${count(totals.swapped_blocks_in)}` },
+  { key: "preemptions", read: (engine) => short(Object.values(engine.preemptions).reduce((sum, number) => sum + number, 0)) },
+  { key: "swapped", read: ({ totals }) => `${short(totals.swapped_blocks_out)} / ${short(totals.swapped_blocks_in)}` },
 ];
 
 const COLUMNS = [
