@@ -43,7 +43,7 @@ def main() -> None:
             "--json",
         ]
         command += ["--port", "0", "--policy", "mlfq", "--context-length", "2048", "--max-sequences", "10"]
-        command += ["--kv-memory", "96MiB", "--kv-spill", "64MiB", "--admin-key-file", str(key_file)]
+        command += ["--kv-memory", "48MiB", "--kv-spill", "64MiB", "--admin-key-file", str(key_file)]
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as server:
@@ -61,6 +61,8 @@ def main() -> None:
 
 def take_all(browser: Browser, url: str, key: str, folder: Path) -> None:
     desk = open_page(browser, url, key, width=1360, height=850, theme="light", locale="en-US")
+    desk.fill("#sampling-temperature", "0")
+    desk.fill("#sampling-max_completion_tokens", "120")
     desk.fill("#message", "Explain to a child why the sky is blue.")
     desk.press("#message", "Enter")
     desk.wait_for_selector(".turn-facts:not(:empty)", timeout=60_000)
