@@ -82,6 +82,12 @@ def test_nothing_else_is_served(server, path: str) -> None:
     assert response.json()["error"]["code"] == "not_found"
 
 
+def test_the_page_is_none_of_the_api(server) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+    assert "/v1/models" in paths
+    assert not [path for path in paths if path == "/" or path.startswith("/dashboard")]
+
+
 def test_what_has_not_changed_is_not_sent_again(server) -> None:
     path = "/dashboard/script/main.js"
     first = server.get(path)
@@ -134,7 +140,7 @@ def keys_of_the_page() -> set[str]:
         if name in attributes
     }
     for script in SCRIPTS.values():
-        named.update(re.findall(r'say\("([\w.]+)"', script))
+        named.update(re.findall(r'say\(\s*"([\w.]+)"', script))
         named.update(re.findall(r'\b(?:key|title): "([\w.]+)"', script))
         for pair in re.findall(r'say\([^")]*\? "(\w+)" : "(\w+)"', script):
             named.update(pair)

@@ -26,12 +26,28 @@ export class BlockMap {
     const parts = partsOf(engine);
     this.last = { parts, total: fast.total };
     this.#paint(this.last);
-    keyed(this.legend, parts, (part) => part.id, makeEntry, (entry, part) => {
-      setText(entry.children[1], part.name);
-      setText(entry.children[2], count(part.blocks));
-    });
-    setText(this.about, say("fast_tier_about", { used: count(fast.used), total: count(fast.total), share: percent(fast.used / fast.total) }));
-    this.canvas.setAttribute("aria-label", `${this.about.textContent} ${parts.map((part) => `${part.name} ${count(part.blocks)}`).join(", ")}`);
+    keyed(
+      this.legend,
+      parts,
+      (part) => part.id,
+      makeEntry,
+      (entry, part) => {
+        setText(entry.children[1], part.name);
+        setText(entry.children[2], count(part.blocks));
+      },
+    );
+    setText(
+      this.about,
+      say("fast_tier_about", {
+        used: count(fast.used),
+        total: count(fast.total),
+        share: percent(fast.used / fast.total),
+      }),
+    );
+    this.canvas.setAttribute(
+      "aria-label",
+      `${this.about.textContent} ${parts.map((part) => `${part.name} ${count(part.blocks)}`).join(", ")}`,
+    );
     this.slow.hidden = this.slowText.hidden = !slow.total;
     if (slow.total) this.slow.firstChild.style.inlineSize = `${(100 * slow.used) / slow.total}%`;
     setText(this.slowText, say("slow_tier_about", { used: count(slow.used), total: count(slow.total) }));
@@ -60,7 +76,8 @@ export class BlockMap {
       for (; cell < end; cell += 1) {
         const [left, top] = [(cell % columns) * CELL_PX, Math.floor(cell / columns) * CELL_PX];
         context.fillStyle = context.strokeStyle = resolveColor(part.color);
-        if (part.isHollow) context.strokeRect(left + 0.5, top + 0.5, CELL_PX - GAP_PX - 1, CELL_PX - GAP_PX - 1);
+        if (part.isHollow)
+          context.strokeRect(left + 0.5, top + 0.5, CELL_PX - GAP_PX - 1, CELL_PX - GAP_PX - 1);
         else context.fillRect(left, top, CELL_PX - GAP_PX, CELL_PX - GAP_PX);
       }
     }
@@ -75,16 +92,24 @@ function partsOf({ blocks: { fast }, sequences }) {
   }
   const sum = [...owned.values()].reduce((all, blocks) => all + blocks, 0);
   const shrink = sum > fast.used ? fast.used / sum : 1;
-  const parts = [...owned].sort(([a], [b]) => (a < b ? -1 : 1)).map(([tenant, blocks]) => ({
-    id: `tenant ${tenant}`,
-    name: tenant || say("no_tenant"),
-    blocks: Math.round(blocks * shrink),
-    color: colorOfTenant(tenant),
-  }));
+  const parts = [...owned]
+    .sort(([a], [b]) => (a < b ? -1 : 1))
+    .map(([tenant, blocks]) => ({
+      id: `tenant ${tenant}`,
+      name: tenant || say("no_tenant"),
+      blocks: Math.round(blocks * shrink),
+      color: colorOfTenant(tenant),
+    }));
   const others = fast.used - parts.reduce((all, part) => all + part.blocks, 0);
   if (others > 0) parts.push({ id: "others", name: say("blocks_others"), blocks: others, color: "--muted" });
   parts.push({ id: "cached", name: say("blocks_cached"), blocks: fast.cached, color: "--cached" });
-  parts.push({ id: "free", name: say("blocks_free"), blocks: Math.max(0, fast.total - fast.used - fast.cached), color: "--line-strong", isHollow: true });
+  parts.push({
+    id: "free",
+    name: say("blocks_free"),
+    blocks: Math.max(0, fast.total - fast.used - fast.cached),
+    color: "--line-strong",
+    isHollow: true,
+  });
   return parts;
 }
 

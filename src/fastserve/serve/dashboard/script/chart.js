@@ -25,7 +25,12 @@ export class Chart {
     this.readouts = new Map(lines.map((line) => [line.field, make("b")]));
     this.heading = make("h2");
     this.table = make("div", { class: "table-scroll", hidden: true, tabIndex: 0 });
-    this.toggle = make("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: () => this.#toggleTable() });
+    this.toggle = make("button", {
+      type: "button",
+      class: "quiet",
+      "aria-pressed": "false",
+      onclick: () => this.#toggleTable(),
+    });
     this.labels = lines.map(() => make("span"));
     const legend = lines.map((line, index) => {
       const swatch = make("i", { class: "swatch" });
@@ -34,9 +39,14 @@ export class Chart {
       return make("li", {}, swatch, this.labels[index], this.readouts.get(line.field));
     });
     this.clock = make("span", { class: "chart-clock" });
-    this.element = make("article", { class: "panel chart" },
+    this.element = make(
+      "article",
+      { class: "panel chart" },
       make("div", { class: "panel-head" }, this.heading, this.clock, this.toggle),
-      make("ul", { class: "legend" }, ...legend), this.canvas, this.table);
+      make("ul", { class: "legend" }, ...legend),
+      this.canvas,
+      this.table,
+    );
     this.canvas.addEventListener("pointermove", (event) => this.#pointAt(event.offsetX));
     this.canvas.addEventListener("pointerleave", () => this.#point(null));
     this.canvas.addEventListener("blur", () => this.#point(null));
@@ -69,7 +79,8 @@ export class Chart {
     }
     const values = this.lines.flatMap((line) => this.points.map((point) => point[line.field]));
     const { top, ticks } = axisOf(this.most ?? Math.max(0, ...values.filter(Number.isFinite)), this);
-    const x = (time) => MARGIN.left + (1 - (this.now - time) / this.span) * (width - MARGIN.left - MARGIN.right);
+    const x = (time) =>
+      MARGIN.left + (1 - (this.now - time) / this.span) * (width - MARGIN.left - MARGIN.right);
     const y = (value) => HEIGHT_PX - MARGIN.bottom - (value / top) * (HEIGHT_PX - MARGIN.top - MARGIN.bottom);
     this.x = x;
     const context = this.canvas.getContext("2d");
@@ -96,10 +107,18 @@ export class Chart {
       context.fillText(this.format(tick), MARGIN.left - 8, y(tick));
     }
     context.textBaseline = "alphabetic";
-    for (const [share, align] of [[1, "left"], [0.5, "center"], [0, "right"]]) {
+    for (const [share, align] of [
+      [1, "left"],
+      [0.5, "center"],
+      [0, "right"],
+    ]) {
       context.textAlign = align;
       const seconds = share * this.span;
-      const text = seconds ? (seconds < 120 ? `−${seconds} ${say("unit_s")}` : `−${seconds / 60} ${say("unit_min")}`) : say("now");
+      const text = seconds
+        ? seconds < 120
+          ? `−${seconds} ${say("unit_s")}`
+          : `−${seconds / 60} ${say("unit_min")}`
+        : say("now");
       context.fillText(text, MARGIN.left + (1 - share) * (width - MARGIN.left - MARGIN.right), HEIGHT_PX - 5);
     }
   }
@@ -190,11 +209,25 @@ export class Chart {
     const step = Math.max(1, Math.floor(this.points.length / TABLE_ROWS));
     const rows = this.points.toReversed().filter((_, index) => index % step === 0);
     const head = [say("time"), ...this.lines.map((line) => say(line.key))];
-    this.table.replaceChildren(make("table", {},
-      make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text)))),
-      make("tbody", {}, ...rows.map((point) => make("tr", {},
-        make("th", { scope: "row" }, clock(point.time)),
-        ...this.lines.map((line) => make("td", {}, this.format(point[line.field] ?? null))))))));
+    this.table.replaceChildren(
+      make(
+        "table",
+        {},
+        make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text)))),
+        make(
+          "tbody",
+          {},
+          ...rows.map((point) =>
+            make(
+              "tr",
+              {},
+              make("th", { scope: "row" }, clock(point.time)),
+              ...this.lines.map((line) => make("td", {}, this.format(point[line.field] ?? null))),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 }
 
@@ -204,7 +237,8 @@ export function axisOf(most, { isBinary = false } = {}) {
   const unit = isBinary ? 1024 ** Math.floor(Math.log2(most) / 10) : 1;
   const rough = most / unit / 4;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999) * unit;
+  const step =
+    [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((size) => size >= rough * 0.999) * unit;
   const num = Math.ceil(most / step - 1e-9);
   const ticks = Array.from({ length: num + 1 }, (_, index) => index * step);
   return { top: ticks.at(-1), ticks };

@@ -88,7 +88,11 @@ export class ChartsView {
   draw() {
     const select = byId("time-span");
     const chosen = select.value || String(SPANS_SECONDS[1]);
-    select.replaceChildren(...SPANS_SECONDS.map((span) => make("option", { value: span }, say("last_minutes", { minutes: span / 60 }))));
+    select.replaceChildren(
+      ...SPANS_SECONDS.map((span) =>
+        make("option", { value: span }, say("last_minutes", { minutes: span / 60 })),
+      ),
+    );
     select.value = chosen;
     for (const { chart } of this.charts) chart.write();
     this.update();

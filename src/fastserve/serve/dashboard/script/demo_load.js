@@ -57,7 +57,9 @@ export class DemoLoad {
   }
 
   async #forgetEnded({ time, engines }) {
-    const alive = new Set(engines.flatMap(({ sequences }) => sequences.map((sequence) => sequence.request_id)));
+    const alive = new Set(
+      engines.flatMap(({ sequences }) => sequences.map((sequence) => sequence.request_id)),
+    );
     for (const [name, { id, sentAt }] of this.underWay) {
       if (alive.has(name) || time < sentAt + SETTLING_SECONDS) continue;
       this.underWay.delete(name);

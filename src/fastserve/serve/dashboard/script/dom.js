@@ -12,7 +12,8 @@ export function make(tag, properties = {}, ...children) {
     if (value === null || value === undefined) continue;
     if (name === "class") element.className = value;
     else if (name === "data") Object.assign(element.dataset, value);
-    else if (name.includes("-") || name === "role" || name === "for" || name === "scope") element.setAttribute(name, value);
+    else if (name.includes("-") || name === "role" || name === "for" || name === "scope")
+      element.setAttribute(name, value);
     else element[name] = value;
   }
   element.append(...children.filter((child) => child !== null && child !== undefined));

@@ -52,7 +52,9 @@ export class Feed {
       }
       if (signal.aborted) return;
       this.onState("lost");
-      await new Promise((resolve) => setTimeout(resolve, PATIENCE_MS[Math.min(failures, PATIENCE_MS.length - 1)]));
+      await new Promise((resolve) =>
+        setTimeout(resolve, PATIENCE_MS[Math.min(failures, PATIENCE_MS.length - 1)]),
+      );
       failures += 1;
     }
   }

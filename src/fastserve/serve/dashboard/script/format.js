@@ -14,7 +14,9 @@ function formatOf(options) {
 export function count(number) {
   if (number === null || number === undefined) return "–";
   const long = Math.abs(number) >= 1e5;
-  return formatOf(long ? { notation: "compact", maximumSignificantDigits: 3 } : { maximumFractionDigits: 0 }).format(number);
+  return formatOf(
+    long ? { notation: "compact", maximumSignificantDigits: 3 } : { maximumFractionDigits: 0 },
+  ).format(number);
 }
 
 /** 1.23K: where there is little room. */
@@ -26,13 +28,17 @@ export function short(number) {
 export function measure(number) {
   if (number === null || number === undefined || !Number.isFinite(number)) return "–";
   if (Math.abs(number) >= 1e5) return count(number);
-  return formatOf(Math.abs(number) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 }).format(number);
+  return formatOf(
+    Math.abs(number) >= 100 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 3 },
+  ).format(number);
 }
 
 export function percent(share) {
   if (share === null || share === undefined || !Number.isFinite(share)) return "–";
   if (share > 0 && share < 0.001) return `<${percent(0.001)}`;
-  return formatOf({ style: "percent", maximumFractionDigits: share > 0 && share < 0.1 ? 1 : 0 }).format(share);
+  return formatOf({ style: "percent", maximumFractionDigits: share > 0 && share < 0.1 ? 1 : 0 }).format(
+    share,
+  );
 }
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -15,8 +15,10 @@ export class History {
     const last = this.statuses.at(-1);
     if (last !== undefined && status.time <= last.time) return;
     this.statuses.push(status);
-    while (this.statuses.length > 2 && this.statuses[1].time < status.time - QUANTILE_SECONDS) this.statuses.shift();
-    const recent = this.statuses.findLast(({ time }) => time <= status.time - RATE_SECONDS) ?? (last && this.statuses[0]);
+    while (this.statuses.length > 2 && this.statuses[1].time < status.time - QUANTILE_SECONDS)
+      this.statuses.shift();
+    const recent =
+      this.statuses.findLast(({ time }) => time <= status.time - RATE_SECONDS) ?? (last && this.statuses[0]);
     this.points.push(pointOf(status, recent, this.statuses[0]));
     const stale = this.points.findIndex((point) => point.time > status.time - MOST_SECONDS);
     this.points.splice(0, Math.max(stale, this.points.length - MOST_POINTS, 0));
@@ -32,14 +34,18 @@ function pointOf(status, recent, earlier) {
     for (const { state } of engine.sequences) states.set(state, (states.get(state) ?? 0) + 1);
   }
   const running = states.get("running") ?? 0;
-  const steps = status.engines.filter((engine) => engine.step_seconds > 0).map((engine) => engine.step_seconds);
+  const steps = status.engines
+    .filter((engine) => engine.step_seconds > 0)
+    .map((engine) => engine.step_seconds);
   const first = latencyOf("time_to_first_token_seconds", status, earlier);
   const each = latencyOf("time_per_output_token_seconds", status, earlier);
   return {
     time: status.time,
     prompt_rate: rateOf("prompt_tokens", status, recent),
     completion_rate: rateOf("completion_tokens", status, recent),
-    preemption_rate: recent && perSecond(status, recent, (engine) => Object.values(engine.preemptions).reduce((a, b) => a + b, 0)),
+    preemption_rate:
+      recent &&
+      perSecond(status, recent, (engine) => Object.values(engine.preemptions).reduce((a, b) => a + b, 0)),
     running,
     not_running: total((engine) => engine.num_sequences) - running,
     first_p50: quantile(first, 0.5),
@@ -47,8 +53,14 @@ function pointOf(status, recent, earlier) {
     each_p50: quantile(each, 0.5),
     each_p95: quantile(each, 0.95),
     step_seconds: steps.length ? Math.max(...steps) : null,
-    fast_share: share(total((engine) => engine.blocks.fast.used), total((engine) => engine.blocks.fast.total)),
-    slow_share: share(total((engine) => engine.blocks.slow.used), total((engine) => engine.blocks.slow.total)),
+    fast_share: share(
+      total((engine) => engine.blocks.fast.used),
+      total((engine) => engine.blocks.fast.total),
+    ),
+    slow_share: share(
+      total((engine) => engine.blocks.slow.used),
+      total((engine) => engine.blocks.slow.total),
+    ),
     resident_bytes: status.memory.resident_bytes,
     model_bytes: status.model_memory.used_bytes,
     watts: status.energy.watts,

@@ -30,7 +30,13 @@ export class Lanes {
     const lanes = lanesOf(engine);
     const moved = this.#noteMoves(lanes);
     const before = this.#places(moved);
-    keyed(this.lanes, lanes, (lane) => lane.key, makeLane, (element, lane) => this.#updateLane(element, lane));
+    keyed(
+      this.lanes,
+      lanes,
+      (lane) => lane.key,
+      makeLane,
+      (element, lane) => this.#updateLane(element, lane),
+    );
     this.#glide(before);
     for (const sequence of engine.sequences) this.#notePreemption(sequence);
   }
@@ -40,7 +46,13 @@ export class Lanes {
     setText(element.querySelector(".lane-count"), count(lane.sequences.length));
     const list = element.querySelector("ul");
     list.classList.toggle("compact", lane.sequences.length > COMPACT);
-    keyed(list, lane.sequences, (sequence) => sequence.id, (sequence) => makeChip(sequence, this.onOpen), updateChip);
+    keyed(
+      list,
+      lane.sequences,
+      (sequence) => sequence.id,
+      (sequence) => makeChip(sequence, this.onOpen),
+      updateChip,
+    );
   }
 
   #noteMoves(lanes) {
@@ -81,13 +93,20 @@ export class Lanes {
   }
 }
 
-export const hasLevels = (engine) => engine.policy.startsWith("mlfq") || engine.sequences.some(({ level }) => level > 0);
+export const hasLevels = (engine) =>
+  engine.policy.startsWith("mlfq") || engine.sequences.some(({ level }) => level > 0);
 
 function lanesOf(engine) {
   const sequences = engine.sequences.toSorted((a, b) => a.place - b.place);
   if (!hasLevels(engine)) {
-    const states = STATES.filter((state) => ["running", "paused", "waiting"].includes(state) || sequences.some((s) => s.state === state));
-    return states.map((state) => ({ key: state, name: term("lane", state), sequences: sequences.filter((s) => s.state === state) }));
+    const states = STATES.filter(
+      (state) => ["running", "paused", "waiting"].includes(state) || sequences.some((s) => s.state === state),
+    );
+    return states.map((state) => ({
+      key: state,
+      name: term("lane", state),
+      sequences: sequences.filter((s) => s.state === state),
+    }));
   }
   const most = Math.max(3, ...sequences.map(({ level }) => level));
   return Array.from({ length: most + 1 }, (_, level) => ({
@@ -102,10 +121,20 @@ function makeLane() {
 }
 
 function makeChip({ id, tenant }, onOpen) {
-  const button = make("button", { type: "button", class: "chip", data: { id }, onclick: () => onOpen(id) },
-    make("span", { class: "chip-head" }, icon("running"), make("b", {}, `#${id}`), make("span", { class: "chip-tenant" }, tenant || ""), make("span", { class: "chip-preempted" }, icon("preempted"), make("span"))),
+  const button = make(
+    "button",
+    { type: "button", class: "chip", data: { id }, onclick: () => onOpen(id) },
+    make(
+      "span",
+      { class: "chip-head" },
+      icon("running"),
+      make("b", {}, `#${id}`),
+      make("span", { class: "chip-tenant" }, tenant || ""),
+      make("span", { class: "chip-preempted" }, icon("preempted"), make("span")),
+    ),
     make("span", { class: "chip-bar" }, make("i", { class: "prompt" }), make("i", { class: "completion" })),
-    make("span", { class: "chip-tokens" }));
+    make("span", { class: "chip-tokens" }),
+  );
   button.style.setProperty("--tenant", `var(${colorOfTenant(tenant)})`);
   return make("li", {}, button);
 }
@@ -116,11 +145,21 @@ function updateChip(item, sequence) {
     chip.dataset.state = sequence.state;
     chip.querySelector(".chip-head use").setAttribute("href", `#icon-${sequence.state}`);
   }
-  const { prompt_tokens: prompt, computed_tokens: computed, completion_tokens: done, max_tokens: most } = sequence;
+  const {
+    prompt_tokens: prompt,
+    computed_tokens: computed,
+    completion_tokens: done,
+    max_tokens: most,
+  } = sequence;
   const all = prompt + Math.max(most, 1);
   chip.querySelector(".prompt").style.inlineSize = `${(100 * Math.min(computed, prompt)) / all}%`;
   chip.querySelector(".completion").style.inlineSize = `${(100 * done) / all}%`;
-  setText(chip.querySelector(".chip-tokens"), computed < prompt && !done ? say("reads_prompt", { done: count(computed), all: count(prompt) }) : `${count(done)} / ${count(most)}`);
+  setText(
+    chip.querySelector(".chip-tokens"),
+    computed < prompt && !done
+      ? say("reads_prompt", { done: count(computed), all: count(prompt) })
+      : `${count(done)} / ${count(most)}`,
+  );
   const badge = chip.querySelector(".chip-preempted");
   badge.hidden = !sequence.num_preemptions;
   setText(badge.lastElementChild, count(sequence.num_preemptions));

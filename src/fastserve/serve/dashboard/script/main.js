@@ -122,7 +122,8 @@ document.querySelector(".skip-link").addEventListener("click", (event) => {
 });
 addEventListener("hashchange", () => {
   navigate();
-  document.querySelector(".view:not([hidden]) h1").focus({ preventScroll: true });
+  if (document.body.dataset.view !== HOME)
+    document.querySelector(".view:not([hidden]) h1").focus({ preventScroll: true });
 });
 
 await changeLanguage(language());

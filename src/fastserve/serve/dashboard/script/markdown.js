@@ -9,7 +9,8 @@ const ITEM = /^(\s*)(?:([-*+])|(\d{1,9})[.)])\s+(.*)$/;
 const QUOTE = /^>\s?(.*)$/;
 const RULE = /^\s*([-*_])\s*(?:\1\s*){2,}$/;
 const TABLE_RULE = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*$/;
-const INLINE = /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*(\S(?:[\s\S]*?\S)?)\*\*|\*(\S(?:[^*]*?\S)?)\*|(?<!\w)_(\S(?:[^_]*?\S)?)_(?!\w)|~~(\S(?:[\s\S]*?\S)?)~~|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/;
+const INLINE =
+  /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*(\S(?:[\s\S]*?\S)?)\*\*|\*(\S(?:[^*]*?\S)?)\*|(?<!\w)_(\S(?:[^_]*?\S)?)_(?!\w)|~~(\S(?:[\s\S]*?\S)?)~~|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/;
 
 /** A text as blocks. */
 export function renderMarkdown(text) {
@@ -34,7 +35,9 @@ function blocksOf(lines, depth) {
       index += 1;
       const code = takeWhile((other) => !other.trim().startsWith(fence[1]));
       index += 1; // the closing fence, or the end of what has come so far
-      blocks.push(make("pre", { tabIndex: 0, data: { language: fence[2] } }, make("code", {}, code.join("\n"))));
+      blocks.push(
+        make("pre", { tabIndex: 0, data: { language: fence[2] } }, make("code", {}, code.join("\n"))),
+      );
     } else if (heading) {
       index += 1;
       blocks.push(make("p", { class: `heading heading-${heading[1].length}` }, ...inlineOf(heading[2])));
@@ -45,11 +48,17 @@ function blocksOf(lines, depth) {
       const quoted = takeWhile((other) => QUOTE.test(other)).map((other) => other.match(QUOTE)[1]);
       blocks.push(make("blockquote", {}, ...blocksOf(quoted, depth + 1)));
     } else if (ITEM.test(line) && depth < 8) {
-      blocks.push(listOf(takeWhile((other) => ITEM.test(other) || /^\s+\S/.test(other)), depth));
+      blocks.push(
+        listOf(
+          takeWhile((other) => ITEM.test(other) || /^\s+\S/.test(other)),
+          depth,
+        ),
+      );
     } else if (line.includes("|") && TABLE_RULE.test(lines[index + 1] ?? "")) {
       blocks.push(tableOf(takeWhile((other) => other.includes("|"))));
     } else {
-      const isText = (other) => other.trim() && ![FENCE, HEADING, ITEM, QUOTE].some((pattern) => pattern.test(other));
+      const isText = (other) =>
+        other.trim() && ![FENCE, HEADING, ITEM, QUOTE].some((pattern) => pattern.test(other));
       const paragraph = takeWhile(isText);
       if (!paragraph.length) paragraph.push(lines[index++]); // nested deeper than we follow
       blocks.push(make("p", {}, ...inlineOf(paragraph.join("\n"))));
@@ -60,7 +69,10 @@ function blocksOf(lines, depth) {
 
 function listOf(lines, depth) {
   const [, indent, , number] = lines[0].match(ITEM);
-  const list = make(number === undefined ? "ul" : "ol", Number(number ?? 1) === 1 ? {} : { start: Number(number) });
+  const list = make(
+    number === undefined ? "ul" : "ol",
+    Number(number ?? 1) === 1 ? {} : { start: Number(number) },
+  );
   let item = [];
   const close = () => item.length && list.append(make("li", {}, ...itemOf(item, depth)));
   for (const line of lines) {
@@ -78,14 +90,31 @@ function listOf(lines, depth) {
 
 function itemOf(lines, depth) {
   const rest = lines.slice(1);
-  return rest.some((line) => line.trim()) ? [...inlineOf(lines[0]), ...blocksOf(rest, depth + 1)] : inlineOf(lines[0]);
+  return rest.some((line) => line.trim())
+    ? [...inlineOf(lines[0]), ...blocksOf(rest, depth + 1)]
+    : inlineOf(lines[0]);
 }
 
 function tableOf(lines) {
-  const cellsOf = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
-  const head = make("tr", {}, ...cellsOf(lines[0]).map((cell) => make("th", { scope: "col" }, ...inlineOf(cell))));
-  const rows = lines.slice(2).map((line) => make("tr", {}, ...cellsOf(line).map((cell) => make("td", {}, ...inlineOf(cell)))));
-  return make("div", { class: "table-scroll", tabIndex: 0 }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+  const cellsOf = (line) =>
+    line
+      .trim()
+      .replace(/^\||\|$/g, "")
+      .split("|")
+      .map((cell) => cell.trim());
+  const head = make(
+    "tr",
+    {},
+    ...cellsOf(lines[0]).map((cell) => make("th", { scope: "col" }, ...inlineOf(cell))),
+  );
+  const rows = lines
+    .slice(2)
+    .map((line) => make("tr", {}, ...cellsOf(line).map((cell) => make("td", {}, ...inlineOf(cell)))));
+  return make(
+    "div",
+    { class: "table-scroll", tabIndex: 0 },
+    make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)),
+  );
 }
 
 function inlineOf(text) {
@@ -104,6 +133,7 @@ function spanOf([, , code, strong, star, underscore, struck, label, address]) {
   if (code !== undefined) return make("code", {}, code.trim() || code);
   if (strong !== undefined) return make("strong", {}, ...inlineOf(strong));
   if (struck !== undefined) return make("s", {}, ...inlineOf(struck));
-  if (label !== undefined) return make("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, label);
+  if (label !== undefined)
+    return make("a", { href: address, target: "_blank", rel: "noopener noreferrer" }, label);
   return make("em", {}, ...inlineOf(star ?? underscore));
 }

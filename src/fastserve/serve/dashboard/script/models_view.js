@@ -42,21 +42,44 @@ export class ModelsView {
     const all = Math.max(budget ?? used, used, 1);
     const loaded = models.filter((model) => model.memory_bytes);
     const color = (model) => `var(${colorOfIndex(models.indexOf(model))})`;
-    keyed(stack, loaded, (model) => model.name, () => make("i"), (part, model) => {
-      part.style.inlineSize = `${(100 * model.memory_bytes) / all}%`;
-      part.style.setProperty("--color", color(model));
-    });
-    keyed(legend, loaded, (model) => model.name, ({ name }) => make("li", {}, make("i", { class: "swatch" }), make("span", {}, name), make("b")), (entry, model) => {
-      entry.style.setProperty("--color", color(model));
-      setText(entry.lastChild, bytes(model.memory_bytes));
-    });
-    setText(about, budget === null ? say("no_budget", { used: bytes(used) }) : say("budget", { used: bytes(used), budget: bytes(budget), share: percent(used / budget) }));
-    stack.setAttribute("aria-label", `${about.textContent} ${loaded.map((model) => `${model.name} ${bytes(model.memory_bytes)}`).join(", ")}`);
+    keyed(
+      stack,
+      loaded,
+      (model) => model.name,
+      () => make("i"),
+      (part, model) => {
+        part.style.inlineSize = `${(100 * model.memory_bytes) / all}%`;
+        part.style.setProperty("--color", color(model));
+      },
+    );
+    keyed(
+      legend,
+      loaded,
+      (model) => model.name,
+      ({ name }) => make("li", {}, make("i", { class: "swatch" }), make("span", {}, name), make("b")),
+      (entry, model) => {
+        entry.style.setProperty("--color", color(model));
+        setText(entry.lastChild, bytes(model.memory_bytes));
+      },
+    );
+    setText(
+      about,
+      budget === null
+        ? say("no_budget", { used: bytes(used) })
+        : say("budget", { used: bytes(used), budget: bytes(budget), share: percent(used / budget) }),
+    );
+    stack.setAttribute(
+      "aria-label",
+      `${about.textContent} ${loaded.map((model) => `${model.name} ${bytes(model.memory_bytes)}`).join(", ")}`,
+    );
   }
 
   async #drain() {
     const isDraining = !this.status.is_draining;
-    await attempt(() => askJson("admin/drain", { body: { is_draining: isDraining } }), say(isDraining ? "draining_begun" : "draining_ended"));
+    await attempt(
+      () => askJson("admin/drain", { body: { is_draining: isDraining } }),
+      say(isDraining ? "draining_begun" : "draining_ended"),
+    );
   }
 }
 
@@ -66,14 +89,36 @@ function makeCard({ name }) {
     await attempt(() => askJson(path, { body: { model: name } }), say(key, { model: name }));
     button.disabled = false;
   };
-  return make("li", { class: "panel card" },
+  return make(
+    "li",
+    { class: "panel card" },
     make("div", { class: "card-head" }, make("h2", {}, name), make("span", { class: "badge" })),
     make("p", { class: "card-names" }),
     make("dl", { class: "facts" }),
     make("p", { class: "trouble" }),
-    make("div", { class: "card-actions" },
-      make("button", { type: "button", class: "load", onclick: ({ currentTarget }) => act(currentTarget, "admin/models/load", "model_loaded") }, say("load")),
-      make("button", { type: "button", class: "unload", onclick: ({ currentTarget }) => act(currentTarget, "admin/models/unload", "model_unloaded") }, say("unload"))));
+    make(
+      "div",
+      { class: "card-actions" },
+      make(
+        "button",
+        {
+          type: "button",
+          class: "load",
+          onclick: ({ currentTarget }) => act(currentTarget, "admin/models/load", "model_loaded"),
+        },
+        say("load"),
+      ),
+      make(
+        "button",
+        {
+          type: "button",
+          class: "unload",
+          onclick: ({ currentTarget }) => act(currentTarget, "admin/models/unload", "model_unloaded"),
+        },
+        say("unload"),
+      ),
+    ),
+  );
 }
 
 function updateCard(card, model) {
@@ -81,18 +126,31 @@ function updateCard(card, model) {
   setText(badge, term("residency", model.state));
   badge.dataset.state = model.state;
   const names = card.querySelector(".card-names");
-  const labels = [...model.aliases.map((alias) => say("alias", { alias })), model.version && say("version", { version: model.version }), model.task && term("task", model.task)].filter(Boolean);
+  const labels = [
+    ...model.aliases.map((alias) => say("alias", { alias })),
+    model.version && say("version", { version: model.version }),
+    model.task && term("task", model.task),
+  ].filter(Boolean);
   const text = `${model.is_pinned} ${labels.join()}`;
   if (names.dataset.text !== text) {
     names.dataset.text = text;
-    names.replaceChildren(...(model.is_pinned ? [make("span", { class: "tag" }, icon("pin"), say("pinned"))] : []), ...labels.map((label) => make("span", { class: "tag" }, label)));
+    names.replaceChildren(
+      ...(model.is_pinned ? [make("span", { class: "tag" }, icon("pin"), say("pinned"))] : []),
+      ...labels.map((label) => make("span", { class: "tag" }, label)),
+    );
   }
   const facts = [
     [say("memory"), bytes(model.memory_bytes)],
     [say("requests_now"), count(model.num_requests)],
     [say("idle"), model.idle_seconds === null ? "–" : duration(model.idle_seconds)],
   ];
-  keyed(card.querySelector("dl"), facts, ([key]) => key, ([key]) => make("div", {}, make("dt", {}, key), make("dd")), (row, [, value]) => setText(row.lastChild, value));
+  keyed(
+    card.querySelector("dl"),
+    facts,
+    ([key]) => key,
+    ([key]) => make("div", {}, make("dt", {}, key), make("dd")),
+    (row, [, value]) => setText(row.lastChild, value),
+  );
   setText(card.querySelector(".trouble"), model.error ?? "");
   card.querySelector(".load").hidden = model.state === "loaded" || model.state === "unloading";
   card.querySelector(".unload").hidden = model.state === "unloaded" || model.state === "loading";

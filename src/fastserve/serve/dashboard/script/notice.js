@@ -7,8 +7,19 @@ import { say } from "./text.js";
 const SHOWN_MS = 7000;
 
 export function notify(text, kind = "done") {
-  const notice = make("div", { class: `notice ${kind}` }, icon(kind === "trouble" ? "alert" : "chart"), make("span", {}, text));
-  notice.append(make("button", { type: "button", class: "quiet", "aria-label": say("close"), onclick: () => notice.remove() }, icon("close")));
+  const notice = make(
+    "div",
+    { class: `notice ${kind}` },
+    icon(kind === "trouble" ? "alert" : "chart"),
+    make("span", {}, text),
+  );
+  notice.append(
+    make(
+      "button",
+      { type: "button", class: "quiet", "aria-label": say("close"), onclick: () => notice.remove() },
+      icon("close"),
+    ),
+  );
   byId("notices").append(notice);
   setTimeout(() => notice.remove(), SHOWN_MS);
 }
@@ -17,7 +28,8 @@ export function notify(text, kind = "done") {
 export function explain(error) {
   if (error instanceof TypeError) return say("unreachable");
   if (error.status === 401) return `${error.message}. ${say("needs_api_key")}`;
-  if (error.retryAfterSeconds) return `${error.message} (${say("retry_after", { time: duration(error.retryAfterSeconds) })})`;
+  if (error.retryAfterSeconds)
+    return `${error.message} (${say("retry_after", { time: duration(error.retryAfterSeconds) })})`;
   return error.message;
 }
 

@@ -75,7 +75,8 @@ export class PlaygroundView {
     });
     byId("model").addEventListener("change", () => this.#limitTokens());
     byId("reset-sampling").addEventListener("click", () => this.sampling.reset());
-    for (const id of ["show-sampling", "close-sampling"]) byId(id).addEventListener("click", () => this.#toggleSampling());
+    for (const id of ["show-sampling", "close-sampling"])
+      byId(id).addEventListener("click", () => this.#toggleSampling());
   }
 
   #toggleSampling() {
@@ -99,14 +100,28 @@ export class PlaygroundView {
   }
 
   #drawEmpty() {
-    const suggestions = SUGGESTIONS.map((key) => make("button", { type: "button", onclick: () => this.#send(say(key)) }, say(key)));
-    const openKeys = make("button", { type: "button", class: "primary", onclick: () => byId("open-keys").click() }, icon("key"), say("enter_key"));
+    const suggestions = SUGGESTIONS.map((key) =>
+      make("button", { type: "button", onclick: () => this.#send(say(key)) }, say(key)),
+    );
+    const openKeys = make(
+      "button",
+      { type: "button", class: "primary", onclick: () => byId("open-keys").click() },
+      icon("key"),
+      say("enter_key"),
+    );
     byId("conversation").replaceChildren(
-      make("div", { class: "empty" },
+      make(
+        "div",
+        { class: "empty" },
         make("img", { src: "dashboard/icon.svg", alt: "", width: 56, height: 56 }),
         make("p", { class: "empty-title" }, say(this.trouble ? "no_models" : "say_something")),
         this.trouble ? make("p", { class: "trouble" }, this.trouble) : null,
-        this.trouble ? (this.needsKey ? openKeys : null) : make("div", { class: "suggestions" }, ...suggestions)),
+        this.trouble
+          ? this.needsKey
+            ? openKeys
+            : null
+          : make("div", { class: "suggestions" }, ...suggestions),
+      ),
     );
   }
 
@@ -151,7 +166,13 @@ export class PlaygroundView {
       .map(({ role, content, completion }) => ({ role, content: content ?? completion.text }))
       .filter(({ content }) => content);
     if (system.trim()) messages.unshift({ role: "system", content: system });
-    return { model: byId("model").value, messages, stream: true, stream_options: { include_usage: true }, ...this.sampling.fields() };
+    return {
+      model: byId("model").value,
+      messages,
+      stream: true,
+      stream_options: { include_usage: true },
+      ...this.sampling.fields(),
+    };
   }
 
   #stop() {
@@ -211,13 +232,27 @@ export class PlaygroundView {
       completion.finishReason && term("finish", completion.finishReason),
     ];
     const button = (name, label, onclick, properties = {}) =>
-      make("button", { type: "button", class: "quiet", title: label, "aria-label": label, onclick, ...properties }, icon(name));
+      make(
+        "button",
+        { type: "button", class: "quiet", title: label, "aria-label": label, onclick, ...properties },
+        icon(name),
+      );
     turn.footer.replaceChildren(
-      ...(completion.error ? [make("p", { class: "trouble", role: "alert" }, icon("alert"), completion.error)] : []),
+      ...(completion.error
+        ? [make("p", { class: "trouble", role: "alert" }, icon("alert"), completion.error)]
+        : []),
       make("span", { class: "turn-facts" }, facts.filter(Boolean).join(" · ")),
       button("copy", say("copy"), () => copy(completion.text)),
-      completion.tokens.length ? button("chart", say("sampling_probabilities"), () => this.#switchTokens(turn), { "aria-pressed": String(turn.showsTokens) }) : "",
-      make("button", { type: "button", class: "quiet", onclick: () => copy(asCurl(turn.request)) }, say("copy_curl")),
+      completion.tokens.length
+        ? button("chart", say("sampling_probabilities"), () => this.#switchTokens(turn), {
+            "aria-pressed": String(turn.showsTokens),
+          })
+        : "",
+      make(
+        "button",
+        { type: "button", class: "quiet", onclick: () => copy(asCurl(turn.request)) },
+        say("copy_curl"),
+      ),
       button("retry", say("again"), () => this.#again(), { class: "quiet again" }),
     );
   }

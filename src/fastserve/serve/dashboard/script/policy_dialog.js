@@ -43,13 +43,25 @@ export class PolicyDialog {
 
   #knobRow({ name, meaning, low, high, default: usual, is_integer: isInteger }, value) {
     const input = make("input", {
-      type: "number", id: `knob-${name}`, name, min: low, max: high, step: isInteger ? 1 : "any",
-      value: value ?? "", placeholder: usual === null || usual === undefined ? say("automatic") : String(usual),
+      type: "number",
+      id: `knob-${name}`,
+      name,
+      min: low,
+      max: high,
+      step: isInteger ? 1 : "any",
+      value: value ?? "",
+      placeholder: usual === null || usual === undefined ? say("automatic") : String(usual),
       "aria-describedby": `knob-${name}-range`,
     });
     const about = `${term("knob", name, meaning)} (${say("range", { low: measure(low), high: measure(high) })})`;
     const range = make("span", { id: `knob-${name}-range`, class: "hint" }, about);
-    return make("div", { class: "row knob-row" }, make("label", { for: input.id }, make("code", {}, name)), input, range);
+    return make(
+      "div",
+      { class: "row knob-row" },
+      make("label", { for: input.id }, make("code", {}, name)),
+      input,
+      range,
+    );
   }
 
   async #apply() {
@@ -57,7 +69,9 @@ export class PolicyDialog {
     const set = [...byId("knobs").querySelectorAll("input")].filter(({ value }) => value !== "");
     const knobs = set.map((input) => `${input.name}=${input.value}`).join(",");
     try {
-      await askJson("admin/policy", { body: { model: this.engine.model, policy: knobs ? `${name}:${knobs}` : name } });
+      await askJson("admin/policy", {
+        body: { model: this.engine.model, policy: knobs ? `${name}:${knobs}` : name },
+      });
     } catch (error) {
       byId("policy-trouble").textContent = explain(error);
       return;
@@ -71,5 +85,10 @@ export class PolicyDialog {
 function knobsOf(spec, name) {
   const [policy, knobs = ""] = spec.split(":");
   if (policy !== name) return {};
-  return Object.fromEntries(knobs.split(",").filter(Boolean).map((knob) => knob.split("=")));
+  return Object.fromEntries(
+    knobs
+      .split(",")
+      .filter(Boolean)
+      .map((knob) => knob.split("=")),
+  );
 }

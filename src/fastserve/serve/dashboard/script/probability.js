@@ -64,7 +64,13 @@ function point(element, span) {
   const { token } = span;
   const rows = token.top.some((other) => other.text === token.text) ? token.top : [token, ...token.top];
   card.replaceChildren(
-    make("p", { class: "probability-title" }, make("strong", {}, shown(token.text)), " ", percent(token.probability)),
+    make(
+      "p",
+      { class: "probability-title" },
+      make("strong", {}, shown(token.text)),
+      " ",
+      percent(token.probability),
+    ),
     make("ul", {}, ...rows.map((other) => row(other, other.text === token.text))),
   );
   card.hidden = false;
@@ -74,7 +80,13 @@ function point(element, span) {
 function row({ text, probability }, isChosen) {
   const bar = make("i");
   bar.style.inlineSize = `${100 * probability}%`;
-  return make("li", { class: isChosen ? "chosen" : "" }, make("code", {}, shown(text)), make("span", { class: "bar" }, bar), make("span", {}, percent(probability)));
+  return make(
+    "li",
+    { class: isChosen ? "chosen" : "" },
+    make("code", {}, shown(text)),
+    make("span", { class: "bar" }, bar),
+    make("span", {}, percent(probability)),
+  );
 }
 
 function place(card, span) {

@@ -30,11 +30,14 @@ export class Sampling {
       this.#textRow("system", { rows: 4, placeholder: say("system_placeholder") }),
       this.#checkRow("probabilities"),
       ...NUMBERS.slice(0, 2).map((row) => this.#numberRow(row)),
-      make("details", { open: this.isOpen ?? innerWidth > 1200, ontoggle: (event) => (this.isOpen = event.target.open) },
+      make(
+        "details",
+        { open: this.isOpen ?? innerWidth > 1200, ontoggle: (event) => (this.isOpen = event.target.open) },
         make("summary", {}, say("more_sampling")),
         ...NUMBERS.slice(2).map((row) => this.#numberRow(row)),
         this.#seedRow(),
-        this.#textRow("stop", { rows: 2, placeholder: say("stop_placeholder") })),
+        this.#textRow("stop", { rows: 2, placeholder: say("stop_placeholder") }),
+      ),
     );
   }
 
@@ -67,8 +70,22 @@ export class Sampling {
     const value = this.values[name];
     const [range, required] = [{ min: low, max: high }, off !== null];
     const placeholder = required ? "" : say("unlimited");
-    const number = make("input", { type: "number", id: `sampling-${name}`, ...range, step: "any", value: value ?? "", required, placeholder });
-    const slider = make("input", { type: "range", ...range, step, value: value ?? high, "aria-label": say(`sampling_${name}`) });
+    const number = make("input", {
+      type: "number",
+      id: `sampling-${name}`,
+      ...range,
+      step: "any",
+      value: value ?? "",
+      required,
+      placeholder,
+    });
+    const slider = make("input", {
+      type: "range",
+      ...range,
+      step,
+      value: value ?? high,
+      "aria-label": say(`sampling_${name}`),
+    });
     slider.addEventListener("input", () => this.#setNumber(name, number, slider.value));
     number.addEventListener("input", () => {
       if (!number.validity.valid) return;
@@ -76,7 +93,13 @@ export class Sampling {
       this.values[name] = number.value === "" ? null : Number(number.value);
     });
     number.addEventListener("change", () => this.#setNumber(name, number, this.values[name])); // back to what counts
-    return make("div", { class: "row number-row" }, make("label", { for: number.id, title: name }, say(`sampling_${name}`)), number, slider);
+    return make(
+      "div",
+      { class: "row number-row" },
+      make("label", { for: number.id, title: name }, say(`sampling_${name}`)),
+      number,
+      slider,
+    );
   }
 
   #setNumber(name, number, value) {
@@ -86,23 +109,50 @@ export class Sampling {
 
   #seedRow() {
     const name = "seed";
-    const input = make("input", { type: "number", id: `sampling-${name}`, min: 0, step: 1, value: this.values.seed, placeholder: say("seed_placeholder") });
+    const input = make("input", {
+      type: "number",
+      id: `sampling-${name}`,
+      min: 0,
+      step: 1,
+      value: this.values.seed,
+      placeholder: say("seed_placeholder"),
+    });
     input.addEventListener("input", () => {
       if (input.validity.valid) this.values.seed = input.value;
     });
-    return make("div", { class: "row number-row" }, make("label", { for: input.id, title: name }, say("sampling_seed")), input);
+    return make(
+      "div",
+      { class: "row number-row" },
+      make("label", { for: input.id, title: name }, say("sampling_seed")),
+      input,
+    );
   }
 
   #textRow(name, properties) {
     const area = make("textarea", { id: `sampling-${name}`, value: this.values[name], ...properties });
     area.addEventListener("input", () => (this.values[name] = area.value));
-    return make("div", { class: "row" }, make("label", { for: area.id, title: name }, say(`sampling_${name}`)), area);
+    return make(
+      "div",
+      { class: "row" },
+      make("label", { for: area.id, title: name }, say(`sampling_${name}`)),
+      area,
+    );
   }
 
   #checkRow(name) {
-    const box = make("input", { type: "checkbox", id: `sampling-${name}`, checked: this.values[name], class: "switch" });
+    const box = make("input", {
+      type: "checkbox",
+      id: `sampling-${name}`,
+      checked: this.values[name],
+      class: "switch",
+    });
     box.addEventListener("change", () => (this.values[name] = box.checked));
-    return make("div", { class: "row check-row" }, make("label", { for: box.id }, say(`sampling_${name}`)), box);
+    return make(
+      "div",
+      { class: "row check-row" },
+      make("label", { for: box.id }, say(`sampling_${name}`)),
+      box,
+    );
   }
 }
 

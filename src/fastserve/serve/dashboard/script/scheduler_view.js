@@ -12,14 +12,26 @@ import { say, term } from "./text.js";
 const RATE_SECONDS = 2;
 
 const FIGURES = [
-  { key: "running_now", read: (engine) => count(engine.sequences.filter(({ state }) => state === "running").length) },
+  {
+    key: "running_now",
+    read: (engine) => count(engine.sequences.filter(({ state }) => state === "running").length),
+  },
   { key: "sequences", read: (engine) => count(engine.num_sequences) },
   { key: "unstarted", read: (engine) => count(engine.num_unstarted) },
   { key: "step_time", read: (engine) => duration(engine.step_seconds || null) },
   { key: "tokens_now", read: (engine, rate) => measure(rate) },
-  { key: "prefix_hits", read: ({ prefix_tokens: { hit, miss } }) => percent(hit + miss ? hit / (hit + miss) : null) },
-  { key: "preemptions", read: (engine) => short(Object.values(engine.preemptions).reduce((sum, number) => sum + number, 0)) },
-  { key: "swapped", read: ({ totals }) => `${short(totals.swapped_blocks_out)} / ${short(totals.swapped_blocks_in)}` },
+  {
+    key: "prefix_hits",
+    read: ({ prefix_tokens: { hit, miss } }) => percent(hit + miss ? hit / (hit + miss) : null),
+  },
+  {
+    key: "preemptions",
+    read: (engine) => short(Object.values(engine.preemptions).reduce((sum, number) => sum + number, 0)),
+  },
+  {
+    key: "swapped",
+    read: ({ totals }) => `${short(totals.swapped_blocks_out)} / ${short(totals.swapped_blocks_in)}`,
+  },
 ];
 
 const COLUMNS = [
@@ -55,8 +67,14 @@ export class SchedulerView {
   }
 
   draw() {
-    byId("scheduler-figures").replaceChildren(...FIGURES.map(({ key }) => make("div", {}, make("dt", {}, say(key)), make("dd"))));
-    byId("state-legend").replaceChildren(...STATES.map((state) => make("li", { class: "state", data: { state } }, icon(state), term("state", state))));
+    byId("scheduler-figures").replaceChildren(
+      ...FIGURES.map(({ key }) => make("div", {}, make("dt", {}, say(key)), make("dd"))),
+    );
+    byId("state-legend").replaceChildren(
+      ...STATES.map((state) =>
+        make("li", { class: "state", data: { state } }, icon(state), term("state", state)),
+      ),
+    );
     for (const id of ["lanes", "preemptions", "preemption-reasons"]) {
       byId(id).replaceChildren();
       byId(id).keyedElements = undefined;
@@ -75,7 +93,9 @@ export class SchedulerView {
     this.engine = engine;
     setText(byId("policy-name"), `${say("policy")}: ${engine.policy}`);
     const rate = this.#completionRate(engine, status.time);
-    [...byId("scheduler-figures").children].forEach((figure, index) => setText(figure.lastChild, FIGURES[index].read(engine, rate)));
+    [...byId("scheduler-figures").children].forEach((figure, index) =>
+      setText(figure.lastChild, FIGURES[index].read(engine, rate)),
+    );
     if (this.isTable) this.#fillTable(engine);
     else this.lanes.update(engine);
     this.blocks.update(engine);
@@ -90,7 +110,11 @@ export class SchedulerView {
     if (past.at(-1)?.time !== time) past.push({ engine, time });
     while (past.length > 2 && past[1].time <= time - RATE_SECONDS) past.shift();
     if (past.length < 2) return null;
-    return perSecond({ engines: [engine], time }, { engines: [past[0].engine], time: past[0].time }, ({ totals }) => totals.completion_tokens);
+    return perSecond(
+      { engines: [engine], time },
+      { engines: [past[0].engine], time: past[0].time },
+      ({ totals }) => totals.completion_tokens,
+    );
   }
 
   #choose(engines) {
@@ -106,9 +130,22 @@ export class SchedulerView {
 
   #updatePreemptions(engine, now) {
     const reasons = Object.entries(engine.preemptions);
-    keyed(byId("preemption-reasons"), reasons, ([reason]) => reason, ([reason]) => make("li", {}, term("reason", reason), " ", make("b")), (item, [, number]) => setText(item.lastChild, count(number)));
+    keyed(
+      byId("preemption-reasons"),
+      reasons,
+      ([reason]) => reason,
+      ([reason]) => make("li", {}, term("reason", reason), " ", make("b")),
+      (item, [, number]) => setText(item.lastChild, count(number)),
+    );
     const recent = engine.recent_preemptions.toReversed();
-    keyed(byId("preemptions"), recent, (p) => `${p.time} ${p.sequence_id} ${p.reason}`, makePreemption, (item, p) => setText(item.firstChild, say("ago", { time: duration(Math.max(1, Math.round(now - p.time))) })));
+    keyed(
+      byId("preemptions"),
+      recent,
+      (p) => `${p.time} ${p.sequence_id} ${p.reason}`,
+      makePreemption,
+      (item, p) =>
+        setText(item.firstChild, say("ago", { time: duration(Math.max(1, Math.round(now - p.time))) })),
+    );
     byId("preemptions").classList.toggle("none", !recent.length);
     byId("preemptions").dataset.none = say("no_preemptions");
   }
@@ -116,9 +153,30 @@ export class SchedulerView {
   #fillTable(engine) {
     const columns = COLUMNS.filter(({ isShown }) => !isShown || isShown(engine));
     const rows = engine.sequences.toSorted((a, b) => a.place - b.place);
-    byId("sequence-table").replaceChildren(make("table", {},
-      make("thead", {}, make("tr", {}, ...columns.map(({ key }) => make("th", { scope: "col" }, say(key))))),
-      make("tbody", {}, ...rows.map((sequence) => make("tr", {}, ...columns.map(({ read }, index) => make(index ? "td" : "th", index ? {} : { scope: "row" }, read(sequence))))))));
+    byId("sequence-table").replaceChildren(
+      make(
+        "table",
+        {},
+        make(
+          "thead",
+          {},
+          make("tr", {}, ...columns.map(({ key }) => make("th", { scope: "col" }, say(key)))),
+        ),
+        make(
+          "tbody",
+          {},
+          ...rows.map((sequence) =>
+            make(
+              "tr",
+              {},
+              ...columns.map(({ read }, index) =>
+                make(index ? "td" : "th", index ? {} : { scope: "row" }, read(sequence)),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 
   #freeze() {
@@ -153,12 +211,26 @@ export class SchedulerView {
     const sequence = engine.sequences.find(({ id }) => id === this.openId);
     byId("sequence-title").textContent = say("sequence_number", { id: this.openId });
     const facts = sequence
-      ? [...COLUMNS.slice(1).map(({ key, read }) => [say(key), read(sequence)]), [say("priority_class"), sequence.priority_class || "–"], [say("request"), sequence.request_id || "–"]]
+      ? [
+          ...COLUMNS.slice(1).map(({ key, read }) => [say(key), read(sequence)]),
+          [say("priority_class"), sequence.priority_class || "–"],
+          [say("request"), sequence.request_id || "–"],
+        ]
       : [[say("state"), say("sequence_ended")]];
-    byId("sequence-facts").replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, String(value)))));
+    byId("sequence-facts").replaceChildren(
+      ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, String(value)))),
+    );
   }
 }
 
 function makePreemption({ sequence_id: id, tenant, reason, by }) {
-  return make("li", {}, make("span", { class: "ago" }), make("b", {}, `#${id}`), tenant ? make("span", { class: "chip-tenant" }, tenant) : "", make("span", { class: "reason" }, icon("preempted"), term("reason", reason)), by === null || by === undefined ? "" : make("span", {}, say("for_sequence", { id: by })));
+  return make(
+    "li",
+    {},
+    make("span", { class: "ago" }),
+    make("b", {}, `#${id}`),
+    tenant ? make("span", { class: "chip-tenant" }, tenant) : "",
+    make("span", { class: "reason" }, icon("preempted"), term("reason", reason)),
+    by === null || by === undefined ? "" : make("span", {}, say("for_sequence", { id: by })),
+  );
 }

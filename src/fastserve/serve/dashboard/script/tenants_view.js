@@ -18,7 +18,11 @@ const COLUMNS = [
   { key: "prompt_tokens", read: (tenant) => count(tenant.prompt_tokens) },
   { key: "completion_tokens", read: (tenant) => count(tenant.completion_tokens) },
   { key: "service", read: (tenant) => duration(tenant.service_seconds) },
-  { key: "joules", read: (tenant) => measure(tenant.joules), isShown: (tenants) => tenants.some(({ joules }) => joules !== null) },
+  {
+    key: "joules",
+    read: (tenant) => measure(tenant.joules),
+    isShown: (tenants) => tenants.some(({ joules }) => joules !== null),
+  },
 ];
 
 export class TenantsView {
@@ -29,7 +33,11 @@ export class TenantsView {
   }
 
   draw() {
-    byId("tenant-shares").replaceChildren(make("h2", {}, say("shares")), make("p", { class: "hint" }, say("shares_about")), make("ul", { class: "shares" }));
+    byId("tenant-shares").replaceChildren(
+      make("h2", {}, say("shares")),
+      make("p", { class: "hint" }, say("shares_about")),
+      make("ul", { class: "shares" }),
+    );
     if (this.status) this.update(this.status);
   }
 
@@ -37,20 +45,32 @@ export class TenantsView {
     this.status = status;
     this.#remember(status);
     if (byId("tenants").hidden) return;
-    keyed(byId("tenant-shares").lastChild, this.#shares(status), (share) => share.name, makeShare, updateShare);
+    keyed(
+      byId("tenant-shares").lastChild,
+      this.#shares(status),
+      (share) => share.name,
+      makeShare,
+      updateShare,
+    );
     this.#fillTable(status.tenants);
   }
 
   #remember({ time, tenants }) {
     if (this.past.length && time < this.past.at(-1).time + 1) return;
-    this.past.push({ time, service: new Map(tenants.map((tenant) => [tenant.name, tenant.service_seconds])) });
+    this.past.push({
+      time,
+      service: new Map(tenants.map((tenant) => [tenant.name, tenant.service_seconds])),
+    });
     while (this.past[0].time < time - RECENT_SECONDS) this.past.shift();
   }
 
   /** Of the last minute. What a weight entitles to is among those that had any. */
   #shares({ tenants }) {
     const { service } = this.past[0];
-    const recent = tenants.map((tenant) => ({ ...tenant, seconds: Math.max(0, tenant.service_seconds - (service.get(tenant.name) ?? 0)) }));
+    const recent = tenants.map((tenant) => ({
+      ...tenant,
+      seconds: Math.max(0, tenant.service_seconds - (service.get(tenant.name) ?? 0)),
+    }));
     const sum = recent.reduce((all, { seconds }) => all + seconds, 0);
     const weights = recent.reduce((all, { seconds, weight }) => all + (seconds > 0 ? weight : 0), 0);
     return recent.map(({ name, seconds, weight }) => ({
@@ -62,9 +82,30 @@ export class TenantsView {
 
   #fillTable(tenants) {
     const columns = COLUMNS.filter(({ isShown }) => !isShown || isShown(tenants));
-    byId("tenant-table").replaceChildren(make("table", {},
-      make("thead", {}, make("tr", {}, ...columns.map(({ key }) => make("th", { scope: "col" }, say(key))))),
-      make("tbody", {}, ...tenants.map((tenant) => make("tr", {}, ...columns.map(({ read }, index) => make(index ? "td" : "th", index ? {} : { scope: "row" }, read(tenant))))))));
+    byId("tenant-table").replaceChildren(
+      make(
+        "table",
+        {},
+        make(
+          "thead",
+          {},
+          make("tr", {}, ...columns.map(({ key }) => make("th", { scope: "col" }, say(key)))),
+        ),
+        make(
+          "tbody",
+          {},
+          ...tenants.map((tenant) =>
+            make(
+              "tr",
+              {},
+              ...columns.map(({ read }, index) =>
+                make(index ? "td" : "th", index ? {} : { scope: "row" }, read(tenant)),
+              ),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 
   async #reload() {
@@ -73,7 +114,13 @@ export class TenantsView {
 }
 
 function makeShare({ name }) {
-  const item = make("li", {}, make("span", { class: "share-name" }, name || say("no_tenant")), make("span", { class: "share-bar" }, make("i"), make("b")), make("span", { class: "share-text" }));
+  const item = make(
+    "li",
+    {},
+    make("span", { class: "share-name" }, name || say("no_tenant")),
+    make("span", { class: "share-bar" }, make("i"), make("b")),
+    make("span", { class: "share-text" }),
+  );
   item.style.setProperty("--color", `var(${colorOfTenant(name)})`);
   return item;
 }
@@ -83,7 +130,10 @@ function updateShare(item, { share, entitled }) {
   bar.firstChild.style.inlineSize = `${100 * share}%`;
   bar.lastChild.hidden = !entitled;
   bar.lastChild.style.insetInlineStart = `${100 * entitled}%`;
-  setText(text, entitled ? say("share_of", { share: percent(share), entitled: percent(entitled) }) : percent(share));
+  setText(
+    text,
+    entitled ? say("share_of", { share: percent(share), entitled: percent(entitled) }) : percent(share),
+  );
 }
 
 async function downloadUsage() {

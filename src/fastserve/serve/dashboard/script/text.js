@@ -14,12 +14,14 @@ export async function useLanguage(code) {
   const response = await fetch(`dashboard/text/${code}.json`);
   words = await response.json();
   document.documentElement.lang = code;
-  for (const element of document.querySelectorAll("[data-text]")) element.textContent = say(element.dataset.text);
+  for (const element of document.querySelectorAll("[data-text]"))
+    element.textContent = say(element.dataset.text);
   for (const element of document.querySelectorAll("[data-label]")) {
     element.setAttribute("aria-label", say(element.dataset.label));
     if (element.matches("button")) element.title = say(element.dataset.label);
   }
-  for (const element of document.querySelectorAll("[data-placeholder]")) element.placeholder = say(element.dataset.placeholder);
+  for (const element of document.querySelectorAll("[data-placeholder]"))
+    element.placeholder = say(element.dataset.placeholder);
 }
 
 export function rememberLanguage(code) {
