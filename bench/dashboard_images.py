@@ -16,8 +16,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from report import CHECKOUT, DEFAULT_MODEL
-from serve_dashboard import find_browser
 from serve_overhead import read_url
+from serve_watched import find_browser
 
 _COLORS = 256  # of a picture: it is a quarter as large
 _DEMO_MS = 25_000  # until there is something to see

@@ -25,8 +25,8 @@ SCRIPTS = [
     "quality.py",
     "serve_abuse.py",
     "serve_against_peers.py",
-    "serve_dashboard.py",
     "serve_intruder.py",
+    "serve_watched.py",
     "sparsity.py",
     "start.py",
 ]
