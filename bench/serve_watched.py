@@ -1,6 +1,6 @@
 """What it costs that somebody watches a server: its throughput with and without an open `/admin/events`, in
-turn, on one server whose streams are asked anew as they end; with --browser an open dashboard, in a browser on
-the same cores. Linux only."""
+turn, on one server whose streams are asked anew as they end; with --browser an open dashboard, in a browser
+on the same cores. Linux only."""
 
 from __future__ import annotations
 

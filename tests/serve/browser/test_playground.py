@@ -246,3 +246,19 @@ def test_a_server_with_keys_is_asked_with_the_visitors(
         page.get_by_role("button", name="Forget keys").click()
         expect(page.locator(".empty .trouble")).to_have_count(0)  # the conversation stays
         assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_a_server_that_dies_within_an_answer_is_missed(
+    visit: Callable[..., Visit], model_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    options = ("--threads", "1", "--context-length", "1024", "--kv-memory", "64MiB")
+    with serving(model_dir("smollm2-135m-instruct"), tmp_path / "log", *options) as server:
+        started = visit(server.url)
+        started.expected.add("ERR_")
+        page = started.open()
+        page.get_by_label("Message").fill(PROMPT)
+        page.get_by_label("Message").press("Enter")
+        expect(page.locator(".token").nth(5)).to_be_visible()
+        server.process.kill()
+        expect(page.locator(".turn-footer .trouble")).to_have_text("The server cannot be reached.")
+        assert page.locator(".token").count() > 5  # what has come stays

@@ -151,3 +151,17 @@ def test_markdown_that_is_odd_takes_no_longer(call, text: str) -> None:
 )
 def test_durations_are_short(call, seconds, text) -> None:
     assert call("format", "(m, seconds) => m.duration(seconds)", seconds) == text
+
+
+def test_an_error_within_a_stream_is_the_servers(call) -> None:
+    said = call(
+        "completion",
+        """(m) => {
+            try {
+                new m.Completion().feed({ error: { message: "the step has failed", code: "step_failed" } });
+            } catch (error) {
+                return [error.constructor.name, error.message, error.code];
+            }
+        }""",
+    )
+    assert said == ["ServerError", "the step has failed", "step_failed"]

@@ -1,5 +1,7 @@
 // A completion as it comes: its text, and its tokens with their probabilities where they were asked for.
 
+import { ServerError } from "./server.js";
+
 /** One token, or several that make a character only together. */
 class Token {
   constructor(text, logprob, top) {
@@ -25,7 +27,7 @@ export class Completion {
 
   /** Take in an event of a chat's stream. */
   feed(event) {
-    if (event.error) throw Object.assign(new Error(event.error.message), { code: event.error.code });
+    if (event.error) throw new ServerError(null, event.error, null);
     if (event.usage) this.usage = event.usage;
     const choice = event.choices[0];
     if (choice === undefined) return;

@@ -2,6 +2,7 @@
 
 import { byId, icon, make } from "./dom.js";
 import { duration } from "./format.js";
+import { ServerError, UnreachableError } from "./server.js";
 import { say } from "./text.js";
 
 const SHOWN_MS = 7000;
@@ -24,9 +25,10 @@ export function notify(text, kind = "done") {
   setTimeout(() => notice.remove(), SHOWN_MS);
 }
 
-/** An error in words: the server's own, or that it cannot be reached. */
+/** An error in words: the server's own, or that it cannot be reached. What is a defect of the page is reported too. */
 export function explain(error) {
-  if (error instanceof TypeError) return say("unreachable");
+  if (!(error instanceof ServerError || error instanceof UnreachableError)) reportError(error);
+  if (error instanceof UnreachableError) return say("unreachable");
   if (error.status === 401) return `${error.message}. ${say("needs_api_key")}`;
   if (error.retryAfterSeconds)
     return `${error.message} (${say("retry_after", { time: duration(error.retryAfterSeconds) })})`;

@@ -150,6 +150,7 @@ export class PlaygroundView {
         completion.feed(JSON.parse(data));
         this.#drawSoon(turn);
       }
+      if (completion.finishReason === null) completion.error = say("cut_short");
     } catch (error) {
       if (error.name === "AbortError") completion.finishReason = "stopped";
       else completion.error = explain(error);

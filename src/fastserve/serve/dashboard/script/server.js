@@ -1,5 +1,5 @@
-// Requests to the server that this page came from: addresses are relative to the page, so that it works behind a proxy
-// that puts the server under a path.
+// Requests to the server that this page came from: addresses are relative to the page, so that it works behind a
+// proxy that puts the server under a path.
 
 import { headersOf } from "./credential.js";
 
@@ -13,10 +13,18 @@ export class ServerError extends Error {
   }
 }
 
+/** There is no way to the server, or there is none any more. */
+export class UnreachableError extends Error {}
+
+/** What the network throws, by its own name; what was given up by the visitor stays as it is. */
+function toUnreachable(error) {
+  throw error.name === "AbortError" ? error : new UnreachableError(error.message);
+}
+
 /**
  * A response that is no refusal. `body` is sent as JSON, by POST unless `method` says otherwise; `requestId` is what
  * the request is called in the server's log, and its sequences in its status.
- * Throws ServerError, AbortError, or TypeError where the server cannot be reached.
+ * Throws ServerError, UnreachableError, or AbortError.
  */
 export async function ask(path, { body, method, signal, requestId } = {}) {
   const headers = headersOf(path.startsWith("admin/") ? "admin" : "api");
@@ -28,7 +36,7 @@ export async function ask(path, { body, method, signal, requestId } = {}) {
     body: body === undefined ? undefined : JSON.stringify(body),
     cache: "no-store",
     signal,
-  });
+  }).catch(toUnreachable);
   if (response.ok) return response;
   const document = await response.json().catch(() => null);
   const seconds = Number(response.headers.get("retry-after"));
@@ -43,7 +51,7 @@ export async function* readEvents(response) {
   let rest = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch(toUnreachable);
       if (done) return;
       const parts = (rest + value).split(/\r?\n\r?\n/);
       rest = parts.pop();
