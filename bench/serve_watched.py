@@ -1,10 +1,12 @@
 """What it costs that somebody watches a server: its throughput with and without an open `/admin/events`, in
-turn, on one server whose streams are asked anew as they end. Linux only."""
+turn, on one server whose streams are asked anew as they end; with --browser an open dashboard, in a browser
+on the same cores. Linux only."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import socket
 import statistics
 import subprocess
@@ -12,14 +14,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 from report import DEFAULT_MODEL, make_parser, publish
 from serve_overhead import Streams, read_metrics, read_url
 
 _WARM_SECONDS = 3.0
+_SETTLE_SECONDS = 0.5  # after somebody has begun to watch, or has left
 _KEY = "fs-admin-key-of-this-benchmark"
 
 
@@ -33,6 +37,7 @@ def main() -> None:
     parser.add_argument("--watchers", type=int, default=1)
     parser.add_argument("--interval-seconds", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--browser", action="store_true", help="open the dashboard, in chromium")
     arguments = parser.parse_args()
     with tempfile.NamedTemporaryFile("w", suffix=".admin") as key_file:
         key_file.write(f"admin {hashlib.sha256(_KEY.encode()).hexdigest()}\n")
@@ -67,13 +72,18 @@ def measure(url: str, pid: int, arguments: argparse.Namespace) -> Mapping[str, o
     loop_ms: dict[bool, list[float]] = {False: [], True: []}
     num_bytes = num_events = 0
     watched_seconds = 0.0
-    with Streams(url, arguments.model, arguments.streams, arguments.max_tokens) as streams:
+    with ExitStack() as stack:
+        page = stack.enter_context(open_browser()) if arguments.browser else None
+        streams = stack.enter_context(Streams(url, arguments.model, arguments.streams, arguments.max_tokens))
         streams.drain(_WARM_SECONDS)
         for pair in range(arguments.pairs):
             for is_watched in (False, True) if pair % 2 == 0 else (True, False):
                 num_watchers = arguments.watchers if is_watched else 0
-                watchers = [Watcher(url, arguments.interval_seconds) for _ in range(num_watchers)]
-                streams.drain(0.3)
+                watchers: list[Watcher] = [
+                    Reader(url, arguments.interval_seconds) if page is None else Dashboard(url, page)
+                    for _ in range(num_watchers)
+                ]
+                streams.drain(_SETTLE_SECONDS)
                 before, loop_before, started = read_metrics(url), loop_seconds(pid), time.perf_counter()
                 streams.drain(arguments.seconds)
                 wall = time.perf_counter() - started
@@ -85,7 +95,7 @@ def measure(url: str, pid: int, arguments: argparse.Namespace) -> Mapping[str, o
                     watcher.close()
                     num_bytes += watcher.num_bytes
                     num_events += watcher.num_events
-                watched_seconds += (wall + 0.3) * bool(watchers)
+                watched_seconds += (wall + _SETTLE_SECONDS) * bool(watchers)
     ratios = [watched / alone for alone, watched in zip(halves[False], halves[True], strict=True)]
     return {
         "tokens_per_second": statistics.median(halves[False]),
@@ -98,7 +108,16 @@ def measure(url: str, pid: int, arguments: argparse.Namespace) -> Mapping[str, o
     }
 
 
-class Watcher:
+class Watcher(Protocol):
+    """Looks until it is closed. What it has read it counts, if it can."""
+
+    num_bytes: int
+    num_events: int
+
+    def close(self) -> object: ...
+
+
+class Reader:
     """Reads events, and does nothing with them."""
 
     def __init__(self, url: str, interval_seconds: float) -> None:
@@ -124,6 +143,39 @@ class Watcher:
         if not self.num_events:
             sys.exit("the server has sent no events")
         return self
+
+
+class Dashboard:
+    """The page, on the view that changes most."""
+
+    num_bytes = num_events = 0
+
+    def __init__(self, url: str, page: Any) -> None:
+        self._page = page
+        page.goto(f"{url}/#scheduler")
+        page.wait_for_selector(".chip")
+
+    def close(self) -> None:
+        self._page.goto("about:blank")
+
+
+@contextmanager
+def open_browser() -> Iterator[Any]:
+    """A page of Playwright's, whose visitor has the admin key."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        context = browser.new_context(viewport={"width": 1600, "height": 1000})
+        context.add_init_script(f"sessionStorage.setItem('fastserve.admin-key', '{_KEY}')")
+        yield context.new_page()
+        browser.close()
+
+
+def find_browser() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    return found or sys.exit("no browser is installed here: chromium (Debian: apt-get install chromium)")
 
 
 def loop_seconds(pid: int) -> float:

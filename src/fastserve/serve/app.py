@@ -27,6 +27,7 @@ from fastserve.serve.options import ServeOptions
 from fastserve.serve.routes.admin import admin_router
 from fastserve.serve.routes.chat_completions import chat_completions_router
 from fastserve.serve.routes.completions import completions_router
+from fastserve.serve.routes.dashboard import dashboard_router
 from fastserve.serve.routes.embeddings import embeddings_router
 from fastserve.serve.routes.health import health_router
 from fastserve.serve.routes.messages import messages_router
@@ -51,6 +52,7 @@ ROUTERS = (
     score_router,
     tokenize_router,
     health_router,
+    dashboard_router,
 )
 ADMIN_ROUTERS = (admin_router, tenants_router)  # below /admin: Security asks for the admin key
 

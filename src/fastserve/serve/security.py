@@ -19,7 +19,8 @@ from fastserve.serve.options import ServeOptions, is_loopback
 from fastserve.serve.record import RequestRecord
 from fastserve.serve.tenant_table import Tenant, TenantTable
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})  # for those who look after the process
+OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/"})  # for those who look after the process
+_OPEN_PREFIX = "/dashboard/"  # files of the page at /: they know nothing
 METRICS_PATH = "/metrics"
 WORK_PATHS = frozenset(  # what the limits of running requests and of tokens are for
     {
@@ -82,7 +83,7 @@ class Security:
         scope[_IS_ADMIN] = (is_below_admin(path) or path == METRICS_PATH) and self._keys.is_admin(key)
         if scope[_IS_ADMIN]:
             RequestRecord.of(scope).details["is_admin"] = True
-        elif self._keys and path not in OPEN_PATHS:
+        elif self._keys and not _is_open(path):
             tenant = scope[_TENANT] = self._check_key(key, scope)
             if not _gives_up_work(scope):
                 tenant.enter(is_work=scope["method"] == "POST" and path in WORK_PATHS)
@@ -162,6 +163,10 @@ def _key_of(headers: Mapping[bytes, str]) -> str:
 def _gives_up_work(scope: Scope) -> bool:
     """Whether the request can only have the server do less: no limit is in its way."""
     return bool(scope["method"] == "DELETE" or scope["path"].endswith("/cancel"))
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN_PATHS or path.startswith(_OPEN_PREFIX)
 
 
 def _host_of(origin: str) -> str:

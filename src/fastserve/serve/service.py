@@ -14,6 +14,7 @@ from fastserve.serve.drain import Drain
 from fastserve.serve.energy import EnergyMeter
 from fastserve.serve.engine_metrics import EngineMetrics
 from fastserve.serve.generation import Generation, GenerationRequest, generate
+from fastserve.serve.latency import read_latencies
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
@@ -51,6 +52,7 @@ class Service:
                 TenantSnapshot(**describe_usage(tenant, has_energy=energy.is_known)) for tenant in tenants
             ],
             read_energy=lambda: Energy(energy.watts),
+            read_latencies=lambda: read_latencies(metrics),
             is_draining=lambda: drain.is_draining,
         )
         return cls(models, options, metrics, engine_metrics, tenants, energy, drain, snapshots)

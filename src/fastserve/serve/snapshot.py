@@ -20,6 +20,7 @@ from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.load import LoadedModel
 from fastserve.engine.snapshot import EngineSnapshot
 from fastserve.errors import FastServeError
+from fastserve.serve.latency import LatencySnapshot
 from fastserve.serve.model_table import ServedModel
 
 _PATIENCE_SECONDS = 0.25  # with engines in a long step
@@ -88,6 +89,7 @@ class ServerSnapshot:
     model_memory: ModelMemory
     engines: Seq[EngineSnapshot]
     tenants: Seq[TenantSnapshot]
+    latencies: Seq[LatencySnapshot]  # of models that have completed something
 
 
 class Snapshots:
@@ -98,7 +100,8 @@ class Snapshots:
 
     Args:
         engines: those that there are now.
-        read_models, read_memory, read_tenants, read_energy: what the rest of the server says of itself.
+        read_models, read_memory, read_tenants, read_energy, read_latencies: what the rest of the server says
+            of itself.
         is_draining: whether it takes no requests.
     """
 
@@ -110,6 +113,7 @@ class Snapshots:
         read_memory: Callable[[], ModelMemory],
         read_tenants: Callable[[], Seq[TenantSnapshot]] = tuple,
         read_energy: Callable[[], Energy] = lambda: Energy(None),
+        read_latencies: Callable[[], Seq[LatencySnapshot]] = tuple,
         is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self._engines = engines
@@ -117,6 +121,7 @@ class Snapshots:
         self._read_memory = read_memory
         self._read_tenants = read_tenants
         self._read_energy = read_energy
+        self._read_latencies = read_latencies
         self._is_draining = is_draining
         self._start_seconds = monotonic()
         self._known: dict[AsyncLLM, EngineSnapshot] = {}
@@ -141,6 +146,7 @@ class Snapshots:
             model_memory=self._read_memory(),
             engines=[self._known[llm] for llm in engines if llm in self._known],
             tenants=self._read_tenants(),
+            latencies=self._read_latencies(),
         )
 
     async def text(self, *, most_age_seconds: float = 0.0) -> bytes:
