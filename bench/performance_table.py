@@ -64,6 +64,7 @@ CHINESE = {
     "times as fast": "速度之比",
     "decode, tokens/s": "解码，词元/秒",
     "prefill 512, tokens/s": "预填充 512，词元/秒",
+    "32 at once, tokens/s": "同时 32 个请求，词元/秒",
     "32 equal sentences, sentences/s": "32 个等长句子，句/秒",
     "32 ragged sentences, sentences/s": "32 个长短不一的句子，句/秒",
     "start to first token, s": "启动到首个词元，秒",

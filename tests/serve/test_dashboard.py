@@ -10,8 +10,9 @@ from importlib.resources import files
 import pytest
 
 from fastserve.engine.policy import describe_policies
+from fastserve.serve.api_keys import ApiKeys
+from fastserve.serve.key_file import digest_of
 from fastserve.serve.options import ServeOptions
-from fastserve.serve.security import ApiKeys, digest_of
 
 FOLDER = files("fastserve.serve") / "dashboard"
 PAGE = (FOLDER / "index.html").read_text(encoding="utf-8")
