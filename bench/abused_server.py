@@ -16,16 +16,17 @@ from typing import Any
 
 from fastserve.config import EngineOptions
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.run import bind, serve
-from fastserve.serve.security import ApiKeys
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--api-keys", required=True)
+    parser.add_argument("--tenants", required=True)
+    parser.add_argument("--admin-key-file", required=True)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     # Small, so that requests wait, are preempted, moved and refused.
@@ -38,7 +39,8 @@ def main() -> None:
     )
     options = ServeOptions(
         port=0,
-        api_keys=arguments.api_keys,
+        tenants=arguments.tenants,
+        admin_key_file=arguments.admin_key_file,
         max_body="64KiB",
         body_seconds=1.0,
         write_seconds=2.0,

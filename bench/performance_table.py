@@ -57,6 +57,20 @@ SPARSITY_TARGETS = {"int8": 1.4, "int4": 1.2}  # half of the weights zero, one r
 KL_TARGET = 0.01  # of int8 to float32, SmolLM2
 EXCESS_TARGET = 0.05  # beyond the CPU that a busy neighbour takes
 
+CHINESE = {
+    "model": "模型",
+    "weights": "权重",
+    "best peer": "最好的同类",
+    "times as fast": "速度之比",
+    "decode, tokens/s": "解码，词元/秒",
+    "prefill 512, tokens/s": "预填充 512，词元/秒",
+    "32 at once, tokens/s": "同时 32 个请求，词元/秒",
+    "32 equal sentences, sentences/s": "32 个等长句子，句/秒",
+    "32 ragged sentences, sentences/s": "32 个长短不一的句子，句/秒",
+    "start to first token, s": "启动到首个词元，秒",
+    "peak memory, MB": "内存峰值，MB",
+}
+
 BATCH = "-batch"  # ends the names of documents that have only many requests at once
 
 Document = Mapping[str, Any]
@@ -69,9 +83,14 @@ def main() -> None:
     )
     is_checking = parser.parse_args().check
     documents = read_results(RESULTS)
-    tables = {"performance": performance_table(documents), "targets": target_table(documents)}
+    performance = performance_table(documents)
+    tables = {
+        "performance": performance,
+        "performance-zh": to_chinese(performance),
+        "targets": target_table(documents),
+    }
     stale = False
-    for path in (CHECKOUT / "README.md", CHECKOUT / "bench" / "README.md"):
+    for path in (CHECKOUT / name for name in ("README.md", "README.zh-CN.md", "bench/README.md")):
         text = path.read_text(encoding="utf-8")
         updated = insert(text, tables)
         stale |= updated != text
@@ -132,6 +151,13 @@ def resource_rows(results: Document) -> Iterator[Sequence[str]]:
         least = min(peers, key=peers.__getitem__, default=None)
         theirs = f"{least} {number(peers[least] / scale)}" if least else ""
         yield label, number(results[key] / scale), theirs
+
+
+def to_chinese(table: str) -> str:
+    """For README.zh-CN.md. Names of models, formats and peers stay as they are."""
+    for english, chinese in CHINESE.items():
+        table = table.replace(f"| {english} |", f"| {chinese} |")
+    return table
 
 
 def target_table(documents: Mapping[str, Document]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import signal
@@ -29,10 +28,13 @@ import numpy as np
 
 from fastserve.evaluate.event_stream import EventParser
 from fastserve.evaluate.trace import data_folder
+from fastserve.serve.key_file import digest_of
 from report import CHECKOUT, make_parser, publish
 
 STORIES = "model_stories260K"  # within the folder of data: small, so that thousands of requests take seconds
 KEY = "fs-of-the-abuse"
+OTHER_KEYS = ("fs-other-1", "fs-other-2", "fs-other-3")  # of tenants of other weights
+EXPIRED_KEY, LIMITED_KEY, ADMIN_KEY = "fs-of-the-past", "fs-of-a-few", "fs-of-the-admin"
 POLICIES = ("fcfs", "mlfq", "sjf", "boost")
 REQUESTS_PER_POLICY = 500
 
@@ -57,6 +59,8 @@ class Abuse:
     rng: np.random.Generator
     outcomes: Counter[str] = field(default_factory=Counter)
     defects: list[str] = field(default_factory=list)
+    keys: Path | None = None  # the server's file of them
+    reloading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def send_one(self) -> None:
         names = list(SORTS)
@@ -87,7 +91,7 @@ class Abuse:
             "max_tokens": int(rng.integers(1, 32)),
             "temperature": float(rng.choice([0.0, 1.0])),
             "n": int(rng.choice([1, 1, 1, 3])),
-            "user": f"tenant-{rng.integers(5)}",
+            "user": f"user-{rng.integers(5)}",
             "ignore_eos": True,
         }
         return {**body, **changes}
@@ -99,6 +103,11 @@ class Abuse:
             yield reader, writer
         finally:
             writer.transport.abort()
+
+    @property
+    def any_key(self) -> str:
+        """Of one of the tenants without limits."""
+        return str(self.rng.choice([KEY, *OTHER_KEYS]))
 
     async def ask(
         self,
@@ -183,13 +192,13 @@ def check_stream(content: bytes) -> str:
 
 
 async def whole_stream(abuse: Abuse) -> str:
-    status, content = await abuse.ask(dump(abuse.body(stream=True)))
+    status, content = await abuse.ask(dump(abuse.body(stream=True)), key=abuse.any_key)
     return check_stream(content) if status == 200 else check_error(status, content, {429})
 
 
 async def whole_answer(abuse: Abuse) -> str:
     body = abuse.body()
-    status, content = await abuse.ask(dump(body))
+    status, content = await abuse.ask(dump(body), key=abuse.any_key)
     if status != 200:
         return check_error(status, content, {429})
     if len(json.loads(content)["choices"]) != body["n"]:
@@ -216,7 +225,7 @@ async def cancel(abuse: Abuse) -> str:
     """Hang up within the stream."""
     async with abuse.connection() as (reader, writer):
         content = dump(abuse.body(stream=True, max_tokens=200, n=2))
-        writer.write(head_of(content) + content)
+        writer.write(head_of(content, key=abuse.any_key) + content)
         status, headers = await read_head(reader)
         if status == 200:
             await reader.read(int(abuse.rng.integers(1, 4000)))
@@ -329,6 +338,48 @@ async def wrong_key(abuse: Abuse) -> str:
     return check_error(*await abuse.ask(dump(abuse.body()), key=key), {401})
 
 
+async def expired_key(abuse: Abuse) -> str:
+    return check_error(*await abuse.ask(dump(abuse.body()), key=EXPIRED_KEY), {401})
+
+
+async def limited(abuse: Abuse) -> str:
+    """Of a tenant that is over its limits most of the time."""
+    body = abuse.body(stream=bool(abuse.rng.integers(2)))
+    status, content = await abuse.ask(dump(body), key=LIMITED_KEY)
+    if status != 200:
+        return check_error(status, content, {429})
+    return check_stream(content) if body["stream"] else "whole"
+
+
+async def reload_keys(abuse: Abuse) -> str:
+    """Change the file of keys, sometimes by mistake, and have the server read it; or wait until it does."""
+    if abuse.keys is None:
+        return "none"
+    async with abuse.reloading:
+        is_mistaken = abuse.rng.random() < 0.3
+        abuse.keys.write_text(key_file(abuse.rng, is_mistaken=is_mistaken))
+        if abuse.rng.integers(2):
+            await asyncio.sleep(0.2)
+            return "left to the server"
+        answer = await abuse.ask(b"", path="/admin/tenants/reload", key=ADMIN_KEY)
+        if is_mistaken:
+            return check_error(*answer, {400})
+        if answer[0] != 200:
+            raise DefectError(f"a good file of keys is refused: {answer[1][:200]!r}")
+        return "reloaded"
+
+
+async def admin(abuse: Abuse) -> str:
+    """What the admin may see, and others may not."""
+    path = str(abuse.rng.choice(["/admin/tenants", "/admin/usage", "/admin/usage.csv"]))
+    if abuse.rng.integers(2):
+        return check_error(*await abuse.ask(b"", method="GET", path=path, key=abuse.any_key), {404})
+    status, content = await abuse.ask(b"", method="GET", path=path, key=ADMIN_KEY)
+    if status != 200 or b"abuser" not in content:
+        raise DefectError(f"status {status} and {content[:200]!r} of {path}")
+    return "told"
+
+
 async def wrong_place(abuse: Abuse) -> str:
     """Models, routes and methods that there are not."""
     content = dump(abuse.body())
@@ -387,6 +438,10 @@ SORTS: dict[str, tuple[float, Callable[[Abuse], Awaitable[str]]]] = {
     "malformed body": (12, malformed),
     "too long": (4, too_long),
     "wrong key": (6, wrong_key),
+    "expired key": (3, expired_key),
+    "limited": (6, limited),
+    "keys reloaded": (1, reload_keys),
+    "admin": (2, admin),
     "wrong place": (5, wrong_place),
     "hurried": (3, hurried),
     "slow body": (0.5, slow_body),
@@ -402,6 +457,7 @@ class AbusedServer:
     process: subprocess.Popen[str]
     url: str
     model: str
+    keys: Path
 
     def command(self, text: str) -> Any:
         assert self.process.stdin is not None
@@ -423,7 +479,7 @@ class AbusedServer:
         deadline = time.monotonic() + _SETTLE_SECONDS
         while True:
             state = self.state()
-            busy = state["sequences"] or state["blocks_owned"] or state["tasks"] > 3
+            busy = state["sequences"] or state["blocks_owned"] or state["tasks"] > 4
             if not busy or time.monotonic() > deadline:
                 return state
             time.sleep(0.2)
@@ -434,12 +490,29 @@ def resident_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
+def key_file(rng: np.random.Generator, *, is_mistaken: bool = False) -> str:
+    """The keys that there are, with weights and limits at random."""
+    lines = [f"abuser {digest_of(KEY)}"]
+    lines += [
+        f"other-{i} {digest_of(key)} tenant=t{i % 2} weight={1 + i % 2}" for i, key in enumerate(OTHER_KEYS)
+    ]
+    lines += [f"expired {digest_of(EXPIRED_KEY)} expires=2001-01-01"]
+    lines += [
+        f"limited {digest_of(LIMITED_KEY)} weight={rng.integers(1, 9)} max_concurrent={rng.integers(1, 4)} "
+        f"requests_per_minute={rng.integers(60, 600)} tokens_per_minute={rng.integers(600, 60_000)}"
+    ]
+    if is_mistaken:
+        lines.insert(int(rng.integers(len(lines))), str(rng.choice(["nobody", "x y", f"abuser {'0' * 64}"])))
+    return "\n".join(lines) + "\n"
+
+
 @contextmanager
 def run_server(model: Path, folder: Path, log: Path) -> Iterator[AbusedServer]:
-    keys = folder / "keys.txt"
-    keys.write_text(f"abuser {hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    keys, admin_file = folder / "keys.txt", folder / "admin.txt"
+    keys.write_text(key_file(np.random.default_rng(0)))
+    admin_file.write_text(f"admin {digest_of(ADMIN_KEY)}\n")
     command = [sys.executable, str(CHECKOUT / "bench" / "abused_server.py"), "--model", str(model)]
-    command += ["--api-keys", str(keys)]
+    command += ["--tenants", str(keys), "--admin-key-file", str(admin_file)]
     with log.open("a") as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -450,7 +523,7 @@ def run_server(model: Path, folder: Path, log: Path) -> Iterator[AbusedServer]:
         if not line:
             sys.exit(f"the server has not started: {log.read_text()[-600:]}")
         said = json.loads(line)
-        yield AbusedServer(process, said["url"], said["model"])
+        yield AbusedServer(process, said["url"], said["model"], keys)
     finally:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -466,7 +539,7 @@ def dump(body: Any) -> bytes:
 def abuse_server(server: AbusedServer, arguments: argparse.Namespace) -> dict[str, Any]:
     """All requests, with the policy changed now and then; the states before, within and after."""
     host, _, port = server.url.removeprefix("http://").partition(":")
-    abuse = Abuse(host, int(port), server.model, np.random.default_rng(arguments.seed))
+    abuse = Abuse(host, int(port), server.model, np.random.default_rng(arguments.seed), keys=server.keys)
     states = {"start": server.settle()}
     started = time.perf_counter()
     done = 0
@@ -507,6 +580,7 @@ def portions(num_requests: int, num_warm: int) -> list[int]:
 
 async def send_many(abuse: Abuse, number: int, concurrency: int) -> None:
     remaining = iter(range(number))
+    abuse.reloading = asyncio.Lock()  # of this event loop
 
     async def send_in_turn() -> None:
         for _ in remaining:

@@ -74,9 +74,16 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def run_servers(arguments: argparse.Namespace) -> Iterator[dict[str, RunningServer]]:
+def run_servers(
+    arguments: argparse.Namespace, *, options: Sequence[str] = (), api_key: str | None = None
+) -> Iterator[dict[str, RunningServer]]:
     """Start all that are asked for, one after the other, and stop each while the next one starts. Only
-    `measuring` has one of them go on."""
+    `measuring` has one of them go on.
+
+    Args:
+        options: further ones of `fastserve serve`.
+        api_key: that it lets in.
+    """
     peers = [name for name in arguments.servers if name != "fastserve"]
     if peers and arguments.peers is None:
         sys.exit("--peers names the folder of the peers' environments; or choose --servers fastserve")
@@ -86,7 +93,7 @@ def run_servers(arguments: argparse.Namespace) -> Iterator[dict[str, RunningServ
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {}
         for name in arguments.servers:
-            server = stack.enter_context(_run(name, arguments, folder))
+            server = stack.enter_context(_run(name, arguments, folder, options, api_key))
             server.stop()
             stack.callback(server.go_on)  # so that it can end
             servers[name] = server
@@ -105,7 +112,9 @@ def measuring(server: RunningServer) -> Iterator[RunningServer]:
 
 
 @contextmanager
-def _run(name: str, arguments: argparse.Namespace, folder: Path) -> Iterator[RunningServer]:
+def _run(
+    name: str, arguments: argparse.Namespace, folder: Path, options: Sequence[str], api_key: str | None
+) -> Iterator[RunningServer]:
     port = _free_port()
     environment: dict[str, str] = {}
     model = _NAME
@@ -114,7 +123,7 @@ def _run(name: str, arguments: argparse.Namespace, folder: Path) -> Iterator[Run
         command += ["--port", str(port), "--threads", str(arguments.threads), "--policy", arguments.policy]
         command += ["--weights", "int8", "--context-length", str(arguments.context_length)]
         command += ["--kv-memory", f"{arguments.kv_mebibytes}MiB"]
-        command += ["--max-sequences", str(arguments.max_sequences)]
+        command += ["--max-sequences", str(arguments.max_sequences), *options]
         what, model = f"{__version__}, int8, policy {arguments.policy}", arguments.model
     else:
         job = _prepare(name, arguments, folder)
@@ -131,7 +140,7 @@ def _run(name: str, arguments: argparse.Namespace, folder: Path) -> Iterator[Run
         )
     server = RunningServer(name, what, f"http://127.0.0.1:{port}", model, process, log)
     try:
-        _wait_until_ready(server)
+        _wait_until_ready(server, api_key)
         yield server
     finally:
         _end(server)
@@ -209,11 +218,13 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _wait_until_ready(server: RunningServer) -> None:
+def _wait_until_ready(server: RunningServer, api_key: str | None) -> None:
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.process.poll() is None:
         with suppress(OSError, urllib.error.URLError):  # 503 while it loads
-            with urllib.request.urlopen(f"{server.url}/v1/models", timeout=5):
+            models = urllib.request.Request(f"{server.url}/v1/models", headers=headers)
+            with urllib.request.urlopen(models, timeout=5):
                 pass
             with urllib.request.urlopen(f"{server.url}{_health_of(server.name)}", timeout=5):
                 return

@@ -26,6 +26,7 @@ SCRIPTS = [
     "serve_abuse.py",
     "serve_against_peers.py",
     "serve_intruder.py",
+    "serve_watched.py",
     "sparsity.py",
     "start.py",
 ]

@@ -78,6 +78,14 @@ def test_examples_in_docstrings_hold(module: Path) -> None:
     assert result.failed == 0
 
 
+def test_the_readme_in_chinese_has_the_commands_and_the_numbers_of_the_english_one() -> None:
+    english, chinese = (CHECKOUT / name for name in ("README.md", "README.zh-CN.md"))
+    for language in ("console", "python"):
+        assert blocks(chinese, language) == blocks(english, language)
+    numbers = [sorted(re.findall(r"\d[\d.,e-]*\d", path.read_text("utf-8"))) for path in (english, chinese)]
+    assert numbers[0] == numbers[1]
+
+
 def test_python_examples_of_the_readme_run(model_dir: Callable[[str], Path]) -> None:
     for block in blocks(CHECKOUT / "README.md", "python"):
         for name in re.findall(r'LLM\("([^"]+)"', block):

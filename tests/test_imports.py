@@ -59,6 +59,9 @@ PEERS = {
     "onnxruntime",
 }
 
+# Packages that several distributions share, by the one that we need.
+NAMESPACES = {"opentelemetry": "opentelemetry_sdk"}
+
 # Who may import a heavy dependency, be it within a function.
 OWNERS: dict[str, set[str]] = {
     "fastapi": {"serve"},
@@ -66,6 +69,7 @@ OWNERS: dict[str, set[str]] = {
     "pydantic": {"serve"},
     "uvicorn": {"serve"},
     "prometheus_client": {"serve"},
+    "opentelemetry": {"serve"},
     "ray": {"deploy", "tune"},
     "torch": {"backends.torch", "tune", "compress", "evaluate", "explain"},
     "transformers": {"backends.torch", "tune", "compress", "evaluate", "explain"},
@@ -190,7 +194,7 @@ def test_what_is_imported_is_declared() -> None:
     requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     declared = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in requirements}
     imported = {
-        root
+        NAMESPACES.get(root, root)
         for module in modules()
         for root in {name.split(".")[0] for name, _ in imports_of(module)}
         if not (is_within(module, PEER_SCRIPTS) and root in PEERS)

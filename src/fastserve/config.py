@@ -149,10 +149,7 @@ class ScheduleOptions:
             raise OptionError(
                 "tenant_weights has no use with fair_share='off'", hint="leave one of the two out"
             )
-        for tenant, weight in self.tenant_weights.items():
-            check_kind("a tenant of tenant_weights", tenant, str, "a name")
-            name = f"tenant_weights[{tenant!r}]"
-            check_number(name, weight, 0, MOST_TENANT_WEIGHT, is_low_open=True)
+        check_tenant_weights(self.tenant_weights)
 
     def _check_classes(self) -> None:
         names = self.priority_classes
@@ -294,6 +291,17 @@ class EngineOptions(ScheduleOptions):
                 "speculation='draft' has no draft model: as it is, the model itself saves nothing",
                 hint="name a draft_model, or choose draft_layers or draft_weights",
             )
+
+
+def check_tenant_weights(weights: Mapping[str, float]) -> None:
+    """
+    Raises:
+        OptionError: a tenant is no name, or its weight not above 0 and at most MOST_TENANT_WEIGHT.
+    """
+    for tenant, weight in weights.items():
+        check_kind("a tenant of tenant_weights", tenant, str, "a name")
+        name = f"tenant_weights[{tenant!r}]"
+        check_number(name, weight, 0, MOST_TENANT_WEIGHT, is_low_open=True)
 
 
 def parse_bytes(name: str, text: str) -> int:

@@ -16,12 +16,15 @@ FastServeError
 ├── StepError              a request could not go on: its step failed, or the model is broken
 ├── DeadlineError          a request cannot be complete in its time, or was not, or waited too long for a turn
 ├── QueueFullError         as many requests wait as may; it says when to try again
+├── RateLimitError         a tenant has reached one of its limits; it says when to try again
 ├── RequestError           an HTTP request that the server does not take
 ├── TraceError             a trace of requests is missing, broken or of no known format
 └── MeasurementError       a measurement contradicts itself, or what was to be measured failed
 """
 
 from __future__ import annotations
+
+import math
 
 
 class FastServeError(Exception):
@@ -112,6 +115,21 @@ class QueueFullError(FastServeError):
 
     def __init__(self, message: str, *, retry_after_seconds: float, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimitError(FastServeError):
+    """A tenant has reached one of its limits.
+
+    Attributes:
+        limit: its name, such as requests_per_minute.
+        retry_after_seconds: when a request like this one is within it again, unless others come before.
+    """
+
+    def __init__(self, message: str, *, limit: str, retry_after_seconds: float) -> None:
+        seconds = max(1, math.ceil(retry_after_seconds))
+        super().__init__(message, hint=f"try again in {seconds} second{'s' * (seconds > 1)}")
+        self.limit = limit
         self.retry_after_seconds = retry_after_seconds
 
 

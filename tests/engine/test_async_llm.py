@@ -294,6 +294,61 @@ def test_an_engine_is_late_only_while_it_has_work(stories, monkeypatch) -> None:
     run(main)
 
 
+class Metered:
+    """What a meter was given."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.seconds = 0.0
+
+    def __call__(self, num_tokens: int, seconds: float) -> None:
+        self.num_tokens += num_tokens
+        self.seconds += seconds
+
+
+@pytest.mark.parametrize("num_read", [0, 1, 5, None])
+def test_a_meter_gets_all_tokens_and_seconds_also_of_what_is_given_up(stories, monkeypatch, num_read) -> None:
+    served: list[Sequence] = []
+
+    async def main() -> None:
+        async with opened(stories) as llm:
+            enter = llm._worker._engine.scheduler.add
+
+            def note(sequence: Sequence, now: float) -> None:
+                served.append(sequence)
+                enter(sequence, now)
+
+            monkeypatch.setattr(llm._worker._engine.scheduler, "add", note)
+            meter = Metered()
+            params = SamplingParams(max_tokens=30, ignore_eos=True)
+            stream = await llm.submit("Once upon a time", params, meter=meter)
+            if num_read is None:
+                chunks = [chunk async for chunk in stream]
+                assert chunks[-1].completion is not None
+                assert meter.seconds == pytest.approx(chunks[-1].completion.service_seconds)
+            else:
+                for _ in range(num_read):
+                    await anext(stream)
+            stream.close()
+            await llm.status()  # comes after the answer to the end of the stream
+            (sequence,) = served
+            assert meter.num_tokens == sequence.num_completion_tokens
+            assert meter.seconds == pytest.approx(sequence.service_seconds)
+            assert not llm._aborting
+
+    run(main)
+
+
+def test_weights_of_tenants_that_are_wrong_are_an_error_of_the_caller(stories) -> None:
+    async def main() -> None:
+        async with opened(stories) as llm:
+            await llm.set_tenant_weights({"a": 2.0})
+            with pytest.raises(OptionError, match="tenant_weights"):
+                await llm.set_tenant_weights({"a": -1.0})
+
+    run(main)
+
+
 def test_models_that_take_turns_each_answer_as_alone(stories, alone) -> None:
     class Watched(Turnstile):
         num_within = num_passed = 0

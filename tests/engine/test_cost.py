@@ -81,3 +81,10 @@ def test_a_draft_costs_a_prompts_row_until_drafts_were_verified() -> None:
         work = StepWork(decode_tokens=rng.randint(1, 8), draft_tokens=rng.randint(0, 8))
         cost.observe(work, true.seconds(work))
     assert cost.model.draft_seconds == pytest.approx(0.0002, rel=0.1)
+
+
+def test_a_decode_shares_a_steps_fixed_cost_among_as_many_as_the_first_steps_had() -> None:
+    cost = OnlineStepCost(StepCost(fixed_seconds=0.01, decode_seconds=0.0))
+    for _ in range(5):
+        cost.observe(StepWork(decode_tokens=10), 0.01)
+    assert cost.share_seconds(0.01) == pytest.approx(0.001)

@@ -9,6 +9,7 @@ from fake_executable import VOCAB_SIZE, letter, make_engine, plain_loop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastserve.config import ScheduleOptions
 from fastserve.engine.completion import Completion
 from fastserve.engine.engine import Engine
 from fastserve.errors import ContextLengthError, OptionError
@@ -387,3 +388,90 @@ def test_without_logprobs_of_the_prompt_no_tokens_are_refused_by_name() -> None:
     with pytest.raises(OptionError, match="max_tokens=0") as caught:
         SamplingParams(max_tokens=0)
     assert caught.value.option == "max_tokens"
+
+
+class Ticks:
+    """A clock that goes on by a second whenever it is read."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 1.0
+        return self.seconds
+
+
+def test_seconds_of_steps_are_shared_by_their_sequences_and_told_by_chunks() -> None:
+    engine = make_engine(clock=Ticks())
+    served: dict[int, float] = {}
+    completions: dict[tuple[int, int], Completion] = {}
+    ids = [engine.add(PROMPT, SamplingParams(max_tokens=n)) for n in (4, 9)]
+    pair = engine.add(PROMPT, SamplingParams(max_tokens=6, n=2, seed=1))
+    while engine.has_work:
+        for chunk in engine.step():
+            served[chunk.request_id] = served.get(chunk.request_id, 0.0) + chunk.service_seconds
+            if chunk.completion is not None:
+                completions[chunk.request_id, chunk.index] = chunk.completion
+    steps = engine.status().steps
+    assert sum(served.values()) == pytest.approx(steps.schedule_seconds.total + steps.run_seconds.total)
+    for request_id in (*ids, pair):
+        told = [c.service_seconds for (own, _), c in completions.items() if own == request_id]
+        assert served[request_id] == pytest.approx(sum(told))
+    assert len(completions) == 4
+    assert completions[ids[1], 0].service_seconds > completions[ids[0], 0].service_seconds
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 5])
+def test_aborting_tells_what_no_chunk_has_told(num_steps: int) -> None:
+    engine = make_engine(clock=Ticks(), prefill_chunk_tokens=2)
+    request_id = engine.add(PROMPT, SamplingParams(max_tokens=50))
+    (sequence,) = engine.scheduler.sequences
+    told = sum(chunk.service_seconds for _ in range(num_steps) for chunk in engine.step())
+    assert engine.abort(request_id) == pytest.approx(sequence.service_seconds - told)
+    assert (sequence.service_seconds > told) == (num_steps == 1)  # in the midst of its prompt
+    assert engine.abort(request_id) == 0.0
+
+
+def test_weights_of_tenants_change_while_it_runs() -> None:
+    served = dict.fromkeys("ab", 0)
+    engine = make_engine(max_outputs=3, max_sequences=3, max_tokens=12)
+    for weights in ({"a": 1.0, "b": 1.0}, {"a": 2.0}):
+        engine.set_tenant_weights(weights)
+        owners = {
+            engine.add(PROMPT[:2], SamplingParams(max_tokens=100), tenant=tenant): tenant
+            for tenant in "ab" * 4
+        }
+        for _ in range(20):
+            engine.step()
+        served = dict.fromkeys("ab", 0)
+        for _ in range(60):
+            for chunk in engine.step():
+                served[owners[chunk.request_id]] += 1
+        for request_id in owners:
+            engine.abort(request_id)
+        assert served["a"] / served["b"] == pytest.approx(weights["a"], rel=0.1)
+
+
+def test_tenants_are_known_by_their_weights_beside_those_of_the_options() -> None:
+    engine = make_engine(options=ScheduleOptions(tenant_weights={"own": 2.0}, unknown_tenants="refuse"))
+    with pytest.raises(OptionError, match="tenant 'new' is unknown"):
+        engine.add(PROMPT, SamplingParams(max_tokens=1), tenant="new")
+    engine.set_tenant_weights({"new": 1.0})
+    for tenant in ("own", "new"):
+        engine.add(PROMPT, SamplingParams(max_tokens=1), tenant=tenant)
+    engine.set_tenant_weights({})
+    with pytest.raises(OptionError, match="tenant 'new' is unknown"):
+        engine.add(PROMPT, SamplingParams(max_tokens=1), tenant="new")
+    run(engine)
+
+
+def test_weights_that_are_wrong_or_have_no_use_are_refused_and_the_old_ones_stay() -> None:
+    engine = make_engine(options=ScheduleOptions(tenant_weights={"a": 2.0}, unknown_tenants="refuse"))
+    with pytest.raises(OptionError, match=r"tenant_weights\['b'\]=0"):
+        engine.set_tenant_weights({"b": 0})
+    with pytest.raises(OptionError, match="unknown"):
+        engine.add(PROMPT, SamplingParams(max_tokens=1), tenant="b")
+    unfair = make_engine(options=ScheduleOptions(fair_share="off"))
+    unfair.set_tenant_weights({"a": 1.0})
+    with pytest.raises(OptionError, match="no use with fair_share='off'"):
+        unfair.set_tenant_weights({"a": 2.0})

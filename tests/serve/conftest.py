@@ -12,13 +12,15 @@ import pytest
 
 from fastserve.config import EngineOptions
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
+from fastserve.serve.key_file import digest_of
 from fastserve.serve.options import ServeOptions
-from fastserve.serve.security import ApiKeys
 
 T = TypeVar("T")
 
 STORIES = "stories"
+ADMIN_KEY = "fs-of-the-admin"
 OPTIONS = EngineOptions(threads=1, context_length=256, kv_memory="1MiB")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -34,9 +36,16 @@ class Server:
     ) -> None:
         self.loop = asyncio.new_event_loop()
         self.llm = AsyncLLM(model, engine, name=STORIES)
-        self.app = create_app([self.llm], options, keys=keys or ApiKeys({}))
+        headers = {}
+        if keys is None:  # whoever may be an admin here is one
+            has_admin = options.admin_key_file is not None
+            keys = ApiKeys({}, admin_digest=digest_of(ADMIN_KEY) if has_admin else None)
+            headers = {"x-api-key": ADMIN_KEY} if has_admin else {}
+        self.app = create_app([self.llm], options, keys=keys)
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
+        self.client = httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers=headers, timeout=60
+        )
 
     def run(self, awaitable: Awaitable[T]) -> T:
         async def main() -> T:

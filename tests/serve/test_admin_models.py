@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
+from fastserve.serve.key_file import digest_of
 from fastserve.serve.model_loading import find_models
 from fastserve.serve.options import ServeOptions
-from fastserve.serve.security import ApiKeys
-from serve.conftest import CHAT_TEMPLATE, OPTIONS
+from serve.conftest import ADMIN_KEY, CHAT_TEMPLATE, OPTIONS
 from serve.test_health import samples
 
 pytest.importorskip("fastserve._native")
@@ -36,9 +37,13 @@ class Server:
         names = [str(folder / "one"), str(folder / "two")]
         self.models = find_models(names, serve_options, replace(OPTIONS, max_waiting=64))
         self.models.set_up()
-        app = create_app(self.models, serve_options, keys=ApiKeys({}))
+        is_admin = serve_options.admin_key_file is not None
+        keys = ApiKeys({}, admin_digest=digest_of(ADMIN_KEY) if is_admin else None)
+        app = create_app(self.models, serve_options, keys=keys)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
+        self.client = httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", headers={"x-api-key": ADMIN_KEY}, timeout=60
+        )
 
     def run(self, awaitable: Awaitable[T]) -> T:
         async def main() -> T:
@@ -57,7 +62,7 @@ class Server:
 
     def close(self) -> None:
         async def settle() -> None:
-            while any(entry.num_requests for entry in self.models.entries):
+            while any(entry.num_uses for entry in self.models.entries):
                 await asyncio.sleep(0.01)
 
         self.run(settle())
@@ -121,7 +126,7 @@ def test_each_route_has_its_model_loaded_and_lets_it_go(server, path, body) -> N
         response = server.post(path, model=name, **body)
         assert response.status_code == 200, response.text
         assert server.states()[name] == "loaded"
-    assert [entry.num_requests for entry in server.models.entries] == [0, 0]
+    assert [entry.num_uses for entry in server.models.entries] == [0, 0]
     assert server.post("/v1/embeddings", model="one", input="Hi").status_code == 400
     assert server.states() == {"one": "unloaded", "two": "loaded"}  # not loaded to be refused
 
@@ -194,7 +199,7 @@ def test_who_waits_for_a_model_longer_than_may_be_is_told_so(folder) -> None:
 
     async def main() -> tuple[httpx.Response, ...]:
         running = asyncio.create_task(server.client.post("/v1/completions", json=long))
-        while not server.models.find("one").num_requests:
+        while not server.models.find("one").num_uses:
             await asyncio.sleep(0.001)
         entry = server.models.find("one")
         entry.hold()  # it stays in use

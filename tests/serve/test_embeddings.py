@@ -15,9 +15,10 @@ from fastserve import LLM
 from fastserve.config import EngineOptions
 from fastserve.engine.async_embedder import AsyncEmbedder
 from fastserve.errors import ClosedError, QueueFullError, StepError
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
+from fastserve.serve.key_file import Terms, add_key
 from fastserve.serve.model_loading import open_model
-from fastserve.serve.security import ApiKeys
 
 pytest.importorskip("fastserve._native")
 
@@ -26,9 +27,10 @@ TEXTS = ["a cat", "a kitten", "the stock market fell sharply today"]
 
 
 class Client:
-    def __init__(self, embedder: AsyncEmbedder) -> None:
+    def __init__(self, embedder: AsyncEmbedder, keys: ApiKeys | None = None) -> None:
         self.loop = asyncio.new_event_loop()
-        transport = httpx.ASGITransport(app=create_app([embedder], keys=ApiKeys({})))
+        self.app = create_app([embedder], keys=ApiKeys({}) if keys is None else keys)
+        transport = httpx.ASGITransport(app=self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
         self.embedder = embedder
 
@@ -247,3 +249,36 @@ def test_what_waits_when_an_embedder_is_closed_ends_with_an_error(model_dir) -> 
             await embedder.embed([[101, 102]])
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.fixture
+def limited(client, tmp_path) -> Iterator[Client]:
+    """The same encoder for a tenant of 100 tokens a minute."""
+    key = add_key(tmp_path / "keys", "a", terms=Terms(tokens_per_minute=100))
+    limited = Client(client.embedder, ApiKeys({}, key_file=tmp_path / "keys"))
+    limited.loop.close()
+    limited.loop = client.loop
+    limited.client.headers["x-api-key"] = key
+    return limited
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": ["a cat"] * 20}),
+        ("/v1/score", {"text_1": "a cat", "text_2": ["a kitten"] * 20}),
+        ("/v1/rerank", {"query": "a cat", "documents": ["a kitten"] * 20}),
+    ],
+)
+def test_texts_count_as_their_tenants_tokens_and_seconds_of_service(limited, path, body) -> None:
+    tokens = limited.post(path, **body).json()["usage"]["prompt_tokens"]
+    (tenant,) = limited.app.state.service.tenants
+    usage = tenant.usage
+    assert (usage.requests, usage.prompt_tokens, usage.completion_tokens) == (1, tokens, 0)
+    assert usage.service_seconds > 0
+    refused = limited.post(path, **body)
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert f"{tokens} are asked for" in refused.json()["error"]["message"]
+    assert usage.requests == 1
+    assert tenant.num_running == 0

@@ -19,6 +19,7 @@ from fastserve.serve.model_entry import ModelEntry
 from fastserve.serve.model_loading import find_models
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
+from fastserve.serve.snapshot import describe_model, describe_models
 from serve.conftest import OPTIONS
 
 pytest.importorskip("fastserve._native")
@@ -68,7 +69,7 @@ def test_without_a_budget_all_are_loaded_at_the_start(two) -> None:
     table.set_up()
     assert states(table) == {"one": "loaded", "two": "loaded"}
     assert {model.name for model in table} == {"one", "two"}
-    assert table.snapshot()["model_memory"]["budget_bytes"] is None
+    assert table.memory.budget_bytes is None
     close(table)
 
 
@@ -76,10 +77,10 @@ def test_with_a_budget_only_pinned_ones_are(two) -> None:
     table = find("one", "two", model_memory=2 * EACH, pinned=["two"])
     table.set_up()
     assert states(table) == {"one": "unloaded", "two": "loaded"}
-    one, two_ = table.snapshot()["models"]
-    assert (one["is_pinned"], two_["is_pinned"]) == (False, True)
-    assert EACH - 2 * 2**20 < one["memory_bytes"] == two_["memory_bytes"] < EACH
-    assert (one["task"], one["idle_seconds"]) == ("generate", None)
+    one, two_ = describe_models(table)
+    assert (one.is_pinned, two_.is_pinned) == (False, True)
+    assert EACH - 2 * 2**20 < one.memory_bytes == two_.memory_bytes < EACH
+    assert (one.task, one.idle_seconds) == ("generate", None)
     close(table)
 
 
@@ -118,7 +119,7 @@ def test_aliases_stand_for_models_that_are_served_and_others_for_none(two, store
     one = table.find("one")
     assert table.find("chat") is table.find("TALK") is one
     assert table.names() == ["one", "chat", "talk"]
-    assert table.describe(one)["aliases"] == ["chat", "talk"]
+    assert describe_model(table, one).aliases == ["chat", "talk"]
     with pytest.raises(ModelNotFoundError, match=r"'other'.* this server has one, chat, talk"):
         table.find("other")
     add_alias("new", "one")
@@ -136,7 +137,7 @@ def test_a_name_with_versions_stands_for_all_and_answers_by_the_promoted_one(two
     table = find("chat", model_memory="1GiB")
     assert list(states(table)) == ["chat@1", "chat@2"]
     assert (table.find("chat").name, table.find("chat@2").version) == ("chat@1", "2")
-    assert table.describe(table.find("chat"))["aliases"] == ["chat"]
+    assert describe_model(table, table.find("chat")).aliases == ["chat"]
     promote("chat@2")
     add_alias("chat@3", "one")
     change_names(store)

@@ -288,7 +288,7 @@ def test_who_gives_up_waiting_has_nothing_loaded_and_leaves_nothing() -> None:
         await models.settle()
         assert models.history == ["a", "c"]
         assert not models.entries["b"].waiting
-        assert [entry.num_requests for entry in models.entries.values()] == [0, 0, 0]
+        assert [entry.num_uses for entry in models.entries.values()] == [0, 0, 0]
 
     run(main)
 
@@ -364,7 +364,7 @@ def test_what_is_to_be_done_with_each_loaded_model_is_done_before_requests_are_l
         models, seen = Models({"a": 1, "b": 1}, budget=1), []
 
         async def act(model: Any) -> None:
-            seen.append((model.name, models.entries[model.name].num_requests))
+            seen.append((model.name, models.entries[model.name].num_uses))
             if len(seen) == 2:
                 raise CheckpointError("not this one")
 
@@ -442,7 +442,7 @@ def test_whatever_is_asked_given_up_loaded_and_unloaded_nothing_is_left(seed: in
         assert sum(outcome is None for outcome in outcomes) > 250
         await models.settle()
         for entry in models.entries.values():
-            assert (entry.num_requests, len(entry.waiting), entry.changing) == (0, 0, None)
+            assert (entry.num_uses, len(entry.waiting), entry.changing) == (0, 0, None)
             assert (entry.model is not None) == (entry.name in models.loaded)
             if not entry.is_pinned:
                 await models.memory.unload(entry)

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from fastserve.serve.key_file import add_admin_key, add_key
 from serve.process import ServerProcess, serving
 
 pytest.importorskip("fastserve._native")
@@ -261,3 +263,33 @@ def test_a_server_for_others_without_a_key_is_refused_before_anything_is_loaded(
 def _run_fastserve(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fastserve.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_keys_that_are_added_while_it_runs_are_let_in_and_a_mistake_changes_nothing(
+    shared_data, tmp_path
+) -> None:
+    path, admin_path = tmp_path / "keys", tmp_path / "admin"
+    alice, admin = add_key(path, "alice"), add_admin_key(admin_path)
+    options = ("--tenants", str(path), "--admin-key-file", str(admin_path), "--threads", "1")
+    folder = shared_data / "model_stories260K"
+    with serving(folder, tmp_path / "log", *options, "--kv-memory", "1MiB") as server:
+
+        def status(key: str, path: str = "/v1/models") -> int:
+            return httpx.get(f"{server.url}{path}", headers={"x-api-key": key}).status_code
+
+        def wait_for(event: Callable[[], bool]) -> None:
+            deadline = time.monotonic() + 20
+            while not event():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+        assert status(alice) == 200
+        bob = add_key(path, "bob", expires=date(2999, 1, 1))
+        wait_for(lambda: status(bob) == 200)
+        path.write_text(f"{path.read_text()}carol\n")
+        wait_for(lambda: any("line 3" in line["event"] for line in server.log))
+        assert [status(key) for key in (alice, bob)] == [200, 200]
+        assert status(admin, "/admin/usage.csv") == 200
+        assert status(alice, "/admin/usage.csv") == 404
+        assert server.terminate() == 0
+        assert not [key for key in (alice, bob, admin) if key in (tmp_path / "log").read_text()]

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from fastserve.serve.api_keys import ApiKeys
+from fastserve.serve.key_file import digest_of
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.response_output import ResponseOutput
-from fastserve.serve.security import ApiKeys, digest_of
 from serve.conftest import STORIES
 from serve.test_messages import events_of
 from serve.test_stream import Call, wait_until_idle

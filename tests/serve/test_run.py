@@ -10,9 +10,9 @@ import pytest
 
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.serve import run
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
 from fastserve.serve.options import ServeOptions
-from fastserve.serve.security import ApiKeys
 from serve.conftest import OPTIONS, STORIES
 
 pytest.importorskip("fastserve._native")

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from fastserve.engine.async_llm import AsyncLLM
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
+from fastserve.serve.key_file import digest_of
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.run import bind, make_server
-from fastserve.serve.security import ApiKeys, digest_of
 from serve.conftest import OPTIONS, STORIES
 
 pytest.importorskip("fastserve._native")

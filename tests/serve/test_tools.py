@@ -12,9 +12,9 @@ import pytest
 
 from fastserve.config import EngineOptions
 from fastserve.constraint import Grammar
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.chat_tools import ChatTools
 from fastserve.serve.options import ServeOptions
-from fastserve.serve.security import ApiKeys
 from serve.conftest import STORIES, Server, events
 
 pytest.importorskip("fastserve._native")

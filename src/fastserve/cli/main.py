@@ -31,6 +31,7 @@ COMMANDS = {
     "keys": "fastserve.cli.keys",
     "models": "fastserve.cli.models",
     "serve": "fastserve.cli.serve",
+    "top": "fastserve.cli.top",
 }
 
 _COMPLETION_VARIABLE = "_FASTSERVE_COMPLETE"

@@ -13,9 +13,11 @@ from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.progress_bar import download_progress
 from fastserve.cli.report import format_bytes, print_json
 from fastserve.config import EngineOptions
+from fastserve.errors import OptionError
 from fastserve.serve.options import ServeOptions
 
 if TYPE_CHECKING:
+    from fastserve.serve.api_keys import ApiKeys
     from fastserve.serve.model_entry import ModelEntry
 
 _MAX_WAITING = 1024
@@ -23,10 +25,11 @@ _MAX_WAITING = 1024
 _SERVE_HELP: Mapping[str, str] = {
     "host": "Address to listen at; 0.0.0.0 lets other machines in, and needs API keys.",
     "port": "Port to listen at; 0 takes a free one.",
-    "api_keys": "File of the keys that are let in, as `fastserve keys` writes it; by default the key of "
-    "FASTSERVE_API_KEY, or none on this machine alone.",
-    "admin_key_file": "File of the admin key, as `fastserve keys --admin` writes it; without one there is no "
-    "address under /admin/.",
+    "api_keys": "File of the keys that are let in, with their tenants and limits, as `fastserve keys` writes "
+    "it; by default the key of FASTSERVE_API_KEY, or none on this machine alone.",
+    "tenants": "The same file by another name. It is read again when it has changed.",
+    "admin_key_file": "File of the admin key, as `fastserve keys FILE --admin` writes it; without one there "
+    "is nothing at /admin.",
     "model_memory": "Memory of all loaded models together, such as 4GiB: they are loaded when they are asked "
     "for, and the least recently used go; by default all are loaded at the start and stay.",
     "pinned": "Model that is loaded at the start and stays; with --model-memory. May be given several times.",
@@ -54,6 +57,8 @@ _SERVE_HELP: Mapping[str, str] = {
     "drain_seconds": "How long requests may go on after SIGTERM.",
     "ready_seconds": "An engine whose step takes longer is reported as not ready.",
     "log_prompts": "Write prompts and completions to the log, which has neither otherwise.",
+    "otel": "Make a span of each request, by OpenTelemetry; its variables, such as "
+    "OTEL_EXPORTER_OTLP_ENDPOINT, say where they go. Needs the extra [otel].",
 }
 
 
@@ -114,21 +119,25 @@ def serve(
     line of JSON each. Ends by Ctrl-C or SIGTERM, after the requests that run.
     """
     from fastserve.engine.policy import parse_policy
+    from fastserve.serve.api_keys import ApiKeys
     from fastserve.serve.app import create_app
     from fastserve.serve.log import log_to
     from fastserve.serve.model_loading import find_models
     from fastserve.serve.run import bind, make_tls
     from fastserve.serve.run import serve as run
-    from fastserve.serve.security import ApiKeys, check_exposure
+    from fastserve.serve.security import check_exposure
+    from fastserve.serve.tracing import Tracing
 
     keys = ApiKeys.load(serve_options)
     check_exposure(serve_options, keys)  # all that can be wrong, before anything is loaded or fetched
+    _check_weights(keys, options)
     parse_policy(options.policy)
+    tracing = Tracing.from_environment() if serve_options.otel else None
     tls, listener = make_tls(serve_options), bind(serve_options)
     with download_progress(shown=not json) as progress:
         table = find_models(models, serve_options, options, offline=offline, progress=progress)
     table.set_up()
-    app = create_app(table, serve_options, keys=keys)
+    app = create_app(table, serve_options, keys=keys, tracing=tracing)
     log_to(sys.stderr)
 
     def announce(url: str) -> None:
@@ -140,6 +149,16 @@ def serve(
         sys.stdout.flush()
 
     run(app, serve_options, listener=listener, tls=tls, announce=announce)
+
+
+def _check_weights(keys: ApiKeys, options: EngineOptions) -> None:
+    weighed = next((name for name, terms in keys.table.terms.items() if terms.weight is not None), None)
+    if weighed is not None and options.fair_share == "off":
+        raise OptionError(
+            f"the weight of tenant {weighed!r} has no use with fair_share='off'",
+            hint="leave one of the two out",
+            option="fair_share",
+        )
 
 
 def _describe(entry: ModelEntry) -> str:

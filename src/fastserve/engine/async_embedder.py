@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -30,6 +31,7 @@ class _Job:
     future: asyncio.Future[Float32Array]
     loop: asyncio.AbstractEventLoop
     rows: list[Float32Array] = field(default_factory=list)
+    service_seconds: float = 0.0  # its share of the steps that it was in
 
     def finish(self, result: Float32Array | FastServeError) -> None:
         """In the embedder's thread."""
@@ -86,11 +88,17 @@ class AsyncEmbedder:
         self._is_closed = False
         self._thread.start()
 
-    async def embed(self, texts: Seq[Seq[int]]) -> Float32Array:
+    async def embed(
+        self, texts: Seq[Seq[int]], *, meter: Callable[[float], None] | None = None
+    ) -> Float32Array:
         """Embed texts, given as token ids with their special tokens, each within the model's context.
         Cancelling the call drops what has not been run.
 
         Returns float32 [texts, width].
+
+        Args:
+            meter: gets the call's seconds of service when it ends, however it ends: its texts' share of the
+                steps that it was in.
 
         Raises:
             QueueFullError: as many calls wait as may.
@@ -116,6 +124,8 @@ class AsyncEmbedder:
             self._inbox.put(job)
             return await job.future
         finally:
+            if meter is not None:
+                meter(job.service_seconds)
             self._num_unfinished -= 1
             self._seconds_per_call = time.monotonic() - started
 
@@ -168,6 +178,7 @@ class AsyncEmbedder:
             return
         texts = [job.texts[index] for job, index in turns]
         group = next(iter(self._embedder.groups(texts)))
+        started = time.monotonic()
         try:
             with self._turnstile:
                 embeddings = self._embedder.run(group)
@@ -177,7 +188,9 @@ class AsyncEmbedder:
                 jobs.remove(job)
                 job.finish(StepError(f"its step failed: {type(error).__name__}: {error}"))
             return
+        share_seconds = (time.monotonic() - started) / len(group)
         for (job, _), row in zip(turns, embeddings, strict=False):
+            job.service_seconds += share_seconds
             job.rows.append(row)
             if len(job.rows) == len(job.texts):
                 jobs.remove(job)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -20,17 +21,21 @@ from fastserve.engine.load import LoadedModel, check_task, load_model
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
+from fastserve.engine.snapshot import EngineSnapshot
 from fastserve.engine.turnstile import Turnstile
 from fastserve.engine.worker import (
     Abort,
+    Aborted,
     Add,
     Answer,
+    AskSnapshot,
     AskStatus,
     Died,
     EngineEvent,
     EngineWorker,
     Hold,
     SetPolicy,
+    SetTenantWeights,
 )
 from fastserve.errors import ClosedError, FastServeError, StepError
 from fastserve.hub.resolve import resolve
@@ -39,17 +44,28 @@ from fastserve.types import JsonObject, SamplingParams
 _MOST_UNREAD = 256  # chunks of a request: with so many its reader is behind, and it has no turns ...
 _FEW_UNREAD = 64  # ... until these are left
 
+Meter = Callable[[int, float], None]
+"""Called with the tokens of a request's completions, and seconds of its service, as they are given."""
+
 
 class Stream:
     """The chunks of one request as they come. Iterate over it; close it to abort the request at any
     moment."""
 
-    def __init__(self, llm: AsyncLLM, ticket: int, num_completions: int, has_news: asyncio.Event) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        ticket: int,
+        num_completions: int,
+        has_news: asyncio.Event,
+        meter: Meter | None = None,
+    ) -> None:
         self._llm = llm
         self._ticket = ticket
         self._num_unfinished = num_completions
         self._unread: deque[Chunk] = deque()
         self._has_news = has_news
+        self._meter = meter
         self._is_held = False
         self._error: FastServeError | None = None
 
@@ -107,6 +123,8 @@ class Stream:
     def _push(self, chunk: Chunk) -> bool:
         """A chunk has come; whether it was the last."""
         self._unread.append(chunk)
+        if self._meter is not None:
+            self._meter(chunk.token_id is not None, chunk.service_seconds)
         self._num_unfinished -= chunk.completion is not None
         if self._num_unfinished and not self._is_held and len(self._unread) >= _MOST_UNREAD:
             self._hold(is_held=True)
@@ -169,6 +187,7 @@ class AsyncLLM:
         self._constraints = make_constraint_compiler(self.model)
         self._tickets = count()
         self._streams: dict[int, Stream] = {}
+        self._aborting: dict[int, Meter] = {}  # of streams that were closed, until the engine has answered
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
@@ -199,6 +218,8 @@ class AsyncLLM:
         session: str = "",
         arrival_seconds: float | None = None,
         has_news: asyncio.Event | None = None,
+        meter: Meter | None = None,
+        name: str = "",
     ) -> Stream:
         """Queue a request; its chunks come from the stream. The caller closes it. What is not named here is
         as of `LLM.generate`.
@@ -208,6 +229,9 @@ class AsyncLLM:
                 now.
             has_news: set when there is something to `take`, or the stream has broken: streams that are read
                 together share one.
+            meter: gets tokens and seconds of service as the engine gives them, whether or not they are read,
+                and the rest soon after the stream was closed.
+            name: what snapshots call the request.
 
         Raises:
             OptionError, ContextLengthError, MemoryLimitError: it is refused; see `Engine.add`.
@@ -225,7 +249,8 @@ class AsyncLLM:
         if params.constraint is not None:
             guide = await asyncio.to_thread(self._constraints.compile, params.constraint)
         ticket = next(self._tickets)
-        stream = self._streams[ticket] = Stream(self, ticket, params.n, has_news or asyncio.Event())
+        stream = Stream(self, ticket, params.n, has_news or asyncio.Event(), meter)
+        self._streams[ticket] = stream
         command = Add(
             ticket=ticket,
             prompt_ids=prompt,
@@ -238,6 +263,7 @@ class AsyncLLM:
             session=session,
             arrival_seconds=arrival_seconds,
             guide=guide,
+            name=name,
         )
         try:
             await self._ask(command)
@@ -322,11 +348,30 @@ class AsyncLLM:
         """
         await self._ask(SetPolicy(next(self._tickets), spec))
 
+    async def set_tenant_weights(self, weights: Mapping[str, float]) -> None:
+        """Have these tenants known from now on, by these weights, besides those of the options.
+
+        Raises:
+            OptionError: see `Engine.set_tenant_weights`.
+        """
+        await self._ask(SetTenantWeights(next(self._tickets), dict(weights)))
+
     async def status(self) -> EngineStatus:
         """What the engine is doing, between two steps."""
         answer = await self._ask(AskStatus(next(self._tickets)))
         assert answer.status is not None
         return answer.status
+
+    async def snapshot(self) -> EngineSnapshot:
+        """Its sequences, memory and latest preemptions, between two steps."""
+        answer = await self._ask(AskSnapshot(next(self._tickets)))
+        assert answer.snapshot is not None
+        return replace(answer.snapshot, model=self.name)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that wait or run."""
+        return len(self._streams)
 
     @property
     def is_alive(self) -> bool:
@@ -357,6 +402,7 @@ class AsyncLLM:
             if not future.done():
                 future.set_exception(error)
         self._streams.clear()
+        self._aborting.clear()
         self._answers.clear()
 
     def _check_open(self) -> None:
@@ -368,7 +414,7 @@ class AsyncLLM:
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"the model {self.name!r} is closed", hint="make a new AsyncLLM")
 
-    async def _ask(self, command: Add | SetPolicy | AskStatus) -> Answer:
+    async def _ask(self, command: Add | SetPolicy | SetTenantWeights | AskStatus | AskSnapshot) -> Answer:
         """Send a command that is answered. Raises what it is refused with."""
         self._check_open()
         self._loop = asyncio.get_running_loop()
@@ -398,9 +444,14 @@ class AsyncLLM:
                     future.set_result(event)
             elif isinstance(event, Died):
                 self._break_all(StepError(f"the model {self.name!r} does not run: {event.reason}"))
+            elif isinstance(event, Aborted):
+                if meter := self._aborting.pop(event.ticket, None):
+                    meter(0, event.service_seconds)
             else:
                 stream = self._streams.get(event.ticket)
                 if stream is None:
+                    if meter := self._aborting.get(event.ticket):
+                        meter(event.chunk.token_id is not None, event.chunk.service_seconds)
                     continue
                 news[id(stream._has_news)] = stream._has_news
                 if stream._push(event.chunk):
@@ -410,5 +461,8 @@ class AsyncLLM:
 
     def _forget(self, ticket: int) -> None:
         """A stream was closed: abort what has not ended."""
-        if self._streams.pop(ticket, None) is not None and not self._is_closed:
+        stream = self._streams.pop(ticket, None)
+        if stream is not None and not self._is_closed:
+            if stream._meter is not None:
+                self._aborting[ticket] = stream._meter
             self._worker.send(Abort(ticket))

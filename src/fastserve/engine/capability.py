@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 
 import numpy as np
@@ -34,6 +35,7 @@ class Capability:
         self._context_length = context_length
         self._kv_tokens = kv_tokens
         self._vocab_size = vocab_size
+        self._tenants = frozenset(options.tenant_weights or ())
 
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> int:
         """How many tokens a completion of this prompt may have.
@@ -55,16 +57,19 @@ class Capability:
             )
         return self._fit_memory(len(prompt_ids), params.max_tokens, max_tokens)
 
+    def set_tenants(self, tenants: Collection[str]) -> None:
+        """These are the tenants that are known from now on."""
+        self._tenants = frozenset(tenants)
+
     def check_tenant(self, tenant: str) -> None:
         """
         Raises:
             OptionError: there is no such tenant.
         """
         check_kind("tenant", tenant, str, "a name")
-        weights = self._options.tenant_weights or {}
-        if self._options.unknown_tenants == "refuse" and tenant not in weights:
+        if self._options.unknown_tenants == "refuse" and tenant not in self._tenants:
             raise OptionError(
-                f"tenant {tenant!r} is unknown: it is none of the {len(weights)} of tenant_weights",
+                f"tenant {tenant!r} is unknown: it is none of the {len(self._tenants)} of tenant_weights",
                 hint="name one of them, or load the model with unknown_tenants='admit'",
                 option="tenant",
             )

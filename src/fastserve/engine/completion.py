@@ -51,6 +51,7 @@ class Completion:
     total_seconds: float  # from the request's arrival to the completion's end
     time_to_first_token_seconds: float  # from the request's arrival, waiting included
     decode_tokens_per_second: float | None  # after the first token; None for a single token
+    service_seconds: float = 0.0  # its share of the steps that it was in: their seconds by their sequences
     index: int = 0  # among the completions of its request
     stop_string: str | None = None  # the one that ended it
     error: str | None = None  # why it could not go on
@@ -93,3 +94,4 @@ class Chunk:
     completion: Completion | None  # of the last chunk: the whole
     index: int = 0  # among the completions of its request
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # of the first chunk, where asked for
+    service_seconds: float = 0.0  # since the completion's chunk before: together they are the completion's

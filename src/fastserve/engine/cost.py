@@ -130,13 +130,16 @@ class OnlineStepCost:
         self._gram: Float64Array = np.diag([*[_PRIOR_STEPS] * len(weights), 0.0])
         self._moment: Float64Array = self._gram @ (np.append(weights, 0.0) * _SCALE)
         self._num_observed = 0
+        self._num_decodes_observed = 0
         self._mean_decodes = 1.0  # of the steps that have some
 
     def observe(self, work: StepWork, seconds: float) -> None:
         """Learn from a step that ran."""
         seconds = self.plausible_seconds(work, seconds)
         if work.decode_tokens:
-            self._mean_decodes += _DECODES_MEMORY * (work.decode_tokens - self._mean_decodes)
+            self._num_decodes_observed += 1
+            weight = max(_DECODES_MEMORY, 1.0 / self._num_decodes_observed)
+            self._mean_decodes += weight * (work.decode_tokens - self._mean_decodes)
         features = (
             1.0,
             work.prefill_tokens,

@@ -11,7 +11,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count
 
-from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions
+from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions, check_tenant_weights
 from fastserve.engine.admission import Admission
 from fastserve.engine.batch import build_batch
 from fastserve.engine.block import scope_of
@@ -26,13 +26,14 @@ from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.residency import ResidencyCounters
 from fastserve.engine.schedule import PreemptionReason, make_scheduler
 from fastserve.engine.sequence import Residence, Sequence
+from fastserve.engine.snapshot import EngineSnapshot, StepTotals, take_snapshot
 from fastserve.engine.speculator import SpeculationCounters
 from fastserve.engine.statistics import StepStatistics
 from fastserve.engine.text import CompletionText, MakeDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
 from fastserve.engine.turnstile import Turnstile
-from fastserve.errors import DeadlineError
+from fastserve.errors import DeadlineError, OptionError
 from fastserve.option import check_integer, check_kind, check_number
 from fastserve.types import Executable, SamplingParams, StepResult
 
@@ -140,6 +141,9 @@ class Engine:
         self._ids = count()
         self._is_waiting = False
         self._steps = StepStatistics.empty()
+        self._totals = StepTotals()
+        self._policy_spec = options.policy
+        self._unix_offset: float | None = None  # of the engine's clock, once it is known
         self._transcripts: dict[int, Transcript] = {}  # by sequence_id
         self._requests: dict[int, list[Transcript]] = {}  # by request_id: of its unfinished completions
 
@@ -170,6 +174,7 @@ class Engine:
         session: str = "",
         arrival_seconds: float | None = None,
         guide: Guide | None = None,
+        name: str = "",
     ) -> int:
         """Queue a request and return its request_id. What is not named here is as of `LLM.generate`.
 
@@ -177,6 +182,7 @@ class Engine:
             timeout_ms: it is to be complete within so long of its arrival.
             arrival_seconds: when it came, by the engine's clock; None is now.
             guide: of the parameters' constraint, at its beginning; the engine's from here on.
+            name: what a snapshot calls the request.
 
         Raises:
             OptionError: the prompt is empty, or names a token that is not in the vocabulary; more completions
@@ -225,6 +231,7 @@ class Engine:
         transcripts = [
             Transcript(
                 request_id=request_id,
+                request_name=name,
                 index=index,
                 sequence=sequence,
                 text=CompletionText(
@@ -250,10 +257,16 @@ class Engine:
             self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
         return chunks
 
-    def abort(self, request_id: int) -> None:
-        """Drop a request at any moment and free what it holds. Nothing happens where it has finished."""
+    def abort(self, request_id: int) -> float:
+        """Drop a request at any moment and free what it holds. Nothing happens where it has finished.
+
+        Returns the seconds of service that it has had and its chunks have not told.
+        """
+        seconds = 0.0
         for transcript in list(self._requests.get(request_id, ())):
+            seconds += transcript.untold_service_seconds()
             self._finish(transcript)
+        return seconds
 
     def hold(self, request_id: int, *, is_held: bool = True) -> None:
         """Give a request no turns until it is let go again (`is_held=False`): its reader is behind."""
@@ -270,6 +283,23 @@ class Engine:
             OptionError: as `fastserve.engine.policy.make_policy`.
         """
         self.scheduler.set_policy(spec, self._clock())
+        self._policy_spec = spec
+
+    def set_tenant_weights(self, weights: Mapping[str, float]) -> None:
+        """Have these tenants known from now on, by these weights, besides those of the options; what each has
+        been served stays as it is.
+
+        Raises:
+            OptionError: a weight is out of its range, or has no use as tenants do not share fairly.
+        """
+        check_tenant_weights(weights)
+        if self._options.fair_share == "off" and any(weight != 1 for weight in weights.values()):
+            raise OptionError(
+                "weights of tenants have no use with fair_share='off'", hint="leave one of the two out"
+            )
+        known = {**(self._options.tenant_weights or {}), **weights}
+        self._capability.set_tenants(known)
+        self.scheduler.set_tenant_weights(known)
 
     def is_running(self, request_id: int) -> bool:
         """Whether it has completions that are not finished."""
@@ -306,6 +336,21 @@ class Engine:
             cost=scheduler.cost.model,
         )
 
+    def snapshot(self) -> EngineSnapshot:
+        """What a watcher sees, between two steps; its model has no name here."""
+        now = self._clock()
+        if self._unix_offset is None:
+            self._unix_offset = time.time() - now
+        return take_snapshot(
+            self.scheduler,
+            policy_spec=self._policy_spec,
+            priority_classes=self._options.priority_classes,
+            request_names={id_: t.request_name or str(t.request_id) for id_, t in self._transcripts.items()},
+            totals=self._totals,
+            now=now,
+            unix_offset=self._unix_offset,
+        )
+
     def close(self) -> None:
         """Give up the slow tier. No step may follow."""
         if self._mover is not None:
@@ -335,6 +380,7 @@ class Engine:
         except Exception as error:
             return self._fail_step(turns, error)
         now = self._clock()
+        self._totals.count_prompts(turns)
         self.scheduler.commit(turns, seconds=now - started, now=now, lost_seconds=lost_seconds)
         starts = accumulate((turn.num_outputs for turn in turns), initial=0)
         emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
@@ -344,8 +390,9 @@ class Engine:
             num_tokens=sum(turn.num_rows for turn in turns),
             schedule_seconds=scheduled - started - self.scheduler.last_guess_seconds,
             run_seconds=now - scheduled,
-            emit_seconds=self._clock() - now,
+            emit_seconds=(ended := self._clock()) - now,
         )
+        self._totals.count(chunks, seconds=ended - started)
         return chunks
 
     def _run_or_retry(self, turns: list[Turn], started: float) -> tuple[list[Turn], StepResult, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from itertools import chain
 from operator import attrgetter
@@ -47,6 +48,11 @@ class Precedence:
             self.policy.leave(sequence)
             policy.enter(sequence, now)
         self.policy = policy
+
+    def set_tenant_weights(self, weights: Mapping[str, float]) -> None:
+        """Go on by other weights of tenants; without accounts these make no difference."""
+        if self._tenants is not None:
+            self._tenants.set_weights(weights)
 
     def enter(self, sequence: Sequence, now: float) -> None:
         self.policy.enter(sequence, now)

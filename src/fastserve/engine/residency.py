@@ -70,8 +70,12 @@ class Residency:
         return bool(self._free_slow)
 
     @property
+    def num_slow_blocks(self) -> int:
+        return self._mover.num_slow_blocks if self._mover else 0
+
+    @property
     def num_slow_blocks_used(self) -> int:
-        return (self._mover.num_slow_blocks if self._mover else 0) - len(self._free_slow)
+        return self.num_slow_blocks - len(self._free_slow)
 
     def settle(self) -> None:
         """Take note of the moves that have finished. The copies of the last step have been made."""
@@ -195,7 +199,7 @@ class Residency:
         owners = [*sequences, *ended]
         self.pool.check_invariants([block for s in owners for block in s.block_table] + self._sources)
         slow = [block for s in owners for block in s.slow_blocks] + self._free_slow
-        assert len(set(slow)) == len(slow) == (self._mover.num_slow_blocks if self._mover else 0)
+        assert len(set(slow)) == len(slow) == self.num_slow_blocks
         assert self.num_leaving == sum(num_freed for _, num_freed in self._moving.values())
         for s in sequences:
             assert (s.sequence_id in self._moving) == (s.residence in (Residence.LEAVING, Residence.ARRIVING))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fastserve.config import ScheduleOptions
@@ -36,6 +38,20 @@ from fastserve.types import Limits
 PreemptionReason = Literal["evicted", "passed over"]
 """Of a sequence that has no turn after it had one: its memory was taken, or others went first."""
 
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """One of them."""
+
+    seconds: float  # by the engine's clock
+    sequence_id: int
+    tenant: str
+    reason: PreemptionReason
+    by: int | None  # whose sequence_id has its memory, or its turn: then a newcomer's; None: nobody's in
+    # particular
+
+
+_MOST_REMEMBERED = 64  # preemptions, the latest
 _STARTS_MEMORY = 0.99  # of how fast requests start: the last hundred steps count
 
 
@@ -86,6 +102,7 @@ class Scheduler:
         self._live: list[Sequence] = []  # in the order in which they came
         self._had_turn: list[Sequence] = []  # in the last step
         self.preemptions: dict[PreemptionReason, int] = dict.fromkeys(get_args(PreemptionReason), 0)
+        self.recent_preemptions: deque[Preemption] = deque(maxlen=_MOST_REMEMBERED)
         self.num_unstarted = 0  # requests that have had no turn
         self._recent_starts = 0.0  # first turns, and ...
         self._recent_seconds = 0.0  # ... the steps while somebody waited for one, which are forgotten alike
@@ -118,6 +135,11 @@ class Scheduler:
         return SpeculationCounters() if self._speculator is None else self._speculator.counters
 
     @property
+    def had_turn(self) -> Seq[Sequence]:
+        """Those that had a turn in the last step, some of which may be finished."""
+        return self._had_turn
+
+    @property
     def sequences(self) -> Seq[Sequence]:
         """All that are not finished; forks that wait for their prompt are left out."""
         return self._live
@@ -144,6 +166,10 @@ class Scheduler:
         for sequence in arrived:
             sequence.is_insistent &= policy.is_guarded
 
+    def set_tenant_weights(self, weights: Mapping[str, float]) -> None:
+        """Go on by other weights; who is not named has 1. What was charged stays as it is."""
+        self._precedence.set_tenant_weights(weights)
+
     def schedule(self, now: float) -> list[Turn]:
         """The turns of the next step. Empty where nobody can run now: all wait for a move, or are held."""
         self.residency.settle()
@@ -155,7 +181,7 @@ class Scheduler:
             has_exceptions |= self._pauses.has_any
         self._precedence.has_exceptions = has_exceptions
         self._precedence.refresh(self._live, now)
-        turns = Round(
+        round_ = Round(
             self.residency,
             policy=self._precedence,
             guard=self._guard,
@@ -164,9 +190,10 @@ class Scheduler:
             limits=self._limits,
             prefill_chunk_tokens=self.chunk_tokens,
             now=now,
-        ).make_turns(self._precedence.arrange())
+        )
+        turns = round_.make_turns(self._precedence.arrange())
         self._precedence.note(turns)
-        self._count_preemptions(turns)
+        self._count_preemptions(turns, round_.evicted_for, now)
         return turns if self._speculator is None else self._speculator.add_drafts(turns)
 
     def refuse_drafts(self, turns: Seq[Turn]) -> None:
@@ -201,6 +228,7 @@ class Scheduler:
             sequence.num_computed_tokens += turn.num_tokens
             self.residency.register(sequence)
             sequence.attained_seconds += seconds
+            sequence.service_seconds += elapsed_seconds / len(turns)
             sequence.resident_seconds += seconds
             if sequence.session:
                 self._sessions.serve(sequence, seconds, now)
@@ -273,14 +301,28 @@ class Scheduler:
             self._enter(child, now)
         sequence.forks = []
 
-    def _count_preemptions(self, turns: Seq[Turn]) -> None:
+    def _count_preemptions(self, turns: Seq[Turn], evicted_for: Mapping[int, int | None], now: float) -> None:
         """Of sequences that had a turn, are not finished, and have none."""
         running = {turn.sequence.sequence_id for turn in turns}
-        for sequence in self._had_turn:
-            is_over = sequence.residence is Residence.FINISHED or sequence.is_held
-            if sequence.sequence_id not in running and not is_over:
+        preempted = [
+            sequence
+            for sequence in self._had_turn
+            if sequence.sequence_id not in running
+            and sequence.residence is not Residence.FINISHED
+            and not sequence.is_held
+        ]
+        if preempted:
+            had_turn = {sequence.sequence_id for sequence in self._had_turn}
+            newcomers = (
+                turn.sequence.sequence_id for turn in turns if turn.sequence.sequence_id not in had_turn
+            )
+            for sequence in preempted:
+                sequence_id = sequence.sequence_id
+                reason: PreemptionReason = "passed over" if sequence.is_resident else "evicted"
+                by = next(newcomers, None) if sequence.is_resident else evicted_for.get(sequence_id)
                 sequence.num_preemptions += 1
-                self.preemptions["passed over" if sequence.is_resident else "evicted"] += 1
+                self.preemptions[reason] += 1
+                self.recent_preemptions.append(Preemption(now, sequence_id, sequence.tenant, reason, by))
         self._had_turn = [turn.sequence for turn in turns]
 
 

@@ -68,6 +68,7 @@ class Sequence:
     is_complete: bool = False  # its last token has come: it was not aborted, and has not failed or expired
     num_charged_tokens: int = 0  # of the first of its tokens, which its tenant has been charged for
     attained_seconds: float = 0.0  # of the steps in which it had a turn
+    service_seconds: float = 0.0  # its share of these: the seconds of a step by the sequences in it
     inherited_seconds: float = 0.0  # attained by its session before it came: to count as its own
     resident_seconds: float = 0.0  # the same, since it came into the fast pool
     last_token_seconds: float | None = None  # when its newest token came, or its reader had caught up

@@ -58,6 +58,12 @@ class Tenants:
         ] = {}  # counters of tenants without sequences that were ahead of the floor
         self._floor = 0.0  # the smallest counter of a backlogged tenant, as of the last step
 
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Charge by other weights from now on; what was charged stays as it is."""
+        self._weights = weights
+        for tenant, account in self._accounts.items():
+            account.share = 1 / weights.get(tenant, 1.0)
+
     def counter(self, tenant: str) -> float:
         """Weighted service since accounts were last settled, or what a tenant that comes now begins with."""
         if tenant in self._accounts:

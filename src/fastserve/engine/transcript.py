@@ -14,6 +14,7 @@ class Transcript:
     """Of one sequence. Its chunks' texts joined are the completion's text."""
 
     request_id: int
+    request_name: str  # what its caller calls the request
     index: int  # among the completions of its request
     sequence: Sequence
     text: CompletionText
@@ -21,6 +22,12 @@ class Transcript:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on
     first_token_seconds: float | None = None
+    told_service_seconds: float = 0.0  # by the chunks so far
+
+    def untold_service_seconds(self) -> float:
+        """What its sequence has been served and no chunk has told. It counts as told from here on."""
+        told, self.told_service_seconds = self.told_service_seconds, self.sequence.service_seconds
+        return self.sequence.service_seconds - told
 
     def chunk(
         self, text: str, *, token_id: int | None, completion: Completion | None, is_first: bool = False
@@ -36,6 +43,7 @@ class Transcript:
             completion=completion,
             index=self.index,
             prompt_logprobs=tuple(self.prompt_logprobs) if is_first and self.prompt_logprobs else None,
+            service_seconds=self.untold_service_seconds(),
         )
 
     def complete(
@@ -67,6 +75,7 @@ class Transcript:
             decode_tokens_per_second=(
                 (sequence.num_completion_tokens - 1) / decode_seconds if decode_seconds > 0 else None
             ),
+            service_seconds=sequence.service_seconds,
             index=self.index,
             stop_string=self.text.stop_string,
             error=error,

@@ -101,6 +101,7 @@ class Round:
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._turns: list[Turn] = []
         self._has_turn: set[int] = set()  # sequence_ids
+        self.evicted_for: dict[int, int | None] = {}  # sequence_ids: for whom; None: for nobody in particular
         self._is_blocked = False  # somebody waits for memory: nobody behind is let in to take it
         self._order: Seq[Sequence] = ()
         self._departures: list[Sequence] | None = None  # residents, the first to give up memory last
@@ -194,7 +195,7 @@ class Round:
             if needed <= self._pool.num_free + self._residency.num_leaving:
                 return False  # soon
             victim = self._next_departure(after=sequence)
-            self._residency.evict(victim or sequence)
+            self._evict(victim or sequence, sequence)
             if victim is None:
                 return False
         return True
@@ -247,7 +248,7 @@ class Round:
         held = next((resident for resident in reversed(self._residents()) if resident.is_held), None)
         peak = self._peak.num_blocks_with(self._forecast.expect(newcomer), num_blocks)
         if held is not None and peak - self._peak.num_lasting <= self._pool.num_blocks:
-            self._residency.evict(held)
+            self._evict(held, newcomer)
             self._residents().remove(held)
             self._peak = None
 
@@ -280,7 +281,7 @@ class Round:
         for victim, seconds in victims:
             self._guard.spend(seconds)
             self._residents().remove(victim)
-            self._residency.evict(victim)
+            self._evict(victim, better)
 
     def _is_behind(self, sequence: Sequence, other: Sequence) -> bool:
         """Whether it comes after another in the order, which is more than the policy's ranks."""
@@ -313,7 +314,12 @@ class Round:
                 continue
             if self._residency.is_cheaper_to_move(victim):  # what is computed is not lost before it must be
                 self._guard.spend(seconds)
-                self._residency.evict(victim)
+                self._evict(victim, None)
+
+    def _evict(self, victim: Sequence, better: Sequence | None) -> None:
+        taker = None if better is None or better is victim else better.sequence_id
+        self.evicted_for[victim.sequence_id] = taker
+        self._residency.evict(victim)
 
     def _next_departure(self, after: Sequence | None = None) -> Sequence | None:
         """The resident without a turn whose next turn is farthest; with `after`, only who ranks behind it or

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -14,6 +14,7 @@ from threading import Event, Thread
 from fastserve.engine.completion import Chunk
 from fastserve.engine.engine import Engine, EngineStatus
 from fastserve.engine.guide import Guide
+from fastserve.engine.snapshot import EngineSnapshot
 from fastserve.errors import FastServeError, StepError
 from fastserve.types import SamplingParams
 
@@ -37,6 +38,7 @@ class Add:
     session: str
     arrival_seconds: float
     guide: Guide | None = None  # of the parameters' constraint
+    name: str = ""  # of the request, in snapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +61,33 @@ class SetPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class SetTenantWeights:
+    ticket: int
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class AskStatus:
     ticket: int
 
 
-Command = Add | Abort | Hold | SetPolicy | AskStatus
+@dataclass(frozen=True, slots=True)
+class AskSnapshot:
+    ticket: int
+
+
+Command = Add | Abort | Hold | SetPolicy | SetTenantWeights | AskStatus | AskSnapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of an Add that was accepted, a SetPolicy, or an AskStatus, which has a value; an error, if it was
-    refused."""
+    """Of an Add that was accepted, a SetPolicy, a SetTenantWeights, or of an AskStatus or AskSnapshot: those
+    have values; an error, if it was refused."""
 
     ticket: int
     error: FastServeError | None = None
     status: EngineStatus | None = None
+    snapshot: EngineSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +99,21 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Aborted:
+    """Of an Abort: the last event of its ticket."""
+
+    ticket: int
+    service_seconds: float  # that no chunk has told
+
+
+@dataclass(frozen=True, slots=True)
 class Died:
     """The thread has ended by a defect: nothing more will come."""
 
     reason: str
 
 
-EngineEvent = Answer | Progress | Died
+EngineEvent = Answer | Progress | Aborted | Died
 
 
 class EngineWorker:
@@ -182,16 +204,23 @@ class EngineWorker:
                 self._add(command)
             case Abort(ticket):
                 request_id = self._request_ids.pop(ticket, None)
+                seconds = 0.0
                 if request_id is not None:
                     del self._tickets[request_id]
-                    self._engine.abort(request_id)
+                    seconds = self._engine.abort(request_id)
+                self._events.append(Aborted(ticket, seconds))
             case Hold(ticket, is_held):
                 if ticket in self._request_ids:
                     self._engine.hold(self._request_ids[ticket], is_held=is_held)
             case SetPolicy(ticket, spec):
                 self._events.append(Answer(ticket, error=_refusal(lambda: self._engine.set_policy(spec))))
+            case SetTenantWeights(ticket, weights):
+                refusal = _refusal(lambda: self._engine.set_tenant_weights(weights))
+                self._events.append(Answer(ticket, error=refusal))
             case AskStatus(ticket):
                 self._events.append(Answer(ticket, status=self._engine.status()))
+            case AskSnapshot(ticket):
+                self._events.append(Answer(ticket, snapshot=self._engine.snapshot()))
 
     def _add(self, command: Add) -> None:
         def add() -> None:
@@ -206,6 +235,7 @@ class EngineWorker:
                 session=command.session,
                 arrival_seconds=command.arrival_seconds,
                 guide=command.guide,
+                name=command.name,
             )
             self._tickets[request_id] = command.ticket
             self._request_ids[command.ticket] = request_id

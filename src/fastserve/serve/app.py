@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Seq
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -15,24 +16,33 @@ from starlette.responses import Response
 
 from fastserve._version import __version__
 from fastserve.errors import FastServeError, RequestError
+from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.body import BodyLimit
-from fastserve.serve.errors import error_response, validation_error
+from fastserve.serve.drain import DrainGate
+from fastserve.serve.energy import EnergyMeter, find_counters
+from fastserve.serve.errors import error_response, nothing_at, validation_error
 from fastserve.serve.log import RequestLog
 from fastserve.serve.model_entry import ServedModel
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
+from fastserve.serve.routes.admin import admin_router
 from fastserve.serve.routes.admin_models import admin_models_router
 from fastserve.serve.routes.chat_completions import chat_completions_router
 from fastserve.serve.routes.completions import completions_router
+from fastserve.serve.routes.dashboard import dashboard_router
 from fastserve.serve.routes.embeddings import embeddings_router
 from fastserve.serve.routes.health import health_router
 from fastserve.serve.routes.messages import messages_router
 from fastserve.serve.routes.models import models_router
 from fastserve.serve.routes.responses import responses_router
 from fastserve.serve.routes.score import score_router
+from fastserve.serve.routes.tenants import tenants_router
 from fastserve.serve.routes.tokenize import tokenize_router
-from fastserve.serve.security import ApiKeys, Security, check_exposure
+from fastserve.serve.security import AdminGate, Security, check_exposure
 from fastserve.serve.service import Service
+from fastserve.serve.tenant_table import TenantTable
+from fastserve.serve.tracing import Tracing
+from fastserve.serve.watch import watch
 
 ROUTERS = (
     models_router,
@@ -44,8 +54,10 @@ ROUTERS = (
     score_router,
     tokenize_router,
     health_router,
+    dashboard_router,
 )
-ADMIN_ROUTERS = (admin_models_router,)
+# Below /admin: Security asks for the admin key.
+ADMIN_ROUTERS = (admin_router, admin_models_router, tenants_router)
 
 
 def create_app(
@@ -53,6 +65,7 @@ def create_app(
     options: ServeOptions | None = None,
     *,
     keys: ApiKeys | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application that serves models. It owns them: they are closed when it ends.
 
@@ -61,20 +74,33 @@ def create_app(
     Args:
         models: that are loaded, or a table that loads them.
         keys: who is let in; None: as the options and the environment say.
+        tracing: makes spans, and is the application's own from here on; None: as the options say.
 
     Raises:
         OptionError: two models have one name, the key file is wrong, or others reach the server and nobody
-            needs a key.
+            needs a key; or spans are asked for, and OpenTelemetry is not installed.
     """
     options = options or ServeOptions()
     keys = ApiKeys.load(options) if keys is None else keys
     check_exposure(options, keys)
-    service = Service.of(models if isinstance(models, ModelTable) else ModelTable.of_loaded(models), options)
+    tenants = TenantTable(keys)
+    if tracing is None and options.otel:
+        tracing = Tracing.from_environment()
+    table = models if isinstance(models, ModelTable) else ModelTable.of_loaded(models)
+    service = Service.of(table, options, tenants, EnergyMeter(find_counters()))
+    table.memory.on_load(tenants.tell_weights_to)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await tenants.tell_weights(service.models.generators)
+        watching = asyncio.create_task(watch(tenants, service.models, service.energy))
         yield
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
         await service.models.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="FastServe",
@@ -85,14 +111,19 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    for make_router in (*ROUTERS, *(ADMIN_ROUTERS if options.admin_key_file is not None else ())):
+    for make_router in ROUTERS:
         app.include_router(make_router(service))
+    if keys.has_admin_key:
+        for make_router in ADMIN_ROUTERS:
+            app.include_router(make_router(service))
     app.add_exception_handler(FastServeError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_route)
     # The last one is the outermost.
+    app.add_middleware(AdminGate)
     app.add_middleware(BodyLimit, options=options)
-    app.add_middleware(Security, options=options, keys=keys)
+    app.add_middleware(DrainGate, drain=service.drain)
+    app.add_middleware(Security, options=options, tenants=tenants)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -101,7 +132,7 @@ def create_app(
             allow_headers=["*"],  # official clients say much of themselves
             expose_headers=["retry-after", "x-request-id"],
         )
-    app.add_middleware(RequestLog, metrics=service.metrics)
+    app.add_middleware(RequestLog, metrics=service.metrics, tracing=tracing)
     return app
 
 
@@ -119,9 +150,10 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     """What the router refuses: no such address, or not with this method; and bodies that are no JSON."""
     assert isinstance(error, HTTPException)
     path, method = request.url.path[:100], request.method
+    if error.status_code == 404:
+        return error_response(nothing_at(path))
     messages = {
         400: ("the body cannot be read as JSON", "invalid_json"),
-        404: (f"there is nothing at {path}", "not_found"),
         405: (f"{path} is not there for {method}", "method_not_allowed"),
     }
     message, code = messages.get(error.status_code, (str(error.detail), "invalid_request"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from fastserve.serve.errors import naming
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.record import RequestRecord
+from fastserve.serve.security import account_of
 from fastserve.types import Float32Array
 
 
@@ -49,6 +51,7 @@ async def embed(
     Raises:
         RequestError: a token is not in the vocabulary, or a text is longer than the model's limit.
         OptionError: they are too many.
+        RateLimitError: the tenant is over one of its limits.
         QueueFullError, StepError: see `AsyncEmbedder.embed`.
     """
     if len(texts) > options.max_prompts:
@@ -70,7 +73,12 @@ async def embed(
     record.details |= {"model": embedder.name, "tenant": tenant, "prompt_tokens": num_tokens}
     if options.log_prompts:
         record.details["prompts"] = [text for _, text in texts]
-    vectors = await run_while_connected(request.receive, embedder.embed(token_ids))
+    account = account_of(request.scope)
+    with account.admit(num_tokens) as admission:
+        meter = partial(account.usage.serve, 0)
+        vectors = await run_while_connected(request.receive, embedder.embed(token_ids, meter=meter))
+        admission.used_tokens = num_tokens
+        account.usage.begin(num_tokens)
     metrics.prompt_tokens.labels(embedder.name).inc(num_tokens)
     return Embedded(vectors, num_tokens)
 

@@ -24,6 +24,7 @@ from fastserve.errors import (
     ModelNotFoundError,
     OptionError,
     QueueFullError,
+    RateLimitError,
     RequestError,
     StepError,
     TemplateError,
@@ -33,6 +34,7 @@ from fastserve.errors import (
 logger = logging.getLogger(__name__)
 
 _MOST_SHOWN = 80  # characters of a value in a message
+_SOURCES = ("body", "query")  # where a field is, for pydantic
 _SHORT = Repr()  # of values that may be nested as deep as JSON is read
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 2 * _MOST_SHOWN
 
@@ -57,6 +59,7 @@ _VERDICTS: Mapping[type[FastServeError], Verdict] = {
     UnsupportedError: Verdict(400, "invalid_request_error", "unsupported_model", "model"),
     ModelNotFoundError: Verdict(404, "invalid_request_error", "model_not_found", "model"),
     QueueFullError: Verdict(429, "rate_limit_error", "queue_full"),
+    RateLimitError: Verdict(429, "rate_limit_error", "rate_limit_exceeded"),
     DeadlineError: Verdict(408, "timeout_error", "deadline_exceeded", "timeout_ms"),
     ClosedError: Verdict(503, "server_error", "shutting_down"),
     StepError: Verdict(500, "server_error", "step_failed"),
@@ -93,7 +96,7 @@ def error_document(error: FastServeError) -> bytes:
 def error_response(error: FastServeError) -> Response:
     """The answer to a request that has failed."""
     headers = {}
-    if isinstance(error, QueueFullError):
+    if isinstance(error, QueueFullError | RateLimitError):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     status = judge(error).status
     if status == 401:
@@ -101,6 +104,11 @@ def error_response(error: FastServeError) -> Response:
     if status == 503:
         headers["Retry-After"] = "1"
     return Response(error_document(error), status, headers, media_type="application/json")
+
+
+def nothing_at(path: str) -> RequestError:
+    """The error of an address at which there is nothing."""
+    return RequestError(f"there is nothing at {path[:100]}", status=404, code="not_found")
 
 
 def defect_response(error: Exception) -> Response:
@@ -157,7 +165,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]], body: Any) -> RequestE
     if error["type"] in ("json_invalid", "json_type"):
         reason = error.get("ctx", {}).get("error", error["msg"])
         return RequestError(f"the body is not JSON: {reason}", status=400, code="invalid_json")
-    location = [part for index, part in enumerate(error["loc"]) if index or part != "body"]
+    location = [part for index, part in enumerate(error["loc"]) if index or part not in _SOURCES]
     param = _to_path(location, body, is_missing=error["type"] == "missing") or None
     if error["type"] == "extra_forbidden":
         return RequestError(

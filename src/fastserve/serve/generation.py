@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from fastserve.engine.async_llm import AsyncLLM, Stream
@@ -17,6 +18,7 @@ from fastserve.errors import ContextLengthError, OptionError
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.record import RequestRecord
+from fastserve.serve.tenant_table import Tenant, TenantTable
 from fastserve.types import SamplingParams
 
 
@@ -71,6 +73,7 @@ class Generation:
     has_news: News
     observe: Callable[[Completion], None]  # called with each that has ended, failed ones too
     usage: Usage = field(default_factory=Usage)
+    first_token_seconds: float | None = None  # when it was read, by time.perf_counter
 
     @property
     def num_completions(self) -> int:
@@ -129,6 +132,8 @@ class Generation:
             if chunk.completion is not None:
                 self.observe(chunk.completion)
                 chunk.completion.checked()
+        if self.first_token_seconds is None and self.usage.completion_tokens:
+            self.first_token_seconds = perf_counter()
         return chunks
 
 
@@ -141,15 +146,19 @@ async def generate(
     options: ServeOptions,
     metrics: Metrics,
     record: RequestRecord,
+    tenants: TenantTable,
+    tenant: Tenant,
 ) -> AsyncIterator[Generation]:
     """Submit a request; leaving the context aborts what has not ended.
 
     Args:
         endpoint: the path of the route that it came by.
+        tenants: whose weights the engine is to share by.
+        tenant: whose it is, for limits and usage.
 
     Raises:
-        OptionError, ContextLengthError, MemoryLimitError, QueueFullError, DeadlineError: it is refused, all
-            of it.
+        OptionError, ContextLengthError, MemoryLimitError, RateLimitError, QueueFullError, DeadlineError: it
+            is refused, all of it.
     """
     check_counts(request, options)
     prompts = [await encode(llm, prompt, options) for prompt in request.prompts]
@@ -160,6 +169,7 @@ async def generate(
     def observe(completion: Completion) -> None:
         metrics.observe(llm.name, completion)
         completed.append(completion)
+        record.observe(completion)
 
     generation = Generation(prompts, request.params.n, [], News(), observe)
     generation.usage.prompt_tokens = num_tokens
@@ -177,30 +187,41 @@ async def generate(
             session=request.session,
             arrival_seconds=record.arrival_seconds,
             has_news=generation.has_news,
+            meter=tenant.usage.serve,
+            name=record.request_id,
         )
         opened.append(stream)
         return stream
 
-    try:
-        first, *others = prompts  # the first alone: a constraint is compiled once
-        generation.streams.append(await submit(first))
-        # The engine answers between two steps, all that have come by then.
-        generation.streams += await _gather(map(submit, others))
-        metrics.prompt_tokens.labels(llm.name).inc(num_tokens)
-        yield generation
-    finally:
-        for stream in opened:
-            stream.close()
-        # What was begun and given up has been computed, too.
-        num_given_up = generation.usage.completion_tokens - sum(c.completion_tokens for c in completed)
-        metrics.completion_tokens.labels(llm.name).inc(num_given_up)
-        record.details["completion_tokens"] = generation.usage.completion_tokens
-        if options.log_prompts:
-            decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
-            record.details |= {
-                "prompts": list(map(decode, prompts)),
-                "completions": [c.text for c in completed],
-            }
+    await tenants.tell_weights((llm,))
+    with tenant.admit(
+        num_tokens, num_completions=generation.num_completions, max_tokens=request.params.max_tokens
+    ) as admission:
+        try:
+            first, *others = prompts  # the first alone: a constraint is compiled once
+            generation.streams.append(await submit(first))
+            # The engine answers between two steps, all that have come by then.
+            generation.streams += await _gather(map(submit, others))
+            metrics.prompt_tokens.labels(llm.name).inc(num_tokens)
+            tenant.usage.begin(num_tokens)
+            admission.used_tokens = num_tokens
+            yield generation
+        finally:
+            for stream in opened:
+                stream.close()
+            # What was begun and given up has been computed, too.
+            num_completion_tokens = generation.usage.completion_tokens
+            admission.used_tokens += num_completion_tokens
+            num_given_up = num_completion_tokens - sum(c.completion_tokens for c in completed)
+            metrics.completion_tokens.labels(llm.name).inc(num_given_up)
+            record.details["completion_tokens"] = num_completion_tokens
+            record.first_token_seconds = record.first_token_seconds or generation.first_token_seconds
+            if options.log_prompts:
+                decode = partial(llm.model.tokenizer.decode, skip_special_tokens=False)
+                record.details |= {
+                    "prompts": list(map(decode, prompts)),
+                    "completions": [c.text for c in completed],
+                }
 
 
 async def _gather(submissions: Iterable[Coroutine[Any, Any, Stream]]) -> list[Stream]:

@@ -15,6 +15,7 @@ from fastserve.serve.connection import CLIENT_GONE
 from fastserve.serve.errors import defect_response
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.record import RequestRecord
+from fastserve.serve.tracing import RequestSpan, Tracing
 
 REQUEST_ID = b"x-request-id"
 _MOST_ID_CHARACTERS = 128
@@ -26,11 +27,16 @@ logger = logging.getLogger("fastserve.serve.request")
 class RequestLog:
     """Around all else: gives every request a record and a name, its own `x-request-id` or a new one, answers
     with that name, also where our own code has failed, and writes a line when it has ended: one that goes on
-    in the background, with its end."""
+    in the background, with its end. A span, where they are asked for, is as long.
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    Args:
+        tracing: makes spans; None: there are none.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +52,8 @@ class RequestLog:
                 message["headers"] = [*message["headers"], header]
             await send(message)
 
-        record.write = partial(_write_line, scope, record)
+        span = None if self._tracing is None else self._tracing.begin(scope, record)
+        record.write = partial(_end, scope, record, span)
         self._metrics.http_in_flight.inc()
         try:
             await self._app(scope, receive, send_named)
@@ -71,7 +78,8 @@ def _status_of(record: RequestRecord) -> int:
     return CLIENT_GONE if record.status is None else record.status
 
 
-def _write_line(scope: Scope, record: RequestRecord) -> None:
+def _end(scope: Scope, record: RequestRecord, span: RequestSpan | None) -> None:
+    """A request has ended: end its span, and write its line."""
     fields = {
         "request_id": record.request_id,
         "method": scope["method"],
@@ -80,7 +88,10 @@ def _write_line(scope: Scope, record: RequestRecord) -> None:
         "seconds": round(time.perf_counter() - record.arrival_seconds, 6),
         "client": (scope.get("client") or (None,))[0],
         **record.details,
+        **({} if span is None else {"trace_id": span.trace_id}),
     }
+    if span is not None:
+        span.end(scope, record, status=_status_of(record))
     logger.info("request", extra={"fields": fields})
 
 
@@ -110,10 +121,15 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_to(stream: TextIO, *, level: int = logging.INFO) -> None:
-    """Write what FastServe and uvicorn log to a stream, one JSON object a line."""
+    """Write what FastServe, uvicorn and OpenTelemetry log to a stream, one JSON object a line."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
-    for name, own_level in (("fastserve", level), ("uvicorn", max(level, logging.WARNING))):
+    foreign_level = max(level, logging.WARNING)
+    for name, own_level in (
+        ("fastserve", level),
+        ("uvicorn", foreign_level),
+        ("opentelemetry", foreign_level),
+    ):
         named = logging.getLogger(name)
         named.handlers = [handler]
         named.setLevel(own_level)

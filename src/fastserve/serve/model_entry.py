@@ -55,7 +55,8 @@ class ModelEntry:
         self.model: ServedModel | None = None
         self.changing: asyncio.Future[None] | None = None  # while it is loading or unloading
         self.error: str | None = None  # of the last load, if that failed
-        self.num_requests = 0  # that use it
+        self.policy: str | None = None  # that it goes on by when it is loaded; None: that of its options
+        self.num_uses = 0  # by leases, and by what goes on after them
         self.waiting: deque[Lease] = deque()
         self.is_idle = asyncio.Event()
         self.is_idle.set()
@@ -69,6 +70,11 @@ class ModelEntry:
     def of(cls, model: ServedModel) -> ModelEntry:
         """Of a model that is loaded, and stays."""
         return cls(model.name, model=model)
+
+    @property
+    def num_requests(self) -> int:
+        """That it has not finished."""
+        return 0 if self.model is None else self.model.num_unfinished
 
     @property
     def is_open(self) -> bool:
@@ -87,7 +93,7 @@ class ModelEntry:
     @property
     def idle_seconds(self) -> float | None:
         """How long ago its last request has ended, or it was loaded; None while it is used, or not loaded."""
-        if self.num_requests or self.state != "loaded":
+        if self.num_uses or self.state != "loaded":
             return None
         return time.monotonic() - self._used_seconds
 
@@ -100,12 +106,12 @@ class ModelEntry:
 
     def hold(self) -> None:
         """Something begins to use it that `let_go` ends."""
-        self.num_requests += 1
+        self.num_uses += 1
         self.is_idle.clear()
 
     def let_go(self) -> None:
-        self.num_requests -= 1
-        if not self.num_requests:
+        self.num_uses -= 1
+        if not self.num_uses:
             self._used_seconds = time.monotonic()
             self.is_idle.set()
 

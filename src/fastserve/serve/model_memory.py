@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
+from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.heap import trim_heap
 from fastserve.engine.load import ModelPlan
 from fastserve.errors import (
@@ -258,7 +259,7 @@ class ModelMemory:
             if missing_bytes <= 0:
                 break
             left_seconds = self._turn_seconds - entry.seconds_since_load
-            if entry.num_requests and left_seconds > 0:
+            if entry.num_uses and left_seconds > 0:
                 return left_seconds  # until then the others stay, too
             chosen.append(entry)
             missing_bytes -= entry.num_bytes
@@ -298,7 +299,7 @@ class ModelMemory:
         changing = entry.changing = asyncio.get_running_loop().create_future()
         started = time.monotonic()
         try:
-            entry.set_loaded(await self._open(entry.opener, entry.plan))
+            entry.set_loaded(await self._open(entry, entry.opener, entry.plan))
             entry.load_seconds += time.monotonic() - started
             logger.info("the model %s is loaded", entry.name)
             if self._is_closed and entry.model is not None:
@@ -310,11 +311,13 @@ class ModelMemory:
                 entry.state = "unloaded"
             changing.set_result(None)
 
-    async def _open(self, opener: Opener, plan: ModelPlan) -> ServedModel:
+    async def _open(self, entry: ModelEntry, opener: Opener, plan: ModelPlan) -> ServedModel:
         model = await self._run(partial(opener.open, plan))
         try:
             for act in self._on_load:
                 await act(model)
+            if entry.policy is not None and isinstance(model, AsyncLLM):
+                await model.set_policy(entry.policy)
         except BaseException:
             await model.close()
             raise

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any
 
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.errors import FastServeError, ModelNotFoundError, OptionError
@@ -144,36 +143,6 @@ class ModelTable:
         for entry in self._first():
             if entry.model is None and entry.opener is not None and entry.plan is not None:
                 entry.set_loaded(entry.opener.open(entry.plan))
-
-    def snapshot(self) -> dict[str, Any]:
-        """What `GET /admin/models` tells."""
-        return {
-            "models": [self.describe(entry) for entry in self.entries],
-            "model_memory": {
-                "budget_bytes": self.memory.budget_bytes,
-                "used_bytes": self.memory.used_bytes,
-            },
-        }
-
-    def describe(self, entry: ModelEntry) -> dict[str, Any]:
-        """A model, for those who look after the server."""
-        task = None
-        if entry.plan is not None:
-            task = "generate" if entry.plan.is_decoder else "embed"
-        return {
-            "name": entry.name,
-            "aliases": [name for name, other in self.further_names().items() if other is entry],
-            "version": entry.version,
-            "state": entry.state,
-            "is_pinned": entry.is_pinned,
-            "memory_bytes": entry.num_bytes,
-            "num_requests": entry.num_requests,
-            "num_waiting": len(entry.waiting),
-            "num_loads": entry.num_loads,
-            "idle_seconds": entry.idle_seconds,
-            "task": task,
-            "error": entry.error,
-        }
 
     async def close(self) -> None:
         """Stop them all. Whatever is still streaming ends with an error."""

@@ -20,9 +20,12 @@ class ServeOptions:
     Attributes:
         host: name or address to listen at. One that others reach (`0.0.0.0`) needs API keys.
         port: to listen at; 0 takes a free one.
-        api_keys: file with the digests of keys that are let in, as `fastserve keys` writes it; None: the key
-            of FASTSERVE_API_KEY, if it is set, or nobody needs one.
-        admin_key_file: file with the digest of the admin key; without one there is no address under /admin/.
+        api_keys: file of the keys that are let in, each with its tenant and that tenant's terms, as
+            `fastserve keys` writes it; None: the key of FASTSERVE_API_KEY, if it is set, or nobody needs one.
+            It is read again when it has changed.
+        tenants: the same file by another name; only one of the two may be given.
+        admin_key_file: file with the digest of the admin key, as `fastserve keys FILE --admin` writes it;
+            None: there is nothing at /admin.
         model_memory: most bytes of all loaded models together, or a text such as "4GiB": each is loaded when
             a request asks for it, and given up for another, the least recently used first. None: all are
             loaded at the start and stay.
@@ -50,6 +53,7 @@ class ServeOptions:
         drain_seconds: how long requests may go on once the server is told to end.
         ready_seconds: an engine whose last step is older than this while there is work is not ready.
         log_prompts: write prompts and completions to the log.
+        otel: make a span of each request, by OpenTelemetry; where they go is said by its variables.
 
     Raises:
         OptionError: an option is out of its range.
@@ -58,6 +62,7 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: str | None = None
+    tenants: str | None = None
     admin_key_file: str | None = None
     model_memory: int | str | None = None
     pinned: Sequence[str] = ()
@@ -82,12 +87,19 @@ class ServeOptions:
     drain_seconds: float = 30.0
     ready_seconds: float = 60.0
     log_prompts: bool = False
+    otel: bool = False
 
     def __post_init__(self) -> None:
         check_kind("host", self.host, str, "a name or an address")
         if not self.host:
             raise OptionError("host is empty", hint="choose 127.0.0.1, or 0.0.0.0 for all of this machine's")
         check_integer("port", self.port, low=0, high=65535)
+        if self.api_keys is not None and self.tenants is not None:
+            raise OptionError(
+                f"api_keys={self.api_keys!r} and tenants={self.tenants!r} are two files of keys",
+                hint="name one of them: both options read the same format",
+                option="tenants",
+            )
         check_integer("max_body", self.max_body_bytes, low=1, high=INT64_MAX)
         check_integer("response_memory", self.response_memory_bytes, low=1, high=INT64_MAX)
         if self.max_prompt_tokens is not None:
@@ -119,6 +131,11 @@ class ServeOptions:
     @property
     def max_body_bytes(self) -> int:
         return parse_bytes("max_body", self.max_body) if isinstance(self.max_body, str) else self.max_body
+
+    @property
+    def key_file(self) -> str | None:
+        """The file of API keys, by whichever option it was named."""
+        return self.tenants if self.api_keys is None else self.api_keys
 
     @property
     def response_memory_bytes(self) -> int:

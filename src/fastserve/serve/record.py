@@ -9,6 +9,8 @@ from typing import Any
 
 from starlette.types import Scope
 
+from fastserve.engine.completion import Completion
+
 _KEY = "fastserve.record"
 
 
@@ -24,8 +26,20 @@ class RequestRecord:
     arrival_seconds: float = field(default_factory=time.perf_counter)
     status: int | None = None  # None: there was no answer
     details: dict[str, Any] = field(default_factory=dict)
+    first_turn_seconds: float | None = None  # by time.perf_counter, as is the arrival
+    first_token_seconds: float | None = None
+    finish_reasons: list[str] = field(default_factory=list)  # of the completions that have ended
     goes_on: bool = False  # behind its answer: its line is written by who ends it
     write: Callable[[], None] = field(default=_write_nothing)  # its line in the log
+
+    def observe(self, completion: Completion) -> None:
+        """A completion of it has ended."""
+        self.finish_reasons.append(completion.finish_reason)
+        turn_seconds = self.arrival_seconds + completion.queue_seconds
+        self.first_turn_seconds = min(turn_seconds, self.first_turn_seconds or turn_seconds)
+        if completion.completion_tokens:
+            token_seconds = self.arrival_seconds + completion.time_to_first_token_seconds
+            self.first_token_seconds = min(token_seconds, self.first_token_seconds or token_seconds)
 
     def attach(self, scope: Scope) -> None:
         scope[_KEY] = self

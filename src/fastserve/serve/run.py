@@ -20,8 +20,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from fastserve.errors import OptionError, RequestError
 from fastserve.serve.connection import DirectWriter
 from fastserve.serve.errors import error_document
-from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
+from fastserve.serve.service import Service
 
 _BACKLOG = 2048
 _MOST_HEADER_BYTES = 64 * 1024
@@ -75,7 +75,7 @@ def make_server(
     )
     config.load()
     config.ssl = tls
-    return _Server(config, app.state.service.models, options, announce)
+    return _Server(config, app.state.service, options, announce)
 
 
 class _Protocol(H11Protocol):
@@ -146,12 +146,12 @@ class _Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        models: ModelTable,
+        service: Service,
         options: ServeOptions,
         announce: Callable[[str], None],
     ) -> None:
         super().__init__(config)
-        self._models = models
+        self._service = service
         self._options = options
         self._announce = announce
 
@@ -161,6 +161,7 @@ class _Server(uvicorn.Server):
         self._announce(url_of(sockets[0], self._options))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.snapshots.close()  # who only watches is not waited for
         ending = asyncio.create_task(self._end_streams())
         try:
             await super().shutdown(sockets)
@@ -169,7 +170,7 @@ class _Server(uvicorn.Server):
 
     async def _end_streams(self) -> None:
         await asyncio.sleep(self._options.drain_seconds)
-        await self._models.close()
+        await self._service.models.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """uvicorn's own would raise the signal once more at the end."""

@@ -1,4 +1,4 @@
-"""What all routes share: the models, the options, the metrics."""
+"""What all routes share: the models, the options, the tenants, the metrics, what is known of the server."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ from fastserve.engine.load import Task, check_kind_of_model
 from fastserve.errors import DeadlineError, RequestError
 from fastserve.option import check_number
 from fastserve.serve.connection import run_while_connected
+from fastserve.serve.drain import Drain
+from fastserve.serve.energy import EnergyMeter
 from fastserve.serve.engine_metrics import EngineMetrics
 from fastserve.serve.generation import Generation, GenerationRequest, generate
+from fastserve.serve.latency import read_latencies
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.model_entry import Lease, ModelEntry, ServedModel
 from fastserve.serve.model_metrics import ModelMetrics
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.record import RequestRecord
+from fastserve.serve.security import account_of
+from fastserve.serve.snapshot import Energy, Snapshots, TenantSnapshot, describe_memory, describe_models
 from fastserve.serve.stream import Format, answer
+from fastserve.serve.tenant_table import TenantTable
+from fastserve.serve.usage import describe_usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +45,29 @@ class Service:
     options: ServeOptions
     metrics: Metrics
     engine_metrics: EngineMetrics
+    tenants: TenantTable
+    energy: EnergyMeter
+    drain: Drain
+    snapshots: Snapshots
 
     @classmethod
-    def of(cls, models: ModelTable, options: ServeOptions) -> Self:
+    def of(cls, models: ModelTable, options: ServeOptions, tenants: TenantTable, energy: EnergyMeter) -> Self:
         metrics, engine_metrics = Metrics(), EngineMetrics(models)
         metrics.registry.register(engine_metrics)
         metrics.registry.register(ModelMetrics(models))
-        return cls(models, options, metrics, engine_metrics)
+        drain = Drain()
+        snapshots = Snapshots(
+            lambda: models.generators,
+            read_models=lambda: describe_models(models),
+            read_memory=lambda: describe_memory(models),
+            read_tenants=lambda: [
+                TenantSnapshot(**describe_usage(tenant, has_energy=energy.is_known)) for tenant in tenants
+            ],
+            read_energy=lambda: Energy(energy.watts),
+            read_latencies=lambda: read_latencies(metrics),
+            is_draining=lambda: drain.is_draining,
+        )
+        return cls(models, options, metrics, engine_metrics, tenants, energy, drain, snapshots)
 
     @asynccontextmanager
     async def generator(
@@ -90,6 +113,8 @@ class Service:
             options=self.options,
             metrics=self.metrics,
             record=RequestRecord.of(request.scope),
+            tenants=self.tenants,
+            tenant=account_of(request.scope),
         )
         with self.models.memory.holding(self.models.find(llm.name)):
             async with generation as running:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.config import ScheduleOptions
-from fastserve.engine.cost import OnlineStepCost, StepCost
+from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
 from fastserve.engine.engine import Engine
 from fastserve.engine.policy.boost import Boost
 from fastserve.engine.policy.gittins import Gittins
@@ -286,11 +286,63 @@ def test_small_ones_go_first_only_as_long_as_everybody_can_still_be_served_in_ti
     assert not policy.outranks(old[0], new)
 
 
+def inform(policy: Boost, *, seconds_per_token: float = 0.001) -> None:
+    """Of what steps cost, and of completions of 20 tokens, as many as it takes."""
+    for tokens in range(32):
+        policy._work.cost.observe(StepWork(decode_tokens=tokens % 8), tokens % 8 * seconds_per_token)
+        policy._work.cost.observe(StepWork.of_prefill(tokens), tokens * seconds_per_token)
+    for index in range(64):
+        ended = sequence_of(1, sequence_id=1000 + index)
+        policy._work.enter(ended)
+        ended.token_ids += [1] * 20
+        ended.is_complete = True
+        policy._work.leave(ended)
+
+
+def longest_wait_of_crowd(policy: Boost, *, now: float) -> tuple[float, float]:
+    """Before and after ten prompts that came and left without a turn."""
+    crowd = [sequence_of(2000, arrival=now, sequence_id=index) for index in range(10)]
+    for sequence in crowd:
+        enter(policy, sequence, now)
+    policy.refresh(crowd, now)
+    before = policy.longest_wait_seconds(now)
+    for sequence in crowd:
+        leave(policy, sequence)
+    return before, policy.longest_wait_seconds(now + 1.0)
+
+
+def test_the_longest_wait_is_remembered_but_not_one_that_was_reckoned_before_costs_were_known() -> None:
+    policy = make(patience=1.6)
+    before, after = longest_wait_of_crowd(policy, now=0.0)
+    assert before > 30.0
+    assert after == 2.0, "the least patience"
+    inform(policy)
+    policy.refresh([], 10.0)
+    before, after = longest_wait_of_crowd(policy, now=10.0)
+    assert 0.98 * before < after < before
+
+
+def test_who_came_before_costs_were_known_counts_for_what_is_known_then() -> None:
+    policy = make(patience=1.6)
+    crowd = [sequence_of(2000, sequence_id=index) for index in range(10)]
+    for sequence in crowd:
+        enter(policy, sequence, 0.0)
+    policy.refresh(crowd, 0.0)
+    guessed = policy.longest_wait_seconds(0.0)
+    inform(policy, seconds_per_token=0.0001)
+    policy.refresh(crowd, 1.0)
+    assert policy.longest_wait_seconds(1.0) < 0.15 * guessed
+    newcomer = sequence_of(2000, arrival=1.0, sequence_id=10)
+    enter(policy, newcomer, 1.0)
+    assert newcomer.standing.work_seconds == crowd[0].standing.work_seconds
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 3)), min_size=1, max_size=20))
 def test_whatever_the_clock_does_ranks_are_distinct_and_the_longest_wait_is_no_longer(jumps) -> None:
     def longest_wait_seconds(times: list[float]) -> float:
         policy = make()
+        inform(policy)
         live = [sequence_of(1 + 700 * index, arrival=0.1 * index, sequence_id=index) for index in range(8)]
         for sequence in live:
             enter(policy, sequence, 1.0)

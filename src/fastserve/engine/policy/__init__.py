@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any
 
-from fastserve.engine.cost import OnlineStepCost
 from fastserve.engine.policy.boost import Boost
 from fastserve.engine.policy.fcfs import Fcfs
 from fastserve.engine.policy.gittins import Gittins
@@ -25,63 +27,84 @@ class Knob:
 
     low: float
     high: float
+    meaning: str  # a line for people
     is_integer: bool = False
 
 
-def _make_mlfq(
-    cost: OnlineStepCost, max_sequences: int, knobs: Mapping[str, float], *, is_guarded: bool
-) -> Mlfq:
-    return Mlfq(
-        cost,
-        max_sequences=max_sequences,
-        quantum_seconds=knobs.get("quantum_seconds"),
-        growth=knobs.get("growth", 2.0),
-        starvation_seconds=knobs.get("starvation_seconds", 10.0 if is_guarded else 0.3),
-        margin=int(knobs.get("margin", 2 if is_guarded else 1)),
-        is_guarded=is_guarded,
-    )
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """How a policy is made: of what it reads, which `arguments` says, and of the values of some knobs; the
+    others are as in `presets`, or as its class has them."""
+
+    make: Callable[..., Policy]
+    meaning: str
+    arguments: Callable[[ExpectedWork, int], Mapping[str, Any]]
+    knobs: Mapping[str, Knob] = field(default_factory=dict)
+    presets: Mapping[str, Any] = field(default_factory=dict)
+
+    def default_of(self, knob: str) -> float | None:
+        default: float | None = self.presets.get(knob, signature(self.make).parameters[knob].default)
+        return default
 
 
-_MLFQ_KNOBS: Mapping[str, Knob] = {
-    "quantum_seconds": Knob(1e-4, 60.0),
-    "growth": Knob(1.1, 16.0),
-    "starvation_seconds": Knob(0.01, 3600.0),
+_LEVELS: Mapping[str, Knob] = {
+    "quantum_seconds": Knob(1e-4, 60.0, "service at the first level; by default that of the least step"),
+    "growth": Knob(1.1, 16.0, "of the quantum, from level to level"),
+    "starvation_seconds": Knob(0.01, 3600.0, "who waits longer comes to the first level again"),
 }
 
-# By name: its knobs, and how it is made with the values of some.
-_POLICIES: Mapping[
-    str, tuple[Mapping[str, Knob], Callable[[ExpectedWork, int, dict[str, float]], Policy]]
-] = {
-    "fcfs": ({}, lambda work, most, knobs: Fcfs()),
-    "priority": (
-        {"margin": Knob(1, 1000, is_integer=True)},
-        lambda work, most, knobs: Priority(margin=int(knobs.get("margin", 1))),
+_POLICIES: Mapping[str, _Recipe] = {
+    "fcfs": _Recipe(Fcfs, "first come, first served", lambda work, most: {}),
+    "priority": _Recipe(
+        Priority,
+        "by the number that requests have, the lower first",
+        lambda work, most: {},
+        {"margin": Knob(1, 1000, "memory is taken for what is better by so much", is_integer=True)},
     ),
-    "sjf": ({"margin": Knob(1.0, 1000.0)}, lambda work, most, knobs: Sjf(work.cost, **knobs)),
-    "mlfq": (
-        {**_MLFQ_KNOBS, "margin": Knob(1, 24, is_integer=True)},
-        lambda work, most, knobs: _make_mlfq(work.cost, most, knobs, is_guarded=True),
+    "sjf": _Recipe(
+        Sjf,
+        "least work first, by the prompt and the mean length of the tenant's completions",
+        lambda work, most: {"cost": work.cost},
+        {"margin": Knob(1.0, 1000.0, "memory is taken of what has so many times the work left")},
     ),
-    "hrrn": ({}, lambda work, most, knobs: Hrrn(work)),
-    "gittins": (
-        {"margin": Knob(1.0, 1000.0)},
-        lambda work, most, knobs: Gittins(work, **knobs),
-    ),
-    "boost": (
+    "mlfq": _Recipe(
+        Mlfq,
+        "levels with growing quanta; whoever has had its quantum sinks",
+        lambda work, most: {"cost": work.cost, "max_sequences": most},
         {
-            "strength": Knob(0.0, 100.0),
-            "patience": Knob(0.0, 1000.0),
-            "least_scale_seconds": Knob(1e-3, 3600.0),
-            "most_scale_seconds": Knob(1e-3, 1e6),
-            "most_boost": Knob(0.1, 100.0),
-            "express_seconds": Knob(0.0, 3600.0),
-            "margin": Knob(0.0, 100.0),
+            **_LEVELS,
+            "margin": Knob(1, 24, "memory is taken for what is better by so many levels", is_integer=True),
         },
-        lambda work, most, knobs: Boost(work, max_sequences=most, **knobs),
     ),
-    "mlfq-published": (
-        _MLFQ_KNOBS,
-        lambda work, most, knobs: _make_mlfq(work.cost, most, knobs, is_guarded=False),
+    "hrrn": _Recipe(
+        Hrrn, "by how long a request has waited for the work that it is", lambda work, most: {"work": work}
+    ),
+    "gittins": _Recipe(
+        Gittins,
+        "by the completions to be expected for the work, as lengths so far tell",
+        lambda work, most: {"work": work},
+        {"margin": Knob(1.0, 1000.0, "memory is taken of what is so many times worse")},
+    ),
+    "boost": _Recipe(
+        Boost,
+        "in order of arrival, brought forward by how little work is expected",
+        lambda work, most: {"work": work, "max_sequences": most},
+        {
+            "strength": Knob(0.0, 100.0, "how far short work is brought forward under load"),
+            "patience": Knob(0.0, 1000.0, "how much longer than by arrival somebody may wait"),
+            "least_scale_seconds": Knob(1e-3, 3600.0, "the scale while nobody waits"),
+            "most_scale_seconds": Knob(1e-3, 1e6, "the largest scale"),
+            "most_boost": Knob(0.1, 100.0, "the largest boost, in scales"),
+            "express_seconds": Knob(0.0, 3600.0, "prompts that take less are read at once"),
+            "margin": Knob(0.0, 100.0, "memory is taken of what is so many scales later"),
+        },
+    ),
+    "mlfq-published": _Recipe(
+        Mlfq,
+        "mlfq as published, where any better level takes memory at any price",
+        lambda work, most: {"cost": work.cost, "max_sequences": most},
+        _LEVELS,
+        {"starvation_seconds": 0.3, "margin": 1, "is_guarded": False},
     ),
 }
 
@@ -91,7 +114,7 @@ POLICY_NAMES = tuple(_POLICIES)
 def make_policy(spec: str, *, work: ExpectedWork, max_sequences: int) -> Policy:
     """The policy that a text names: `NAME`, or `NAME:KNOB=VALUE,...`.
 
-    >>> from fastserve.engine.cost import StepCost
+    >>> from fastserve.engine.cost import OnlineStepCost, StepCost
     >>> work = ExpectedWork(OnlineStepCost(StepCost()))
     >>> make_policy("mlfq:growth=4", work=work, max_sequences=8).name
     'mlfq'
@@ -104,7 +127,8 @@ def make_policy(spec: str, *, work: ExpectedWork, max_sequences: int) -> Policy:
         OptionError: an unknown policy or knob, or a value out of its range.
     """
     name, knobs = parse_policy(spec)
-    return _POLICIES[name][1](work, max_sequences, knobs)
+    recipe = _POLICIES[name]
+    return recipe.make(**{**recipe.arguments(work, max_sequences), **recipe.presets, **knobs})
 
 
 def parse_policy(spec: str) -> tuple[str, dict[str, float]]:
@@ -112,7 +136,7 @@ def parse_policy(spec: str) -> tuple[str, dict[str, float]]:
     name, _, text = spec.partition(":")
     if name not in _POLICIES:
         raise OptionError(f"policy {name!r} is unknown", hint=f"choose one of {', '.join(_POLICIES)}")
-    known = _POLICIES[name][0]
+    known = _POLICIES[name].knobs
     knobs: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         knob_name, _, value = part.partition("=")
@@ -123,9 +147,57 @@ def parse_policy(spec: str) -> tuple[str, dict[str, float]]:
     return name, knobs
 
 
+@dataclass(frozen=True, slots=True)
+class KnobDescription:
+    """A number that a policy takes: what it may be, and what it is by default; None: that follows the
+    machine."""
+
+    name: str
+    meaning: str
+    low: float
+    high: float
+    is_integer: bool
+    default: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDescription:
+    """A policy as people choose it: `NAME`, or `NAME:KNOB=VALUE,...`."""
+
+    name: str
+    meaning: str
+    knobs: Seq[KnobDescription]
+
+
+def describe_policies() -> list[PolicyDescription]:
+    """All that there are.
+
+    >>> [policy.name for policy in describe_policies()][0]
+    'fcfs'
+    """
+    return [
+        PolicyDescription(
+            name,
+            recipe.meaning,
+            [
+                KnobDescription(
+                    knob_name,
+                    knob.meaning,
+                    knob.low,
+                    knob.high,
+                    knob.is_integer,
+                    recipe.default_of(knob_name),
+                )
+                for knob_name, knob in recipe.knobs.items()
+            ],
+        )
+        for name, recipe in _POLICIES.items()
+    ]
+
+
 def _parse_knob(name: str, text: str, knob: Knob) -> float:
     try:
-        value = float(int(text)) if knob.is_integer else float(text)
+        value = int(text) if knob.is_integer else float(text)
     except ValueError:
         kind = "a whole number" if knob.is_integer else "a number"
         raise OptionError(f"{name} is {text!r}", hint=f"give {kind}") from None

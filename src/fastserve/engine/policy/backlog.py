@@ -6,7 +6,7 @@ import math
 
 _MEMORY_SECONDS = 120.0  # of the rate at which work is begun
 _PRIOR_SECONDS = 10.0  # for which that rate is taken as what costs say
-_PEAK_SECONDS = 600.0  # after which a peak counts for a third
+_PEAK_SECONDS = 1500.0  # after which a peak counts for a third
 _STEADINESS_SECONDS = 300.0  # over which a backlog counts as steady or not
 
 

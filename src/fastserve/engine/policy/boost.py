@@ -22,7 +22,7 @@ _SCALE_STEP = 1.25  # scales within such a factor count as equal: ranks change t
 _SMOOTHING_SECONDS = 5.0  # of the wait that the scale follows
 _CHECK_SECONDS = 0.1  # between two looks for those that are due
 _LEAST_PATIENCE_SECONDS = 2.0  # before which nobody is due
-_GRACE = 2.0  # times as long may wait who is shorter
+_GRACE = 1.8  # times as long may wait who is shorter
 _LONG_QUANTILE = 0.98  # of lengths, as which a completion counts for when it is due
 _STEP_MEMORY = 0.02  # weight of a step in the mean seconds of a step
 _STEADY = 0.75  # of the longest wait of late: where the mean is above it, patience fades to 1
@@ -48,13 +48,15 @@ class Boost(RankedPolicy):
     anybody is overtaken while nobody waits, and a backlog is worked off in the order of work.
 
     That holds as long as everybody can still begin within `patience` times the longest such wait of late
-    (and later, if its completion is likely to be shorter than others are, but within twice as long). Where
-    the wait has been close to the longest for minutes, which makes the longest what most have to wait,
+    (and later, if its completion is likely to be shorter than others are, but within 1.8 times as long).
+    Where the wait has been close to the longest for minutes, which makes the longest what most have to wait,
     patience fades to 1. As soon as one could not any more, if those that are due before it began first, it
     is due with them, in the order of the times by which they are to begin, and nobody else begins before
-    them. Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds` (and a
-    fifth, as scales are rounded): by its key, nobody is overtaken by a sequence that came later by more than
-    their product.
+    them. As long as costs and lengths are guesses, no wait is remembered as the longest.
+
+    Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds` (and a fifth, as
+    scales are rounded): by its key, nobody is overtaken by a sequence that came later by more than their
+    product.
 
     Work is that of the prompt and of the tokens to be expected, given how many there are; it is looked at
     again when a completion has grown by a third. Streams have their turns before those that wait, but their
@@ -80,7 +82,7 @@ class Boost(RankedPolicy):
         *,
         max_sequences: int,
         strength: float = 7.0,
-        patience: float = 1.6,
+        patience: float = 1.3,
         least_scale_seconds: float = 2.0,
         most_scale_seconds: float = 1000.0,
         most_boost: float = 12.0,
@@ -109,6 +111,7 @@ class Boost(RankedPolicy):
         self._short: dict[int, dict[int, Sequence]] = {}  # ... would be, were there room; first by class
         self._streams: dict[int, Sequence] = {}  # ... and who has
         self._backlog = Backlog()
+        self._is_informed = False  # whether what the backlog was told of work is more than a guess
         self._checks = Interval(_CHECK_SECONDS)
         self._step_seconds = 0.0  # mean over steps
         self._wait = 0.0  # smoothed
@@ -124,7 +127,9 @@ class Boost(RankedPolicy):
         """For a first turn, where the completion is a long one; who is shorter may wait for longer."""
         share = min((1.0 - self._backlog.steadiness) / (1.0 - _STEADY), 1.0)
         patience = min(self._patience, 1.0 + (self._patience - 1.0) * share)
-        return max(patience * self._backlog.peak_seconds(now), _LEAST_PATIENCE_SECONDS)
+        # A guess is not to be remembered: one ten times too high would let everybody wait for minutes.
+        wait = self._backlog.peak_seconds(now) if self._is_informed else self._backlog.wait_seconds
+        return max(patience * wait, _LEAST_PATIENCE_SECONDS)
 
     def enter(self, sequence: Sequence, now: float) -> None:
         work = self._work.seconds(sequence)
@@ -163,6 +168,8 @@ class Boost(RankedPolicy):
                 self._advance(sequence)
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
+        if self._work.is_known and not self._is_informed:
+            self._start_anew(sequences, now)
         if self._follow(self._backlog.wait_seconds, now):
             for sequence in sequences:
                 self._rank(sequence)
@@ -176,6 +183,15 @@ class Boost(RankedPolicy):
         if better.rank[0] != _NORMAL or resident.rank[0] not in (_RUNNING, _NORMAL):
             return False
         return bool(better.rank[1] + self._margin * self.scale_seconds < resident.rank[1])
+
+    def _start_anew(self, sequences: Seq[Sequence], now: float) -> None:
+        """What was guessed of everybody's work until now is known."""
+        self._is_informed = True
+        for sequence in sequences:
+            self.leave(sequence)
+        self._backlog = Backlog()
+        for sequence in sorted(sequences, key=lambda s: s.sequence_id):
+            self.enter(sequence, now)
 
     def _advance(self, sequence: Sequence) -> None:
         """It had a turn after which it is to be ranked anew."""

@@ -48,6 +48,11 @@ class ExpectedWork:
             self._lengths.observe(kind, sequence.num_completion_tokens)
 
     @property
+    def is_known(self) -> bool:
+        """Whether enough steps have run, and enough completions have ended, that it is more than a guess."""
+        return self.cost.is_fitted and self.knows_lengths
+
+    @property
     def knows_lengths(self) -> bool:
         """Whether enough completions have ended that what is expected of others is more than a guess."""
         return self._lengths.is_known

@@ -6,12 +6,15 @@ from typing import Any
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from fastserve.serve.schema.body import ERRORS
 from fastserve.serve.schema.health import HealthDocument
+from fastserve.serve.security import account_of, is_admin
 from fastserve.serve.service import Service
 from fastserve.serve.stream import json_response
+from fastserve.serve.usage import TenantMetrics
 
 _RED: dict[int | str, dict[str, Any]] = {503: {"model": HealthDocument}}
 
@@ -28,19 +31,26 @@ def health_router(service: Service) -> APIRouter:
 
     @router.get("/health/ready", response_model=HealthDocument, responses=_RED)
     async def ready() -> Response:
-        """Whether requests make progress: 503 where an engine has ended no step for too long."""
+        """Whether requests are taken, and make progress: 503 while the server drains, and where an engine has
+        ended no step for too long."""
         late = {
             model.name: f"no step has ended for {seconds:.1f} seconds; ready_seconds is {limit:g}"
             for model in service.models
             if (seconds := model.seconds_without_step) > limit or not model.is_alive
         }
+        if service.drain.is_draining:
+            late["server"] = "it drains, and takes no requests"
         return _answer(late)
 
     @router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
-    async def metrics() -> Response:
-        """In Prometheus' text format."""
+    async def metrics(request: Request) -> Response:
+        """In Prometheus' text format. Where there is an admin key, a tenant sees itself alone of all."""
         await service.engine_metrics.refresh()
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        sees_all = is_admin(request.scope) or not service.tenants.keys.has_admin_key
+        tenants = service.tenants if sees_all else (account_of(request.scope),)
+        text = generate_latest(service.metrics.registry)
+        text += generate_latest(TenantMetrics(tenants, has_energy=service.energy.is_known))
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router
 

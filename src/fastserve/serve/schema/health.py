@@ -9,4 +9,4 @@ from fastserve.serve.schema.body import Document
 
 class HealthDocument(Document):
     status: Literal["ok", "fail"]
-    reasons: dict[str, str]  # by model
+    reasons: dict[str, str]  # by model, or of the server

@@ -100,7 +100,9 @@ class NamedChoice(Body):
 
 
 class Metadata(Body):
-    user_id: Name | None = Field(None, description="The tenant: tenants share the model fairly.")
+    user_id: Name | None = Field(
+        None, description="Where there are no keys, the tenant: tenants share the model fairly."
+    )
 
 
 class Conversation(Body):

@@ -30,7 +30,9 @@ class SamplingFields(ConstraintFields):
     presence_penalty: float | None = Field(None, description="-2 to 2.")
     frequency_penalty: float | None = Field(None, description="-2 to 2.")
     logit_bias: dict[str, float] | None = Field(None, description="By token id, -100 to 100.")
-    user: Name | None = Field(None, description="The tenant: tenants share the model fairly.")
+    user: Name | None = Field(
+        None, description="Where there are no keys, the tenant: tenants share the model fairly."
+    )
 
     top_k: int | None = Field(None, description="Choose among so many tokens; 0 is off.")
     min_p: float | None = Field(None, description="Leave out tokens less likely than this share of the best.")
