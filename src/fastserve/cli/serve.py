@@ -118,6 +118,7 @@ def serve(
     A line on standard output says where, once requests are taken; what happens is logged on standard error, a
     line of JSON each. Ends by Ctrl-C or SIGTERM, after the requests that run.
     """
+    from fastserve.engine.heap import share_heap
     from fastserve.engine.policy import parse_policy
     from fastserve.serve.api_keys import ApiKeys
     from fastserve.serve.app import create_app
@@ -128,6 +129,8 @@ def serve(
     from fastserve.serve.security import check_exposure
     from fastserve.serve.tracing import Tracing
 
+    if serve_options.model_memory is not None:
+        share_heap()
     keys = ApiKeys.load(serve_options)
     check_exposure(serve_options, keys)  # all that can be wrong, before anything is loaded or fetched
     _check_weights(keys, options)
