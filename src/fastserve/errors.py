@@ -10,6 +10,7 @@ FastServeError
 ├── CheckpointError        a file is corrupt, truncated or inconsistent
 ├── UnsupportedError       an architecture, tensor type or tokenizer that we do not have
 ├── MemoryLimitError       more memory is needed than there is
+│   └── ModelMemoryError   a model does not fit beside those that a server keeps
 ├── ContextLengthError     a prompt (with its completion) does not fit the model's context
 ├── TemplateError          a chat template is missing or failed on these messages
 ├── StepError              a request could not go on: its step failed, or the model is broken
@@ -83,6 +84,10 @@ class UnsupportedError(FastServeError):
 
 class MemoryLimitError(FastServeError):
     """More memory is needed than there is."""
+
+
+class ModelMemoryError(MemoryLimitError):
+    """A model does not fit the memory that a server may have for models, or that the machine has left."""
 
 
 class ContextLengthError(FastServeError, ValueError):

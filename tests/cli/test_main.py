@@ -79,9 +79,12 @@ def test_only_the_module_of_the_command_asked_for_is_imported() -> None:
         ),
         (["download", "x", "--ofline"], "error: no option is named --ofline; did you mean --offline?"),
         (["download"], "error: missing argument 'NAME'; see `fastserve download --help`"),
-        (["models", "lits"], "error: no command is named 'lits'; did you mean list?"),
+        (["models", "lits"], "error: no command is named 'lits'; did you mean list or alias?"),
         (["models"], "error: missing command; see `fastserve models --help`"),
-        (["models", "zzz"], "error: no command is named 'zzz'; choose one of list, show, remove"),
+        (
+            ["models", "zzz"],
+            "error: no command is named 'zzz'; choose one of list, show, alias, promote, verify, remove",
+        ),
         (["download", "x", "y"], "error: got unexpected extra argument (y); see `fastserve download --help`"),
         (["probe", "-x"], "error: no option is named -x; see `fastserve probe --help`"),
         (["probe", "--count"], "error: option '--count' requires an argument; "),
@@ -243,7 +246,10 @@ def test_a_reader_that_goes_away_is_not_complained_about() -> None:
 
 @pytest.mark.parametrize(
     ("words", "completions"),
-    [("fastserve g", ["generate"]), ("fastserve models ", ["list", "show", "remove"])],
+    [
+        ("fastserve g", ["generate"]),
+        ("fastserve models ", ["list", "show", "alias", "promote", "verify", "remove"]),
+    ],
 )
 def test_the_shell_completes_commands(words: str, completions: list[str]) -> None:
     asked = {"_FASTSERVE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}

@@ -72,3 +72,51 @@ def test_on_a_terminal_the_list_is_aligned(
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["name", "size", "licence", "source"]
     assert {line.index("not downloaded") for line in lines} == {header.index("source")}
+
+
+def test_aliases_and_versions_are_made_promoted_listed_and_removed(
+    registered: str, gguf_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def documents(*arguments: str) -> dict[str, object]:
+        assert main([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert documents("models", "alias", "Chat@1", "tiny") == {
+        "name": "chat@1",
+        "target": "tiny",
+        "model": "tiny",
+    }
+    assert documents("models", "promote", "chat@1") == {"name": "chat", "version": "1", "previous": None}
+    assert main(["models", "alias", "talk", "chat"]) == 0
+    assert main(["models", "promote", "chat@1"]) == 0
+    assert capsys.readouterr().out == "talk stands for tiny\nchat stands for chat@1\n"
+    document = documents("models", "list")
+    assert (document["aliases"], document["promoted"]) == ({"talk": "chat"}, {"chat": "1"})
+    assert main(["models", "list"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()[2:4]]
+    assert [(line[0], line[3]) for line in lines] == [
+        ("talk", "alias of chat"),
+        ("chat@1", "version that is tiny, promoted to chat"),
+    ]
+    assert documents("models", "show", "talk")["name"] == "tiny"
+    assert main(["models", "remove", "tiny"]) == 2
+    assert "chat@1 stands for tiny" in capsys.readouterr().err
+    for name in ("talk", "chat@1", "tiny"):
+        assert documents("models", "remove", name)["name"] == name
+
+
+def test_verifying_reads_every_byte(
+    registered: str, gguf_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "verify"]) == 0
+    assert capsys.readouterr().out == "tiny: intact\n"
+    content = bytearray(gguf_file.read_bytes())
+    content[2000] ^= 1
+    gguf_file.write_bytes(content)
+    assert main(["models", "verify", "tiny"]) == 2
+    assert capsys.readouterr().out.startswith("tiny: tiny.gguf does not match its sha256 ")
+    assert main(["models", "verify", "--json"]) == 2
+    (model,) = json.loads(capsys.readouterr().out)["models"]
+    assert (model["name"], model["is_intact"], len(model["damaged"])) == ("tiny", False, 1)
+    assert main(["models", "verify", "tinny"]) == 2
+    assert "did you mean tiny?" in capsys.readouterr().err

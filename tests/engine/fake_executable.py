@@ -15,6 +15,7 @@ import numpy as np
 
 from fastserve.config import ScheduleOptions
 from fastserve.engine.engine import Engine
+from fastserve.engine.turnstile import Turnstile
 from fastserve.types import (
     MAX_TOP_LOGPROBS,
     Batch,
@@ -178,6 +179,7 @@ def make_engine(
     block_size: int = 4,
     clock: Callable[[], float] = time.perf_counter,
     next_token: NextToken | None = None,
+    turnstile: Turnstile | None = None,
     **limits: int,
 ) -> Engine:
     defaults = {"max_tokens": 32, "max_outputs": 8, "max_sequences": 8, "num_blocks": 64, "max_context": 128}
@@ -188,6 +190,7 @@ def make_engine(
         context_length=context_length,
         options=options or ScheduleOptions(policy=policy, prefill_chunk_tokens=prefill_chunk_tokens),
         clock=clock,
+        turnstile=turnstile,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,9 +16,11 @@ from typing import Any
 import pytest
 
 from fastserve.config import EngineOptions
+from fastserve.constraint import Regex
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import LLM
 from fastserve.engine.sequence import Sequence
+from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import ContextLengthError, DeadlineError, OptionError, QueueFullError, StepError
 from fastserve.types import SamplingParams
 
@@ -343,3 +347,46 @@ def test_weights_of_tenants_that_are_wrong_are_an_error_of_the_caller(stories) -
                 await llm.set_tenant_weights({"a": -1.0})
 
     run(main)
+
+
+def test_models_that_take_turns_each_answer_as_alone(stories, alone) -> None:
+    class Watched(Turnstile):
+        num_within = num_passed = 0
+
+        def __enter__(self) -> None:
+            super().__enter__()
+            self.num_within += 1
+            self.num_passed += 1
+            assert self.num_within == 1
+
+        def __exit__(self, *reason: object) -> None:
+            self.num_within -= 1
+            super().__exit__(*reason)
+
+    async def main() -> None:
+        turnstile = Watched()
+        llms = [AsyncLLM(stories, OPTIONS, turnstile=turnstile) for _ in range(3)]
+        calls = [llm.generate(prompt, params_of(i)) for llm in llms for i, prompt in enumerate(PROMPTS)]
+        assert [c.token_ids for (c,) in await asyncio.gather(*calls)] == 3 * alone
+        num_steps = sum([sum((await llm.status()).steps.num_sequences.counts) for llm in llms])
+        assert turnstile.num_passed >= num_steps
+        for llm in llms:
+            await llm.close()
+
+    run(main)
+
+
+def test_a_closed_model_is_given_back_with_its_last_use_without_the_garbage_collector(stories) -> None:
+    async def use() -> list[weakref.ref[Any]]:
+        async with AsyncLLM(stories, OPTIONS) as llm:
+            constraint = Regex("[a-z]+")
+            for params in (SamplingParams(max_tokens=4), SamplingParams(max_tokens=4, constraint=constraint)):
+                await llm.generate("He", params)
+            return [weakref.ref(thing) for thing in (llm, llm.model.executable, llm.model.tokenizer)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [thing() for thing in asyncio.run(use())] == [None, None, None]
+    finally:
+        gc.enable()

@@ -51,7 +51,7 @@ def test_a_defect_of_ours_is_counted_and_answered_as_one(make_server, monkeypatc
     def fail(*_: object) -> None:
         raise KeyError("a defect")
 
-    monkeypatch.setattr(type(server.app.state.service.models), "find_generator", fail)
+    monkeypatch.setattr(type(server.app.state.service.models), "find", fail)
     body = {"model": STORIES, "prompt": "He", "max_tokens": 8}
     response = server.post("/v1/completions", body, headers={"x-request-id": "mine"})
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from fastserve.checkpoint.checkpoint import Checkpoint
@@ -113,10 +113,7 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str | None:
         """The token as the vocabulary spells it (`Ġthe`); None outside of it."""
-        if not 0 <= token_id < 2**32:
-            return None
-        token: str | None = self._backend.id_to_token(token_id)
-        return token
+        return _token_text(self._backend, token_id)
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """What the token adds to a text that has others before it; None outside of the vocabulary. Special
@@ -136,8 +133,16 @@ class Tokenizer:
     def _detokenizer(self) -> Detokenizer:
         decoder = self._backend.decoder
         rule = DecodingRule.from_json(None if decoder is None else json.loads(decoder.__getstate__()))
-        return Detokenizer(rule, self.token_text, self.special_ids)
+        # Not a method of this object: it would have itself by it, and be kept when nobody else has it.
+        return Detokenizer(rule, partial(_token_text, self._backend), self.special_ids)
 
     def _special_id(self, role: str) -> int | None:
         text = self.special_tokens.get(role)
         return None if text is None else self.token_id(text)
+
+
+def _token_text(backend: tokenizers.Tokenizer, token_id: int) -> str | None:
+    if not 0 <= token_id < 2**32:
+        return None
+    token: str | None = backend.id_to_token(token_id)
+    return token

@@ -1,4 +1,4 @@
-"""`fastserve models`: list, show and remove what is in the local store."""
+"""`fastserve models`: what is in the local store, and by which names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ name_argument = click.argument("name", metavar="NAME", help="A name that `fastse
 
 @click.group(cls=CommandGroup, no_args_is_help=False)
 def models() -> None:
-    """List, show and remove downloaded models."""
+    """Downloaded models, their aliases and versions."""
 
 
 @models.command("list")
@@ -21,12 +21,14 @@ def models() -> None:
 def list_(json: bool) -> None:
     """List models, downloaded or not.
 
-    Those that are here come first, then those that `fastserve download` knows by name.
+    Those that are here come first, with the aliases and versions that stand for them, then those that
+    `fastserve download` knows by name.
     """
     from fastserve.hub.catalogue import load_catalogue
-    from fastserve.hub.registry import list_models
+    from fastserve.hub.registry import Registry
 
-    records = list_models()
+    registry = Registry.of_user()
+    records, names = registry.records(), registry.names()
     here = {record.name for record in records}
     available = [entry for entry in load_catalogue() if entry.name not in here]
     if json:
@@ -34,10 +36,17 @@ def list_(json: bool) -> None:
             {
                 "models": [record.to_json() for record in records],
                 "available": [entry.to_json() for entry in available],
+                **{key: value for key, value in names.to_json().items() if key != "version"},
             }
         )
         return
     rows = [(r.name, format_bytes(r.size_bytes), r.licence or "unknown", r.source) for r in records]
+    rows += [(alias, "", "", f"alias of {target}") for alias, target in sorted(names.aliases.items())]
+    for base, versions in sorted(names.versions.items()):
+        for version, pinned in sorted(versions.items()):
+            is_promoted = names.promoted.get(base) == version
+            what = f"version that is {pinned.model}" + (f", promoted to {base}" if is_promoted else "")
+            rows.append((f"{base}@{version}", "", "", what))
     rows += [(e.name, format_bytes(e.size_bytes), e.licence, "not downloaded") for e in available]
     print_table(("name", "size", "licence", "source"), rows)
 
@@ -65,19 +74,94 @@ def show(name: str, json: bool) -> None:
     )
 
 
+@models.command("alias")
+@click.argument("name", metavar="ALIAS", help="A name such as chat, or a version such as chat@2.")
+@click.argument("target", metavar="NAME", help="The model that it stands for, or another alias.")
+@json_option
+def alias(name: str, target: str, json: bool) -> None:
+    """Have a name stand for a model.
+
+    An alias can be pointed elsewhere later. A version, NAME@VERSION, stands for the model as its files are
+    now, for good; `fastserve models promote` says which version NAME alone stands for.
+    """
+    from fastserve.hub.alias import add_alias
+
+    model = add_alias(name, target)
+    if json:
+        print_json({"name": name.lower(), "target": target, "model": model})
+    else:
+        print(f"{name.lower()} stands for {model}")
+
+
+@models.command("promote")
+@click.argument("name", metavar="NAME@VERSION", help="A version that `fastserve models alias` has made.")
+@json_option
+def promote(name: str, json: bool) -> None:
+    """Have NAME alone stand for a version.
+
+    A server that knows NAME answers by that version from its next request on.
+    """
+    from fastserve.hub.alias import promote as promote_version
+
+    before = promote_version(name)
+    base, _, version = name.lower().rpartition("@")
+    if json:
+        print_json({"name": base, "version": version, "previous": before})
+    else:
+        instead = f", no longer for {base}@{before}" if before not in (None, version) else ""
+        print(f"{base} stands for {base}@{version}{instead}")
+
+
+@models.command("verify")
+@click.argument(
+    "names", metavar="[NAME]...", nargs=-1, help="Models, aliases or versions; by default all models."
+)
+@json_option
+def verify(names: tuple[str, ...], json: bool) -> None:
+    """Read all files of models and compare them with their checksums.
+
+    The exit code is 2 where a file is not as it was when it was downloaded or registered.
+    """
+    from fastserve.hub.registry import list_models, show_model
+
+    records = {record.name: record for record in map(show_model, names)} if names else None
+    if records is None:
+        records = {record.name: record for record in list_models()}
+    problems = {name: record.verify() for name, record in records.items()}
+    if json:
+        print_json(
+            {
+                "models": [
+                    {
+                        "name": name,
+                        "is_intact": not files,
+                        "damaged": [{"path": path, "problem": problem} for path, problem in files.items()],
+                    }
+                    for name, files in problems.items()
+                ]
+            }
+        )
+    for name, files in problems.items():
+        if not json:
+            print(f"{name}: {'; '.join(f'{path} {text}' for path, text in files.items()) or 'intact'}")
+    if any(problems.values()):
+        click.get_current_context().exit(2)
+
+
 @models.command("remove")
 @name_argument
 @json_option
 def remove(name: str, json: bool) -> None:
-    """Remove a model.
+    """Remove a model, an alias or a version.
 
-    Deletes its files and what was made of them, or what an interrupted download left. A folder or file of
-    your own is only forgotten.
+    Deletes a model's files and what was made of them, or what an interrupted download left. A folder or file
+    of your own, an alias and a version are only forgotten.
     """
     from fastserve.backends.native.packed_cache import prune
+    from fastserve.hub.alias import remove_name
     from fastserve.hub.registry import remove_model
 
-    freed_bytes = remove_model(name) + prune()
+    freed_bytes = 0 if remove_name(name) else remove_model(name) + prune()
     if json:
         print_json({"name": name, "freed_bytes": freed_bytes})
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,14 +11,14 @@ import click
 from fastserve.cli.engine_option import engine_options, pack_options
 from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.progress_bar import download_progress
-from fastserve.cli.report import print_json
+from fastserve.cli.report import format_bytes, print_json
 from fastserve.config import EngineOptions
 from fastserve.errors import OptionError
 from fastserve.serve.options import ServeOptions
 
 if TYPE_CHECKING:
     from fastserve.serve.api_keys import ApiKeys
-    from fastserve.serve.model_table import ServedModel
+    from fastserve.serve.model_entry import ModelEntry
 
 _MAX_WAITING = 1024
 
@@ -31,6 +30,13 @@ _SERVE_HELP: Mapping[str, str] = {
     "tenants": "The same file by another name. It is read again when it has changed.",
     "admin_key_file": "File of the admin key, as `fastserve keys FILE --admin` writes it; without one there "
     "is nothing at /admin.",
+    "model_memory": "Memory of all loaded models together, such as 4GiB: they are loaded when they are asked "
+    "for, and the least recently used go; by default all are loaded at the start and stay.",
+    "pinned": "Model that is loaded at the start and stays; with --model-memory. May be given several times.",
+    "model_turn_seconds": "How long a model that is in use lets further requests in while another is waited "
+    "for that has no room beside it.",
+    "model_drain_seconds": "How long requests of a model that is given up may go on.",
+    "model_wait_seconds": "How long a request may wait for its model to be loaded.",
     "allowed_hosts": "Name by which requests may call this machine, besides localhost. May be given several "
     "times.",
     "cors_origins": "Web site whose pages may send requests, such as https://example.com. May be given "
@@ -107,6 +113,8 @@ def serve(
 ) -> None:
     """Serve models over HTTP, by the API of OpenAI.
 
+    A name that has versions stands for all of them, and answers by the one that is promoted.
+
     A line on standard output says where, once requests are taken; what happens is logged on standard error, a
     line of JSON each. Ends by Ctrl-C or SIGTERM, after the requests that run.
     """
@@ -114,6 +122,7 @@ def serve(
     from fastserve.serve.api_keys import ApiKeys
     from fastserve.serve.app import create_app
     from fastserve.serve.log import log_to
+    from fastserve.serve.model_loading import find_models
     from fastserve.serve.run import bind, make_tls
     from fastserve.serve.run import serve as run
     from fastserve.serve.security import check_exposure
@@ -125,16 +134,18 @@ def serve(
     parse_policy(options.policy)
     tracing = Tracing.from_environment() if serve_options.otel else None
     tls, listener = make_tls(serve_options), bind(serve_options)
-    served = [_open(name, options, offline=offline, show_progress=not json) for name in models]
-    app = create_app(served, serve_options, keys=keys, tracing=tracing)
+    with download_progress(shown=not json) as progress:
+        table = find_models(models, serve_options, options, offline=offline, progress=progress)
+    table.set_up()
+    app = create_app(table, serve_options, keys=keys, tracing=tracing)
     log_to(sys.stderr)
 
     def announce(url: str) -> None:
         if json:
-            print_json({"url": url, "models": [model.name for model in served]})
+            print_json({"url": url, "models": table.names()})
         else:
             access = f"{len(keys)} API keys" if keys else "this machine alone, no API key"
-            print(f"serving {', '.join(map(_describe, served))} at {url}/v1 ({access})")
+            print(f"serving {', '.join(map(_describe, table.entries))} at {url}/v1 ({access})")
         sys.stdout.flush()
 
     run(app, serve_options, listener=listener, tls=tls, announce=announce)
@@ -150,15 +161,7 @@ def _check_weights(keys: ApiKeys, options: EngineOptions) -> None:
         )
 
 
-def _open(name: str, options: EngineOptions, *, offline: bool, show_progress: bool) -> ServedModel:
-    from fastserve.hub.resolve import resolve
-    from fastserve.serve.model_loading import open_model
-
-    with download_progress(shown=show_progress) as progress:
-        path = resolve(name, offline=offline, progress=progress)
-    is_path = Path(name).expanduser().exists()
-    return open_model(path, options, name=Path(name).resolve().name if is_path else name, offline=offline)
-
-
-def _describe(model: ServedModel) -> str:
-    return f"{model.name} ({model.model.weights}, context {model.model.context_length})"
+def _describe(entry: ModelEntry) -> str:
+    if entry.model is not None:
+        return f"{entry.name} ({entry.model.model.weights}, context {entry.model.model.context_length})"
+    return f"{entry.name} (on demand, {format_bytes(entry.num_bytes)})"

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastserve.engine.embed import Embedder
 from fastserve.engine.load import LoadedModel, check_task
+from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import ClosedError, FastServeError, QueueFullError, StepError
 from fastserve.types import Float32Array
 
@@ -59,16 +60,25 @@ class AsyncEmbedder:
     Args:
         model: the embedder's own from here on.
         max_waiting: most calls that are not finished; more are refused. None is no limit.
+        turnstile: as of `AsyncLLM`.
 
     Raises:
         UnsupportedError: the model generates text.
     """
 
-    def __init__(self, model: LoadedModel, *, name: str, max_waiting: int | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        name: str,
+        max_waiting: int | None = None,
+        turnstile: Turnstile | None = None,
+    ) -> None:
         check_task("embed", model.config, name)
         self.name = name
         self.model = model
         self._max_waiting = max_waiting
+        self._turnstile = turnstile or Turnstile()
         self._embedder = Embedder(model.executable)
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self._num_unfinished = 0
@@ -170,7 +180,8 @@ class AsyncEmbedder:
         group = next(iter(self._embedder.groups(texts)))
         started = time.monotonic()
         try:
-            embeddings = self._embedder.run(group)
+            with self._turnstile:
+                embeddings = self._embedder.run(group)
         except Exception as error:
             logger.exception("a step of %d texts failed", len(group))
             for job in {id(job): job for job, _ in turns[: len(group)]}.values():

@@ -22,6 +22,7 @@ from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
 from fastserve.engine.snapshot import EngineSnapshot
+from fastserve.engine.turnstile import Turnstile
 from fastserve.engine.worker import (
     Abort,
     Aborted,
@@ -155,6 +156,8 @@ class AsyncLLM:
         offline: open no network connection.
         name: what messages call the model; by default what `model` says.
         length_predictor: as of `fastserve.LLM`.
+        turnstile: that models on the same cores share, so that they take turns step by step; None: there are
+            no others.
 
     Raises:
         As `fastserve.LLM`.
@@ -168,6 +171,7 @@ class AsyncLLM:
         offline: bool = False,
         name: str | None = None,
         length_predictor: LengthPredictor | None = None,
+        turnstile: Turnstile | None = None,
     ) -> None:
         options = options or EngineOptions()
         parse_policy(options.policy)  # before anything is loaded
@@ -189,7 +193,8 @@ class AsyncLLM:
         self._is_closed = False
         self._closing: asyncio.Future[None] | None = None
         self._worker = EngineWorker(
-            make_engine(self.model, options, length_predictor=length_predictor), self._deliver
+            make_engine(self.model, options, length_predictor=length_predictor, turnstile=turnstile),
+            self._deliver,
         )
 
     async def __aenter__(self) -> Self:

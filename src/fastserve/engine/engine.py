@@ -32,6 +32,7 @@ from fastserve.engine.statistics import StepStatistics
 from fastserve.engine.text import CompletionText, MakeDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
+from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import DeadlineError, OptionError
 from fastserve.option import check_integer, check_kind, check_number
 from fastserve.types import Executable, SamplingParams, StepResult
@@ -85,6 +86,7 @@ class Engine:
         length_predictor: tells requests of one tenant and endpoint apart whose completions differ in length,
             for policies that reckon with it.
         draft_model: guesses, where the options say so; None: they do not. It is the engine's from here on.
+        turnstile: that engines on the same cores share; None: there are no others.
         clock: seconds. Where it jumps back, the engine's time goes on.
     """
 
@@ -100,6 +102,7 @@ class Engine:
         cost: StepCost | None = None,
         length_predictor: LengthPredictor | None = None,
         draft_model: DraftModel | None = None,
+        turnstile: Turnstile | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         limits = executable.limits
@@ -124,6 +127,7 @@ class Engine:
         self._options = options
         self._executable = executable
         self._mover = mover
+        self._turnstile = turnstile or Turnstile()
         self._eos_token_ids = frozenset(eos_token_ids)
         self._make_decoder = make_decoder
         self._capability = Capability(
@@ -245,36 +249,12 @@ class Engine:
 
     def step(self) -> list[Chunk]:
         """Run one step and return a chunk for every token that it chose, and for every completion that
-        failed. Where the time of requests is over, it ends them instead."""
-        started = self._clock()
-        if expired := self._expire(started):
-            return expired
-        turns = self.scheduler.schedule(started)
-        scheduled = self._clock()
-        self._is_waiting = not turns
-        if not turns:
+        failed. Where the time of requests is over, it ends them instead. Where nobody can run, it waits a
+        while for a move to finish."""
+        with self._turnstile:
+            chunks = self._step()
+        if self._is_waiting and not chunks:
             self.scheduler.residency.wait(_LONGEST_WAIT_SECONDS)
-            return []
-        try:
-            turns, result, lost_seconds = self._run_or_retry(turns, scheduled)
-        except MemoryError as error:
-            return self._fail_largest(turns, error)
-        except Exception as error:
-            return self._fail_step(turns, error)
-        now = self._clock()
-        self._totals.count_prompts(turns)
-        self.scheduler.commit(turns, seconds=now - started, now=now, lost_seconds=lost_seconds)
-        starts = accumulate((turn.num_outputs for turn in turns), initial=0)
-        emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
-        chunks = list(chain.from_iterable(emitted))
-        self._steps.observe(
-            num_sequences=len(turns),
-            num_tokens=sum(turn.num_rows for turn in turns),
-            schedule_seconds=scheduled - started - self.scheduler.last_guess_seconds,
-            run_seconds=now - scheduled,
-            emit_seconds=(ended := self._clock()) - now,
-        )
-        self._totals.count(chunks, seconds=ended - started)
         return chunks
 
     def abort(self, request_id: int) -> float:
@@ -383,6 +363,37 @@ class Engine:
         live = {s.sequence_id for s in (*self.scheduler.sequences, *waiting)}
         assert live == self._transcripts.keys()
         assert sum(map(len, self._requests.values())) == len(live)
+
+    def _step(self) -> list[Chunk]:
+        started = self._clock()
+        if expired := self._expire(started):
+            return expired
+        turns = self.scheduler.schedule(started)
+        scheduled = self._clock()
+        self._is_waiting = not turns
+        if not turns:
+            return []
+        try:
+            turns, result, lost_seconds = self._run_or_retry(turns, scheduled)
+        except MemoryError as error:
+            return self._fail_largest(turns, error)
+        except Exception as error:
+            return self._fail_step(turns, error)
+        now = self._clock()
+        self._totals.count_prompts(turns)
+        self.scheduler.commit(turns, seconds=now - started, now=now, lost_seconds=lost_seconds)
+        starts = accumulate((turn.num_outputs for turn in turns), initial=0)
+        emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
+        chunks = list(chain.from_iterable(emitted))
+        self._steps.observe(
+            num_sequences=len(turns),
+            num_tokens=sum(turn.num_rows for turn in turns),
+            schedule_seconds=scheduled - started - self.scheduler.last_guess_seconds,
+            run_seconds=now - scheduled,
+            emit_seconds=(ended := self._clock()) - now,
+        )
+        self._totals.count(chunks, seconds=ended - started)
+        return chunks
 
     def _run_or_retry(self, turns: list[Turn], started: float) -> tuple[list[Turn], StepResult, float]:
         """Run these turns; where memory runs out, and there are drafts, without them. Those that have run,

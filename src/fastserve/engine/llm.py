@@ -34,6 +34,7 @@ from fastserve.engine.mover import make_mover
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt, encode_text
+from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import OptionError
 from fastserve.hub.resolve import resolve
 from fastserve.types import Float32Array, JsonObject, SamplingParams
@@ -425,7 +426,11 @@ def resolve_draft(options: EngineOptions, *, offline: bool) -> EngineOptions:
 
 
 def make_engine(
-    model: LoadedModel, options: EngineOptions, *, length_predictor: LengthPredictor | None = None
+    model: LoadedModel,
+    options: EngineOptions,
+    *,
+    length_predictor: LengthPredictor | None = None,
+    turnstile: Turnstile | None = None,
 ) -> Engine:
     """The engine of a decoder, with its slow tier. Raises as `make_mover` and `make_policy`."""
     return Engine(
@@ -437,6 +442,7 @@ def make_engine(
         mover=make_mover(model.executable, options),
         length_predictor=length_predictor,
         draft_model=DraftModel(model.draft.executable) if model.draft else None,
+        turnstile=turnstile,
     )
 
 

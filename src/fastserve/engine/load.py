@@ -51,6 +51,47 @@ class LoadedModel:
         return isinstance(self.config, DecoderConfig)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """What loading a model comes to, its draft model included, reckoned before its weights are read."""
+
+    is_decoder: bool
+    context_length: int
+    kv_bytes: int  # of the model itself
+    total_bytes: int
+
+
+def plan_model(
+    path: Path, options: EngineOptions, *, name: str | None = None, available_bytes: int | None = None
+) -> ModelPlan:
+    """What `load_model` comes to for these options. Messages call the model `name`, by default its path.
+
+    Args:
+        available_bytes: of which options that leave the memory for keys and values open take a part; None: of
+            what the machine has.
+
+    Raises:
+        As `load_model`, but for MemoryLimitError where there is not enough: that is for the caller to say.
+    """
+    checkpoint = open_checkpoint(path)
+    config = read_config(checkpoint.config)
+    if available_bytes is None:
+        available_bytes = available_memory_bytes()
+    draft = _open_draft(checkpoint, config, options, name or str(path))
+    blueprint = _draw(checkpoint, config, options, available_bytes)
+    footprint = blueprint.capacity.footprint
+    total_bytes = footprint.total_bytes
+    if draft is not None:
+        own_options = _draft_options(*draft, options, footprint, blueprint.context_length)
+        total_bytes += _draw(*draft, own_options, available_bytes).capacity.footprint.total_bytes
+    return ModelPlan(
+        is_decoder=isinstance(config, DecoderConfig),
+        context_length=blueprint.context_length,
+        kv_bytes=footprint.kv_bytes,
+        total_bytes=total_bytes,
+    )
+
+
 def load_model(
     path: Path, options: EngineOptions, *, name: str | None = None, task: Task | None = None
 ) -> LoadedModel:
@@ -68,46 +109,26 @@ def load_model(
     config = read_config(checkpoint.config)
     if task is not None:
         check_task(task, config, name or str(path))
-    if options.speculation != "draft":
-        return _load(checkpoint, config, options)
-    check_task("generate", config, name or str(path))
-    draft_checkpoint = (
-        checkpoint if options.draft_model is None else open_checkpoint(Path(options.draft_model))
-    )
-    draft_config = _read_draft_config(draft_checkpoint, options, name or str(path))
-    _check_vocabulary(checkpoint, config, draft_checkpoint, draft_config)
+    draft = _open_draft(checkpoint, config, options, name or str(path))
     model = _load(checkpoint, config, options)
-    return replace(model, draft=_load_draft(draft_checkpoint, draft_config, options, model))
+    return model if draft is None else replace(model, draft=_load_draft(*draft, options, model))
 
 
 def _load(
     checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, *, reserved_bytes: int = 0
 ) -> LoadedModel:
     """Load one model. `reserved_bytes` of what looks free are somebody else's."""
-    graph = build_graph(config, checkpoint.tensors.keys(), pooling=_read_pooling(checkpoint))
-    for name in check_parameters(graph, checkpoint.tensors):
-        if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
-            logger.info("%s: tensor %s is not used", checkpoint.path, name)
-    graph = optimize(graph)
-    is_decoder = isinstance(config, DecoderConfig)
-    weights = choose_weights(options, is_decoder=is_decoder)
-    context_length = choose_context_length(options, model_context(checkpoint, config))
     # What another device has is for torch to say, which refuses what does not fit.
     available_bytes = available_memory_bytes() if options.device in (None, "cpu") else None
     if available_bytes is not None:
         available_bytes -= reserved_bytes
-    capacity = plan_capacity(
-        graph,
-        options,
-        schemes=choose_schemes(graph, weights, checkpoint.tensors),
-        context_length=context_length,
-        available_bytes=available_bytes,
-    )
+    blueprint = _draw(checkpoint, config, options, available_bytes)
+    capacity = blueprint.capacity
     if available_bytes is not None:
         capacity.footprint.check(available_bytes)
     try:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
-        executable = _compile(graph, checkpoint, options, capacity)
+        executable = _compile(blueprint.graph, checkpoint, options, capacity)
     except MemoryError as error:  # others took it meanwhile, or the system grants less than it says
         raise capacity.footprint.to_error(available_bytes and available_memory_bytes()) from error
     assert executable.block_size == BLOCK_SIZE
@@ -116,10 +137,56 @@ def _load(
         config=config,
         tokenizer=tokenizer,
         executable=executable,
-        weights=weights,
-        context_length=context_length,
+        weights=blueprint.weights,
+        context_length=blueprint.context_length,
         footprint=capacity.footprint,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Blueprint:
+    """Of a model that is to be compiled."""
+
+    graph: Graph
+    weights: WeightFormat
+    context_length: int
+    capacity: Capacity
+
+
+def _draw(
+    checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, available_bytes: int | None
+) -> _Blueprint:
+    graph = build_graph(config, checkpoint.tensors.keys(), pooling=_read_pooling(checkpoint))
+    for name in check_parameters(graph, checkpoint.tensors):
+        if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
+            logger.info("%s: tensor %s is not used", checkpoint.path, name)
+    graph = optimize(graph)
+    is_decoder = isinstance(config, DecoderConfig)
+    weights = choose_weights(options, is_decoder=is_decoder)
+    context_length = choose_context_length(options, model_context(checkpoint, config))
+    capacity = plan_capacity(
+        graph,
+        options,
+        schemes=choose_schemes(graph, weights, checkpoint.tensors),
+        context_length=context_length,
+        available_bytes=available_bytes,
+    )
+    return _Blueprint(graph, weights, context_length, capacity)
+
+
+def _open_draft(
+    checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, name: str
+) -> tuple[Checkpoint, DecoderConfig] | None:
+    """The draft model of a model, where the options ask for one."""
+    if options.speculation != "draft":
+        return None
+    check_task("generate", config, name)
+    draft_checkpoint = (
+        checkpoint if options.draft_model is None else open_checkpoint(Path(options.draft_model))
+    )
+    draft_config = _read_draft_config(draft_checkpoint, options, name)
+    _check_vocabulary(checkpoint, config, draft_checkpoint, draft_config)
+    return draft_checkpoint, draft_config
 
 
 def _read_draft_config(checkpoint: Checkpoint, options: EngineOptions, name: str) -> DecoderConfig:
@@ -166,15 +233,9 @@ def _check_vocabulary(
 def _load_draft(
     checkpoint: Checkpoint, config: DecoderConfig, options: EngineOptions, model: LoadedModel
 ) -> LoadedModel:
-    """Load a draft model for a model that is loaded: as that is, but for its weights and its smaller pool."""
-    kv_bytes = options.draft_kv_memory_bytes
-    own_options = replace(
-        options,
-        weights=options.draft_weights,
-        kv_memory=model.footprint.kv_bytes // _DRAFT_KV_SHARE if kv_bytes is None else kv_bytes,
-        context_length=min(model.context_length, model_context(checkpoint, config)),
-    )
+    """Load the draft model of a model that is loaded."""
     footprint = model.footprint  # of which nothing has been touched but the weights
+    own_options = _draft_options(checkpoint, config, options, footprint, model.context_length)
     reserved_bytes = footprint.kv_bytes + footprint.activation_bytes
     try:
         return _load(checkpoint, config, own_options, reserved_bytes=reserved_bytes)
@@ -185,12 +246,34 @@ def _load_draft(
         ) from error
 
 
+def _draft_options(
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    options: EngineOptions,
+    footprint: Footprint,
+    context_length: int,
+) -> EngineOptions:
+    """Of the draft model of a model of this footprint: as that has them, but for its weights and its smaller
+    pool."""
+    kv_bytes = options.draft_kv_memory_bytes
+    return replace(
+        options,
+        weights=options.draft_weights,
+        kv_memory=footprint.kv_bytes // _DRAFT_KV_SHARE if kv_bytes is None else kv_bytes,
+        context_length=min(context_length, model_context(checkpoint, config)),
+    )
+
+
 def check_task(task: Task, config: ModelConfig, name: str) -> None:
     """
     Raises:
         UnsupportedError: the model called `name` is not made for the task.
     """
-    is_decoder = isinstance(config, DecoderConfig)
+    check_kind_of_model(task, name, is_decoder=isinstance(config, DecoderConfig))
+
+
+def check_kind_of_model(task: Task, name: str, *, is_decoder: bool) -> None:
+    """As `check_task`, by what is known of a model without its config."""
     if task == "generate" and not is_decoder:
         raise UnsupportedError(
             f"the model {name!r} is an encoder; it does not generate text",

@@ -173,6 +173,9 @@ class EngineWorker:
             self._deliver([Died(self.failure)])
         finally:
             self._engine.close()
+            # Whoever keeps this worker for a while more keeps no memory; and who is told has it: a cycle.
+            del self._engine
+            self._deliver = _to_nobody
 
     def _obey(self) -> None:
         """All commands that have come. Without work, or while nobody may run, it waits for the next one."""
@@ -246,6 +249,10 @@ class EngineWorker:
         for request_id in {chunk.request_id for chunk in wanted if chunk.completion is not None}:
             if not self._engine.is_running(request_id):
                 del self._request_ids[self._tickets.pop(request_id)]
+
+
+def _to_nobody(events: list[EngineEvent]) -> None:
+    """Of a thread that has ended."""
 
 
 def _refusal(act: Callable[[], None]) -> FastServeError | None:

@@ -26,16 +26,27 @@ class Origin:
 
 
 def find_origin(name_or_source: str, registry: Registry) -> Origin:
-    """Understand a catalogue name, a registered name, a source, or the path of a folder or .gguf file.
+    """Understand a name of the catalogue or the registry, an alias, a version, a source, or the path of a
+    folder or .gguf file.
 
     Raises:
         ModelNotFoundError: it is none of these, or empty.
-        OptionError: it is a source, but badly formed; or a folder whose name belongs to the catalogue.
+        OptionError: it is a source, but badly formed; or a folder whose name belongs to the catalogue, or
+            stands for another model.
+        CheckpointError: see `Registry.model_of`.
     """
     check_not_empty(name_or_source)
+    name_or_source = registry.model_of(name_or_source)
     if entry := find_entry(name_or_source):
         return Origin(name=entry.name, sources=entry.sources, licence=entry.licence)
     if source := parse_source(name_or_source):
+        names = registry.names()
+        if names.follow(source.name) != source.name:
+            raise OptionError(
+                f"{name_or_source} would be registered as {source.name}, which stands for "
+                f"{names.follow(source.name)}",
+                hint=f"run `fastserve models remove {source.name}` first, or rename the folder",
+            )
         return Origin(name=source.name, sources=(source,))
     record = registry.find(name_or_source)
     if record and (source := parse_source(record.source)):

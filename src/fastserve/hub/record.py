@@ -47,6 +47,26 @@ class ModelRecord:
         gguf = [file.path for file in self.files if file.path.endswith(".gguf")]
         return self.folder / gguf[0] if len(gguf) == 1 else self.folder
 
+    @property
+    def digest(self) -> str:
+        """One checksum of all files, by their names: equal for equal files."""
+        lines = (f"{file.sha256} {file.path}\n" for file in self.files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def verify(self) -> dict[str, str]:
+        """Read all files; what is wrong with those that are not as recorded, by path."""
+        problems = {}
+        for file in self.files:
+            path = self.folder / file.path
+            size = _size_of(path)
+            if size is None:
+                problems[file.path] = "is missing"
+            elif size != file.size_bytes:
+                problems[file.path] = f"has {size} bytes, not {file.size_bytes}"
+            elif sha256_of(path) != file.sha256:
+                problems[file.path] = f"does not match its sha256 {file.sha256}"
+        return problems
+
     def damaged_files(self) -> list[str]:
         """Files that are missing or not of their recorded size. Contents are not read."""
         return [f.path for f in self.files if _size_of(self.folder / f.path) != f.size_bytes]

@@ -4,6 +4,7 @@
     models/<key>/files/         its files (not there for a registered folder, which stays where it is)
     staging/<key>/              a download under way, or what an interrupted one left to resume from
     locks/<key>.lock            held by the process that writes either
+    names.json, names.lock      aliases and versions (`fastserve.hub.name_table`)
 
 A model appears by one rename of a folder that is already flushed to disk, and disappears by one rename too.
 """
@@ -20,10 +21,11 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-from fastserve.errors import DownloadError, ModelNotFoundError
+from fastserve.errors import CheckpointError, DownloadError, ModelNotFoundError, OptionError
 from fastserve.hub.catalogue import load_catalogue
 from fastserve.hub.disk import disk_failures_reported, flush_to_disk
 from fastserve.hub.location import store_home
+from fastserve.hub.name_table import NameTable, split_version
 from fastserve.hub.progress import folder_bytes
 from fastserve.hub.record import ModelRecord
 
@@ -49,6 +51,62 @@ class Registry:
 
     def find(self, name: str) -> ModelRecord | None:
         return self._read(self._model_folder(name))
+
+    def names(self) -> NameTable:
+        """
+        Raises:
+            OptionError: the file of aliases and versions is none of ours.
+        """
+        return NameTable.read(self.home)
+
+    @contextmanager
+    def changing_names(self) -> Iterator[NameTable]:
+        """The names, which nobody else changes meanwhile. Raises as `names`."""
+        from filelock import FileLock
+
+        with disk_failures_reported(self.home):
+            self.home.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.home / "names.lock"):
+                yield self.names()
+
+    def model_of(self, name: str) -> str:
+        """The name of the model that a name stands for, by aliases and versions; itself, where it is neither.
+
+        Raises:
+            ModelNotFoundError: there are versions of that name, and it names none, or another.
+            CheckpointError: the model's files are not those that the version was made of.
+            OptionError: see `names`.
+        """
+        names = self.names()
+        end = names.follow(name)
+        if (pinned := names.pinned(end)) is not None:
+            record = self.find(pinned.model)
+            if record is not None and record.digest != pinned.digest:
+                raise CheckpointError(
+                    f"{end} is {pinned.model}, which has other files now than when the version was made",
+                    hint=f"download them again, or `fastserve models remove {end}` and make it anew",
+                )
+            return pinned.model
+        base, version = split_version(end)
+        if version is None and base not in names.versions and self.find(end) is not None:
+            return end
+        versions = self.versions_of(base, names)
+        if not versions or version in versions:
+            return end
+        hint = f"versions are {', '.join(f'{base}@{known}' for known in versions)}"
+        if version is not None:
+            raise ModelNotFoundError(f"{base} has no version {version!r}", hint=hint)
+        raise ModelNotFoundError(
+            f"no version of {base} is promoted", hint=f"name one, or `fastserve models promote` it: {hint}"
+        )
+
+    def versions_of(self, base: str, names: NameTable) -> list[str]:
+        """The versions of a name: those that were made, and registered models with `@` in their names."""
+        if not base:
+            return []
+        registered = (split_version(record.name) for record in self.records())
+        found = {version for base_, version in registered if base_ == base and version is not None}
+        return sorted(found | names.versions.get(base, {}).keys())
 
     @contextmanager
     def staging(self, name: str) -> Iterator[Path]:
@@ -89,11 +147,17 @@ class Registry:
 
         Raises:
             ModelNotFoundError: there is neither.
+            OptionError: aliases or versions stand for it.
             DownloadError: another process is downloading it, or the store cannot be written.
         """
         folder, staging = self._model_folder(name), self._staging_folder(name)
         if not os.path.isdir(folder) and not os.path.isdir(staging):
             raise not_found(name, self)
+        if users := self.names().users_of(name):
+            raise OptionError(
+                f"{', '.join(users)} {'stands' if len(users) == 1 else 'stand'} for {name}",
+                hint=f"run `fastserve models remove {users[0]}` first",
+            )
         with disk_failures_reported(self.home), self._lock(name, wait=False):
             freed_bytes = folder_bytes(folder) + folder_bytes(staging)
             staging.mkdir(parents=True, exist_ok=True)
@@ -101,6 +165,10 @@ class Registry:
             if folder.exists():
                 folder.rename(staging / "removed")
             shutil.rmtree(staging)
+        base, version = split_version(name)
+        if version is not None and self.names().promoted.get(base) == version:
+            with self.changing_names() as names:
+                names.without(name).write(self.home)
         return freed_bytes
 
     def _read(self, folder: Path) -> ModelRecord | None:
@@ -151,13 +219,14 @@ def list_models() -> list[ModelRecord]:
 
 
 def show_model(name: str) -> ModelRecord:
-    """What is known of a model of the user's store.
+    """What is known of a model of the user's store, by its name, an alias or a version.
 
     Raises:
         ModelNotFoundError: it is not registered.
+        CheckpointError: see `Registry.model_of`.
     """
     registry = Registry.of_user()
-    record = registry.find(name)
+    record = registry.find(registry.model_of(name))
     if record is None:
         raise not_found(name, registry)
     return record
@@ -169,6 +238,7 @@ def remove_model(name: str) -> int:
 
     Raises:
         ModelNotFoundError: neither a model nor an interrupted download has that name.
+        OptionError: aliases or versions stand for it.
         DownloadError: another process is downloading it, or the store cannot be written.
     """
     return Registry.of_user().remove(name)
@@ -179,7 +249,13 @@ def not_found(name: str, registry: Registry) -> ModelNotFoundError:
     catalogue = {entry.name for entry in load_catalogue()}
     if name.lower() in catalogue:
         return ModelNotFoundError(f"{name} is not downloaded", hint=f"run `fastserve download {name}`")
-    known = sorted(catalogue | {record.name.lower() for record in registry.records()})
+    names = registry.names()
+    known = sorted(
+        catalogue
+        | {record.name.lower() for record in registry.records()}
+        | names.aliases.keys()
+        | names.promoted.keys()
+    )
     if near := near_names(name, known):
         hint = f"did you mean {' or '.join(near)}?"
     elif name.count("/") == 1:

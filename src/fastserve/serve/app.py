@@ -22,9 +22,11 @@ from fastserve.serve.drain import DrainGate
 from fastserve.serve.energy import EnergyMeter, find_counters
 from fastserve.serve.errors import error_response, nothing_at, validation_error
 from fastserve.serve.log import RequestLog
-from fastserve.serve.model_table import ModelTable, ServedModel
+from fastserve.serve.model_entry import ServedModel
+from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.routes.admin import admin_router
+from fastserve.serve.routes.admin_models import admin_models_router
 from fastserve.serve.routes.chat_completions import chat_completions_router
 from fastserve.serve.routes.completions import completions_router
 from fastserve.serve.routes.dashboard import dashboard_router
@@ -54,11 +56,12 @@ ROUTERS = (
     health_router,
     dashboard_router,
 )
-ADMIN_ROUTERS = (admin_router, tenants_router)  # below /admin: Security asks for the admin key
+# Below /admin: Security asks for the admin key.
+ADMIN_ROUTERS = (admin_router, admin_models_router, tenants_router)
 
 
 def create_app(
-    models: Seq[ServedModel],
+    models: Seq[ServedModel] | ModelTable,
     options: ServeOptions | None = None,
     *,
     keys: ApiKeys | None = None,
@@ -69,6 +72,7 @@ def create_app(
     >>> app = create_app([AsyncLLM("smollm2-135m-instruct")])  # doctest: +SKIP
 
     Args:
+        models: that are loaded, or a table that loads them.
         keys: who is let in; None: as the options and the environment say.
         tracing: makes spans, and is the application's own from here on; None: as the options say.
 
@@ -82,7 +86,9 @@ def create_app(
     tenants = TenantTable(keys)
     if tracing is None and options.otel:
         tracing = Tracing.from_environment()
-    service = Service.of(ModelTable(models), options, tenants, EnergyMeter(find_counters()))
+    table = models if isinstance(models, ModelTable) else ModelTable.of_loaded(models)
+    service = Service.of(table, options, tenants, EnergyMeter(find_counters()))
+    table.memory.on_load(tenants.tell_weights_to)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

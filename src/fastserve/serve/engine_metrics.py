@@ -110,8 +110,12 @@ class EngineMetrics(Collector):
         self._statuses: dict[str, EngineStatus] = {}
 
     async def refresh(self) -> None:
-        """Ask all engines; who does not answer in time, or has ended, keeps what it said before."""
-        await asyncio.gather(*map(self._ask, self._models.generators))
+        """Ask all engines; who does not answer in time, or has ended, keeps what it said before. What is not
+        loaded any more says nothing."""
+        generators = self._models.generators
+        names = {llm.name for llm in generators}
+        self._statuses = {name: status for name, status in self._statuses.items() if name in names}
+        await asyncio.gather(*map(self._ask, generators))
 
     async def _ask(self, llm: AsyncLLM) -> None:
         try:

@@ -1,21 +1,155 @@
-"""Opens a model for serving, whichever kind it is."""
+"""Opens models for serving, whichever kind they are, and finds what the names on a command line mean."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastserve.config import EngineOptions
 from fastserve.engine.async_embedder import AsyncEmbedder
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import resolve_draft
-from fastserve.engine.load import load_model
-from fastserve.serve.model_table import ServedModel
+from fastserve.engine.load import ModelPlan, load_model, plan_model
+from fastserve.engine.turnstile import Turnstile
+from fastserve.errors import ModelNotFoundError, OptionError
+from fastserve.hub.folder_source import is_model
+from fastserve.hub.name_table import split_version
+from fastserve.hub.progress import Progress
+from fastserve.hub.registry import Registry
+from fastserve.hub.resolve import resolve
+from fastserve.serve.model_entry import ModelEntry, ServedModel
+from fastserve.serve.model_memory import ModelMemory
+from fastserve.serve.model_table import ModelTable
+from fastserve.serve.options import ServeOptions
 
 
-def open_model(path: Path, options: EngineOptions, *, name: str, offline: bool = False) -> ServedModel:
+def open_model(
+    path: Path,
+    options: EngineOptions,
+    *,
+    name: str,
+    offline: bool = False,
+    turnstile: Turnstile | None = None,
+) -> ServedModel:
     """Load the model in a folder or .gguf file, to generate text or to embed. Raises as `load_model`."""
     options = resolve_draft(options, offline=offline)
     model = load_model(path, options, name=name)
     if model.is_decoder:
-        return AsyncLLM(model, options, name=name)
-    return AsyncEmbedder(model, name=name, max_waiting=options.max_waiting)
+        return AsyncLLM(model, options, name=name, turnstile=turnstile)
+    return AsyncEmbedder(model, name=name, max_waiting=options.max_waiting, turnstile=turnstile)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOpener:
+    """Opens a model by its name or path, the same way each time. See `fastserve.serve.model_entry.Opener`.
+
+    Args:
+        name: by which it is served.
+        text: its name or path for `resolve`, which is asked again each time.
+        turnstile: that all models of the server share.
+        budget_bytes: of all models together: what options leave open is a part of that. None: of what the
+            machine has at the time.
+    """
+
+    name: str
+    text: str
+    options: EngineOptions
+    turnstile: Turnstile
+    budget_bytes: int | None
+
+    def plan(self) -> ModelPlan:
+        options = resolve_draft(self.options, offline=True)
+        path = resolve(self.text, offline=True)
+        return plan_model(path, options, name=self.name, available_bytes=self.budget_bytes)
+
+    def open(self, plan: ModelPlan) -> ServedModel:
+        options = self.options
+        if self.budget_bytes is not None and plan.kv_bytes:
+            options = replace(options, kv_memory=plan.kv_bytes)
+        path = resolve(self.text, offline=True)
+        return open_model(path, options, name=self.name, offline=True, turnstile=self.turnstile)
+
+
+def find_models(
+    texts: Seq[str],
+    serve_options: ServeOptions,
+    options: EngineOptions,
+    *,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> ModelTable:
+    """The models that are to be served, known but not loaded: see `ModelTable.set_up`. What is not here is
+    downloaded.
+
+    A name that has versions stands for all of them, an alias for what it stands for now.
+
+    Raises:
+        OptionError: two have one name, or a pinned one is none of them.
+        As `resolve`.
+    """
+    registry, turnstile = Registry.of_user(), Turnstile()
+    budget_bytes = serve_options.model_memory_bytes
+
+    def make_entry(name: str, text: str) -> ModelEntry:
+        opener = ModelOpener(
+            name=name, text=text, options=options, turnstile=turnstile, budget_bytes=budget_bytes
+        )
+        return ModelEntry(name, opener=opener)
+
+    resolve_draft(options, offline=offline)  # downloaded, if it must be
+    entries: list[ModelEntry] = []
+    bases: list[str] = []
+    for text in texts:
+        if is_model(Path(text).expanduser()):
+            path = Path(text).expanduser().resolve()
+            entries.append(make_entry(path.name, str(path)))
+            continue
+        name = _end_of_alias(text, registry)
+        versions = _versions_of(name, registry)
+        if not versions:
+            resolve(name, offline=offline, progress=progress)
+            entries.append(make_entry(name, name))
+            continue
+        if budget_bytes is None:
+            registry.model_of(name)  # which must be promoted: it is loaded now
+        base = name.lower()
+        bases.append(base)
+        for version in versions:
+            resolve(f"{base}@{version}", offline=offline, progress=progress)
+            entries.append(make_entry(f"{base}@{version}", f"{base}@{version}"))
+    memory = ModelMemory(
+        entries,
+        budget_bytes=budget_bytes,
+        turn_seconds=serve_options.model_turn_seconds,
+        drain_seconds=serve_options.model_drain_seconds,
+        max_waiting=options.max_waiting,
+    )
+    table = ModelTable(
+        memory, registry=registry, bases=bases, make_version=lambda name: make_entry(name, name)
+    )
+    for name in serve_options.pinned:
+        try:
+            table.find(name).is_pinned = True
+        except ModelNotFoundError as error:
+            raise OptionError(
+                f"pinned names {name!r}: {error.message}", hint=error.hint, option="pinned"
+            ) from error
+    return table
+
+
+def _end_of_alias(text: str, registry: Registry) -> str:
+    """What an alias stands for, promoted versions not followed; another text itself."""
+    names = registry.names()
+    names.follow(text)  # raises where it leads nowhere
+    while text.lower() in names.aliases:
+        text = names.aliases[text.lower()]
+    return text
+
+
+def _versions_of(name: str, registry: Registry) -> list[str]:
+    """Of a name without one; none of a model's own name."""
+    _, version = split_version(name)
+    if version is not None or registry.find(name) is not None:
+        return []
+    return registry.versions_of(name.lower(), registry.names())

@@ -1,74 +1,174 @@
-"""The models that are served, by name."""
+"""The models that a server knows, by all their names: their own, aliases, versions and the promoted one."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from pathlib import Path
 
-from fastserve.engine.async_embedder import AsyncEmbedder
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.load import check_task
-from fastserve.errors import ModelNotFoundError, OptionError
+from fastserve.errors import FastServeError, ModelNotFoundError, OptionError
+from fastserve.hub.name_table import NameTable, split_version
+from fastserve.hub.registry import Registry
+from fastserve.serve.model_entry import ModelEntry, ServedModel
+from fastserve.serve.model_memory import ModelMemory
 
-ServedModel = AsyncLLM | AsyncEmbedder
+logger = logging.getLogger(__name__)
 
 
 class ModelTable:
-    """Finds a model by the name that a request has.
+    """Finds a model by the name that a request has. What the store's table of names says is read again when
+    it has changed: a version that is promoted answers from the next request on.
+
+    Args:
+        memory: of the models' entries.
+        registry: whose aliases and versions count; None: there are none.
+        bases: names whose versions are all served, those to come too, and what makes the entry of one.
 
     Raises:
-        OptionError: there are none, or two of one name.
+        OptionError: there are no models, or two of one name.
     """
 
-    def __init__(self, models: Seq[ServedModel]) -> None:
-        self._models = {model.name: model for model in models}
+    def __init__(
+        self,
+        memory: ModelMemory,
+        *,
+        registry: Registry | None = None,
+        bases: Seq[str] = (),
+        make_version: Callable[[str], ModelEntry] | None = None,
+    ) -> None:
+        self.memory = memory
         self.created = int(time.time())
-        if not models:
+        self._entries = {entry.name: entry for entry in memory.entries}
+        self._registry = registry
+        self._bases = bases
+        self._make_version = make_version
+        self._names = NameTable()
+        self._stamp: int | None = None  # of the file that has them
+        if not memory.entries:
             raise OptionError("there is no model to serve", hint="name at least one")
-        if len(self._models) < len(models):
-            names = ", ".join(model.name for model in models)
+        if len(self._entries) < len(memory.entries):
+            names = ", ".join(entry.name for entry in memory.entries)
             raise OptionError(f"two models have one name: {names}", hint="serve each of them once")
+        self.refresh()
+
+    @classmethod
+    def of_loaded(cls, models: Seq[ServedModel]) -> ModelTable:
+        """Of models that are loaded, and stay."""
+        return cls(ModelMemory(map(ModelEntry.of, models)))
 
     def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._models.values())
+        """Those that are loaded."""
+        return (entry.model for entry in self.entries if entry.is_open and entry.model is not None)
+
+    @property
+    def entries(self) -> Seq[ModelEntry]:
+        return self.memory.entries
 
     @property
     def generators(self) -> list[AsyncLLM]:
+        """Those that are loaded and generate text."""
         return [model for model in self if isinstance(model, AsyncLLM)]
 
-    def find(self, name: str) -> ServedModel:
+    def refresh(self) -> None:
+        """Read the table of names again, if it has changed. One that cannot be read changes nothing."""
+        if self._registry is None:
+            return
+        stamp = _stamp_of(NameTable.path(self._registry.home))
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._names = self._registry.names()
+        except FastServeError as error:
+            logger.warning("aliases and versions stay as they were: %s", error)
+            return
+        for base in self._bases:
+            assert self._make_version is not None
+            for version in self._registry.versions_of(base, self._names):
+                name = f"{base}@{version}"
+                if name not in self._entries:
+                    entry = self._entries[name] = self._make_version(name)
+                    self.memory.add(entry)
+
+    def find(self, name: str) -> ModelEntry:
         """
         Raises:
-            ModelNotFoundError: there is none of that name; it names those that there are.
+            ModelNotFoundError: there is none of that name; it says which there are.
         """
-        if name not in self._models:
+        self.refresh()
+        entry = self._lookup(name)
+        if entry is not None:
+            return entry
+        base, version = split_version(name)
+        versions = [e.version for e in self.entries if e.base == base and e.version is not None]
+        if versions:
+            known = ", ".join(f"{base}@{known}" for known in versions)
             raise ModelNotFoundError(
-                f"there is no model {name[:100]!r}", hint=f"this server has {', '.join(self._models)}"
+                f"no version of {base!r} is promoted"
+                if version is None
+                else f"the model {base[:100]!r} has no version {version[:100]!r}",
+                hint=f"this server has {known}",
             )
-        return self._models[name]
+        raise ModelNotFoundError(
+            f"there is no model {name[:100]!r}", hint=f"this server has {', '.join(self.names())}"
+        )
 
-    def find_generator(self, name: str) -> AsyncLLM:
-        """
-        Raises:
-            ModelNotFoundError, UnsupportedError: there is none of that name, or it is an encoder.
-        """
-        model = self.find(name)
-        check_task("generate", model.model.config, name)
-        assert isinstance(model, AsyncLLM)
-        return model
+    def names(self) -> list[str]:
+        """All names that a request may have: those of the models, then what stands for them."""
+        return [*self._entries, *self.further_names()]
 
-    def find_embedder(self, name: str) -> AsyncEmbedder:
-        """
+    def further_names(self) -> dict[str, ModelEntry]:
+        """Aliases, and names whose promoted version is served."""
+        self.refresh()
+        names = (*self._names.promoted, *self._names.aliases)
+        found = ((name, self._lookup(name)) for name in names if name not in self._entries)
+        return {name: entry for name, entry in found if entry is not None}
+
+    def set_up(self) -> None:
+        """Reckon what all models take, and load those that are pinned, or all where there is no budget but
+        versions that nobody has promoted. It takes long, and is for the start.
+
         Raises:
-            ModelNotFoundError, UnsupportedError: there is none of that name, or it generates text.
+            ModelMemoryError: one does not fit.
+            As `plan_model` and `load_model`.
         """
-        model = self.find(name)
-        check_task("embed", model.model.config, name)
-        assert isinstance(model, AsyncEmbedder)
-        return model
+        for entry in self.entries:
+            if entry.plan is None and entry.opener is not None:
+                entry.plan = entry.opener.plan()
+        for entry in self.entries:
+            self.memory.check_fit(entry)
+        for entry in self._first():
+            if entry.model is None and entry.opener is not None and entry.plan is not None:
+                entry.set_loaded(entry.opener.open(entry.plan))
 
     async def close(self) -> None:
         """Stop them all. Whatever is still streaming ends with an error."""
-        for model in self:
-            await model.close()
+        await self.memory.close()
+
+    def _lookup(self, name: str) -> ModelEntry | None:
+        if name in self._entries:
+            return self._entries[name]
+        try:
+            end = self._names.follow(name)
+        except OptionError:  # an alias of itself
+            return None
+        if end == name:
+            return None
+        # The store's names have no case.
+        return next((entry for key, entry in self._entries.items() if key.lower() == end.lower()), None)
+
+    def _first(self) -> list[ModelEntry]:
+        if self.memory.budget_bytes is not None:
+            return [entry for entry in self.entries if entry.is_pinned]
+        promoted = {f"{base}@{self._names.promoted.get(base)}" for base in self._bases}
+        return [e for e in self.entries if e.base not in self._bases or e.name in promoted]
+
+
+def _stamp_of(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None

@@ -26,6 +26,14 @@ class ServeOptions:
         tenants: the same file by another name; only one of the two may be given.
         admin_key_file: file with the digest of the admin key, as `fastserve keys FILE --admin` writes it;
             None: there is nothing at /admin.
+        model_memory: most bytes of all loaded models together, or a text such as "4GiB": each is loaded when
+            a request asks for it, and given up for another, the least recently used first. None: all are
+            loaded at the start and stay.
+        pinned: names of models that are loaded at the start and stay, with `model_memory`.
+        model_turn_seconds: how long a model that is in use lets further requests in, from its load on, while
+            another is waited for that has no room beside it.
+        model_drain_seconds: how long requests of a model that is given up may go on.
+        model_wait_seconds: how long a request may wait for its model to be loaded.
         allowed_hosts: further names by which requests may call this machine, where it listens on loopback.
         cors_origins: web sites (`https://example.com`) whose pages may send requests; none by default.
         tls_cert: file of the certificate and its chain, PEM; None is plain HTTP.
@@ -56,6 +64,11 @@ class ServeOptions:
     api_keys: str | None = None
     tenants: str | None = None
     admin_key_file: str | None = None
+    model_memory: int | str | None = None
+    pinned: Sequence[str] = ()
+    model_turn_seconds: float = 10.0
+    model_drain_seconds: float = 300.0
+    model_wait_seconds: float = 600.0
     allowed_hosts: Sequence[str] = ()
     cors_origins: Sequence[str] = ()
     tls_cert: str | None = None
@@ -95,6 +108,16 @@ class ServeOptions:
             check_integer(name, getattr(self, name), low=1)
         for name in ("body_seconds", "keep_alive_seconds", "write_seconds", "drain_seconds", "ready_seconds"):
             check_number(name, getattr(self, name), 0.01, _MOST_SECONDS)
+        for name in ("model_turn_seconds", "model_drain_seconds", "model_wait_seconds"):
+            check_number(name, getattr(self, name), 0.01, _MOST_SECONDS)
+        if self.model_memory_bytes is not None:
+            check_integer("model_memory", self.model_memory_bytes, low=1, high=INT64_MAX)
+        elif self.pinned:
+            raise OptionError(
+                "pinned has no use without model_memory: all models are loaded and stay",
+                hint="leave it out, or say with model_memory how much models may take",
+                option="pinned",
+            )
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_cert"
             raise OptionError(f"{missing} is missing", hint="name both tls_cert and tls_key, or neither")
@@ -118,6 +141,11 @@ class ServeOptions:
     def response_memory_bytes(self) -> int:
         memory = self.response_memory
         return parse_bytes("response_memory", memory) if isinstance(memory, str) else memory
+
+    @property
+    def model_memory_bytes(self) -> int | None:
+        memory = self.model_memory
+        return parse_bytes("model_memory", memory) if isinstance(memory, str) else memory
 
     @property
     def is_on_loopback(self) -> bool:

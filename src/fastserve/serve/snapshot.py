@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from fastserve._version import __version__
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.load import LoadedModel
 from fastserve.engine.snapshot import EngineSnapshot
 from fastserve.errors import FastServeError
 from fastserve.serve.latency import LatencySnapshot
-from fastserve.serve.model_table import ServedModel
+from fastserve.serve.model_entry import ModelEntry, ModelState
+from fastserve.serve.model_table import ModelTable
 
 _PATIENCE_SECONDS = 0.25  # with engines in a long step
 
@@ -33,10 +34,12 @@ class ModelSnapshot:
     name: str
     aliases: Seq[str] = ()
     version: str | None = None
-    state: Literal["unloaded", "loading", "loaded", "unloading"]
+    state: ModelState
     is_pinned: bool
-    memory_bytes: int  # that it takes, or would take
+    memory_bytes: int  # that it takes, or would take; 0: nobody knows yet
     num_requests: int  # that are not finished
+    num_waiting: int  # requests that wait for it to be loaded
+    num_loads: int
     idle_seconds: float | None  # since its last request ended; None: it is in use, or was never
     task: Literal["generate", "embed"] | None  # None: not known before it was loaded
     error: str | None = None  # why it could not be loaded
@@ -124,7 +127,7 @@ class Snapshots:
         self._read_latencies = read_latencies
         self._is_draining = is_draining
         self._start_seconds = monotonic()
-        self._known: dict[AsyncLLM, EngineSnapshot] = {}
+        self._known: WeakKeyDictionary[AsyncLLM, EngineSnapshot] = WeakKeyDictionary()  # not kept when closed
         self._asked: dict[AsyncLLM, asyncio.Task[None]] = {}
         self._lock = asyncio.Lock()
         self._text = b""
@@ -173,7 +176,7 @@ class Snapshots:
         self._closed.set()
 
     async def _ask(self, engines: Seq[AsyncLLM]) -> None:
-        for gone in self._known.keys() - set(engines):
+        for gone in set(self._known.keys()) - set(engines):
             del self._known[gone]
         for llm in engines:
             if llm not in self._asked:
@@ -190,25 +193,41 @@ class Snapshots:
             del self._asked[llm]
 
 
-def describe_models(models: Iterable[ServedModel]) -> list[ModelSnapshot]:
-    """Models that are loaded, and stay."""
-    return [
-        ModelSnapshot(
-            name=model.name,
-            state="loaded",
-            is_pinned=True,
-            memory_bytes=_bytes_of(model.model),
-            num_requests=model.num_unfinished,
-            idle_seconds=None,
-            task="generate" if model.model.is_decoder else "embed",
-        )
-        for model in models
-    ]
+def describe_models(models: ModelTable) -> list[ModelSnapshot]:
+    """All models that a server knows."""
+    aliases: dict[str, list[str]] = {}
+    for name, entry in models.further_names().items():
+        aliases.setdefault(entry.name, []).append(name)
+    return [_describe(entry, aliases.get(entry.name, ())) for entry in models.entries]
 
 
-def _bytes_of(model: LoadedModel) -> int:
-    own = model.footprint.total_bytes
-    return own if model.draft is None else own + model.draft.footprint.total_bytes
+def describe_model(models: ModelTable, entry: ModelEntry) -> ModelSnapshot:
+    """One of them."""
+    return _describe(entry, [name for name, other in models.further_names().items() if other is entry])
+
+
+def describe_memory(models: ModelTable) -> ModelMemory:
+    return ModelMemory(models.memory.budget_bytes, models.memory.used_bytes)
+
+
+def _describe(entry: ModelEntry, aliases: Seq[str]) -> ModelSnapshot:
+    task: Literal["generate", "embed"] | None = None
+    if entry.plan is not None:
+        task = "generate" if entry.plan.is_decoder else "embed"
+    return ModelSnapshot(
+        name=entry.name,
+        aliases=aliases,
+        version=entry.version,
+        state=entry.state,
+        is_pinned=entry.is_pinned,
+        memory_bytes=entry.num_bytes,
+        num_requests=entry.num_requests,
+        num_waiting=len(entry.waiting),
+        num_loads=entry.num_loads,
+        idle_seconds=entry.idle_seconds,
+        task=task,
+        error=entry.error,
+    )
 
 
 def resident_bytes() -> int:

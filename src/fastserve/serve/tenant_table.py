@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from fastserve.engine.async_embedder import AsyncEmbedder
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.errors import FastServeError, RateLimitError
 from fastserve.serve.api_keys import ApiKeys
@@ -147,6 +148,11 @@ class TenantTable:
                 await llm.set_tenant_weights(self._weights)
             except FastServeError as error:
                 logger.warning("%s does not share by the weights of tenants: %s", llm.name, error)
+
+    async def tell_weights_to(self, model: AsyncLLM | AsyncEmbedder) -> None:
+        """As `tell_weights`, to a model that was loaded just now."""
+        if isinstance(model, AsyncLLM):
+            await self.tell_weights([model])
 
     def _take_terms(self) -> None:
         terms = self.keys.table.terms

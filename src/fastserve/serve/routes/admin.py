@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.load import check_task
-from fastserve.engine.policy import PolicyDescription, describe_policies
+from fastserve.engine.load import check_kind_of_model
+from fastserve.engine.policy import PolicyDescription, describe_policies, parse_policy
 from fastserve.errors import OptionError, RequestError
+from fastserve.serve.model_entry import ModelEntry
 from fastserve.serve.record import RequestRecord
 from fastserve.serve.schema.admin import DrainDocument, DrainRequest, PolicyDocument, PolicyRequest
 from fastserve.serve.schema.body import ERRORS, STREAMED
@@ -59,32 +60,37 @@ def admin_router(service: Service) -> APIRouter:
 
     @router.post("/policy", response_model=PolicyDocument)
     async def set_policy(body: PolicyRequest, request: Request) -> Response:
-        """Have a model, or all of them, go on by another scheduling policy. Nothing that runs is lost."""
+        """Have a model, or all of them, go on by another scheduling policy, also when they are loaded later.
+        Nothing that runs is lost."""
         RequestRecord.of(request.scope).details |= {"policy": body.policy, "model": body.model}
-        llms = service.models.generators if body.model is None else [_find(service, body.model)]
+        entries = service.models.entries if body.model is None else [_find(service, body.model)]
+        entries = [entry for entry in entries if entry.plan is None or entry.plan.is_decoder]
         try:
-            for llm in llms:
-                await llm.set_policy(body.policy)
+            parse_policy(body.policy)
+            for entry in entries:
+                entry.policy = body.policy
+                if isinstance(entry.model, AsyncLLM):
+                    await entry.model.set_policy(body.policy)
         except OptionError as error:
             raise RequestError(
                 error.message, status=400, code="invalid_value", param="policy", hint=error.hint
             ) from error
-        return json_response({"policy": body.policy, "models": [llm.name for llm in llms]})
+        return json_response({"policy": body.policy, "models": [entry.name for entry in entries]})
 
     @router.post("/drain", response_model=DrainDocument)
     async def set_drain(request: Request, body: DrainRequest | None = None) -> Response:
         """Take no new requests, and end those that run; or, with `is_draining` false, take some again."""
         drain.is_draining = body is None or body.is_draining
         RequestRecord.of(request.scope).details["is_draining"] = drain.is_draining
-        num_requests = sum(model.num_unfinished for model in service.models)
+        num_requests = sum(entry.num_requests + len(entry.waiting) for entry in service.models.entries)
         return json_response({"is_draining": drain.is_draining, "num_requests": num_requests})
 
     return router
 
 
-def _find(service: Service, name: str) -> AsyncLLM:
+def _find(service: Service, name: str) -> ModelEntry:
     """Raises ModelNotFoundError, UnsupportedError: there is none of that name, or it is an encoder."""
-    model = service.models.find(name)
-    check_task("generate", model.model.config, name)
-    assert isinstance(model, AsyncLLM)
-    return model
+    entry = service.models.find(name)
+    if entry.plan is not None:
+        check_kind_of_model("generate", name, is_decoder=entry.plan.is_decoder)
+    return entry

@@ -34,30 +34,30 @@ def chat_completions_router(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=ChatDocument, responses=STREAMED)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
-        llm = service.models.find_generator(body.model)
-        with naming(body.names, prompt="messages", constraint=body.constraint_field or "tools"):
-            prompt = await make_chat_prompt(
-                llm.model,
-                [message.to_template() for message in body.messages],
-                tools=_to_tools(body, llm.model),
-                constraint=body.to_constraint(),
-                variables=body.chat_template_kwargs,
-            )
-            asked = body.to_request(
-                [prompt.token_ids],
-                tenant=tenant_of(request.scope, body.user),
-                max_tokens=body.most_tokens,
-                logprobs=body.num_logprobs,
-                constraint=prompt.constraint,
-                skip_special_tokens=prompt.skip_special_tokens,
-            )
-            format_ = ChatFormat(
-                body.model,
-                LogprobWriter(llm.model.tokenizer),
-                tools=prompt.tools,
-                has_usage=body.has_usage,
-            )
-            return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
+        async with service.generator(body.model, request, timeout_ms=body.timeout_ms) as llm:
+            with naming(body.names, prompt="messages", constraint=body.constraint_field or "tools"):
+                prompt = await make_chat_prompt(
+                    llm.model,
+                    [message.to_template() for message in body.messages],
+                    tools=_to_tools(body, llm.model),
+                    constraint=body.to_constraint(),
+                    variables=body.chat_template_kwargs,
+                )
+                asked = body.to_request(
+                    [prompt.token_ids],
+                    tenant=tenant_of(request.scope, body.user),
+                    max_tokens=body.most_tokens,
+                    logprobs=body.num_logprobs,
+                    constraint=prompt.constraint,
+                    skip_special_tokens=prompt.skip_special_tokens,
+                )
+                format_ = ChatFormat(
+                    body.model,
+                    LogprobWriter(llm.model.tokenizer),
+                    tools=prompt.tools,
+                    has_usage=body.has_usage,
+                )
+                return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
 
     return router
 

@@ -36,24 +36,26 @@ def completions_router(service: Service) -> APIRouter:
 
     @router.post("/v1/completions", response_model=CompletionDocument, responses=STREAMED)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
-        llm = service.models.find_generator(body.model)
-        with naming(constraint=body.constraint_field):
-            prompts = to_prompts(body.prompt)
-            wanted = [body.prompt_logprobs, body.logprobs if body.echo else None]
-            if body.echo and body.max_tokens == 0:
-                wanted.append(0)  # the engine reads a prompt alone only for its logprobs, be they told or not
-            asked = body.to_request(
-                prompts,
-                tenant=tenant_of(request.scope, body.user),
-                max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-                logprobs=body.logprobs,
-                prompt_logprobs=max((num for num in wanted if num is not None), default=None),
-                constraint=body.to_constraint(),
-            )
-            tokenizer = llm.model.tokenizer
-            echoes = await asyncio.to_thread(_echo, tokenizer, prompts) if body.echo else None
-            format_ = CompletionFormat(body, tokenizer, num_each=asked.params.n, echoes=echoes)
-            return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
+        async with service.generator(body.model, request, timeout_ms=body.timeout_ms) as llm:
+            with naming(constraint=body.constraint_field):
+                prompts = to_prompts(body.prompt)
+                wanted = [body.prompt_logprobs, body.logprobs if body.echo else None]
+                if body.echo and body.max_tokens == 0:
+                    wanted.append(
+                        0
+                    )  # the engine reads a prompt alone only for its logprobs, be they told or not
+                asked = body.to_request(
+                    prompts,
+                    tenant=tenant_of(request.scope, body.user),
+                    max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+                    logprobs=body.logprobs,
+                    prompt_logprobs=max((num for num in wanted if num is not None), default=None),
+                    constraint=body.to_constraint(),
+                )
+                tokenizer = llm.model.tokenizer
+                echoes = await asyncio.to_thread(_echo, tokenizer, prompts) if body.echo else None
+                format_ = CompletionFormat(body, tokenizer, num_each=asked.params.n, echoes=echoes)
+                return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
 
     return router
 

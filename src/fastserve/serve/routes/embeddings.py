@@ -22,16 +22,16 @@ def embeddings_router(service: Service) -> APIRouter:
 
     @router.post("/v1/embeddings", response_model=EmbeddingDocument)
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        embedder = service.models.find_embedder(body.model)
-        embedded = await embed(
-            embedder,
-            name_texts("input", body.input),
-            request,
-            options=service.options,
-            metrics=service.metrics,
-            tenant=tenant_of(request.scope, body.user),
-            truncate=bool(body.truncate),
-        )
+        async with service.embedder(body.model, request) as embedder:
+            embedded = await embed(
+                embedder,
+                name_texts("input", body.input),
+                request,
+                options=service.options,
+                metrics=service.metrics,
+                tenant=tenant_of(request.scope, body.user),
+                truncate=bool(body.truncate),
+            )
         vectors = shorten(embedded.vectors, body.dimensions)
         if body.encoding_format == "base64":
             rows: list[object] = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]

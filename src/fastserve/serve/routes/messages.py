@@ -42,23 +42,26 @@ def messages_router(service: Service) -> APIRouter:
     @router.post("/v1/messages", response_model=MessageDocument, responses=STREAMED)
     async def create_message(body: MessagesRequest, request: Request) -> Response:
         body.check()
-        llm = service.models.find_generator(body.model)
-        with naming(_NAMES, prompt="messages", constraint="tools"):
-            prompt = await make_chat_prompt(llm.model, body.to_template(), tools=_to_tools(body, llm.model))
-            asked = GenerationRequest(
-                prompts=[prompt.token_ids],
-                params=_to_params(body, prompt),
-                tenant=tenant_of(request.scope, body.metadata.user_id if body.metadata else None),
-            )
-            format_ = MessagesFormat(body.model, tools=prompt.tools)
-            return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
+        async with service.generator(body.model, request) as llm:
+            with naming(_NAMES, prompt="messages", constraint="tools"):
+                prompt = await make_chat_prompt(
+                    llm.model, body.to_template(), tools=_to_tools(body, llm.model)
+                )
+                asked = GenerationRequest(
+                    prompts=[prompt.token_ids],
+                    params=_to_params(body, prompt),
+                    tenant=tenant_of(request.scope, body.metadata.user_id if body.metadata else None),
+                )
+                format_ = MessagesFormat(body.model, tools=prompt.tools)
+                return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
 
     @router.post("/v1/messages/count_tokens", response_model=TokenCount)
-    async def count_tokens(body: Conversation) -> Response:
+    async def count_tokens(body: Conversation, request: Request) -> Response:
         """How many tokens a conversation has for the model."""
-        model = service.models.find_generator(body.model).model
-        with naming(_NAMES, prompt="messages", constraint="tools"):
-            token_ids = await encode_messages(model, body.to_template(), tools=_to_tools(body, model))
+        async with service.generator(body.model, request) as llm:
+            with naming(_NAMES, prompt="messages", constraint="tools"):
+                tools = _to_tools(body, llm.model)
+                token_ids = await encode_messages(llm.model, body.to_template(), tools=tools)
         return json_response({"input_tokens": len(token_ids)})
 
     return router

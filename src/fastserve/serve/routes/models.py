@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from fastserve.serve.model_table import ServedModel
+from fastserve.engine.load import ModelPlan
+from fastserve.errors import FastServeError
+from fastserve.serve.model_entry import ModelEntry
 from fastserve.serve.schema.body import ERRORS
 from fastserve.serve.schema.models import ModelDocument, ModelList
 from fastserve.serve.service import Service
@@ -20,23 +23,40 @@ def models_router(service: Service) -> APIRouter:
 
     @router.get("/v1/models", response_model=ModelList)
     async def list_models() -> Response:
-        return json_response(
-            {"object": "list", "data": [describe(model, models.created) for model in models]}
-        )
+        """All names that a request may have, also of models that are loaded when they are asked for."""
+        named = [*((entry.name, entry) for entry in models.entries), *models.further_names().items()]
+        documents = [await _describe(name, entry) for name, entry in named]
+        return json_response({"object": "list", "data": [d for d in documents if d is not None]})
 
     @router.get("/v1/models/{model:path}", response_model=ModelDocument)
     async def get_model(model: str) -> Response:
-        return json_response(describe(models.find(model), models.created))
+        entry = models.find(model)
+        plan = await _plan(entry)
+        return json_response(_document(model, entry, plan))
+
+    async def _describe(name: str, entry: ModelEntry) -> dict[str, Any] | None:
+        """None of a version that came while the server runs and cannot be read."""
+        try:
+            return _document(name, entry, await _plan(entry))
+        except FastServeError:
+            return None
+
+    def _document(name: str, entry: ModelEntry, plan: ModelPlan) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": models.created,
+            "owned_by": "fastserve",
+            "root": entry.name,
+            "task": "generate" if plan.is_decoder else "embed",
+            "context_length": plan.context_length,
+        }
 
     return router
 
 
-def describe(model: ServedModel, created: int) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": created,
-        "owned_by": "fastserve",
-        "task": "generate" if model.model.is_decoder else "embed",
-        "context_length": model.model.context_length,
-    }
+async def _plan(entry: ModelEntry) -> ModelPlan:
+    if entry.plan is None:
+        assert entry.opener is not None
+        entry.plan = await asyncio.to_thread(entry.opener.plan)
+    return entry.plan

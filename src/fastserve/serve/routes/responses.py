@@ -49,56 +49,56 @@ def responses_router(service: Service) -> APIRouter:
     @router.post("/v1/responses", response_model=ResponseDocument, responses=STREAMED)
     async def create_response(body: ResponsesRequest, request: Request) -> Response:
         body.check()
-        llm = service.models.find_generator(body.model)
         owner = tenant_of(request.scope, None)
         messages = [*_messages_before(body, store, owner), *body.to_template()]
         system = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
-        with naming(_NAMES, prompt="input", constraint=body.constraint_field or "tools"):
-            prompt = await make_chat_prompt(
-                llm.model,
-                [*system, *messages],
-                tools=_to_tools(body, llm.model, messages),
-                constraint=body.to_constraint(),
-            )
-            asked = body.to_request(
-                [prompt.token_ids],
-                tenant=tenant_of(request.scope, body.user),
-                max_tokens=body.max_output_tokens,
-                logprobs=body.num_logprobs,
-                constraint=prompt.constraint,
-                skip_special_tokens=prompt.skip_special_tokens,
-            )
-            writer = ResponseFormat(
-                LogprobWriter(llm.model.tokenizer),
-                ResponseOutput(prompt.tools),
-                response=_new_document(body, asked),
-                messages=messages,
-                owner=owner,
-                store=None if body.store is False else store,
-            )
-            context = service.generate(llm, asked, request)
-            if body.stream:
-                return await stream(context, writer, service.options)
-            if not body.background:
-                async with context as generation, closing_with_client(request.receive, generation):
-                    await writer.read(generation)
-                if not writer.is_complete:
-                    raise client_gone()
-                writer.keep()
-                return json_response(writer.response)
-            stack = AsyncExitStack()
-            generation = await stack.enter_async_context(context)
-        try:
-            writer.begin(generation)
-        except BaseException:
-            await stack.aclose()
-            raise
-        record = RequestRecord.of(request.scope)
-        record.goes_on = True
-        task = asyncio.create_task(_finish(writer, generation, stack, record))
-        in_background.add(task)
-        task.add_done_callback(in_background.discard)
-        return json_response(writer.response)
+        async with service.generator(body.model, request, timeout_ms=body.timeout_ms) as llm:
+            with naming(_NAMES, prompt="input", constraint=body.constraint_field or "tools"):
+                prompt = await make_chat_prompt(
+                    llm.model,
+                    [*system, *messages],
+                    tools=_to_tools(body, llm.model, messages),
+                    constraint=body.to_constraint(),
+                )
+                asked = body.to_request(
+                    [prompt.token_ids],
+                    tenant=tenant_of(request.scope, body.user),
+                    max_tokens=body.max_output_tokens,
+                    logprobs=body.num_logprobs,
+                    constraint=prompt.constraint,
+                    skip_special_tokens=prompt.skip_special_tokens,
+                )
+                writer = ResponseFormat(
+                    LogprobWriter(llm.model.tokenizer),
+                    ResponseOutput(prompt.tools),
+                    response=_new_document(body, asked),
+                    messages=messages,
+                    owner=owner,
+                    store=None if body.store is False else store,
+                )
+                context = service.generate(llm, asked, request)
+                if body.stream:
+                    return await stream(context, writer, service.options)
+                if not body.background:
+                    async with context as generation, closing_with_client(request.receive, generation):
+                        await writer.read(generation)
+                    if not writer.is_complete:
+                        raise client_gone()
+                    writer.keep()
+                    return json_response(writer.response)
+                stack = AsyncExitStack()
+                generation = await stack.enter_async_context(context)
+            try:
+                writer.begin(generation)
+            except BaseException:
+                await stack.aclose()
+                raise
+            record = RequestRecord.of(request.scope)
+            record.goes_on = True
+            task = asyncio.create_task(_finish(writer, generation, stack, record))
+            in_background.add(task)
+            task.add_done_callback(in_background.discard)
+            return json_response(writer.response)
 
     @router.get("/v1/responses/{response_id}", response_model=ResponseDocument)
     async def get_response(response_id: str, request: Request) -> Response:

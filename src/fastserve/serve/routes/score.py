@@ -25,7 +25,6 @@ def score_router(service: Service) -> APIRouter:
 
     @router.post("/v1/score", response_model=ScoreDocument)
     async def score(body: ScoreRequest, request: Request) -> Response:
-        embedder = service.models.find_embedder(body.model)
         first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
         second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
         if len(first) not in (1, len(second)):
@@ -34,15 +33,16 @@ def score_router(service: Service) -> APIRouter:
                 hint="send one, or one for each",
                 option="text_1",
             )
-        embedded = await embed(
-            embedder,
-            [*name_texts("text_1", body.text_1), *name_texts("text_2", body.text_2)],
-            request,
-            options=service.options,
-            metrics=service.metrics,
-            tenant=tenant_of(request.scope, body.user),
-            truncate=bool(body.truncate),
-        )
+        async with service.embedder(body.model, request) as embedder:
+            embedded = await embed(
+                embedder,
+                [*name_texts("text_1", body.text_1), *name_texts("text_2", body.text_2)],
+                request,
+                options=service.options,
+                metrics=service.metrics,
+                tenant=tenant_of(request.scope, body.user),
+                truncate=bool(body.truncate),
+            )
         vectors = normalize(embedded.vectors)
         scores = np.sum(vectors[: len(first)] * vectors[len(first) :], axis=1).tolist()
         data = [{"object": "score", "index": i, "score": value} for i, value in enumerate(scores)]
@@ -50,18 +50,18 @@ def score_router(service: Service) -> APIRouter:
 
     @router.post("/v1/rerank", response_model=RerankDocument)
     async def rerank(body: RerankRequest, request: Request) -> Response:
-        embedder = service.models.find_embedder(body.model)
         if body.top_n is not None:
             check_integer("top_n", body.top_n, low=1)
-        embedded = await embed(
-            embedder,
-            [("query", body.query), *name_texts("documents", body.documents)],
-            request,
-            options=service.options,
-            metrics=service.metrics,
-            tenant=tenant_of(request.scope, body.user),
-            truncate=bool(body.truncate),
-        )
+        async with service.embedder(body.model, request) as embedder:
+            embedded = await embed(
+                embedder,
+                [("query", body.query), *name_texts("documents", body.documents)],
+                request,
+                options=service.options,
+                metrics=service.metrics,
+                tenant=tenant_of(request.scope, body.user),
+                truncate=bool(body.truncate),
+            )
         vectors = normalize(embedded.vectors)
         scores = vectors[1:] @ vectors[0]
         best = np.argsort(-scores, kind="stable")[: body.top_n].tolist()

@@ -12,6 +12,7 @@ class ModelDocument(Document):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
     task: Literal["generate", "embed"]
     context_length: int
 
