@@ -49,6 +49,8 @@ MODEL = ModelSnapshot(
     is_pinned=True,
     memory_bytes=5,
     num_requests=1,
+    num_waiting=0,
+    num_loads=1,
     idle_seconds=None,
     task="generate",
 )
