@@ -165,8 +165,8 @@ async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 
 def check_error(status: int, content: bytes, expected: set[int]) -> str:
-    """The code of an answer that must be one of these refusals; or it was not looked at, as so many wait for the
-    model to be loaded."""
+    """The code of an answer that must be one of these refusals; or it was not looked at, as so many wait for
+    the model to be loaded."""
     is_loading = status == 429 and b"to be loaded" in content
     if status not in expected and not is_loading:
         raise DefectError(f"status {status} and {content[:200]!r} where {sorted(expected)} was due")
