@@ -1,6 +1,6 @@
-"""The server of serve_abuse.py: as `fastserve serve` makes it, and it takes commands on standard input.
+"""The server of serve_abuse.py, as `fastserve serve` makes it.
 
-A line each: `policy NAME` changes the policy, `state` has it tell what it holds. A line answers each.
+Each line on its standard input has it tell what it holds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from fastserve.config import EngineOptions
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
+from fastserve.serve.model_entry import ModelEntry
+from fastserve.serve.model_loading import find_models
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.run import bind, serve
 
@@ -46,37 +48,45 @@ def main() -> None:
         write_seconds=2.0,
         keep_alive_seconds=0.5,
     )
-    llm = AsyncLLM(arguments.model, engine, name="abused")
-    app = create_app([llm], options, keys=ApiKeys.load(options))
+    table = find_models([str(arguments.model)], options, engine, offline=True)
+    table.set_up()
+    app = create_app(table, options, keys=ApiKeys.load(options))
+    (entry,) = table.entries
 
     def announce(url: str) -> None:
         loop = asyncio.get_running_loop()
-        threading.Thread(target=obey, args=(llm, loop), daemon=True).start()
-        print(json.dumps({"url": url, "model": llm.name}), flush=True)
+        threading.Thread(target=obey, args=(entry, loop), daemon=True).start()
+        print(json.dumps({"url": url, "model": entry.name}), flush=True)
 
     serve(app, options, listener=bind(options), tls=None, announce=announce)
 
 
-def obey(llm: AsyncLLM, loop: asyncio.AbstractEventLoop) -> None:
-    for line in sys.stdin:
-        command, _, argument = line.strip().partition(" ")
-        work = llm.set_policy(argument) if command == "policy" else tell_state(llm)
-        answer = asyncio.run_coroutine_threadsafe(work, loop).result()
-        print(json.dumps(answer), flush=True)
+def obey(entry: ModelEntry, loop: asyncio.AbstractEventLoop) -> None:
+    for _ in sys.stdin:
+        state = asyncio.run_coroutine_threadsafe(tell_state(entry), loop).result()
+        print(json.dumps(state), flush=True)
 
 
-async def tell_state(llm: AsyncLLM) -> dict[str, Any]:
+async def tell_state(entry: ModelEntry) -> dict[str, Any]:
+    """What it holds: of a model that is unloaded, nothing."""
     gc.collect()
-    status = await llm.status()
+    state: dict[str, Any] = {"sequences": 0, "blocks_owned": 0, "slow_blocks_used": 0}
+    if isinstance(entry.model, AsyncLLM):
+        status = await entry.model.status()
+        state = {
+            "policy": status.policy,
+            "sequences": status.num_waiting + status.num_resident + status.num_slow,
+            "blocks_owned": status.num_blocks - status.num_free_blocks,
+            "slow_blocks_used": status.num_slow_blocks_used,
+            "preemptions": status.num_preemptions,
+            "refused": status.num_refused,
+            "expired": status.num_expired,
+        }
     return {
-        "policy": status.policy,
-        "sequences": status.num_waiting + status.num_resident + status.num_slow,
-        "blocks_owned": status.num_blocks - status.num_free_blocks,
-        "slow_blocks_used": status.num_slow_blocks_used,
+        **state,
         "tasks": len(asyncio.all_tasks()),
-        "preemptions": status.num_preemptions,
-        "refused": status.num_refused,
-        "expired": status.num_expired,
+        "loads": entry.num_loads,
+        "waiting": len(entry.waiting),
     }
 
 

@@ -4,9 +4,7 @@ docs/images/. Needs chromium; look at them before they are committed."""
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -15,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from fastserve.serve.key_file import add_admin_key
 from report import CHECKOUT, DEFAULT_MODEL
 from serve_overhead import read_url
 from serve_watched import find_browser
@@ -29,10 +28,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=CHECKOUT / "docs" / "images")
     arguments = parser.parse_args()
     arguments.to.mkdir(parents=True, exist_ok=True)
-    key = secrets.token_urlsafe()
     with tempfile.TemporaryDirectory() as folder:
         key_file = Path(folder) / "admin"
-        key_file.write_text(f"admin {hashlib.sha256(key.encode()).hexdigest()}\n")
+        key = add_admin_key(key_file)
         command = [
             sys.executable,
             "-m",

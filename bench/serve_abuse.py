@@ -36,11 +36,12 @@ KEY = "fs-of-the-abuse"
 OTHER_KEYS = ("fs-other-1", "fs-other-2", "fs-other-3")  # of tenants of other weights
 EXPIRED_KEY, LIMITED_KEY, ADMIN_KEY = "fs-of-the-past", "fs-of-a-few", "fs-of-the-admin"
 POLICIES = ("fcfs", "mlfq", "sjf", "boost")
-REQUESTS_PER_POLICY = 500
+REQUESTS_AT_ONCE = 500  # between two lines of what has happened
 
 _PATIENCE_SECONDS = 60.0  # after which a request is stuck
 _MOST_GROWTH_BYTES = 12 * 2**20  # of memory, from a fifth of the requests to their end
-_MOST_POOL_THREADS = min(32, (os.cpu_count() or 1) + 4)  # asyncio's own, which come as they are needed
+# asyncio's own, which come as they are needed, and the one that loads models.
+_MOST_POOL_THREADS = min(32, (os.cpu_count() or 1) + 4) + 1
 _SETTLE_SECONDS = 20.0
 _WARM_SHARE = 0.2
 
@@ -164,8 +165,10 @@ async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 
 def check_error(status: int, content: bytes, expected: set[int]) -> str:
-    """The code of an answer that must be one of these refusals."""
-    if status not in expected:
+    """The code of an answer that must be one of these refusals; or it was not looked at, as so many wait for
+    the model to be loaded."""
+    is_loading = status == 429 and b"to be loaded" in content
+    if status not in expected and not is_loading:
         raise DefectError(f"status {status} and {content[:200]!r} where {sorted(expected)} was due")
     try:
         error = json.loads(content)["error"]
@@ -380,6 +383,28 @@ async def admin(abuse: Abuse) -> str:
     return "told"
 
 
+async def change_policy(abuse: Abuse) -> str:
+    """Have all go on by another policy, sometimes by one that there is not."""
+    policy = str(abuse.rng.choice([*POLICIES, "best", "boost:strength=-1"]))
+    answer = await abuse.ask(dump({"policy": policy}), path="/admin/policy", key=ADMIN_KEY)
+    if policy not in POLICIES:
+        return check_error(*answer, {400})
+    if answer[0] != 200:
+        raise DefectError(f"the policy {policy} is refused: {answer[1][:200]!r}")
+    return policy
+
+
+async def reload_model(abuse: Abuse) -> str:
+    """Have the model unloaded, after the requests that run; the next one has it loaded again."""
+    name = abuse.model if abuse.rng.random() < 0.8 else "gpt-none"
+    answer = await abuse.ask(dump({"model": name}), path="/admin/models/unload", key=ADMIN_KEY)
+    if name != abuse.model:
+        return check_error(*answer, {404})
+    if answer[0] != 200:
+        raise DefectError(f"the model is not unloaded: {answer[1][:200]!r}")
+    return "unloaded"
+
+
 async def wrong_place(abuse: Abuse) -> str:
     """Models, routes and methods that there are not."""
     content = dump(abuse.body())
@@ -442,6 +467,8 @@ SORTS: dict[str, tuple[float, Callable[[Abuse], Awaitable[str]]]] = {
     "limited": (6, limited),
     "keys reloaded": (1, reload_keys),
     "admin": (2, admin),
+    "policy changed": (0.5, change_policy),
+    "model reloaded": (0.3, reload_model),
     "wrong place": (5, wrong_place),
     "hurried": (3, hurried),
     "slow body": (0.5, slow_body),
@@ -459,16 +486,13 @@ class AbusedServer:
     model: str
     keys: Path
 
-    def command(self, text: str) -> Any:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(text, file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())
-
     def state(self) -> dict[str, Any]:
         pid = self.process.pid
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print("state", file=self.process.stdin, flush=True)
         return {
-            **self.command("state"),
+            **json.loads(self.process.stdout.readline()),
             "descriptors": len(os.listdir(f"/proc/{pid}/fd")),
             "threads": len(os.listdir(f"/proc/{pid}/task")),
             "memory_bytes": resident_bytes(pid),
@@ -537,16 +561,15 @@ def dump(body: Any) -> bytes:
 
 
 def abuse_server(server: AbusedServer, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All requests, with the policy changed now and then; the states before, within and after."""
+    """All requests; the states before, within and after."""
     host, _, port = server.url.removeprefix("http://").partition(":")
     abuse = Abuse(host, int(port), server.model, np.random.default_rng(arguments.seed), keys=server.keys)
     states = {"start": server.settle()}
     started = time.perf_counter()
     done = 0
     num_warm = round(_WARM_SHARE * arguments.requests)
-    for index, number in enumerate(portions(arguments.requests, num_warm)):
+    for number in portions(arguments.requests, num_warm):
         asyncio.run(send_many(abuse, number, arguments.concurrency))
-        server.command(f"policy {POLICIES[index % len(POLICIES)]}")
         done += number
         print(
             f"{done} requests after {time.perf_counter() - started:.0f} s, {len(abuse.defects)} defects, "
@@ -567,14 +590,14 @@ def abuse_server(server: AbusedServer, arguments: argparse.Namespace) -> dict[st
 
 
 def portions(num_requests: int, num_warm: int) -> list[int]:
-    """Numbers of requests between two changes of policy, one of the changes after `num_warm`.
+    """Numbers of requests between two lines of what has happened, one of the lines after `num_warm`.
 
     >>> portions(1300, 300)
     [300, 500, 500]
     """
     rest = num_requests - num_warm
-    sizes = [REQUESTS_PER_POLICY] * (num_warm // REQUESTS_PER_POLICY) + [num_warm % REQUESTS_PER_POLICY]
-    sizes += [REQUESTS_PER_POLICY] * (rest // REQUESTS_PER_POLICY) + [rest % REQUESTS_PER_POLICY]
+    sizes = [REQUESTS_AT_ONCE] * (num_warm // REQUESTS_AT_ONCE) + [num_warm % REQUESTS_AT_ONCE]
+    sizes += [REQUESTS_AT_ONCE] * (rest // REQUESTS_AT_ONCE) + [rest % REQUESTS_AT_ONCE]
     return [size for size in sizes if size]
 
 

@@ -92,12 +92,12 @@ def test_events_are_statuses_until_the_server_ends(make_server) -> None:
 
     async def main() -> list[dict[str, Any]]:
         asking = asyncio.create_task(server.client.get("/admin/events?interval_seconds=0.1"))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.5)  # of a machine that may be busy
         server.app.state.service.snapshots.close()
         return list(map(json.loads, events(await asking)))
 
     got = server.run(main())
-    assert 3 <= len(got) <= 7
+    assert 3 <= len(got) <= 17
     assert [d["time"] for d in got] == sorted({d["time"] for d in got})
     assert got[0].keys() == server.get("/admin/status").json().keys()
 

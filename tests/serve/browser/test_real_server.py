@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from fastserve.serve.key_file import Terms, add_key, digest_of
 from serve.browser.conftest import Visit
 from serve.browser.fake_server import ADMIN_KEY
 from serve.process import ServerProcess, serving
@@ -24,7 +24,7 @@ ADMIN = {"authorization": f"Bearer {ADMIN_KEY}"}
 def steered(model_dir: Callable[[str], Path], tmp_path_factory) -> Iterator[ServerProcess]:
     """Few sequences run at once, so that they are preempted for others."""
     folder = tmp_path_factory.mktemp("browser")
-    (folder / "admin").write_text(f"admin {sha256(ADMIN_KEY.encode()).hexdigest()}\n")
+    (folder / "admin").write_text(f"admin {digest_of(ADMIN_KEY)}\n")
     options = (
         *("--policy", "mlfq:quantum_seconds=0.05", "--threads", "1", "--max-sequences", "4"),
         *("--context-length", "1024", "--kv-memory", "64MiB", "--admin-key-file", str(folder / "admin")),
@@ -110,3 +110,41 @@ def test_a_server_that_drains_says_so_in_the_playground(started: Visit, steered:
     page.get_by_role("button", name="Take requests again").click()
     expect(page.locator("#server-state")).to_contain_text("Live")
     assert status(steered)["is_draining"] is False
+
+
+def test_tenants_show_what_they_have_had_and_a_mistake_in_their_keys(
+    visit: Callable[..., Visit], stories_for_chat: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "admin").write_text(f"admin {digest_of(ADMIN_KEY)}\n")
+    keys = {
+        name: add_key(tmp_path / "keys", name, terms=Terms(weight=weight))
+        for name, weight in (("shop", 2.0), ("guest", 1.0))
+    }
+    options = ("--threads", "1", "--context-length", "256", "--kv-memory", "1MiB")
+    options += ("--tenants", str(tmp_path / "keys"), "--admin-key-file", str(tmp_path / "admin"))
+    with serving(stories_for_chat, tmp_path / "log", *options) as server:
+        started = visit(server.url, admin_key=ADMIN_KEY, api_key=keys["guest"])
+        started.expected.add("400 (Bad Request)")
+        page = started.open("tenants")
+        expect(page.locator(".shares li")).to_have_count(2)
+        body = {"model": "stories", "prompt": "Once", "max_tokens": 100, "ignore_eos": True}
+        for name, num in (("shop", 3), ("guest", 1)):
+            for _ in range(num):
+                headers = {"authorization": f"Bearer {keys[name]}"}
+                httpx.post(f"{server.url}/v1/completions", json=body, headers=headers).raise_for_status()
+        rows = page.locator("#tenant-table tbody tr")
+        expect(rows.filter(has_text="shop").locator("td").nth(5)).to_have_text("300")
+        expect(rows.filter(has_text="guest").locator("td").nth(5)).to_have_text("100")
+        share = page.locator(".shares li").filter(has_text="shop").locator(".share-text")
+        expect(share).to_have_text(re.compile(r"\d\d%, entitled to 67%"))
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Usage as CSV").click()
+        assert "shop,2.0,0,3," in download.value.path().read_text()
+        with (tmp_path / "keys").open("a") as file:
+            file.write("a mistake\n")
+        page.get_by_role("button", name="Read the key file again").click()
+        expect(page.locator(".notice.trouble")).to_contain_text("line 3")
+        page.get_by_role("link", name="Playground").click()
+        page.get_by_label("Message").fill("Once")
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator(".turn-facts")).to_contain_text("tokens/s")  # the keys are as they were

@@ -38,7 +38,8 @@ export class Lanes {
       (element, lane) => this.#updateLane(element, lane),
     );
     this.#glide(before);
-    for (const sequence of engine.sequences) this.#notePreemption(sequence);
+    for (const sequence of engine.sequences) this.#markPreempted(sequence);
+    this.counts = new Map(engine.sequences.map(({ id, num_preemptions: num }) => [id, num]));
   }
 
   #updateLane(element, lane) {
@@ -65,7 +66,8 @@ export class Lanes {
   /** Where the chips are that will go to another lane. */
   #places(ids) {
     if (ids.length > MOST_GLIDING || matchMedia("(prefers-reduced-motion: reduce)").matches) return new Map();
-    return new Map(ids.map((id) => [id, this.#chip(id).getBoundingClientRect()]));
+    const chips = ids.map((id) => [id, this.#chip(id)]).filter(([, chip]) => chip !== null);
+    return new Map(chips.map(([id, chip]) => [id, chip.getBoundingClientRect()]));
   }
 
   /** A chip in another lane is a new element; it sets out from where the old one was. */
@@ -82,11 +84,9 @@ export class Lanes {
     return this.lanes.querySelector(`[data-id="${id}"]`);
   }
 
-  #notePreemption({ id, state, num_preemptions: num }) {
-    const before = this.counts.get(id);
-    this.counts.set(id, num);
-    if (before === undefined || num <= before || state === "running") return;
+  #markPreempted({ id, state, num_preemptions: num }) {
     const chip = this.#chip(id);
+    if (!(num > this.counts.get(id)) || state === "running" || chip === null) return;
     chip.classList.add("just-preempted");
     clearTimeout(chip.marking);
     chip.marking = setTimeout(() => chip.classList.remove("just-preempted"), MARK_MS);
