@@ -118,7 +118,7 @@ def test_a_defect_of_ours_is_an_error_of_its_span(traced, server, monkeypatch) -
     def fail(*_: object) -> None:
         raise KeyError("a defect")
 
-    monkeypatch.setattr(type(server.app.state.service.models), "find_generator", fail)
+    monkeypatch.setattr(type(server.app.state.service.models), "find", fail)
     traced.post("/v1/completions", BODY)
     (span,) = traced.spans
     assert span.status.status_code is StatusCode.ERROR
