@@ -154,9 +154,7 @@ def test_a_stream_of_tiny_requests_does_not_starve_a_long_prompt() -> None:
     ours, fcfs = (end_to_end(run(policy, arrivals, machine))[index] for policy in ("boost", "fcfs"))
     last = arrivals[-1].arrival_seconds
     assert ours < 0.7 * last, "it waited for the stream to end"
-    assert ours < 2.5 * fcfs, (
-        "it may wait for 1.3 times what a newcomer would, its own work in it"
-    )
+    assert ours < 2.5 * fcfs, "it may wait for 1.3 times what a newcomer would, its own work in it"
 
 
 @pytest.mark.parametrize("name", ["a100", "cpu"])
