@@ -133,6 +133,17 @@ def test_what_is_no_url_is_refused(capsys, url: str) -> None:
     assert f"url={url!r} is not a server's URL" in error_of(capsys, "--url", url)
 
 
+@pytest.mark.parametrize("key", ["two words", "línea", "a\nb"])
+def test_what_can_be_no_key_is_refused(admin, capsys, monkeypatch, key: str) -> None:
+    monkeypatch.setenv("FASTSERVE_ADMIN_KEY", key)
+    assert "the admin key is not one word of ASCII" in error_of(capsys, "--url", admin.url)
+
+
+@pytest.mark.parametrize("url", ["http://a..b", "http://localhost:1/ü"])
+def test_a_url_that_cannot_be_asked_is_an_error_of_one_line(capsys, url: str) -> None:
+    assert f"{url} does not answer" in error_of(capsys, "--url", url)
+
+
 def test_where_nobody_listens_that_is_said(admin, capsys) -> None:
     admin.close()
     assert f"{admin.url} does not answer: Connection refused" in error_of(capsys, "--url", admin.url)

@@ -93,5 +93,6 @@ def test_a_counter_that_cannot_be_read_any_more_ends_the_measurement_and_nothing
     for _ in range(2):
         meter.sample([TenantUsage()], is_busy=True)
     assert meter.watts is None
+    assert not meter.is_known
     assert [record.message for record in caplog.records if "not known any more" in record.message]
     assert len(caplog.records) == 1

@@ -178,3 +178,9 @@ def test_an_admin_key_file_that_is_wrong_is_refused(path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(OptionError, match=r"one admin key .*keys .* --admin"):
         read_admin_digest(path)
+
+
+@pytest.mark.parametrize("add", [lambda path: add_key(path, "alice"), add_admin_key])
+def test_where_no_file_can_be_made_that_is_said(tmp_path, add) -> None:
+    with pytest.raises(OptionError, match=r"keys\.txt cannot be written: No such file"):
+        add(tmp_path / "missing" / "keys.txt")

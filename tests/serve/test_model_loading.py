@@ -163,6 +163,26 @@ def test_without_a_budget_the_promoted_version_is_loaded_and_must_be_there(two) 
     close(table)
 
 
+def test_a_version_that_is_removed_is_not_there_any_more_and_its_memory_goes(two, store) -> None:
+    add_alias("chat@1", "one")
+    add_alias("chat@2", "two")
+    table = find("chat", model_memory="1GiB")
+    old = table.find("chat@1")
+
+    async def main() -> None:
+        await table.memory.load(old)
+        remove_name("chat@1")
+        change_names(store)
+        with pytest.raises(ModelNotFoundError, match=r"has no version '1'.* has chat@2"):
+            table.find("chat@1")
+        assert table.names() == ["chat@2"]
+        while old.state != "unloaded":
+            await asyncio.sleep(0.01)
+        assert table.memory.used_bytes == 0
+
+    asyncio.run(main())
+
+
 def test_one_version_alone_can_be_served(two) -> None:
     add_alias("chat@1", "one")
     add_alias("chat@2", "two")

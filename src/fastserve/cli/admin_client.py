@@ -46,6 +46,11 @@ class AdminClient:
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._headers = {"user-agent": f"fastserve/{__version__}", "accept": "application/json"}
         if key is not None:
+            if not re.fullmatch(r"[!-~]+", key):
+                raise OptionError(
+                    "the admin key is not one word of ASCII",
+                    hint=f"put what `fastserve keys FILE --admin` printed into {KEY_VARIABLE}",
+                )
             self._headers["authorization"] = f"Bearer {key}"
 
     def get(self, path: str) -> dict[str, Any]:
@@ -57,7 +62,7 @@ class AdminClient:
         """
         try:
             status, body = self._exchange(self._prefix + path)
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: a path or a host that is none
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if isinstance(error, TimeoutError):
                 reason = f"nothing came within {_MOST_SECONDS:g} seconds"

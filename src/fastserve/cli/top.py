@@ -63,7 +63,7 @@ def _check(status: dict[str, Any], url: str) -> dict[str, Any]:
     """
     try:
         render(status, width=_PLAIN_WIDTH, height=_PLAIN_HEIGHT)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OptionError(
             f"{url} tells its status in another way than this version reads it",
             hint="use the fastserve of the server's version, or --json",

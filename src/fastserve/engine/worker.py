@@ -217,10 +217,21 @@ class EngineWorker:
             case SetTenantWeights(ticket, weights):
                 refusal = _refusal(lambda: self._engine.set_tenant_weights(weights))
                 self._events.append(Answer(ticket, error=refusal))
-            case AskStatus(ticket):
-                self._events.append(Answer(ticket, status=self._engine.status()))
-            case AskSnapshot(ticket):
-                self._events.append(Answer(ticket, snapshot=self._engine.snapshot()))
+            case AskStatus() | AskSnapshot():
+                self._tell(command)
+
+    def _tell(self, command: AskStatus | AskSnapshot) -> None:
+        """Of the engine. A defect in that is the asker's alone."""
+        answers: list[Answer] = []
+
+        def tell() -> None:
+            if isinstance(command, AskStatus):
+                answers.append(Answer(command.ticket, status=self._engine.status()))
+            else:
+                answers.append(Answer(command.ticket, snapshot=self._engine.snapshot()))
+
+        refusal = _refusal(tell)
+        self._events.append(answers[0] if refusal is None else Answer(command.ticket, error=refusal))
 
     def _add(self, command: Add) -> None:
         def add() -> None:

@@ -62,7 +62,7 @@ class NameTable:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             return cls()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise OptionError(
                 f"{path} is no table of names ({error})",
                 hint="repair it, or delete it and all aliases with it",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hmac import compare_digest
 from pathlib import Path
 
 from fastserve.errors import OptionError
@@ -90,7 +91,8 @@ class ApiKeys:
         return self.table.keys.get(digest_of(key))
 
     def is_admin(self, key: str) -> bool:
-        return self.has_admin_key and digest_of(key) == self._known.admin_digest
+        digest = self._known.admin_digest
+        return digest is not None and compare_digest(digest_of(key), digest)
 
     def have_changed(self) -> bool:
         """Whether the files are others than were read last, or tried to be."""

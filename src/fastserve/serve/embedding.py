@@ -12,14 +12,16 @@ from starlette.requests import Request
 
 from fastserve.engine.async_embedder import AsyncEmbedder
 from fastserve.engine.prompt import Prompt, encode_text
-from fastserve.errors import ContextLengthError, OptionError
+from fastserve.errors import ContextLengthError, OptionError, QueueFullError
 from fastserve.option import check_integer
 from fastserve.serve.connection import run_while_connected
 from fastserve.serve.errors import naming
+from fastserve.serve.limiter import Admission
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.record import RequestRecord
 from fastserve.serve.security import account_of
+from fastserve.serve.tenant_table import Tenant
 from fastserve.types import Float32Array
 
 
@@ -76,11 +78,21 @@ async def embed(
     account = account_of(request.scope)
     with account.admit(num_tokens) as admission:
         meter = partial(account.usage.serve, 0)
-        vectors = await run_while_connected(request.receive, embedder.embed(token_ids, meter=meter))
-        admission.used_tokens = num_tokens
-        account.usage.begin(num_tokens)
+        try:
+            vectors = await run_while_connected(request.receive, embedder.embed(token_ids, meter=meter))
+        except QueueFullError:
+            raise
+        except BaseException:  # the client has gone, but what it asked for is under way
+            _charge(admission, account, num_tokens)
+            raise
+        _charge(admission, account, num_tokens)
     metrics.prompt_tokens.labels(embedder.name).inc(num_tokens)
     return Embedded(vectors, num_tokens)
+
+
+def _charge(admission: Admission, account: Tenant, num_tokens: int) -> None:
+    admission.used_tokens = num_tokens
+    account.usage.begin(num_tokens)
 
 
 def shorten(vectors: Float32Array, dimensions: int | None) -> Float32Array:

@@ -89,7 +89,7 @@ class EnergyMeter:
             joules = sum(counter.advance() for counter in self._counters)
         except (OSError, ValueError) as error:
             logger.warning("what the machine consumes is not known any more: %s", error)
-            self._counters, self.watts = [], None
+            self._counters, self.watts, self.is_known = [], None, False
             return
         self.watts = joules / max(now - self._last_seconds, 1e-3)
         self._last_seconds = now

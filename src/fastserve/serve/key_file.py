@@ -210,9 +210,14 @@ def _new_key() -> str:
 
 
 def _append(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise OptionError(
+            f"{path} cannot be written: {error.strerror or error}", hint="choose a file in a folder of yours"
+        ) from error
 
 
 def _read_text(path: Path, option: str) -> str:

@@ -28,6 +28,7 @@ from fastserve.errors import (
     FastServeError,
     MemoryLimitError,
     ModelMemoryError,
+    ModelNotFoundError,
     QueueFullError,
     RequestError,
     StepError,
@@ -82,6 +83,13 @@ class ModelMemory:
 
     def add(self, entry: ModelEntry) -> None:
         self.entries.append(entry)
+
+    def forget(self, entry: ModelEntry) -> None:
+        """A model is not served any more: who waits for it is refused, and its memory is given back once the
+        requests that use it have ended."""
+        entry.fail(ModelNotFoundError(f"the model {entry.name!r} is not served any more"))
+        if entry.state == "loaded":
+            self._give_up(entry)
 
     def on_load(self, act: OnLoad) -> None:
         """Have this done with each model that is loaded from now on, before requests are let in."""
@@ -220,7 +228,7 @@ class ModelMemory:
         if not self._is_wanted(entry):
             return
         assert entry.opener is not None
-        if entry.plan is None:
+        if entry.plan is None or entry.error is not None:  # files that are damaged push nobody out
             entry.plan = await self._run(entry.opener.plan)
         await self._make_room(entry)
         if self._is_wanted(entry):
@@ -316,8 +324,10 @@ class ModelMemory:
         try:
             for act in self._on_load:
                 await act(model)
-            if entry.policy is not None and isinstance(model, AsyncLLM):
-                await model.set_policy(entry.policy)
+            applied = None
+            while isinstance(model, AsyncLLM) and (policy := entry.policy) not in (None, applied):
+                applied = policy  # it may change meanwhile
+                await model.set_policy(policy)
         except BaseException:
             await model.close()
             raise

@@ -65,7 +65,7 @@ class ModelTable:
 
     @property
     def entries(self) -> Seq[ModelEntry]:
-        return self.memory.entries
+        return tuple(self._entries.values())
 
     @property
     def generators(self) -> list[AsyncLLM]:
@@ -87,7 +87,12 @@ class ModelTable:
             return
         for base in self._bases:
             assert self._make_version is not None
-            for version in self._registry.versions_of(base, self._names):
+            versions = self._registry.versions_of(base, self._names)
+            removed = [e for e in self.entries if e.base == base and e.version not in (None, *versions)]
+            for entry in removed:
+                del self._entries[entry.name]
+                self.memory.forget(entry)
+            for version in versions:
                 name = f"{base}@{version}"
                 if name not in self._entries:
                     entry = self._entries[name] = self._make_version(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,8 @@ from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.key_file import ApiKey, Terms
 from fastserve.serve.limiter import Admission, Limiter
 from fastserve.serve.usage import TenantUsage
+
+_PATIENCE_SECONDS = 2.0  # with engines in a long step, when weights have changed
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +136,10 @@ class TenantTable:
         async with self._reloading:  # what was read last is taken last
             self.keys.take(await asyncio.to_thread(self.keys.read))
             self._take_terms()
-        await self.tell_weights(llms)
+        # Who is in a long step takes them after it: keys are looked at meanwhile.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self.tell_weights(llms)
 
     async def tell_weights(self, llms: Iterable[AsyncLLM]) -> None:
         """Have engines share by these tenants' weights, if they do not yet; who cannot is logged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.load import check_kind_of_model
 from fastserve.engine.policy import PolicyDescription, describe_policies, parse_policy
-from fastserve.errors import OptionError, RequestError
+from fastserve.errors import ClosedError, OptionError, RequestError
 from fastserve.serve.model_entry import ModelEntry
 from fastserve.serve.record import RequestRecord
 from fastserve.serve.schema.admin import DrainDocument, DrainRequest, PolicyDocument, PolicyRequest
@@ -67,10 +68,7 @@ def admin_router(service: Service) -> APIRouter:
         entries = [entry for entry in entries if entry.plan is None or entry.plan.is_decoder]
         try:
             parse_policy(body.policy)
-            for entry in entries:
-                entry.policy = body.policy
-                if isinstance(entry.model, AsyncLLM):
-                    await entry.model.set_policy(body.policy)
+            await _set_policy(entries, body.policy)
         except OptionError as error:
             raise RequestError(
                 error.message, status=400, code="invalid_value", param="policy", hint=error.hint
@@ -94,3 +92,18 @@ def _find(service: Service, name: str) -> ModelEntry:
     if entry.plan is not None:
         check_kind_of_model("generate", name, is_decoder=entry.plan.is_decoder)
     return entry
+
+
+async def _set_policy(entries: Seq[ModelEntry], policy: str) -> None:
+    """Also of what is loaded later. Raises OptionError where engines refuse it: then all do."""
+    before = [entry.policy for entry in entries]
+    for entry in entries:
+        entry.policy = policy
+    engines = [entry.model for entry in entries if isinstance(entry.model, AsyncLLM)]
+    answers = await asyncio.gather(*(llm.set_policy(policy) for llm in engines), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, OptionError):
+            for entry, old in zip(entries, before, strict=True):
+                entry.policy = old
+        if isinstance(answer, BaseException) and not isinstance(answer, ClosedError):  # or unloaded meanwhile
+            raise answer
