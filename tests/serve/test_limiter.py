@@ -90,6 +90,19 @@ def test_as_many_requests_run_as_may_and_the_end_of_one_lets_another_in(clock) -
     assert limiter.num_running == 0
 
 
+def test_a_request_that_waits_for_its_model_is_under_way_too(clock) -> None:
+    limiter = make_limiter(clock, max_concurrent=1)
+    with limiter.waiting():
+        assert limiter.num_running == 1
+        with pytest.raises(RateLimitError, match="1 of its requests are under way"):
+            limiter.enter(is_work=True)
+        with pytest.raises(RateLimitError, match="max_concurrent is 1"), limiter.waiting():
+            pass
+    limiter.enter(is_work=True)
+    with limiter.admit(5):
+        assert limiter.num_running == 1
+
+
 def test_tokens_are_set_aside_and_those_that_are_not_used_come_back(clock) -> None:
     limiter = make_limiter(clock, tokens_per_minute=1000)
     with limiter.admit(100, num_completions=2, max_tokens=200) as admission:

@@ -353,7 +353,7 @@ def test_two_tenants_that_both_want_all_are_served_by_their_weights(guarded) -> 
                 await client.post("/v1/completions", json=body, headers=site.headers(name))
                 await asyncio.sleep(0)
 
-        tasks = [asyncio.create_task(go_on(name)) for name in ("heavy", "light") for _ in range(6)]
+        tasks = [asyncio.create_task(go_on(name)) for name in ("heavy", "light") for _ in range(12)]
         while (await llm.status()).steps.num_tokens.total < 6000:
             await asyncio.sleep(0.01)
         for task in tasks:

@@ -147,6 +147,20 @@ class Limiter:
                 had = (admission.used_tokens - prompt_tokens) / num_completions
                 self._completion_tokens = _MEMORY * self._completion_tokens + (1 - _MEMORY) * had
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A request that waits for its model within, before `admit`: it is under way, too.
+
+        Raises:
+            RateLimitError: it is one too many.
+        """
+        self._check_running()
+        self.num_running += 1
+        try:
+            yield
+        finally:
+            self.num_running -= 1
+
     def _check_running(self) -> None:
         most = self.terms.max_concurrent
         if most is not None and self.num_running >= most:

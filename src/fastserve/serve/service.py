@@ -136,8 +136,9 @@ class Service:
         lease = self.models.memory.enter(entry)
         try:
             if lease.model is None:
-                waited = self._wait(lease, name, RequestRecord.of(request.scope), timeout_ms)
-                await run_while_connected(request.receive, waited)
+                with account_of(request.scope).waiting():
+                    waited = self._wait(lease, name, RequestRecord.of(request.scope), timeout_ms)
+                    await run_while_connected(request.receive, waited)
                 _check_task(entry, task, name)
             assert lease.model is not None
             yield lease.model

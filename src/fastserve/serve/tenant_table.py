@@ -64,6 +64,14 @@ class Tenant:
                 admission = stack.enter_context(work)
             yield admission
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A request that waits for its model within. See `Limiter.waiting`."""
+        with ExitStack() as stack:
+            with self._counting_refusals():
+                stack.enter_context(self._limiter.waiting())
+            yield
+
     def describe(self, keys: Iterable[ApiKey]) -> dict[str, Any]:
         """Its terms, what is left of them, and its keys, which are these."""
         terms = self.terms
