@@ -182,6 +182,7 @@ def test_sigterm_lets_requests_end_and_takes_no_more(model, tmp_path) -> None:
             rest = list(lines)
         assert rest[-2] == "data: [DONE]"
         assert server.process.wait(30) == 0
+        assert server.log[-1]["status"] == 200, "there are lines of JSON to the end"
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/health/live")
 

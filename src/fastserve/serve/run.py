@@ -52,7 +52,10 @@ def serve(
     server = make_server(app, options, tls=tls, announce=announce)
     gc.collect()
     gc.freeze()  # modules, routes and models stay: looking through them would pause all streams
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        gc.unfreeze()
 
 
 def make_server(
