@@ -7,6 +7,7 @@ import { count, duration, measure, percent, short } from "./format.js";
 import { perSecond } from "./history.js";
 import { hasLevels, makeLanes, STATES } from "./lanes.js";
 import { PolicyDialog } from "./policy_dialog.js";
+import { makeTable } from "./table.js";
 import { say, term } from "./text.js";
 
 const RATE_SECONDS = 2;
@@ -153,30 +154,7 @@ export class SchedulerView {
   #fillTable(engine) {
     const columns = COLUMNS.filter(({ isShown }) => !isShown || isShown(engine));
     const rows = engine.sequences.toSorted((a, b) => a.place - b.place);
-    byId("sequence-table").replaceChildren(
-      make(
-        "table",
-        {},
-        make(
-          "thead",
-          {},
-          make("tr", {}, ...columns.map(({ key }) => make("th", { scope: "col" }, say(key)))),
-        ),
-        make(
-          "tbody",
-          {},
-          ...rows.map((sequence) =>
-            make(
-              "tr",
-              {},
-              ...columns.map(({ read }, index) =>
-                make(index ? "td" : "th", index ? {} : { scope: "row" }, read(sequence)),
-              ),
-            ),
-          ),
-        ),
-      ),
-    );
+    byId("sequence-table").replaceChildren(makeTable(columns, rows));
   }
 
   #freeze() {

@@ -5,6 +5,7 @@ import { byId, keyed, make, setText } from "./dom.js";
 import { count, duration, measure, percent } from "./format.js";
 import { attempt } from "./notice.js";
 import { ask, askJson } from "./server.js";
+import { makeTable } from "./table.js";
 import { say } from "./text.js";
 
 const RECENT_SECONDS = 60; // that shares are taken over
@@ -82,30 +83,7 @@ export class TenantsView {
 
   #fillTable(tenants) {
     const columns = COLUMNS.filter(({ isShown }) => !isShown || isShown(tenants));
-    byId("tenant-table").replaceChildren(
-      make(
-        "table",
-        {},
-        make(
-          "thead",
-          {},
-          make("tr", {}, ...columns.map(({ key }) => make("th", { scope: "col" }, say(key)))),
-        ),
-        make(
-          "tbody",
-          {},
-          ...tenants.map((tenant) =>
-            make(
-              "tr",
-              {},
-              ...columns.map(({ read }, index) =>
-                make(index ? "td" : "th", index ? {} : { scope: "row" }, read(tenant)),
-              ),
-            ),
-          ),
-        ),
-      ),
-    );
+    byId("tenant-table").replaceChildren(makeTable(columns, tenants));
   }
 
   async #reload() {
