@@ -10,7 +10,7 @@ from fastserve.types import Float64Array
 
 _FORGETTING = 0.998  # an observation counts half after some 350 steps
 _REFIT_STEPS = 16
-_DECODES_MEMORY = 0.01  # weight of a step in the mean number of decodes
+_DECODES_MEMORY = 0.01  # weight of a step in the mean number of decodes; the first hundred count alike
 _OUTLIER = 4.0  # times what was expected; beyond, the machine was somewhere else
 _PRIOR_STEPS = 0.1  # how many observations the initial coefficients count for
 # Typical sizes of the features, so that the normal equations are well conditioned.

@@ -34,7 +34,7 @@ _EXPRESS, _RUNNING, _DUE, _NORMAL = range(4)  # first part of a rank
 class Standing:
     """What the policy remembers of a sequence."""
 
-    work_seconds: float  # expected when it came
+    work_seconds: float  # expected when it came, or when costs and lengths were known
     has_begun: bool = False  # it had its first one
     next_mark: int = 0  # tokens of the completion at which it is looked at again
 
@@ -52,7 +52,8 @@ class Boost(RankedPolicy):
     Where the wait has been close to the longest for minutes, which makes the longest what most have to wait,
     patience fades to 1. As soon as one could not any more, if those that are due before it began first, it
     is due with them, in the order of the times by which they are to begin, and nobody else begins before
-    them. As long as costs and lengths are guesses, no wait is remembered as the longest.
+    them. As long as costs and lengths are guesses, no wait is remembered: that of now counts
+    as the longest.
 
     Besides, a boost is at most `most_boost` scales, and a scale at most `most_scale_seconds` (and a fifth, as
     scales are rounded): by its key, nobody is overtaken by a sequence that came later by more than their
@@ -169,7 +170,7 @@ class Boost(RankedPolicy):
 
     def refresh(self, sequences: Seq[Sequence], now: float) -> None:
         if self._work.is_known and not self._is_informed:
-            self._start_anew(sequences, now)
+            self._reckon_anew(sequences)
         if self._follow(self._backlog.wait_seconds, now):
             for sequence in sequences:
                 self._rank(sequence)
@@ -184,14 +185,20 @@ class Boost(RankedPolicy):
             return False
         return bool(better.rank[1] + self._margin * self.scale_seconds < resident.rank[1])
 
-    def _start_anew(self, sequences: Seq[Sequence], now: float) -> None:
-        """What was guessed of everybody's work until now is known."""
+    def _reckon_anew(self, sequences: Seq[Sequence]) -> None:
+        """What was guessed of everybody's work until now is known. Who is due, or on the lane, stays so."""
         self._is_informed = True
-        for sequence in sequences:
-            self.leave(sequence)
         self._backlog = Backlog()
-        for sequence in sorted(sequences, key=lambda s: s.sequence_id):
-            self.enter(sequence, now)
+        for sequence in sequences:
+            standing: Standing = sequence.standing
+            if sequence.sequence_id not in self._streams:
+                self._waiting.remove(sequence)
+                work = None
+                if not standing.has_begun:
+                    work = standing.work_seconds = self._work.seconds(sequence)
+                    self._backlog.add(work)
+                self._waiting.add(sequence, self._due_order(sequence), work)
+            self._rank(sequence)
 
     def _advance(self, sequence: Sequence) -> None:
         """It had a turn after which it is to be ranked anew."""
