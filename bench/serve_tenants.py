@@ -195,35 +195,47 @@ class Calm:
 
 
 async def flood(site: Site, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A tenant's requests without a flood of another's, and with it, in turns, at the same times."""
-    without, with_ = Calm(), Calm()
-    rounds: list[tuple[dict[str, float], dict[str, float]]] = []
+    """A tenant's requests without a flood of another's, beside one that is sent elsewhere, and with it, in
+    turns, at the same times. The flood's sender is on the server's machine: what it takes itself is in the
+    second, and what the third has beyond that is what the server's refusals take."""
+    observed = {kind: Calm() for kind in FLOODS}
+    rounds: list[dict[str, dict[str, float]]] = []
     outcomes: Counter[str] = Counter()
     async with site.endpoint("calm") as calm:
         await observe_calm(site, calm, arguments, seed=0)
         await send_flood(site, arguments, 1.0)  # uses up the burst that it may send
         for number in range(arguments.rounds):
-            pair: dict[bool, Calm] = {}
-            for has_flood in (False, True) if number % 2 == 0 else (True, False):
+            measured = {}
+            for kind in FLOODS[number % len(FLOODS) :] + FLOODS[: number % len(FLOODS)]:
                 flooding = None
-                if has_flood:
-                    flooding = asyncio.create_task(send_flood(site, arguments, arguments.seconds))
-                pair[has_flood] = await observe_calm(site, calm, arguments, seed=number)
+                if kind != "without":
+                    sending = send_flood(site, arguments, arguments.seconds, is_elsewhere=kind == "elsewhere")
+                    flooding = asyncio.create_task(sending)
+                seen = await observe_calm(site, calm, arguments, seed=number)
                 if flooding is not None:
-                    outcomes += await flooding
-            without.add(pair[False])
-            with_.add(pair[True])
-            rounds.append((pair[False].measures(), pair[True].measures()))
-    before, beside = without.measures(), with_.measures()
+                    statuses = await flooding
+                    outcomes += statuses if kind == "with" else Counter()
+                observed[kind].add(seen)
+                measured[kind] = seen.measures()
+            rounds.append(measured)
+    totals = {kind: calm.measures() for kind, calm in observed.items()}
     return {
         "rounds": rounds,
-        "without": before,
-        "with": beside,
-        "ratios": {name: beside[name] / before[name] for name in before},
-        "requests": len(without.ends),
+        **totals,
+        "ratios": _ratios(totals["with"], totals["elsewhere"]),
+        "ratios to no flood": _ratios(totals["with"], totals["without"]),
+        "ratios of the sender": _ratios(totals["elsewhere"], totals["without"]),
+        "requests": len(observed["with"].ends),
         "flood": dict(outcomes),
-        "failures": without.failures + with_.failures,
+        "failures": [failure for calm in observed.values() for failure in calm.failures],
     }
+
+
+FLOODS = ("without", "elsewhere", "with")
+
+
+def _ratios(these: dict[str, float], those: dict[str, float]) -> dict[str, float]:
+    return {name: these[name] / those[name] for name in these}
 
 
 async def observe_calm(site: Site, endpoint: Endpoint, arguments: argparse.Namespace, *, seed: int) -> Calm:
@@ -239,11 +251,13 @@ async def observe_calm(site: Site, endpoint: Endpoint, arguments: argparse.Names
     return calm
 
 
-async def send_flood(site: Site, arguments: argparse.Namespace, seconds: float) -> Counter[str]:
+async def send_flood(
+    site: Site, arguments: argparse.Namespace, seconds: float, *, is_elsewhere: bool = False
+) -> Counter[str]:
     """Requests at a steady rate, whatever becomes of them, from a process of its own: what it takes to send
-    them is not to delay those that are measured."""
+    them is not to delay those that are measured. That process refuses itself those that go elsewhere."""
     job = {
-        "url": site.server.url,
+        "url": None if is_elsewhere else site.server.url,
         "key": site.keys["flood"],
         "body": {
             "model": site.server.model,
@@ -270,8 +284,12 @@ def rows_of(results: dict[str, Any]) -> list[tuple[str, object]]:
         ]
     if flooded := results.get("flood"):
         rows += [
-            (f"{name}, with the flood to without (1.05 at most)", f"{ratio:.3f}")
+            (f"{name}, with the flood to one sent elsewhere (1.05 at most)", f"{ratio:.3f}")
             for name, ratio in flooded["ratios"].items()
+        ]
+        rows += [
+            (f"{name}, with the flood to none, its sender's work included", f"{ratio:.3f}")
+            for name, ratio in flooded["ratios to no flood"].items()
         ]
         rows += [("the flood", flooded["flood"]), ("failures beside it", len(flooded["failures"]))]
     return rows

@@ -84,6 +84,7 @@ class Models:
         self.live: list[FakeModel] = []
         self.history: list[str] = []  # of loads
         budget_bytes = None if budget is None else budget * MIB
+        options = {"retry_seconds": 0.0, **options}
         self.openers = {
             name: FakeOpener(name, size * MIB, self.live, self.history, budget_bytes)
             for name, size in sizes.items()
@@ -305,6 +306,25 @@ def test_a_load_that_fails_refuses_all_who_wait_and_is_tried_again() -> None:
             assert (models.entries["a"].state, models.memory.used_bytes) == ("unloaded", 0)
         await models.ask("a")
         assert (models.entries["a"].error, models.entries["a"].num_failed_loads) == (None, 2)
+
+    run(main)
+
+
+def test_a_model_whose_load_fails_is_left_alone_for_a_while_and_pushes_nobody_out() -> None:
+    async def main() -> None:
+        models = Models({"a": 1, "b": 1}, budget=1, retry_seconds=LONG)
+        await models.ask("b")
+        models.openers["a"].errors += [CheckpointError("torn")] * 2
+        for attempt in range(3):
+            with pytest.raises(RequestError, match="the model 'a' could not be loaded: torn") as refused:
+                await models.ask("a")
+            assert ("it is tried again in 30 seconds" in str(refused.value)) == bool(attempt)
+            await models.ask("b")
+        assert (models.entries["a"].num_failed_loads, models.history) == (1, ["b", "b"])
+        with pytest.raises(RequestError, match="torn"):  # who looks after the server need not wait
+            await models.memory.load(models.entries["a"])
+        await models.memory.load(models.entries["a"])
+        await models.ask("a")
 
     run(main)
 

@@ -62,6 +62,8 @@ class ModelEntry:
         self.is_idle.set()
         self.num_loads = self.num_unloads = self.num_failed_loads = 0
         self.load_seconds = 0.0  # of all loads
+        self._num_failures = 0  # of loads, since one went well
+        self._failed_seconds = 0.0
         self._loaded_seconds = self._used_seconds = time.monotonic()
         if model is not None:
             self.set_loaded(model)
@@ -97,10 +99,23 @@ class ModelEntry:
             return None
         return time.monotonic() - self._used_seconds
 
+    def seconds_until_retry(self, first: float, most: float) -> float:
+        """How long it is left alone from now on, as its load has failed: after one failure for `first`
+        seconds, after each that follows for twice as long."""
+        if not self._num_failures:
+            return 0.0
+        pause = min(first * 2 ** min(self._num_failures - 1, 30), most)
+        return max(0.0, self._failed_seconds + pause - time.monotonic())
+
+    def set_failed(self) -> None:
+        self._num_failures += 1
+        self._failed_seconds = time.monotonic()
+
     def set_loaded(self, model: ServedModel) -> None:
         self.model = model
         self.plan = plan_of(model.model)
         self.state, self.error = "loaded", None
+        self._num_failures = 0
         self.num_loads += 1
         self._loaded_seconds = self._used_seconds = time.monotonic()
 

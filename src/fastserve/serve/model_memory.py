@@ -35,6 +35,8 @@ from fastserve.errors import (
 )
 from fastserve.serve.model_entry import Lease, ModelEntry, Opener, ServedModel
 
+_MOST_RETRY_SECONDS = 60.0
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -52,6 +54,8 @@ class ModelMemory:
             another is waited for.
         drain_seconds: how long requests of a model that is given up may go on.
         max_waiting: most requests that wait for one model; more are refused. None is no limit.
+        retry_seconds: how long a model is left alone after a load that has failed, for each try may push out
+            models that work; twice as long after each failure that follows, up to a minute.
     """
 
     def __init__(
@@ -62,12 +66,14 @@ class ModelMemory:
         turn_seconds: float = 10.0,
         drain_seconds: float = 300.0,
         max_waiting: int | None = None,
+        retry_seconds: float = 1.0,
     ) -> None:
         self.entries = list(entries)
         self.budget_bytes = budget_bytes
         self._turn_seconds = turn_seconds
         self._drain_seconds = drain_seconds
         self._max_waiting = max_waiting
+        self._retry_seconds = retry_seconds
         self._wanted: deque[ModelEntry] = deque()  # the one that is loaded next first
         self._keeper: asyncio.Task[None] | None = None
         self._has_changed = asyncio.Event()
@@ -108,10 +114,14 @@ class ModelMemory:
         if entry.num_bytes > left_bytes:
             raise self._does_not_fit(entry, left_bytes, pinned)
 
-    def enter(self, entry: ModelEntry) -> Lease:
+    def enter(self, entry: ModelEntry, *, is_urgent: bool = False) -> Lease:
         """A request's use of a model, which is loaded for it where it must be. The caller closes the lease.
 
+        Args:
+            is_urgent: try to load it also where that has failed just now.
+
         Raises:
+            RequestError: its last load has failed just now.
             QueueFullError: as many requests wait for the model as may.
             ClosedError: the server ends.
         """
@@ -121,6 +131,10 @@ class ModelMemory:
             return lease
         if self._is_closed:
             raise _closed_error()
+        pause_seconds = entry.seconds_until_retry(self._retry_seconds, _MOST_RETRY_SECONDS)
+        if pause_seconds and not is_urgent:
+            hint = f"it is tried again in {pause_seconds:.2g} seconds"
+            raise self._not_loaded(entry, entry.error or "", hint)
         if self._max_waiting is not None and len(entry.waiting) >= self._max_waiting:
             seconds = max(1.0, entry.load_seconds / max(entry.num_loads, 1))
             raise QueueFullError(
@@ -149,8 +163,9 @@ class ModelMemory:
             self._has_changed.set()
 
     async def load(self, entry: ModelEntry) -> None:
-        """Have a model loaded. Raises as `enter`, and what its load fails with."""
-        lease = self.enter(entry)
+        """Have a model loaded, also where that has failed just now. Raises as `enter`, and what its load
+        fails with."""
+        lease = self.enter(entry, is_urgent=True)
         try:
             await lease.wait()
         finally:
@@ -307,7 +322,11 @@ class ModelMemory:
         changing = entry.changing = asyncio.get_running_loop().create_future()
         started = time.monotonic()
         try:
-            entry.set_loaded(await self._open(entry, entry.opener, entry.plan))
+            try:
+                entry.set_loaded(await self._open(entry, entry.opener, entry.plan))
+            except Exception:
+                entry.set_failed()
+                raise
             entry.load_seconds += time.monotonic() - started
             logger.info("the model %s is loaded", entry.name)
             if self._is_closed and entry.model is not None:
@@ -345,11 +364,15 @@ class ModelMemory:
                 f"the model {entry.name!r} could not be loaded: {error.message}",
                 hint=self._remedy([e for e in self.entries if e.state == "loaded" and not e.is_pinned]),
             )
+        return self._not_loaded(entry, error.message)
+
+    def _not_loaded(self, entry: ModelEntry, reason: str, hint: str | None = None) -> RequestError:
         return RequestError(
-            f"the model {entry.name!r} could not be loaded: {error.message}",
+            f"the model {entry.name!r} could not be loaded: {reason}",
             status=503,
             code="model_not_loaded",
             param="model",
+            hint=hint,
         )
 
     def _does_not_fit(self, entry: ModelEntry, left_bytes: int, pinned: list[ModelEntry]) -> ModelMemoryError:
