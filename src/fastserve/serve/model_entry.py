@@ -104,7 +104,7 @@ class ModelEntry:
         seconds, after each that follows for twice as long."""
         if not self._num_failures:
             return 0.0
-        pause = min(first * 2 ** min(self._num_failures - 1, 30), most)
+        pause = min(first * 2.0 ** min(self._num_failures - 1, 30), most)
         return max(0.0, self._failed_seconds + pause - time.monotonic())
 
     def set_failed(self) -> None:
