@@ -81,7 +81,7 @@ def load_model(path: Path) -> tuple[Graph, dict[str, Float32Array]]:
     checkpoint = open_checkpoint(path)
     sentence = checkpoint.sentence
     pooling = Pooling.from_sentence_transformers(sentence.modules, sentence.pooling) if sentence else None
-    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors, pooling=pooling)
+    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors, ending=pooling)
     check_parameters(graph, checkpoint.tensors)
     return graph, {name: to_f32(checkpoint.tensors[name]) for name in expected_parameters(graph)}
 

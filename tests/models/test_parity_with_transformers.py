@@ -163,7 +163,7 @@ def test_bert_embeddings_equal_the_mean_that_transformers_gives(backend: str, na
 @pytest.mark.parametrize(("pooling", "row"), [(Pooling("first", True), 0), (Pooling("last", True), -1)])
 def test_pooling_takes_the_row_it_names_and_normalizes(backend: str, pooling: Pooling, row: int) -> None:
     model = hf_model(BERT_CONFIG)
-    graph = build_graph(read_config(BERT_CONFIG), pooling=pooling)
+    graph = build_graph(read_config(BERT_CONFIG), ending=pooling)
     executable = compile_graph(backend, graph, hf_parameters(model), max_context=128)
     vectors = np.stack([hf_token_vectors(model, ids)[row] for ids in TEXTS])
     expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

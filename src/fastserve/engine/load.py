@@ -156,7 +156,7 @@ class _Blueprint:
 def _draw(
     checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, available_bytes: int | None
 ) -> _Blueprint:
-    graph = build_graph(config, checkpoint.tensors.keys(), pooling=_read_pooling(checkpoint))
+    graph = build_graph(config, checkpoint.tensors.keys(), ending=_read_pooling(checkpoint))
     for name in check_parameters(graph, checkpoint.tensors):
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)

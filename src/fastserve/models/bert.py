@@ -1,19 +1,30 @@
-"""BERT (arXiv 1810.04805): post-norm encoder with learned positions, pooled to one embedding a sequence."""
+"""BERT (arXiv 1810.04805): post-norm encoder with learned positions."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from fastserve.graph.builder import GraphBuilder
-from fastserve.graph.node import Graph, Value
+from fastserve.graph.node import Value
 from fastserve.models.config import EncoderConfig
-from fastserve.models.pooling import Pooling
+from fastserve.models.head import HeadLayout, HeadLayouts
 
-NORMALIZE_EPS = 1e-12  # of torch.nn.functional.normalize, which sentence-transformers calls
+_POOLER = HeadLayout(pool="first", dense="bert.pooler.dense", activation="tanh")
+_HEADS: HeadLayouts = {
+    "sequence-classification": _POOLER,
+    "multiple-choice": _POOLER,
+    "token-classification": HeadLayout(pool=None),
+    "question-answering": HeadLayout(pool=None, classifier="qa_outputs"),
+}
 
 
-def build_bert(config: EncoderConfig, tensor_names: Collection[str], pooling: Pooling) -> Graph:
-    """`BertModel` without its pooler, then pooling: the output is `embedding` [sequences, hidden_size].
+def bert_heads(config: EncoderConfig) -> HeadLayouts:
+    """Those of `BertForSequenceClassification` and its like."""
+    return _HEADS
+
+
+def encode_bert(b: GraphBuilder, config: EncoderConfig, tensor_names: Collection[str]) -> Value:
+    """`BertModel` without its pooler: token vectors [tokens, hidden_size].
 
     `tensor_names` are those of the checkpoint. They decide whether parameters are named `bert.*` (saved with
     a head on top) or not, and `LayerNorm.gamma` (converted from TensorFlow) or `LayerNorm.weight`.
@@ -22,7 +33,6 @@ def build_bert(config: EncoderConfig, tensor_names: Collection[str], pooling: Po
     scale, shift = ("weight", "bias")
     if f"{prefix}embeddings.LayerNorm.gamma" in tensor_names:
         scale, shift = ("gamma", "beta")
-    b = GraphBuilder()
 
     def linear(x: Value, name: str, width: int) -> Value:
         return b.linear(x, f"{prefix}{name}.weight", bias=f"{prefix}{name}.bias", width=width)
@@ -52,11 +62,7 @@ def build_bert(config: EncoderConfig, tensor_names: Collection[str], pooling: Po
         hidden = b.activation(hidden, config.activation)
         projected = linear(hidden, f"{name}.output.dense", config.hidden_size)
         x = norm(b.add(projected, x), f"{name}.output.LayerNorm")
-
-    embedding = b.pool(x, pooling.kind)
-    if pooling.normalize:
-        embedding = b.l2_normalize(embedding, eps=NORMALIZE_EPS)
-    return b.finish(embedding=embedding)
+    return x
 
 
 def _embeddings(b: GraphBuilder, config: EncoderConfig, name: str) -> Value:

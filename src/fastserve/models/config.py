@@ -90,6 +90,7 @@ class DecoderConfig:
 class EncoderConfig:
     """A bidirectional encoder of the BERT kind."""
 
+    model_type: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -125,6 +126,7 @@ class EncoderConfig:
         num_heads = _read_count(config, "num_attention_heads")
         _check_divides("num_attention_heads", num_heads, "hidden_size", hidden_size)
         return cls(
+            model_type=str(config["model_type"]),
             vocab_size=_read_count(config, "vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=_read_count(config, "intermediate_size"),

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 from fastserve.errors import CheckpointError, UnsupportedError
-from fastserve.graph.node import Graph
-from fastserve.models.bert import build_bert
+from fastserve.graph.builder import GraphBuilder
+from fastserve.graph.node import Graph, Value
+from fastserve.models.bert import bert_heads, encode_bert
 from fastserve.models.config import DecoderConfig, EncoderConfig
+from fastserve.models.head import Ending, Head, HeadLayouts, finish_with_embedding, finish_with_head
 from fastserve.models.llama import build_llama
 from fastserve.models.pooling import Pooling
 from fastserve.types import JsonObject
 
 ModelConfig = DecoderConfig | EncoderConfig
 
-_CONFIGS: Mapping[str, Callable[[JsonObject], ModelConfig]] = {
-    "llama": DecoderConfig.from_hf,
-    "bert": EncoderConfig.from_hf,
+
+@dataclass(frozen=True, slots=True)
+class EncoderFamily:
+    """A page of `models`: its reader of configs, its encoder, which gives token vectors [tokens, hidden_size]
+    by the names of a checkpoint's tensors, and the heads that may follow."""
+
+    read_config: Callable[[JsonObject], EncoderConfig]
+    encode: Callable[[GraphBuilder, EncoderConfig, Collection[str]], Value]
+    heads: Callable[[EncoderConfig], HeadLayouts]
+
+
+_DECODERS: Mapping[str, Callable[[JsonObject], DecoderConfig]] = {"llama": DecoderConfig.from_hf}
+_ENCODERS: Mapping[str, EncoderFamily] = {
+    "bert": EncoderFamily(EncoderConfig.from_hf, encode_bert, bert_heads)
 }
 
 
@@ -30,22 +44,40 @@ def read_config(config: JsonObject) -> ModelConfig:
     model_type = config.get("model_type")
     if model_type is None:
         raise CheckpointError("the model's config lacks model_type")
-    if model_type not in _CONFIGS:
-        raise UnsupportedError(
-            f"architecture {model_type!r} is not supported", hint=f"supported are {', '.join(_CONFIGS)}"
-        )
-    return _CONFIGS[model_type](config)
+    if model_type in _DECODERS:
+        return _DECODERS[model_type](config)
+    if model_type in _ENCODERS:
+        return _ENCODERS[model_type].read_config(config)
+    raise UnsupportedError(
+        f"architecture {model_type!r} is not supported",
+        hint=f"supported are {', '.join((*_DECODERS, *_ENCODERS))}",
+    )
 
 
 def build_graph(
-    config: ModelConfig, tensor_names: Collection[str] = (), *, pooling: Pooling | None = None
+    config: ModelConfig, tensor_names: Collection[str] = (), *, ending: Ending | None = None
 ) -> Graph:
     """The graph of a model, before any pass.
 
-    A decoder's output is `logits` [output rows, vocab_size]; an encoder's is `embedding` [sequences,
-    hidden_size], pooled as `pooling` says (by default a mean, not normalized). `tensor_names` are those of
-    the checkpoint, where a family has several ways to name its parameters.
+    A decoder's output is `logits` [output rows, vocab_size]. An encoder's is what its `ending` says: by a
+    `Pooling` (by default a mean, not normalized) `embedding` [sequences, hidden_size], by a `Head` `logits`,
+    [sequences, num_labels] or [tokens, num_labels]. `tensor_names` are those of the checkpoint, where a
+    family has several ways to name its parameters.
+
+    Raises:
+        UnsupportedError: the family has no such head.
     """
     if isinstance(config, DecoderConfig):
         return build_llama(config)
-    return build_bert(config, tensor_names, pooling or Pooling())
+    family = _ENCODERS[config.model_type]
+    b = GraphBuilder()
+    x = family.encode(b, config, tensor_names)
+    if not isinstance(ending, Head):
+        return finish_with_embedding(b, x, ending or Pooling())
+    layouts = family.heads(config)
+    if ending.kind not in layouts:
+        raise UnsupportedError(
+            f"a {config.model_type} model for {ending.kind} is not supported",
+            hint=f"supported are {', '.join(layouts)}",
+        )
+    return finish_with_head(b, x, ending, layouts[ending.kind])

@@ -1,0 +1,69 @@
+"""What follows an encoder's token vectors: one embedding a text, or the logits of a classic task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fastserve.graph.builder import GraphBuilder
+from fastserve.graph.node import ActivationKind, Graph, PoolKind, Value
+from fastserve.models.pooling import Pooling
+
+NORMALIZE_EPS = 1e-12  # of torch.nn.functional.normalize, which sentence-transformers calls
+
+HeadKind = Literal["sequence-classification", "token-classification", "question-answering", "multiple-choice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The trained ending of a model for a task: its kind, and how many logits it gives."""
+
+    kind: HeadKind
+    num_labels: int
+
+
+Ending = Pooling | Head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadLayout:
+    """How a family arranges the layers of one kind of head, by the names of their tensors without `.weight`.
+
+    The token vectors are pooled (`pool`; None: a row of logits a token), go through a linear layer and its
+    activation, then a norm, each where there is one, then through the linear layer that gives the logits.
+    """
+
+    pool: PoolKind | None
+    dense: str | None = None
+    has_dense_bias: bool = True
+    activation: ActivationKind = "tanh"
+    norm: str | None = None
+    norm_eps: float = 1e-5
+    classifier: str = "classifier"
+
+
+HeadLayouts = Mapping[HeadKind, HeadLayout]
+
+
+def finish_with_embedding(b: GraphBuilder, x: Value, pooling: Pooling) -> Graph:
+    """End a graph with `embedding` [sequences, width], of token vectors x [tokens, width]."""
+    embedding = b.pool(x, pooling.kind)
+    if pooling.normalize:
+        embedding = b.l2_normalize(embedding, eps=NORMALIZE_EPS)
+    return b.finish(embedding=embedding)
+
+
+def finish_with_head(b: GraphBuilder, x: Value, head: Head, layout: HeadLayout) -> Graph:
+    """End a graph with `logits` [sequences or tokens, num_labels], of token vectors x [tokens, width]."""
+    if layout.pool is not None:
+        x = b.pool(x, layout.pool)
+    if layout.dense is not None:
+        bias = f"{layout.dense}.bias" if layout.has_dense_bias else None
+        x = b.linear(x, f"{layout.dense}.weight", bias=bias, width=x.width)
+        x = b.activation(x, layout.activation)
+    if layout.norm is not None:
+        x = b.layer_norm(x, f"{layout.norm}.weight", f"{layout.norm}.bias", eps=layout.norm_eps)
+    classifier = layout.classifier
+    logits = b.linear(x, f"{classifier}.weight", bias=f"{classifier}.bias", width=head.num_labels)
+    return b.finish(logits=logits)
