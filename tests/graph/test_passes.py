@@ -186,3 +186,30 @@ def test_optimize_merges_gathers_and_fuses_a_llama() -> None:
         node for node in optimized.nodes if isinstance(node, Linear) and node.out.rows is Rows.OUTPUTS
     ]
     assert len(output_rows) == 4  # of the last layer: attention's output, gate and up, down; then the head
+
+
+def test_a_norm_of_groups_of_columns_is_not_fused_with_the_add_before_it() -> None:
+    b = GraphBuilder()
+    x = b.embedding("token_ids", "x", size=97, width=8)
+    normed = b.rms_norm(b.add(x, x), "norm", eps=1e-5, group=4)
+    assert count_ops(fuse_add_norm(b.finish(logits=normed)))["add_rms_norm"] == 0
+
+
+def test_the_offset_of_a_norm_survives_its_fusion() -> None:
+    b = GraphBuilder()
+    x = b.embedding("token_ids", "x", size=97, width=8)
+    graph = b.finish(logits=b.gather_rows(b.rms_norm(b.add(x, x), "norm", eps=1e-5, offset=1.0)))
+    parameters = random_parameters(graph)
+    fused = fuse_add_norm(graph)
+    assert count_ops(fused)["add_rms_norm"] == 1
+    np.testing.assert_array_equal(
+        run_outputs(fused, parameters)["logits"], run_outputs(graph, parameters)["logits"]
+    )
+
+
+def test_soft_caps_and_scales_run_for_output_rows_only() -> None:
+    b = GraphBuilder()
+    x = b.linear(b.embedding("token_ids", "x", size=97, width=8), "head", width=97)
+    graph = b.finish(logits=b.gather_rows(b.soft_cap(b.scale(x, 0.5), 30.0)))
+    rows = dict(op_rows(hoist_gather_rows(graph)))
+    assert (rows["linear"], rows["scale"], rows["soft_cap"]) == (Rows.OUTPUTS,) * 3

@@ -27,7 +27,9 @@ class BatchBounds:
     @classmethod
     def from_graph(cls, graph: Graph, limits: Limits, block_size: int) -> BatchBounds:
         sizes: dict[IdSource, int] = {
-            node.ids: node.weight.shape[0] for node in graph.nodes if isinstance(node, Embedding)
+            node.ids: node.weight.shape[0] - node.offset
+            for node in graph.nodes
+            if isinstance(node, Embedding)
         }
         return cls(
             limits=limits,

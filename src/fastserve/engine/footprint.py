@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class Footprint:
 
 
 def weights_bytes(graph: Graph, schemes: Mapping[Parameter, WeightScheme]) -> int:
-    """Bytes of the parameters: matrices by their schemes, vectors as f32; what nodes share counts once."""
+    """Bytes of the parameters: matrices by their schemes, the rest as f32; what nodes share counts once."""
     parameters = {parameter for node in graph.nodes for parameter in node.parameters()}
     return sum(_parameter_bytes(parameter, schemes) for parameter in parameters)
 
@@ -91,8 +92,8 @@ def _padded(head_dim: int) -> int:
 
 
 def _parameter_bytes(parameter: Parameter, schemes: Mapping[Parameter, WeightScheme]) -> int:
-    if len(parameter.shape) == 1:
-        return parameter.shape[0] * FLOAT_BYTES
+    if parameter not in schemes:
+        return math.prod(parameter.shape) * FLOAT_BYTES
     num_rows, depth = parameter.shape
     return schemes[parameter].num_bytes(num_rows, depth)
 

@@ -19,11 +19,14 @@ from fastserve.graph.node import (
     Parameter,
     Pool,
     PoolKind,
+    RelativeBias,
     RmsNorm,
     Rope,
     RopeTable,
     Rows,
+    Scale,
     Slice,
+    SoftCap,
     Value,
 )
 
@@ -44,9 +47,12 @@ class GraphBuilder:
     def finish(self, **outputs: Value) -> Graph:
         return Graph(tuple(self._nodes), dict(outputs))
 
-    def embedding(self, ids: IdSource, weight: str, *, size: int, width: int) -> Value:
+    def embedding(
+        self, ids: IdSource, weight: str, *, size: int, width: int, offset: int = 0, scale: float = 1.0
+    ) -> Value:
         out = self._value(Rows.TOKENS, width)
-        return self._add(Embedding(ids=ids, weight=Parameter((weight,), (size, width)), out=out), out)
+        parameter = Parameter((weight,), (size, width))
+        return self._add(Embedding(ids=ids, weight=parameter, offset=offset, scale=scale, out=out), out)
 
     def linear(self, x: Value, weight: str, *, width: int, bias: str | None = None) -> Value:
         out = self._value(x.rows, width)
@@ -58,15 +64,23 @@ class GraphBuilder:
         )
         return self._add(node, out)
 
-    def rms_norm(self, x: Value, weight: str, *, eps: float) -> Value:
+    def rms_norm(
+        self, x: Value, weight: str, *, eps: float, offset: float = 0.0, group: int | None = None
+    ) -> Value:
+        """`group`: columns that are normed by themselves, such as a head's; None: all."""
         out = self._value(x.rows, x.width)
-        return self._add(RmsNorm(x=x, weight=Parameter((weight,), (x.width,)), eps=eps, out=out), out)
+        parameter = Parameter((weight,), (group or x.width,))
+        return self._add(RmsNorm(x=x, weight=parameter, eps=eps, offset=offset, out=out), out)
 
-    def layer_norm(self, x: Value, weight: str, bias: str, *, eps: float) -> Value:
+    def layer_norm(self, x: Value, weight: str, bias: str | None, *, eps: float) -> Value:
         out = self._value(x.rows, x.width)
         shape = (x.width,)
         node = LayerNorm(
-            x=x, weight=Parameter((weight,), shape), bias=Parameter((bias,), shape), eps=eps, out=out
+            x=x,
+            weight=Parameter((weight,), shape),
+            bias=Parameter((bias,), shape) if bias else None,
+            eps=eps,
+            out=out,
         )
         return self._add(node, out)
 
@@ -88,6 +102,9 @@ class GraphBuilder:
         head_dim: int,
         scale: float,
         causal: bool,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        bias: RelativeBias | None = None,
     ) -> Value:
         out = self._value(q.rows, q.width)
         node = Attention(
@@ -100,6 +117,9 @@ class GraphBuilder:
             head_dim=head_dim,
             scale=scale,
             causal=causal,
+            window=window,
+            soft_cap=soft_cap,
+            bias=bias,
             out=out,
         )
         return self._add(node, out)
@@ -111,6 +131,14 @@ class GraphBuilder:
     def gated_activation(self, gate: Value, up: Value, kind: ActivationKind) -> Value:
         out = self._value(gate.rows, gate.width)
         return self._add(GatedActivation(gate=gate, up=up, kind=kind, out=out), out)
+
+    def soft_cap(self, x: Value, cap: float) -> Value:
+        out = self._value(x.rows, x.width)
+        return self._add(SoftCap(x=x, cap=cap, out=out), out)
+
+    def scale(self, x: Value, factor: float) -> Value:
+        out = self._value(x.rows, x.width)
+        return self._add(Scale(x=x, factor=factor, out=out), out)
 
     def slice(self, x: Value, start: int, *, width: int) -> Value:
         out = self._value(x.rows, width)

@@ -24,7 +24,9 @@ from fastserve.graph.node import (
     RmsNorm,
     Rope,
     Rows,
+    Scale,
     Slice,
+    SoftCap,
     Value,
 )
 
@@ -50,7 +52,12 @@ def check_graph(graph: Graph) -> None:
 
 
 def _embedding_fits(node: Embedding) -> bool:
-    return node.out.rows is Rows.TOKENS and _is_matrix(node.weight) and node.weight.shape[1] == node.out.width
+    return (
+        node.out.rows is Rows.TOKENS
+        and _is_matrix(node.weight)
+        and node.weight.shape[1] == node.out.width
+        and 0 <= node.offset < node.weight.shape[0]
+    )
 
 
 def _linear_fits(node: Linear) -> bool:
@@ -61,7 +68,12 @@ def _linear_fits(node: Linear) -> bool:
     )
 
 
-def _norm_fits(node: RmsNorm | LayerNorm) -> bool:
+def _rms_norm_fits(node: RmsNorm) -> bool:
+    shape = node.weight.shape
+    return _is_same_shape(node.x, node.out) and len(shape) == 1 and node.x.width % shape[0] == 0
+
+
+def _layer_norm_fits(node: LayerNorm) -> bool:
     return _is_same_shape(node.x, node.out) and _are_rows_of(node.out, node.parameters())
 
 
@@ -90,7 +102,14 @@ def _attention_fits(node: Attention) -> bool:
         and node.q.width == node.num_heads * node.head_dim
         and node.k.width == node.num_kv_heads * node.head_dim
         and node.num_heads % node.num_kv_heads == 0
+        and (node.window is None or node.window >= 1)
+        and (node.soft_cap is None or node.soft_cap > 0)
+        and (node.bias is None or node.bias.weight.shape[1:] == (node.num_heads,))
     )
+
+
+def _soft_cap_fits(node: SoftCap) -> bool:
+    return _elementwise_fits(node) and node.cap > 0
 
 
 def _slice_fits(node: Slice) -> bool:
@@ -124,8 +143,8 @@ def _is_matrix(parameter: Parameter) -> bool:
 _FITS: Mapping[type[Node], Callable[[Any], bool]] = {
     Embedding: _embedding_fits,
     Linear: _linear_fits,
-    RmsNorm: _norm_fits,
-    LayerNorm: _norm_fits,
+    RmsNorm: _rms_norm_fits,
+    LayerNorm: _layer_norm_fits,
     Add: _elementwise_fits,
     AddRmsNorm: _add_norm_fits,
     AddLayerNorm: _add_norm_fits,
@@ -133,6 +152,8 @@ _FITS: Mapping[type[Node], Callable[[Any], bool]] = {
     Attention: _attention_fits,
     Activation: _elementwise_fits,
     GatedActivation: _elementwise_fits,
+    SoftCap: _soft_cap_fits,
+    Scale: _elementwise_fits,
     Slice: _slice_fits,
     GatherRows: _gather_rows_fits,
     Pool: _pool_fits,

@@ -46,6 +46,26 @@ class Parameter:
     shape: tuple[int, ...]  # [out, in] for a matrix, [width] for a vector
 
 
+@dataclass(frozen=True, slots=True)
+class RelativeBias:
+    """Relative position bias (T5, arXiv 1910.10683, section 2.1; MPNet has the same): head h adds
+    weight[bucket(key position - query position), h] to its scores.
+
+    Bidirectional, half of the buckets are for keys before the query and half for those after it; else keys
+    after the query share the bucket of its own position. Half of a side's buckets have one distance each;
+    the other half share those up to `max_distance` logarithmically, the last bucket all beyond
+    (`fastserve.backends.relative_bias`).
+    """
+
+    weight: Parameter  # [num_buckets, num_heads]
+    max_distance: int
+    bidirectional: bool
+
+    @property
+    def num_buckets(self) -> int:
+        return self.weight.shape[0]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """Base of the ops: inputs, outputs and parameters by field."""
@@ -65,7 +85,8 @@ class Node:
 
     def parameters(self) -> tuple[Parameter, ...]:
         found = (getattr(self, f.name) for f in fields(self))
-        return tuple(p for p in found if isinstance(p, Parameter))
+        own = (field.weight if isinstance(field, RelativeBias) else field for field in found)
+        return tuple(p for p in own if isinstance(p, Parameter))
 
     def with_values(self, change: Callable[[Value], Value]) -> Self:
         """This node with every value v replaced by change(v)."""
@@ -85,10 +106,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedding(Node):
-    """out[t] = weight[ids[t]]."""
+    """out[t] = weight[ids[t] + offset] * scale."""
 
     ids: IdSource
     weight: Parameter
+    offset: int = 0  # of positions, where a table's first rows are for something else (RoBERTa, OPT)
+    scale: float = 1.0
     out: Value
 
 
@@ -104,11 +127,16 @@ class Linear(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RmsNorm(Node):
-    """out = x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467)."""
+    """out = x / sqrt(mean(x^2) + eps) * (offset + weight) (arXiv 1910.07467).
+
+    A weight of [group], where group divides x.width, norms every so many columns by themselves: the heads of
+    queries and keys.
+    """
 
     x: Value
     weight: Parameter
     eps: float
+    offset: float = 0.0
     out: Value
 
 
@@ -118,7 +146,7 @@ class LayerNorm(Node):
 
     x: Value
     weight: Parameter
-    bias: Parameter
+    bias: Parameter | None
     eps: float
     out: Value
 
@@ -140,6 +168,7 @@ class AddRmsNorm(Node):
     y: Value
     weight: Parameter
     eps: float
+    offset: float = 0.0
     out_sum: Value | None
     out: Value
 
@@ -151,7 +180,7 @@ class AddLayerNorm(Node):
     x: Value
     y: Value
     weight: Parameter
-    bias: Parameter
+    bias: Parameter | None
     eps: float
     out_sum: Value | None
     out: Value
@@ -186,7 +215,11 @@ class Attention(Node):
     as they are stored.
 
     Query head h reads key head h * num_kv_heads // num_heads. Causal attention of position p sees 0..p;
-    bidirectional attention (encoders) sees the whole sequence, which must then be in one batch.
+    bidirectional attention (encoders) sees the whole sequence, which must then be in one batch. With a
+    `window`, causal attention of p sees p - window + 1 .. p, bidirectional p - window .. p + window.
+
+    Scores are q * k * scale; then, with a `soft_cap`, soft_cap * tanh(scores / soft_cap) (Gemma 2, arXiv
+    2408.00118); then the `bias` is added.
     """
 
     q: Value  # [tokens, num_heads * head_dim]
@@ -198,6 +231,9 @@ class Attention(Node):
     head_dim: int
     scale: float
     causal: bool
+    window: int | None = None
+    soft_cap: float | None = None
+    bias: RelativeBias | None = None
     out: Value  # [tokens, num_heads * head_dim]
 
 
@@ -217,6 +253,24 @@ class GatedActivation(Node):
     gate: Value
     up: Value
     kind: ActivationKind
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftCap(Node):
+    """out = cap * tanh(x / cap): no element's magnitude exceeds cap (Gemma 2, arXiv 2408.00118)."""
+
+    x: Value
+    cap: float
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale(Node):
+    """out = x * factor, where no weight can take the factor."""
+
+    x: Value
+    factor: float
     out: Value
 
 

@@ -125,6 +125,7 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
         case RmsNorm():
             plan.rms_norm(at(node.x), vector(node.weight), node.eps, at(node.out))
         case LayerNorm():
+            assert node.bias is not None
             plan.layer_norm(at(node.x), vector(node.weight), vector(node.bias), node.eps, at(node.out))
         case Add():
             plan.add(at(node.x), at(node.y), at(node.out))
@@ -132,6 +133,7 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
             weight = vector(node.weight)
             plan.add_rms_norm(at(node.x), at(node.y), weight, node.eps, at(node.out_sum), at(node.out))
         case AddLayerNorm():
+            assert node.bias is not None
             weight, bias = vector(node.weight), vector(node.bias)
             x, y, out_sum = at(node.x), at(node.y), at(node.out_sum)
             plan.add_layer_norm(x, y, weight, bias, node.eps, out_sum, at(node.out))

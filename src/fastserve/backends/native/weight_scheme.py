@@ -122,7 +122,7 @@ def choose_schemes(
     - with "stored", each as the file has it. Stacked matrices that the file has in different formats become
       float32, which is logged.
     """
-    matrices = {p for node in graph.nodes for p in node.parameters() if len(p.shape) == 2}
+    matrices = {node.weight for node in graph.nodes if isinstance(node, Embedding | Linear)}
     if weights == "stored":
         schemes = {parameter: _stored_scheme(parameter, tensors) for parameter in matrices}
     else:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from fastserve.backends.relative_bias import bucket_of_distances
 from fastserve.backends.torch.step import SequenceRows, Step
 from fastserve.graph.node import (
     Activation,
@@ -26,9 +27,12 @@ from fastserve.graph.node import (
     Node,
     Pool,
     PoolKind,
+    RelativeBias,
     RmsNorm,
     Rope,
+    Scale,
     Slice,
+    SoftCap,
 )
 
 _ACTIVATIONS: Mapping[ActivationKind, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -41,7 +45,7 @@ _ACTIVATIONS: Mapping[ActivationKind, Callable[[torch.Tensor], torch.Tensor]] = 
 
 
 def embedding(node: Embedding, step: Step) -> None:
-    step.values[node.out] = step.weights[node.weight][step.ids[node.ids]]
+    step.values[node.out] = step.weights[node.weight][step.ids[node.ids] + node.offset] * node.scale
 
 
 def linear(node: Linear, step: Step) -> None:
@@ -106,6 +110,14 @@ def gated_activation(node: GatedActivation, step: Step) -> None:
     step.values[node.out] = _ACTIVATIONS[node.kind](step.values[node.gate]) * step.values[node.up]
 
 
+def soft_cap(node: SoftCap, step: Step) -> None:
+    step.values[node.out] = _soft_cap(step.values[node.x], node.cap)
+
+
+def scale(node: Scale, step: Step) -> None:
+    step.values[node.out] = step.values[node.x] * node.factor
+
+
 def slice_columns(node: Slice, step: Step) -> None:
     step.values[node.out] = step.values[node.x][:, node.start : node.start + node.out.width]
 
@@ -124,13 +136,18 @@ def l2_normalize(node: L2Normalize, step: Step) -> None:
 
 
 def _rms_norm(x: torch.Tensor, node: RmsNorm | AddRmsNorm, step: Step) -> torch.Tensor:
-    return step.weights[node.weight] * (x * torch.rsqrt(x.square().mean(1, keepdim=True) + node.eps))
+    weight = node.offset + step.weights[node.weight]
+    groups = x.reshape(x.shape[0], -1, len(weight))  # [rows, groups, columns of a group]
+    return (weight * (groups * torch.rsqrt(groups.square().mean(2, keepdim=True) + node.eps))).flatten(1)
 
 
 def _layer_norm(x: torch.Tensor, node: LayerNorm | AddLayerNorm, step: Step) -> torch.Tensor:
-    return functional.layer_norm(
-        x, (x.shape[1],), step.weights[node.weight], step.weights[node.bias], node.eps
-    )
+    bias = step.weights[node.bias] if node.bias else None
+    return functional.layer_norm(x, (x.shape[1],), step.weights[node.weight], bias, node.eps)
+
+
+def _soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    return cap * torch.tanh(x / cap)
 
 
 def _split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -144,11 +161,24 @@ def _attend(node: Attention, q: torch.Tensor, sequence: SequenceRows, step: Step
     k = layer.keys[sequence.slots].float().repeat_interleave(group, dim=1)  # [context, num_heads, head_dim]
     v = layer.values[sequence.slots].float().repeat_interleave(group, dim=1)
     scores = torch.einsum("qhd,khd->hqk", q, k) * node.scale
+    if node.soft_cap is not None:
+        scores = _soft_cap(scores, node.soft_cap)
+    context = torch.arange(len(sequence.slots), device=q.device)
+    distances = context - context[-sequence.num_rows :, None]  # [rows, context]: key - query
+    if node.bias is not None:
+        scores = scores + _relative_bias(node.bias, distances, step)
     if node.causal:
-        context = torch.arange(len(sequence.slots), device=q.device)
-        positions = context[-sequence.num_rows :]
-        scores = scores.masked_fill(context > positions[:, None], float("-inf"))
+        scores = scores.masked_fill(distances > 0, float("-inf"))
+    if node.window is not None:
+        is_beyond = distances <= -node.window if node.causal else distances.abs() > node.window
+        scores = scores.masked_fill(is_beyond, float("-inf"))
     return torch.einsum("hqk,khd->qhd", scores.softmax(dim=2), v)
+
+
+def _relative_bias(bias: RelativeBias, distances: torch.Tensor, step: Step) -> torch.Tensor:
+    """[num_heads, rows, context] of the distances [rows, context]."""
+    buckets = torch.as_tensor(bucket_of_distances(bias, distances.cpu().numpy()), device=distances.device)
+    return step.weights[bias.weight][buckets].permute(2, 0, 1)
 
 
 def _mean_of_rows(x: torch.Tensor) -> torch.Tensor:
@@ -181,6 +211,8 @@ OPS: Mapping[type[Node], Callable[[Any, Step], None]] = {
     Attention: attention,
     Activation: activation,
     GatedActivation: gated_activation,
+    SoftCap: soft_cap,
+    Scale: scale,
     Slice: slice_columns,
     GatherRows: gather_rows,
     Pool: pool,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from fastserve.graph.node import Add, AddLayerNorm, AddRmsNorm, Graph, LayerNorm, Node, RmsNorm, Value
 
 
 def fuse_add_norm(graph: Graph) -> Graph:
-    """Replace every add that a norm reads, and the first such norm, by one node where the add stood.
+    """Replace every add that a norm of whole rows reads, and the first such norm, by one node where the add
+    stood.
 
     The fused node gives the sum too where another node or the caller reads it.
     """
@@ -17,7 +20,7 @@ def fuse_add_norm(graph: Graph) -> Graph:
         if not isinstance(node, Add):
             continue
         readers = consumers.get(node.out, [])
-        norm = next((reader for reader in readers if isinstance(reader, RmsNorm | LayerNorm)), None)
+        norm = next((reader for reader in readers if _is_norm_of_rows(reader)), None)
         if norm is None:
             continue
         is_sum_read = len(readers) > 1 or node.out in graph.outputs.values()
@@ -32,9 +35,21 @@ def fuse_add_norm(graph: Graph) -> Graph:
     return Graph(nodes, dict(graph.outputs))
 
 
+def _is_norm_of_rows(node: Node) -> TypeGuard[RmsNorm | LayerNorm]:
+    return isinstance(node, RmsNorm | LayerNorm) and node.weight.shape == (node.x.width,)
+
+
 def _fuse(add: Add, norm: RmsNorm | LayerNorm, out_sum: Value | None) -> Node:
     if isinstance(norm, RmsNorm):
-        return AddRmsNorm(x=add.x, y=add.y, weight=norm.weight, eps=norm.eps, out_sum=out_sum, out=norm.out)
+        return AddRmsNorm(
+            x=add.x,
+            y=add.y,
+            weight=norm.weight,
+            eps=norm.eps,
+            offset=norm.offset,
+            out_sum=out_sum,
+            out=norm.out,
+        )
     return AddLayerNorm(
         x=add.x,
         y=add.y,

@@ -19,7 +19,9 @@ from fastserve.graph.node import (
     Node,
     RmsNorm,
     Rows,
+    Scale,
     Slice,
+    SoftCap,
     Value,
 )
 
@@ -35,7 +37,9 @@ _ROW_WISE = (
     LayerNorm,
     Linear,
     RmsNorm,
+    Scale,
     Slice,
+    SoftCap,
 )
 
 
