@@ -70,10 +70,11 @@ void check(const StoredMatrix& source, int32_t depth, const PackedWeight& weight
     throw std::invalid_argument("a stored matrix has " + std::to_string(source.num_bytes) + " bytes; its shape needs " +
                                 std::to_string(expected));
   if (!keeps_blocks(weight)) return;
-  const StoredFormat kept = weight.format == WeightFormat::int8      ? StoredFormat::q8_0
-                            : weight.offset == WeightOffset::minimum ? StoredFormat::q4_1
-                                                                     : StoredFormat::q4_0;
-  if (source.format != kept) throw std::invalid_argument("a stored matrix has no blocks of the kind to keep");
+  const StoredFormat f = source.format;
+  const bool is_kept = weight.format == WeightFormat::int8
+                           ? f == StoredFormat::q8_0 || f == StoredFormat::q5_0 || f == StoredFormat::iq4_nl
+                           : f == (weight.offset == WeightOffset::minimum ? StoredFormat::q4_1 : StoredFormat::q4_0);
+  if (!is_kept) throw std::invalid_argument("a stored matrix has no blocks of the kind to keep");
 }
 
 // 0, or a size that divides both a chunk of columns and, of weights, into groups of activations.
@@ -109,7 +110,11 @@ void check_storage(const PackedWeight& w, WeightStorage storage) {
 StoredFormat parse_stored_format(const std::string& name) {
   static const Named<StoredFormat> table[] = {{"f32", StoredFormat::f32},   {"f16", StoredFormat::f16},
                                               {"bf16", StoredFormat::bf16}, {"q8_0", StoredFormat::q8_0},
-                                              {"q4_0", StoredFormat::q4_0}, {"q4_1", StoredFormat::q4_1}};
+                                              {"q4_0", StoredFormat::q4_0}, {"q4_1", StoredFormat::q4_1},
+                                              {"q5_0", StoredFormat::q5_0}, {"q5_1", StoredFormat::q5_1},
+                                              {"q2_k", StoredFormat::q2_k}, {"q3_k", StoredFormat::q3_k},
+                                              {"q4_k", StoredFormat::q4_k}, {"q5_k", StoredFormat::q5_k},
+                                              {"q6_k", StoredFormat::q6_k}, {"iq4_nl", StoredFormat::iq4_nl}};
   return parse("stored format", name, table);
 }
 
@@ -158,20 +163,40 @@ ActivationKind parse_activation(const std::string& name) {
   return parse("activation", name, table);
 }
 
-int32_t stored_block(StoredFormat format) {
-  return format == StoredFormat::f32 || format == StoredFormat::f16 || format == StoredFormat::bf16 ? 1 : 32;
-}
+namespace {
 
-int64_t stored_bytes(StoredFormat format, int64_t count) {
+struct Block {
+  int32_t elements;
+  int32_t bytes;
+};
+
+Block block_of(StoredFormat format) {
   switch (format) {
-    case StoredFormat::f32: return count * 4;
+    case StoredFormat::f32: return {1, 4};
     case StoredFormat::f16:
-    case StoredFormat::bf16: return count * 2;
-    case StoredFormat::q8_0: return count / 32 * 34;
-    case StoredFormat::q4_0: return count / 32 * 18;
-    case StoredFormat::q4_1: return count / 32 * 20;
+    case StoredFormat::bf16: return {1, 2};
+    case StoredFormat::q8_0: return {32, 34};
+    case StoredFormat::q4_0:
+    case StoredFormat::iq4_nl: return {32, 18};
+    case StoredFormat::q4_1: return {32, 20};
+    case StoredFormat::q5_0: return {32, 22};
+    case StoredFormat::q5_1: return {32, 24};
+    case StoredFormat::q2_k: return {256, 84};
+    case StoredFormat::q3_k: return {256, 110};
+    case StoredFormat::q4_k: return {256, 144};
+    case StoredFormat::q5_k: return {256, 176};
+    case StoredFormat::q6_k: return {256, 210};
   }
   throw std::invalid_argument("unknown stored format");
+}
+
+}  // namespace
+
+int32_t stored_block(StoredFormat format) { return block_of(format).elements; }
+
+int64_t stored_bytes(StoredFormat format, int64_t count) {
+  const Block block = block_of(format);
+  return count / block.elements * block.bytes;
 }
 
 const char* packed_layout() { return FASTSERVE_PACKED_LAYOUT; }

@@ -10,14 +10,32 @@ from parity import store_f32
 
 CAN_BE_SPARSE = [
     scheme
-    for scheme in (*SCHEMES.values(), *STORED_SCHEMES.values())
+    for scheme in dict.fromkeys((*SCHEMES.values(), *STORED_SCHEMES.values()))
     if scheme.is_integer and scheme.offset == "none"
 ]
 
+# Where the float16 numbers of a block are, in bytes; else the first two.
+_HALVES_AT = {
+    TensorFormat.Q4_1: (0, 2),
+    TensorFormat.Q5_1: (0, 2),
+    TensorFormat.Q2_K: (80, 82),
+    TensorFormat.Q3_K: (108,),
+    TensorFormat.Q4_K: (0, 2),
+    TensorFormat.Q5_K: (0, 2),
+    TensorFormat.Q6_K: (208,),
+}
 
-def random_stored(stored_format: TensorFormat, shape: tuple[int, int], name: str = "weight") -> StoredTensor:
+
+def whole_blocks(stored_format: TensorFormat, depth: int) -> int:
+    """The least depth from `depth` on that the format can have."""
+    return -(-depth // stored_format.block_elements) * stored_format.block_elements
+
+
+def random_stored(
+    stored_format: TensorFormat, shape: tuple[int, int], name: str = "weight", *, seed: int = 5
+) -> StoredTensor:
     """A tensor of random blocks whose scales are moderate numbers."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     if stored_format is TensorFormat.F32:
         data = rng.normal(size=shape).astype(np.float32).view(np.uint8).reshape(-1)
     elif stored_format is TensorFormat.F16:
@@ -30,12 +48,10 @@ def random_stored(stored_format: TensorFormat, shape: tuple[int, int], name: str
             .reshape(-1)
         )
     else:
-        blocks = rng.integers(
-            0, 256, size=(shape[0] * shape[1] // 32, stored_format.block_bytes), dtype=np.uint8
-        )
-        num_halves = 2 if stored_format is TensorFormat.Q4_1 else 1
-        halves = rng.normal(size=(len(blocks), num_halves)).astype(np.float16)
-        blocks[:, : 2 * num_halves] = halves.view(np.uint8).reshape(len(blocks), -1)
+        num_blocks = shape[0] * shape[1] // stored_format.block_elements
+        blocks = rng.integers(0, 256, size=(num_blocks, stored_format.block_bytes), dtype=np.uint8)
+        for at in _HALVES_AT.get(stored_format, (0,)):
+            blocks[:, at : at + 2] = rng.normal(size=(num_blocks, 1)).astype(np.float16).view(np.uint8)
         data = blocks.reshape(-1)
     return StoredTensor(name, stored_format, shape, data)
 

@@ -8,6 +8,64 @@ static inline uint16_t half_bits_at(const uint8_t* p) {
 
 static inline float half_at(const uint8_t* p) { return half_to_f32(half_bits_at(p)); }
 
+// Values of the nibbles of iq4_nl (kvalues_iq4nl of ggml-common.h).
+constexpr int8_t kIq4Values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+// Element i of 32 that are a word of fifth bits, then nibbles.
+static inline int five_bits(const uint8_t* p, int i) {
+  const int nibble = i < 16 ? p[4 + i] & 15 : p[4 + i - 16] >> 4;
+  return nibble | (p[i / 8] >> i % 8 & 1) << 4;
+}
+
+// The blocks of 256 elements; layouts of ggml-common.h, in the order of operations of dequantize_row_*.
+static inline void decode_q2_k(const uint8_t* p, float* out) {
+  const float d = half_at(p + 80), dmin = half_at(p + 82);
+  for (int i = 0; i < 256; ++i) {
+    const uint8_t scale = p[i / 16];
+    const int q = p[16 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3;
+    out[i] = d * (float)(scale & 15) * (float)q - dmin * (float)(scale >> 4);
+  }
+}
+
+static inline void decode_q3_k(const uint8_t* p, float* out) {
+  const float d = half_at(p + 108);
+  const uint8_t* scales = p + 96;
+  for (int i = 0; i < 256; ++i) {
+    const int group = i / 16;
+    const int scale = (group < 8 ? scales[group] & 15 : scales[group - 8] >> 4) |
+                      (scales[8 + group % 4] >> group / 4 * 2 & 3) << 4;
+    const int low = p[32 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3;
+    const int high = p[i % 32] >> i / 32 & 1;  // set where 4 is not taken off
+    out[i] = d * (float)(scale - 32) * (float)(low - 4 * (1 - high));
+  }
+}
+
+// q4_k, and q5_k with its fifth bits at `fifth`.
+static inline void decode_q45_k(const uint8_t* p, const uint8_t* fifth, const uint8_t* nibbles, float* out) {
+  const float d = half_at(p), dmin = half_at(p + 2);
+  const uint8_t* packed = p + 4;
+  for (int group = 0; group < 8; ++group) {
+    const int g = group % 4;
+    const int scale = group < 4 ? packed[g] & 63 : (packed[8 + g] & 15) | packed[g] >> 6 << 4;
+    const int minimum = group < 4 ? packed[4 + g] & 63 : packed[8 + g] >> 4 | packed[4 + g] >> 6 << 4;
+    const float dl = d * (float)scale, ml = dmin * (float)minimum;
+    for (int i = 0; i < 32; ++i) {
+      int q = nibbles[group / 2 * 32 + i] >> group % 2 * 4 & 15;
+      if (fifth) q |= (fifth[i] >> group & 1) << 4;
+      out[group * 32 + i] = dl * (float)q - ml;
+    }
+  }
+}
+
+static inline void decode_q6_k(const uint8_t* p, float* out) {
+  const float d = half_at(p + 208);
+  for (int i = 0; i < 256; ++i) {
+    const int low = p[i / 128 * 64 + i % 64] >> i / 64 % 2 * 4 & 15;
+    const int high = p[128 + i / 128 * 32 + i % 32] >> i / 32 % 4 * 2 & 3;
+    out[i] = d * (float)(int8_t)p[192 + i / 16] * (float)((low | high << 4) - 32);
+  }
+}
+
 static void decode_row(StoredFormat format, const uint8_t* p, int64_t count, float* out) {
   switch (format) {
     case StoredFormat::f32: memcpy(out, p, (size_t)count * 4); break;
@@ -51,6 +109,36 @@ static void decode_row(StoredFormat format, const uint8_t* p, int64_t count, flo
           out[b * 32 + 16 + i] = (float)(p[4 + i] >> 4) * d + m;
         }
       }
+      break;
+    case StoredFormat::q5_0:
+      for (int64_t b = 0; b < count / 32; ++b, p += 22)
+        for (int i = 0; i < 32; ++i) out[b * 32 + i] = (float)(five_bits(p + 2, i) - 16) * half_at(p);
+      break;
+    case StoredFormat::q5_1:
+      for (int64_t b = 0; b < count / 32; ++b, p += 24)
+        for (int i = 0; i < 32; ++i) out[b * 32 + i] = (float)five_bits(p + 4, i) * half_at(p) + half_at(p + 2);
+      break;
+    case StoredFormat::iq4_nl:
+      for (int64_t b = 0; b < count / 32; ++b, p += 18)
+        for (int i = 0; i < 16; ++i) {
+          out[b * 32 + i] = half_at(p) * (float)kIq4Values[p[2 + i] & 15];
+          out[b * 32 + 16 + i] = half_at(p) * (float)kIq4Values[p[2 + i] >> 4];
+        }
+      break;
+    case StoredFormat::q2_k:
+      for (int64_t b = 0; b < count / 256; ++b) decode_q2_k(p + b * 84, out + b * 256);
+      break;
+    case StoredFormat::q3_k:
+      for (int64_t b = 0; b < count / 256; ++b) decode_q3_k(p + b * 110, out + b * 256);
+      break;
+    case StoredFormat::q4_k:
+      for (int64_t b = 0; b < count / 256; ++b, p += 144) decode_q45_k(p, nullptr, p + 16, out + b * 256);
+      break;
+    case StoredFormat::q5_k:
+      for (int64_t b = 0; b < count / 256; ++b, p += 176) decode_q45_k(p, p + 16, p + 48, out + b * 256);
+      break;
+    case StoredFormat::q6_k:
+      for (int64_t b = 0; b < count / 256; ++b) decode_q6_k(p + b * 210, out + b * 256);
       break;
   }
 }
@@ -155,6 +243,15 @@ static void pack_blocks(const PackedWeight& w, StoredFormat format, const uint8_
     if (format == StoredFormat::q8_0) {
       for (int i = 0; i < 32; ++i) values[i] = (uint8_t)(p[i] + 128);
       p += 32;
+    } else if (format == StoredFormat::q5_0) {
+      for (int i = 0; i < 32; ++i) values[i] = (uint8_t)(five_bits(p, i) - 16 + 128);
+      p += 20;
+    } else if (format == StoredFormat::iq4_nl) {
+      for (int i = 0; i < 16; ++i) {
+        values[i] = (uint8_t)(kIq4Values[p[i] & 15] + 128);
+        values[16 + i] = (uint8_t)(kIq4Values[p[i] >> 4] + 128);
+      }
+      p += 16;
     } else {
       for (int i = 0; i < 16; ++i) values[i] = p[i] & 15, values[16 + i] = p[i] >> 4;
       p += 16;

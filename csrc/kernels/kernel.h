@@ -43,7 +43,9 @@ enum class ScaleFormat : int32_t { bf16, f16 };
 // What is added to scale * value: nothing, scale * offset for a whole offset, or an offset.
 enum class WeightOffset : int32_t { none, zero_point, minimum };
 enum class KvFormat : int32_t { f32, f16, bf16, int8 };
-enum class StoredFormat : int32_t { f32, f16, bf16, q8_0, q4_0, q4_1 };
+enum class StoredFormat : int32_t {
+  f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl
+};
 // Ways to read memory, of which the fastest is the limit: one stream or four, with or without prefetching.
 enum class ReadKind : int32_t { plain, interleaved, prefetched, prefetched_interleaved, non_temporal };
 enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };

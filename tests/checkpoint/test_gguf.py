@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from fastserve.checkpoint import open_checkpoint
 from fastserve.checkpoint.gguf import GgufFile, StringArray, read_gguf
+from fastserve.checkpoint.tensor import TensorFormat
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import CheckpointError, FastServeError, UnsupportedError
+from stored_tensors import random_stored
 
 U32, U64 = "<I", "<Q"
 HEADER = b"GGUF" + struct.pack(U32, 3)
@@ -86,10 +88,24 @@ def test_every_type_of_metadata_value_is_read(tmp_path: Path) -> None:
     assert_equals_library(path)
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_every_supported_tensor_type_is_mapped(write_gguf: Callable[..., Path], kind: str) -> None:
     tensors = {"a": np.ones((3, 64), np.float32), "b": np.arange(96, dtype=np.float32).reshape(3, 32)}
     assert_equals_library(write_gguf({}, tensors, kind=GGMLQuantizationType[kind]))
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"])
+def test_types_that_the_library_only_reads_are_mapped(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "llama")
+    stored = random_stored(TensorFormat[kind], (3, 512))
+    blocks = stored.data.reshape(3, -1)
+    writer.add_tensor("a", blocks, raw_dtype=GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert_equals_library(path)
 
 
 def test_texts_of_an_array_can_be_indexed_and_sliced(write_gguf: Callable[..., Path]) -> None:
@@ -182,8 +198,8 @@ def test_a_corrupt_file_is_refused_by_file_value_and_limit(
         (b"GGUF" + struct.pack(U32, 1) + bytes(16), "GGUF version 1, supported are 2 and 3"),
         (b"GGUF" + struct.pack(">I", 3) + bytes(16), "GGUF version 3, big-endian"),
         (
-            file_of(tensor_entry("t", (256,), 12, 0), data=bytes(144)),
-            "'t' has type Q4_K, supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1",
+            file_of(tensor_entry("t", (256,), 23, 0), data=bytes(136)),
+            "'t' has type IQ4_XS, supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K",
         ),
         (file_of(tensor_entry("t", (8,), 99, 0), data=bytes(64)), "'t' has type 99"),
         (file_of(pairs=text("k") + struct.pack("<IIQ", 9, 9, 0), num_pairs=1), "array of arrays"),

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fastserve.checkpoint.convert import to_f32
-from fastserve.checkpoint.safetensors import read_safetensors, read_sharded_safetensors
+from fastserve.checkpoint.safetensors import only_tensors, read_safetensors, read_sharded_safetensors
 from fastserve.errors import CheckpointError, FastServeError, UnsupportedError
 
 
@@ -50,7 +50,7 @@ def test_tensors_are_those_that_the_library_wrote(tmp_path: Path, dtype: torch.d
     read = read_safetensors(path)
     assert {name: tensor.shape for name, tensor in read.items()} == shapes
     for name, tensor in load_file(path).items():
-        assert np.array_equal(to_f32(read[name]), tensor.float().numpy())
+        assert np.array_equal(to_f32(only_tensors(path, read)[name]), tensor.float().numpy())
 
 
 def test_tensors_are_views_of_the_file(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_element_type_that_we_do_not_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UnsupportedError, match="'quantized' has element type I8, supported are F32, F16, BF16"
     ):
-        read_safetensors(path)
+        only_tensors(path, read_safetensors(path))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,8 @@ def shards(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
 
 
 def test_shards_are_read_as_one(shards: Callable[[dict[str, str]], Path]) -> None:
-    tensors = read_sharded_safetensors(shards({"a": "one.safetensors", "b": "two.safetensors"}))
+    index = shards({"a": "one.safetensors", "b": "two.safetensors"})
+    tensors = only_tensors(index, read_sharded_safetensors(index))
     assert {name: to_f32(tensor).tolist() for name, tensor in tensors.items()} == {
         "a": [1, 1],
         "b": [2, 2, 2],

@@ -11,7 +11,8 @@ from fastserve.checkpoint.ending import eos_ids_of_folder, eos_ids_of_gguf
 from fastserve.checkpoint.file import read_bytes, read_json, read_optional_json
 from fastserve.checkpoint.gguf import GgufMetadata, read_gguf
 from fastserve.checkpoint.gguf_model import HfTensors, config_from_gguf
-from fastserve.checkpoint.safetensors import read_safetensors, read_sharded_safetensors
+from fastserve.checkpoint.quantization import assemble
+from fastserve.checkpoint.safetensors import Part, read_safetensors, read_sharded_safetensors
 from fastserve.checkpoint.sentence import (
     SentenceSettings,
     read_sentence_settings,
@@ -102,7 +103,7 @@ def _open_folder(folder: Path, safetensors_files: list[Path]) -> Checkpoint:
         path=folder,
         format="safetensors",
         config=config,
-        tensors=_read_tensors(folder, safetensors_files),
+        tensors=assemble(folder, config, _read_parts(folder, safetensors_files)),
         eos_token_ids=eos_ids_of_folder(folder, config, template),
         chat_template=template,
         sentence=read_sentence_settings(folder),
@@ -110,7 +111,7 @@ def _open_folder(folder: Path, safetensors_files: list[Path]) -> Checkpoint:
     )
 
 
-def _read_tensors(folder: Path, files: list[Path]) -> Mapping[str, StoredTensor]:
+def _read_parts(folder: Path, files: list[Path]) -> Mapping[str, Part]:
     """The order is that of transformers: model.safetensors, its index, and then a single file of any name."""
     whole = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"

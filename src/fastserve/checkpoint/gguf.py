@@ -49,13 +49,20 @@ _FORMATS = {
     1: TensorFormat.F16,
     2: TensorFormat.Q4_0,
     3: TensorFormat.Q4_1,
+    6: TensorFormat.Q5_0,
+    7: TensorFormat.Q5_1,
     8: TensorFormat.Q8_0,
+    10: TensorFormat.Q2_K,
+    11: TensorFormat.Q3_K,
+    12: TensorFormat.Q4_K,
+    13: TensorFormat.Q5_K,
+    14: TensorFormat.Q6_K,
+    20: TensorFormat.IQ4_NL,
     30: TensorFormat.BF16,
 }
 # Names of the types that we cannot read yet (enum ggml_type of ggml.h), for the message.
 _OTHER_TYPES = {
-    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K",
-    16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S",
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S",
     23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M",
     34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip

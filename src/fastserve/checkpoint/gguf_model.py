@@ -8,10 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastserve.checkpoint.gguf import GgufFile, GgufMetadata
-from fastserve.checkpoint.tensor import StoredTensor
+from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.types import JsonObject
 
@@ -90,7 +89,7 @@ class HfTensors(Mapping[str, StoredTensor]):
     def __getitem__(self, name: str) -> StoredTensor:
         tensor = replace(self._tensors[self._gguf_names[name]], name=name)
         heads = self._heads.get(name.split(".")[-2])
-        return tensor if heads is None else _InHalves(tensor, heads)
+        return tensor if heads is None else _in_halves(tensor, heads)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._gguf_names)
@@ -126,27 +125,17 @@ def hf_name(file: GgufFile, name: str) -> str:
     )
 
 
-class _InHalves(StoredTensor):
+def _in_halves(pairs: StoredTensor, heads: int) -> ComputedTensor:
     """Rows (head, pair, element of the pair) as rows (head, element of the pair, pair).
 
-    Bytes are moved, for a row is a whole number of blocks; `data` is a copy, made when it is asked for.
+    Bytes are moved, for a row is a whole number of blocks.
     """
-
-    __slots__ = ("_heads", "_pairs")
-    _heads: int
-    _pairs: StoredTensor
-
-    def __init__(self, pairs: StoredTensor, heads: int) -> None:
-        for name, value in (("name", pairs.name), ("format", pairs.format), ("shape", pairs.shape)):
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "_pairs", pairs)
-        object.__setattr__(self, "_heads", heads)
-
-    @property
-    def data(self) -> NDArray[np.uint8]:
-        rows = self.shape[0]
-        order = np.arange(rows).reshape(self._heads, rows // self._heads // 2, 2).swapaxes(1, 2).reshape(rows)
-        return self._pairs.data.reshape(rows, -1)[order].reshape(-1)
+    num_rows = pairs.shape[0]
+    order = np.arange(num_rows).reshape(heads, num_rows // heads // 2, 2).swapaxes(1, 2).reshape(num_rows)
+    rows = pairs.data.reshape(num_rows, -1)
+    return ComputedTensor(
+        pairs.name, pairs.format, pairs.shape, lambda begin, end: rows[order[begin:end]].reshape(-1)
+    )
 
 
 def _llama_config(file: GgufFile) -> JsonObject:

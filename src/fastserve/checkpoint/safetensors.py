@@ -8,6 +8,8 @@ whatever it rejects is rejected here (the tests compare).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,36 @@ from fastserve.types import JsonObject
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _FORMATS = {"F32": TensorFormat.F32, "F16": TensorFormat.F16, "BF16": TensorFormat.BF16}
-_INTEGER_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4, "I64": 8, "U64": 8}
+_INTEGER_DTYPES = {
+    "BOOL": "|u1", "U8": "|u1", "I8": "|i1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4",
+    "I64": "<i8", "U64": "<u8",
+}  # fmt: skip
 
 # Constants that old exports stored beside the weights; models compute them. They may have any element type.
 _BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
 
 
-def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file by name; nothing but the header is read.
+@dataclass(frozen=True, slots=True)
+class IntegerTensor:
+    """Whole numbers in a file: a part of a quantized weight."""
+
+    name: str
+    dtype: str  # as safetensors has it
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """The numbers in their shape: a view of the file."""
+        return self.data.view(_INTEGER_DTYPES[self.dtype]).reshape(self.shape)
+
+
+Part = StoredTensor | IntegerTensor
+"""What a file has under a name: a tensor, or a part of one."""
+
+
+def read_safetensors(path: Path) -> dict[str, Part]:
+    """What one file holds, by name; nothing but the header is read.
 
     Raises:
         CheckpointError: the file is truncated or its header is inconsistent.
@@ -38,14 +62,14 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     buffer = map_file(path)
     header, body = _split(path, buffer)
     spans = []
-    tensors = {}
+    parts: dict[str, Part] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             _check_metadata(path, entry)
             continue
         dtype, shape, begin, end = _parse_entry(path, name, entry)
         spans.append((begin, end, name))
-        element_bytes = _FORMATS[dtype].block_bytes if dtype in _FORMATS else _INTEGER_BYTES.get(dtype)
+        element_bytes = _element_bytes(dtype)
         if element_bytes is None:
             raise _unsupported(path, name, dtype)
         num_bytes = math.prod(shape) * element_bytes
@@ -55,15 +79,30 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             )
         if f".{name}".endswith(_BUFFERS):
             continue
-        if dtype not in _FORMATS:
-            raise _unsupported(path, name, dtype)
-        tensors[name] = StoredTensor(name, _FORMATS[dtype], shape, body[begin:end])
+        if dtype in _FORMATS:
+            parts[name] = StoredTensor(name, _FORMATS[dtype], shape, body[begin:end])
+        else:
+            parts[name] = IntegerTensor(name, dtype, shape, body[begin:end])
     _check_spans(path, spans, len(body))
+    return parts
+
+
+def only_tensors(path: Path, parts: Mapping[str, Part]) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint that has nothing else.
+
+    Raises:
+        UnsupportedError: it has whole numbers.
+    """
+    tensors = {}
+    for name, part in parts.items():
+        if isinstance(part, IntegerTensor):
+            raise _unsupported(path, name, part.dtype)
+        tensors[name] = part
     return tensors
 
 
-def read_sharded_safetensors(index_path: Path) -> dict[str, StoredTensor]:
-    """The tensors of all shards that an index (`model.safetensors.index.json`) names.
+def read_sharded_safetensors(index_path: Path) -> dict[str, Part]:
+    """What is in all shards that an index (`model.safetensors.index.json`) names.
 
     Raises:
         CheckpointError: the index and the shards disagree, or a shard is corrupt.
@@ -72,7 +111,7 @@ def read_sharded_safetensors(index_path: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(f"{index_path}: weight_map is missing or does not map tensors to file names")
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, Part] = {}
     for file_name in sorted(set(weight_map.values())):
         if Path(file_name).name != file_name or not file_name.endswith(".safetensors"):
             raise CheckpointError(
@@ -91,6 +130,12 @@ def read_sharded_safetensors(index_path: Path) -> dict[str, StoredTensor]:
             f"{index_path}: {len(missing)} tensors are in no shard, among them {missing[0]!r}"
         )
     return tensors
+
+
+def _element_bytes(dtype: str) -> int | None:
+    if dtype in _FORMATS:
+        return _FORMATS[dtype].block_bytes
+    return np.dtype(_INTEGER_DTYPES[dtype]).itemsize if dtype in _INTEGER_DTYPES else None
 
 
 def _split(path: Path, buffer: NDArray[np.uint8]) -> tuple[JsonObject, NDArray[np.uint8]]:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fastserve.checkpoint.convert import to_bf16
 from fastserve.types import Float32Array, JsonObject
 
 WEIGHTS_FILE = "model.safetensors"
@@ -53,22 +53,3 @@ def write_safetensors(path: Path, shapes: Shapes, blocks: Blocks, integers: Coll
             for block in blocks(name):
                 values = block.astype(np.int8) if name in integers else to_bf16(block)
                 file.write(values.tobytes())
-
-
-def to_bf16(values: Float32Array) -> NDArray[np.uint16]:
-    """The upper halves of the numbers, rounded to nearest even.
-
-    >>> to_bf16(np.asarray([1.0], np.float32)).tolist() == [0x3F80]
-    True
-    """
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def from_bf16(halves: NDArray[np.uint16]) -> Float32Array:
-    """The numbers whose upper halves these are.
-
-    >>> from_bf16(np.asarray([0x3F80], np.uint16)).tolist()
-    [1.0]
-    """
-    return (halves.astype(np.uint32) << 16).view(np.float32)

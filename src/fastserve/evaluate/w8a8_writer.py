@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from fastserve.checkpoint.checkpoint import Checkpoint
-from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.convert import from_bf16, to_bf16, to_f32
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.errors import UnsupportedError
-from fastserve.evaluate.model_folder import from_bf16, to_bf16, write_model_folder
+from fastserve.evaluate.model_folder import write_model_folder
 from fastserve.models.config import DecoderConfig
 from fastserve.models.family import read_config
 from fastserve.types import Float32Array, JsonObject

@@ -39,6 +39,8 @@ class Format:
         return f"{self.weights}{stored} {self.storage}"
 
 
+# One format of each scheme.
+STORED = list({scheme: stored for stored, scheme in reversed(STORED_SCHEMES.items())}.values())
 SPARSE = [
     *(
         Format(name, storage=s)
@@ -48,12 +50,12 @@ SPARSE = [
     ),
     *(
         Format("stored", stored, s)
-        for stored, of in STORED_SCHEMES.items()
-        if of in CAN_BE_SPARSE
+        for stored in STORED
+        if STORED_SCHEMES[stored] in CAN_BE_SPARSE
         for s in SPARSE_STORAGES
     ),
 ]
-FORMATS = [*map(Format, SCHEMES), *(Format("stored", stored) for stored in TensorFormat), *SPARSE]
+FORMATS = [*map(Format, SCHEMES), *(Format("stored", stored) for stored in STORED), *SPARSE]
 
 
 def make_graph() -> Graph:

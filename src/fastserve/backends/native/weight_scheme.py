@@ -95,20 +95,28 @@ SCHEMES: Mapping[WeightFormat, WeightScheme] = {
     "int4:g128:asymmetric": _int4(128, is_asymmetric=True),
 }
 
-# What keeps a stored format's numbers exactly.
+_INT8_BLOCKS = WeightScheme(format="int8", group_size=32, activation_group_size=32, scale_format="f16")
+
+# What keeps a stored format's numbers exactly. That of the k formats, whose scales are products, is float32.
 STORED_SCHEMES: Mapping[TensorFormat, WeightScheme] = {
     TensorFormat.F32: SCHEMES["f32"],
     TensorFormat.F16: SCHEMES["f16"],
     TensorFormat.BF16: SCHEMES["bf16"],
-    TensorFormat.Q8_0: WeightScheme(
-        format="int8", group_size=32, activation_group_size=32, scale_format="f16"
-    ),
+    TensorFormat.Q8_0: _INT8_BLOCKS,
+    TensorFormat.Q5_0: _INT8_BLOCKS,
+    TensorFormat.IQ4_NL: _INT8_BLOCKS,
     TensorFormat.Q4_0: WeightScheme(
         format="int4", group_size=32, activation_group_size=32, scale_format="f16"
     ),
     TensorFormat.Q4_1: WeightScheme(
         format="int4", group_size=32, activation_group_size=32, scale_format="f16", offset="minimum"
     ),
+    TensorFormat.Q5_1: SCHEMES["f32"],
+    TensorFormat.Q2_K: SCHEMES["f32"],
+    TensorFormat.Q3_K: SCHEMES["f32"],
+    TensorFormat.Q4_K: SCHEMES["f32"],
+    TensorFormat.Q5_K: SCHEMES["f32"],
+    TensorFormat.Q6_K: SCHEMES["f32"],
 }
 
 
