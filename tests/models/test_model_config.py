@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fastserve.errors import CheckpointError, UnsupportedError
-from fastserve.models.config import DecoderConfig, EncoderConfig
+from fastserve.models.config import DecoderConfig
 from fastserve.models.family import read_config
 from tiny_models import BERT_CONFIG, LLAMA_CONFIG
 
@@ -33,7 +33,7 @@ def test_all_missing_keys_are_named_at_once() -> None:
     with pytest.raises(CheckpointError, match=r"lacks hidden_size, rms_norm_eps \("):
         DecoderConfig.from_hf(without(LLAMA_CONFIG, "hidden_size", "rms_norm_eps"))
     with pytest.raises(CheckpointError, match=r"lacks num_attention_heads, type_vocab_size \("):
-        EncoderConfig.from_hf(without(BERT_CONFIG, "type_vocab_size", "num_attention_heads"))
+        read_config(without(BERT_CONFIG, "type_vocab_size", "num_attention_heads"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_feature_that_is_off_is_not_refused() -> None:
 def test_an_unknown_architecture_is_named_with_those_we_have() -> None:
     with pytest.raises(UnsupportedError, match="'mamba'") as caught:
         read_config({**LLAMA_CONFIG, "model_type": "mamba"})
-    assert caught.value.hint == "supported are llama, bert"
+    assert caught.value.hint == "supported are llama, bert, distilbert, albert"
 
 
 def test_a_config_without_model_type_is_refused() -> None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph, Value
-from fastserve.models.bert import bert_heads, encode_bert
+from fastserve.models.albert import albert_heads, encode_albert, read_albert
+from fastserve.models.bert import bert_heads, encode_bert, read_bert
 from fastserve.models.config import DecoderConfig, EncoderConfig
+from fastserve.models.distilbert import distilbert_heads, encode_distilbert, read_distilbert
 from fastserve.models.head import Ending, Head, HeadLayouts, finish_with_embedding, finish_with_head
 from fastserve.models.llama import build_llama
 from fastserve.models.pooling import Pooling
@@ -30,7 +32,9 @@ class EncoderFamily:
 
 _DECODERS: Mapping[str, Callable[[JsonObject], DecoderConfig]] = {"llama": DecoderConfig.from_hf}
 _ENCODERS: Mapping[str, EncoderFamily] = {
-    "bert": EncoderFamily(EncoderConfig.from_hf, encode_bert, bert_heads)
+    "bert": EncoderFamily(read_bert, encode_bert, bert_heads),
+    "distilbert": EncoderFamily(read_distilbert, encode_distilbert, distilbert_heads),
+    "albert": EncoderFamily(read_albert, encode_albert, albert_heads),
 }
 
 

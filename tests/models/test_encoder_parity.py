@@ -1,0 +1,42 @@
+"""Every family of encoders and every feature of it against `transformers`, on every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastserve.models.family import build_graph, read_config
+from fastserve.models.parameters import expected_parameters
+from fastserve.types import Float32Array
+from parity import BACKENDS, RANGE_BOUND, compile_graph, range_error, run_embeddings
+from tiny_encoders import ENCODERS, hf_encoder, hf_vectors
+from tiny_models import hf_parameters
+
+LONG_TEXT = np.random.default_rng(0).integers(5, 97, 120).tolist()
+TEXTS = [LONG_TEXT, list(range(5, 45)), [7], [3, 3, 96, 12, 50]]
+
+
+def run(backend: str, config: dict[str, Any], parameters: dict[str, Float32Array]) -> Float32Array:
+    executable = compile_graph(backend, build_graph(read_config(config)), parameters, max_context=128)
+    return np.concatenate([run_embeddings(executable, TEXTS[:1]), run_embeddings(executable, TEXTS[1:])])
+
+
+def expect(model: Any) -> Float32Array:
+    return np.stack([hf_vectors(model, ids).mean(0) for ids in TEXTS])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_embeddings_equal_the_mean_that_transformers_gives(backend: str, name: str) -> None:
+    config = ENCODERS[name]
+    model = hf_encoder(config)
+    assert range_error(run(backend, config, hf_parameters(model)), expect(model)) < RANGE_BOUND
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_family_reads_exactly_what_transformers_saves(name: str) -> None:
+    config = ENCODERS[name]
+    saved = {key: array.shape for key, array in hf_parameters(hf_encoder(config)).items()}
+    assert expected_parameters(build_graph(read_config(config))) == saved

@@ -1,0 +1,84 @@
+"""Tiny random encoders by family and feature, made by `transformers`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastserve.types import Float32Array
+from tiny_models import BERT_CONFIG
+
+_ALBERT = {
+    **BERT_CONFIG,
+    "model_type": "albert",
+    "embedding_size": 10,
+    "hidden_act": "gelu_new",
+}
+_DISTILBERT = {
+    "model_type": "distilbert",
+    "vocab_size": 97,
+    "dim": 24,
+    "hidden_dim": 40,
+    "n_layers": 3,
+    "n_heads": 4,
+    "activation": "gelu",
+    "max_position_embeddings": 128,
+}
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": BERT_CONFIG,
+    "bert, relu": {**BERT_CONFIG, "hidden_act": "relu"},
+    "bert, odd widths, tanh gelu": {
+        **BERT_CONFIG,
+        "hidden_size": 33,
+        "num_attention_heads": 3,
+        "intermediate_size": 57,
+        "hidden_act": "gelu_new",
+    },
+    "distilbert": _DISTILBERT,
+    "distilbert, relu": {**_DISTILBERT, "activation": "relu"},
+    "albert": _ALBERT,
+    "albert, two groups of weights": {**_ALBERT, "num_hidden_layers": 5, "num_hidden_groups": 2},
+    "albert, two layers a group, gelu": {**_ALBERT, "inner_group_num": 2, "hidden_act": "gelu"},
+}
+
+
+def hf_encoder(config: dict[str, Any], *, seed: int = 0) -> Any:
+    """The family's model of `transformers` in eval mode, without a pooler; all parameters are random."""
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    options = {key: value for key, value in config.items() if key != "model_type"}
+    hf_config = AutoConfig.for_model(config["model_type"], **options)
+    try:
+        model = AutoModel.from_config(hf_config, add_pooling_layer=False)
+    except TypeError:  # a family that has no pooler
+        model = AutoModel.from_config(hf_config)
+    randomize(model, seed=seed)
+    assert isinstance(model, torch.nn.Module)
+    return model.eval()
+
+
+def randomize(model: Any, *, seed: int = 0) -> None:
+    """Give all parameters random values, of a size that keeps that of the values from layer to layer."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = "norm.weight" in name.lower()
+            parameter.normal_(float(is_scale), std=parameter.shape[-1] ** -0.5, generator=generator)
+
+
+def hf_vectors(
+    model: Any, token_ids: Sequence[int], token_types: Sequence[int] | None = None
+) -> Float32Array:
+    """What `transformers` computes of a text: [tokens, hidden_size]."""
+    import torch
+
+    options = {} if token_types is None else {"token_type_ids": torch.tensor([token_types])}
+    with torch.no_grad():
+        output = model(torch.tensor([token_ids]), **options)
+    return np.asarray(output.last_hidden_state[0].numpy())
