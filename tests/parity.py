@@ -17,7 +17,8 @@ from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
-from fastserve.models.family import build_graph, read_config
+from fastserve.models.config import DecoderConfig
+from fastserve.models.family import arrange_tensors, build_graph, read_config
 from fastserve.models.parameters import check_parameters, expected_parameters
 from fastserve.models.pooling import Pooling
 from fastserve.types import Batch, Executable, Float32Array, Limits
@@ -76,14 +77,19 @@ def compile_graph(
     return BACKENDS[backend](optimize(graph), parameters, limits=limits, kv_dtype=kv_dtype)
 
 
-def load_model(path: Path) -> tuple[Graph, dict[str, Float32Array]]:
-    """The graph and the float32 parameters of a model on disk."""
+def load_model(path: Path, *, context_length: int | None = None) -> tuple[Graph, dict[str, Float32Array]]:
+    """The graph and the float32 parameters of a model on disk; of a decoder, for texts of up to so many
+    tokens."""
     checkpoint = open_checkpoint(path)
+    config = read_config(checkpoint.config)
+    tensors = arrange_tensors(config, checkpoint.tensors)
+    if isinstance(config, DecoderConfig):
+        config = config.for_context(context_length or config.usual_context)
     sentence = checkpoint.sentence
     pooling = Pooling.from_sentence_transformers(sentence.modules, sentence.pooling) if sentence else None
-    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors, ending=pooling)
-    check_parameters(graph, checkpoint.tensors)
-    return graph, {name: to_f32(checkpoint.tensors[name]) for name in expected_parameters(graph)}
+    graph = build_graph(config, tensors, ending=pooling)
+    check_parameters(graph, tensors)
+    return graph, {name: to_f32(tensors[name]) for name in expected_parameters(graph)}
 
 
 @dataclass

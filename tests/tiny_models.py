@@ -56,6 +56,23 @@ def random_parameters(graph: Graph, *, seed: int = 0) -> dict[str, Float32Array]
     }
 
 
+def random_language_model(config: Any, kind: Any = None, *, seed: int = 0) -> Any:
+    """The causal language model of a config, or a model of another `kind`, in eval mode; all parameters are
+    random, biases and norms too."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if isinstance(config, dict):
+        config = AutoConfig.for_model(**config)
+    model = AutoModelForCausalLM.from_config(config) if kind is None else kind(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = parameter.ndim == 1 and name.endswith("weight")
+            parameter.normal_(float(is_scale), std=parameter.shape[-1] ** -0.5, generator=generator)
+    return model.eval()
+
+
 def hf_model(config: dict[str, Any], *, seed: int = 0) -> Any:
     """A `LlamaForCausalLM` or `BertModel` in eval mode; all parameters are random, biases and norms too."""
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,8 @@ from fastserve.errors import ContextLengthError, MemoryLimitError
 from fastserve.graph.memory import plan_memory, rows_of
 from fastserve.graph.node import Attention, Graph, Parameter
 from fastserve.types import Limits
+
+logger = logging.getLogger(__name__)
 
 # Enough for several long sequences of a small model; whoever serves many asks for more.
 MAX_DERIVED_KV_BYTES = 2**30
@@ -32,17 +35,31 @@ class Capacity:
     layout: Layout | None
 
 
-def choose_context_length(options: EngineOptions, model_context: int) -> int:
-    """
+def choose_context_length(
+    options: EngineOptions, model_context: int, *, usual_context: int | None = None
+) -> int:
+    """What the options ask for, else the most that is usual, of the model and of ours.
+
+    Texts longer than `usual_context` make some models compute all texts otherwise (LongRoPE): that takes
+    asking, and is logged.
+
     Raises:
         ContextLengthError: more is asked for than the model was made for.
     """
     if options.context_length is None:
-        return min(model_context, DEFAULT_CONTEXT_LENGTH)
+        return min(usual_context or model_context, DEFAULT_CONTEXT_LENGTH)
     if options.context_length > model_context:
         raise ContextLengthError(
             f"context_length is {options.context_length}; the model was made for {model_context} tokens",
             hint=f"choose a context_length of at most {model_context}",
+        )
+    if usual_context is not None and options.context_length > usual_context:
+        logger.warning(
+            "context_length is %d: all texts use the rotary factors for those of more than %d tokens;"
+            " context_length=%d keeps the factors for shorter ones",
+            options.context_length,
+            usual_context,
+            usual_context,
         )
     return options.context_length
 

@@ -20,7 +20,7 @@ from fastserve.errors import MemoryLimitError, OptionError, UnsupportedError
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
 from fastserve.models.config import DecoderConfig
-from fastserve.models.family import ModelConfig, build_graph, read_config
+from fastserve.models.family import ModelConfig, arrange_tensors, build_graph, read_config
 from fastserve.models.parameters import check_parameters
 from fastserve.models.pooling import Pooling
 from fastserve.types import Executable, Limits
@@ -73,8 +73,7 @@ def plan_model(
     Raises:
         As `load_model`, but for MemoryLimitError where there is not enough: that is for the caller to say.
     """
-    checkpoint = open_checkpoint(path)
-    config = read_config(checkpoint.config)
+    checkpoint, config = _open(path)
     if available_bytes is None:
         available_bytes = available_memory_bytes()
     draft = _open_draft(checkpoint, config, options, name or str(path))
@@ -105,13 +104,19 @@ def load_model(
         ContextLengthError: `context_length` is beyond the model's own.
         MemoryLimitError: it needs more memory than there is; said before weights are read.
     """
-    checkpoint = open_checkpoint(path)
-    config = read_config(checkpoint.config)
+    checkpoint, config = _open(path)
     if task is not None:
         check_task(task, config, name or str(path))
     draft = _open_draft(checkpoint, config, options, name or str(path))
     model = _load(checkpoint, config, options)
     return model if draft is None else replace(model, draft=_load_draft(*draft, options, model))
+
+
+def _open(path: Path) -> tuple[Checkpoint, ModelConfig]:
+    """A model on disk, its tensors as its graph takes them."""
+    checkpoint = open_checkpoint(path)
+    config = read_config(checkpoint.config)
+    return replace(checkpoint, tensors=arrange_tensors(config, checkpoint.tensors)), config
 
 
 def _load(
@@ -156,14 +161,17 @@ class _Blueprint:
 def _draw(
     checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, available_bytes: int | None
 ) -> _Blueprint:
-    graph = build_graph(config, checkpoint.tensors.keys(), ending=_read_pooling(checkpoint))
+    context_length = choose_context_length(
+        options, model_context(checkpoint, config), usual_context=_usual_context(checkpoint, config)
+    )
+    computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
+    graph = build_graph(computed, checkpoint.tensors.keys(), ending=_read_pooling(checkpoint))
     for name in check_parameters(graph, checkpoint.tensors):
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)
     graph = optimize(graph)
     is_decoder = isinstance(config, DecoderConfig)
     weights = choose_weights(options, is_decoder=is_decoder)
-    context_length = choose_context_length(options, model_context(checkpoint, config))
     capacity = plan_capacity(
         graph,
         options,
@@ -181,17 +189,16 @@ def _open_draft(
     if options.speculation != "draft":
         return None
     check_task("generate", config, name)
-    draft_checkpoint = (
-        checkpoint if options.draft_model is None else open_checkpoint(Path(options.draft_model))
+    draft_checkpoint, draft_config = (
+        (checkpoint, config) if options.draft_model is None else _open(Path(options.draft_model))
     )
-    draft_config = _read_draft_config(draft_checkpoint, options, name)
+    draft_config = _check_draft_config(draft_config, options, name)
     _check_vocabulary(checkpoint, config, draft_checkpoint, draft_config)
     return draft_checkpoint, draft_config
 
 
-def _read_draft_config(checkpoint: Checkpoint, options: EngineOptions, name: str) -> DecoderConfig:
+def _check_draft_config(config: ModelConfig, options: EngineOptions, name: str) -> DecoderConfig:
     """The config of a draft model, of its first layers where the options say so."""
-    config = read_config(checkpoint.config)
     draft_name = name if options.draft_model is None else str(options.draft_model)
     check_task("generate", config, draft_name)
     assert isinstance(config, DecoderConfig)
@@ -297,6 +304,11 @@ def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
     """Encoders may be made for shorter texts than their position table holds."""
     made_for = checkpoint.sentence.max_tokens if checkpoint.sentence else None
     return min(config.max_context, made_for or config.max_context)
+
+
+def _usual_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
+    context = model_context(checkpoint, config)
+    return min(context, config.usual_context) if isinstance(config, DecoderConfig) else context
 
 
 def _read_pooling(checkpoint: Checkpoint) -> Pooling | None:

@@ -11,8 +11,8 @@ import numpy as np
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.errors import UnsupportedError
-from fastserve.models.config import DecoderConfig
 from fastserve.models.family import read_config
+from fastserve.models.llama import LlamaConfig
 from fastserve.types import Float32Array
 
 _ALIGNMENT = 32
@@ -44,8 +44,8 @@ def write_gguf(checkpoint: Checkpoint, path: Path) -> None:
         UnsupportedError: the model is no Llama.
     """
     config = read_config(checkpoint.config)
-    if not isinstance(config, DecoderConfig):
-        raise UnsupportedError("only text generation models can be written as GGUF", hint="compare others")
+    if not isinstance(config, LlamaConfig) or config.model_type != "llama":
+        raise UnsupportedError("only Llama models can be written as GGUF", hint="compare others")
     metadata: dict[str, str | int | float] = {
         "general.architecture": "llama",
         "general.alignment": _ALIGNMENT,

@@ -16,8 +16,8 @@ from fastserve.checkpoint.convert import from_bf16, to_bf16, to_f32
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.errors import UnsupportedError
 from fastserve.evaluate.model_folder import write_model_folder
-from fastserve.models.config import DecoderConfig
 from fastserve.models.family import read_config
+from fastserve.models.llama import LlamaConfig
 from fastserve.types import Float32Array, JsonObject
 
 _LINEAR_ENDING = "_proj.weight"
@@ -43,8 +43,9 @@ def write_w8a8(checkpoint: Checkpoint, tokenizer: str, folder: Path) -> None:
     Raises:
         UnsupportedError: the model is no Llama.
     """
-    if not isinstance(read_config(checkpoint.config), DecoderConfig):
-        raise UnsupportedError("only text generation models can be written as W8A8", hint="compare others")
+    model = read_config(checkpoint.config)
+    if not isinstance(model, LlamaConfig) or model.model_type != "llama":
+        raise UnsupportedError("only Llama models can be written as W8A8", hint="compare others")
     integers = {name for name in checkpoint.tensors if name.endswith(_LINEAR_ENDING)}
     shapes = {name: checkpoint.tensors[name].shape for name in checkpoint.tensors}
     shapes |= {_scale_name(name): (shapes[name][0], 1) for name in integers}

@@ -1,6 +1,6 @@
 """Values of a Hugging Face `config.json`, read strictly: nothing that matters is guessed.
 
-Keys that do not change the computation (dropout, initializer_range, use_cache, ...) are never asked for; a
+Keys that do not change the computation (dropout, initializer_range, use_cache, ...) are not asked for; a
 feature that we do not compute is refused by name.
 """
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph, Value
@@ -12,9 +14,17 @@ from fastserve.models.albert import albert_heads, encode_albert, read_albert
 from fastserve.models.bert import bert_heads, encode_bert, read_bert
 from fastserve.models.config import DecoderConfig, EncoderConfig
 from fastserve.models.distilbert import distilbert_heads, encode_distilbert, read_distilbert
+from fastserve.models.gemma import read_gemma, read_gemma2, read_gemma3
+from fastserve.models.gpt2 import arrange_gpt2, build_gpt2, read_gpt2
+from fastserve.models.gpt_neox import arrange_gpt_neox, build_gpt_neox, read_gpt_neox
 from fastserve.models.head import Ending, Head, HeadLayouts, finish_with_embedding, finish_with_head
-from fastserve.models.llama import build_llama
+from fastserve.models.llama import build_llama, read_llama
+from fastserve.models.mistral import read_mistral
+from fastserve.models.opt import build_opt, read_opt
+from fastserve.models.phi3 import read_phi3
 from fastserve.models.pooling import Pooling
+from fastserve.models.qwen import read_qwen2, read_qwen3
+from fastserve.models.smollm3 import read_smollm3
 from fastserve.types import JsonObject
 
 ModelConfig = DecoderConfig | EncoderConfig
@@ -30,8 +40,46 @@ class EncoderFamily:
     heads: Callable[[EncoderConfig], HeadLayouts]
 
 
-_DECODERS: Mapping[str, Callable[[JsonObject], DecoderConfig]] = {"llama": DecoderConfig.from_hf}
-_ENCODERS: Mapping[str, EncoderFamily] = {
+@dataclass(frozen=True, slots=True)
+class DecoderFamily:
+    """A page of `models`.
+
+    Attributes:
+        title: what people call it.
+        architectures: its classes of `transformers` that we compute.
+        read_config: reads a config.json.
+        build: from that, and the names of a checkpoint's tensors, to the graph; its output is `logits`.
+        arrange: from a checkpoint's tensors to those of the graph, where they are arranged otherwise.
+    """
+
+    title: str
+    architectures: tuple[str, ...]
+    read_config: Callable[[JsonObject], DecoderConfig]
+    build: Callable[[Any, Collection[str]], Graph] = build_llama
+    arrange: Callable[[Any, Mapping[str, StoredTensor]], Mapping[str, StoredTensor]] | None = None
+
+
+# By model_type.
+DECODER_FAMILIES: Mapping[str, DecoderFamily] = {
+    "llama": DecoderFamily("Llama 1, 2, 3, SmolLM2, TinyLlama", ("LlamaForCausalLM",), read_llama),
+    "mistral": DecoderFamily("Mistral", ("MistralForCausalLM",), read_mistral),
+    "qwen2": DecoderFamily("Qwen2, Qwen2.5", ("Qwen2ForCausalLM",), read_qwen2),
+    "qwen3": DecoderFamily("Qwen3", ("Qwen3ForCausalLM",), read_qwen3),
+    "gemma": DecoderFamily("Gemma", ("GemmaForCausalLM",), read_gemma),
+    "gemma2": DecoderFamily("Gemma 2", ("Gemma2ForCausalLM",), read_gemma2),
+    "gemma3_text": DecoderFamily("Gemma 3 (text)", ("Gemma3ForCausalLM",), read_gemma3),
+    "gemma3": DecoderFamily(
+        "Gemma 3 (the text part of models for images)", ("Gemma3ForConditionalGeneration",), read_gemma3
+    ),
+    "phi3": DecoderFamily("Phi-3, Phi-3.5, Phi-4-mini", ("Phi3ForCausalLM",), read_phi3),
+    "smollm3": DecoderFamily("SmolLM3", ("SmolLM3ForCausalLM",), read_smollm3),
+    "gpt2": DecoderFamily("GPT-2", ("GPT2LMHeadModel",), read_gpt2, build_gpt2, arrange_gpt2),
+    "gpt_neox": DecoderFamily(
+        "GPT-NeoX, Pythia", ("GPTNeoXForCausalLM",), read_gpt_neox, build_gpt_neox, arrange_gpt_neox
+    ),
+    "opt": DecoderFamily("OPT", ("OPTForCausalLM",), read_opt, build_opt),
+}
+ENCODER_FAMILIES: Mapping[str, EncoderFamily] = {
     "bert": EncoderFamily(read_bert, encode_bert, bert_heads),
     "distilbert": EncoderFamily(read_distilbert, encode_distilbert, distilbert_heads),
     "albert": EncoderFamily(read_albert, encode_albert, albert_heads),
@@ -43,18 +91,22 @@ def read_config(config: JsonObject) -> ModelConfig:
 
     Raises:
         CheckpointError: the config lacks keys (all are named) or is inconsistent.
-        UnsupportedError: an architecture, or a feature of one, that we do not have.
+        UnsupportedError: an architecture, or a feature of one, that we do not have; or a model's own code.
     """
     model_type = config.get("model_type")
     if model_type is None:
         raise CheckpointError("the model's config lacks model_type")
-    if model_type in _DECODERS:
-        return _DECODERS[model_type](config)
-    if model_type in _ENCODERS:
-        return _ENCODERS[model_type].read_config(config)
+    if model_type in DECODER_FAMILIES:
+        family = DECODER_FAMILIES[model_type]
+        _check_architectures(config, family)
+        return family.read_config(config)
+    if model_type in ENCODER_FAMILIES:
+        return ENCODER_FAMILIES[model_type].read_config(config)
+    own_code = "; it needs code of its own (auto_map), which is never run" if config.get("auto_map") else ""
     raise UnsupportedError(
-        f"architecture {model_type!r} is not supported",
-        hint=f"supported are {', '.join((*_DECODERS, *_ENCODERS))}",
+        f"architecture {model_type!r} is not supported{own_code}",
+        hint=f"supported are {', '.join((*DECODER_FAMILIES, *ENCODER_FAMILIES))};"
+        " docs/guides/add-a-model.md says how to add one",
     )
 
 
@@ -72,8 +124,8 @@ def build_graph(
         UnsupportedError: the family has no such head.
     """
     if isinstance(config, DecoderConfig):
-        return build_llama(config)
-    family = _ENCODERS[config.model_type]
+        return DECODER_FAMILIES[config.model_type].build(config, tensor_names)
+    family = ENCODER_FAMILIES[config.model_type]
     b = GraphBuilder()
     x = family.encode(b, config, tensor_names)
     if not isinstance(ending, Head):
@@ -85,3 +137,33 @@ def build_graph(
             hint=f"supported are {', '.join(layouts)}",
         )
     return finish_with_head(b, x, ending, layouts[ending.kind])
+
+
+def arrange_tensors(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
+    """A checkpoint's tensors as the model's graph takes them, under the same names: transposed or reordered
+    where a family stores them otherwise. Views: nothing is read yet.
+
+    Raises:
+        CheckpointError: a tensor that is to be arranged has a shape that does not fit.
+        UnsupportedError: it is stored in a format that cannot be arranged.
+    """
+    if not isinstance(config, DecoderConfig):
+        return tensors
+    arrange = DECODER_FAMILIES[config.model_type].arrange
+    return tensors if arrange is None else arrange(config, tensors)
+
+
+def _check_architectures(config: JsonObject, family: DecoderFamily) -> None:
+    """
+    Raises:
+        UnsupportedError: the config names a class that is not the family's language model, such as a
+            classifier, or one of the checkpoint's own.
+    """
+    named = config.get("architectures")
+    unknown = [name for name in named if name not in family.architectures] if isinstance(named, list) else []
+    if unknown:
+        own_code = ", code of its own (auto_map), which is never run" if config.get("auto_map") else ""
+        raise UnsupportedError(
+            f"the model's config has architectures={unknown[0]!r}{own_code}, which is not supported",
+            hint=f"supported for model_type={config['model_type']!r} is {', '.join(family.architectures)}",
+        )
