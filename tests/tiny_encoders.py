@@ -27,11 +27,29 @@ _DISTILBERT = {
     "max_position_embeddings": 128,
 }
 
+_ROBERTA = {**BERT_CONFIG, "model_type": "roberta", "layer_norm_eps": 1e-5, "max_position_embeddings": 130}
+_MPNET = {
+    **{key: value for key, value in _ROBERTA.items() if key != "type_vocab_size"},
+    "model_type": "mpnet",
+    "max_position_embeddings": 200,
+}
+
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": BERT_CONFIG,
     "bert, relu": {**BERT_CONFIG, "hidden_act": "relu"},
     "bert, odd widths, tanh gelu": {
         **BERT_CONFIG,
+        "hidden_size": 33,
+        "num_attention_heads": 3,
+        "intermediate_size": 57,
+        "hidden_act": "gelu_new",
+    },
+    "roberta": _ROBERTA,
+    "roberta, padding token 0": {**_ROBERTA, "pad_token_id": 0, "hidden_act": "relu"},
+    "xlm-roberta": {**_ROBERTA, "model_type": "xlm-roberta", "type_vocab_size": 1},
+    "mpnet": _MPNET,
+    "mpnet, odd widths, tanh gelu": {
+        **_MPNET,
         "hidden_size": 33,
         "num_attention_heads": 3,
         "intermediate_size": 57,

@@ -14,7 +14,9 @@ from fastserve.models.config import DecoderConfig, EncoderConfig
 from fastserve.models.distilbert import distilbert_heads, encode_distilbert, read_distilbert
 from fastserve.models.head import Ending, Head, HeadLayouts, finish_with_embedding, finish_with_head
 from fastserve.models.llama import build_llama
+from fastserve.models.mpnet import encode_mpnet, mpnet_heads, read_mpnet
 from fastserve.models.pooling import Pooling
+from fastserve.models.roberta import encode_roberta, read_roberta, roberta_heads
 from fastserve.types import JsonObject
 
 ModelConfig = DecoderConfig | EncoderConfig
@@ -31,8 +33,12 @@ class EncoderFamily:
 
 
 _DECODERS: Mapping[str, Callable[[JsonObject], DecoderConfig]] = {"llama": DecoderConfig.from_hf}
+_ROBERTA = EncoderFamily(read_roberta, encode_roberta, roberta_heads)
 _ENCODERS: Mapping[str, EncoderFamily] = {
     "bert": EncoderFamily(read_bert, encode_bert, bert_heads),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "mpnet": EncoderFamily(read_mpnet, encode_mpnet, mpnet_heads),
     "distilbert": EncoderFamily(read_distilbert, encode_distilbert, distilbert_heads),
     "albert": EncoderFamily(read_albert, encode_albert, albert_heads),
 }
