@@ -14,6 +14,7 @@ from fastserve.models.config import DecoderConfig, EncoderConfig
 from fastserve.models.distilbert import distilbert_heads, encode_distilbert, read_distilbert
 from fastserve.models.head import Ending, Head, HeadLayouts, finish_with_embedding, finish_with_head
 from fastserve.models.llama import build_llama
+from fastserve.models.modernbert import encode_modernbert, modernbert_heads, read_modernbert
 from fastserve.models.mpnet import encode_mpnet, mpnet_heads, read_mpnet
 from fastserve.models.pooling import Pooling
 from fastserve.models.roberta import encode_roberta, read_roberta, roberta_heads
@@ -41,6 +42,7 @@ _ENCODERS: Mapping[str, EncoderFamily] = {
     "mpnet": EncoderFamily(read_mpnet, encode_mpnet, mpnet_heads),
     "distilbert": EncoderFamily(read_distilbert, encode_distilbert, distilbert_heads),
     "albert": EncoderFamily(read_albert, encode_albert, albert_heads),
+    "modernbert": EncoderFamily(read_modernbert, encode_modernbert, modernbert_heads),
 }
 
 
