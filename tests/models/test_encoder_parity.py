@@ -14,17 +14,24 @@ from parity import BACKENDS, RANGE_BOUND, compile_graph, range_error, run_embedd
 from tiny_encoders import ENCODERS, hf_encoder, hf_vectors
 from tiny_models import hf_parameters
 
-LONG_TEXT = np.random.default_rng(0).integers(5, 97, 120).tolist()
-TEXTS = [LONG_TEXT, list(range(5, 45)), [7], [3, 3, 96, 12, 50]]
+SHORT_TEXTS = [list(range(5, 45)), [7], [3, 3, 96, 12, 50]]
+
+
+def texts_for(config: dict[str, Any]) -> list[list[int]]:
+    """Texts as long as the family's context, up to one that is longer than all that a relative bias tells
+    apart, and short ones."""
+    length = min(170, read_config(config).max_context)
+    return [np.random.default_rng(0).integers(5, 97, length).tolist(), *SHORT_TEXTS]
 
 
 def run(backend: str, config: dict[str, Any], parameters: dict[str, Float32Array]) -> Float32Array:
-    executable = compile_graph(backend, build_graph(read_config(config)), parameters, max_context=128)
-    return np.concatenate([run_embeddings(executable, TEXTS[:1]), run_embeddings(executable, TEXTS[1:])])
+    executable = compile_graph(backend, build_graph(read_config(config)), parameters, max_context=192)
+    long, *short = texts_for(config)
+    return np.concatenate([run_embeddings(executable, [long]), run_embeddings(executable, short)])
 
 
-def expect(model: Any) -> Float32Array:
-    return np.stack([hf_vectors(model, ids).mean(0) for ids in TEXTS])
+def expect(config: dict[str, Any], model: Any) -> Float32Array:
+    return np.stack([hf_vectors(model, ids).mean(0) for ids in texts_for(config)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -32,7 +39,7 @@ def expect(model: Any) -> Float32Array:
 def test_embeddings_equal_the_mean_that_transformers_gives(backend: str, name: str) -> None:
     config = ENCODERS[name]
     model = hf_encoder(config)
-    assert range_error(run(backend, config, hf_parameters(model)), expect(model)) < RANGE_BOUND
+    assert range_error(run(backend, config, hf_parameters(model)), expect(config, model)) < RANGE_BOUND
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -63,6 +63,19 @@ def read_count(config: JsonObject, key: str, *, default: int | None = None) -> i
     return value
 
 
+def read_index(config: JsonObject, key: str, *, default: int) -> int:
+    """A whole number of at least 0; `default` where the key is absent or null. Raises CheckpointError
+    otherwise."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise CheckpointError(
+            f"the model's config has {key}={value!r}; it must be a whole number of at least 0"
+        )
+    return value
+
+
 def read_optional_count(config: JsonObject, key: str) -> int | None:
     """`read_count`, or None where the key is absent or null."""
     return None if config.get(key) is None else read_count(config, key)

@@ -20,10 +20,13 @@ from fastserve.models.gpt_neox import arrange_gpt_neox, build_gpt_neox, read_gpt
 from fastserve.models.head import Ending, Head, HeadLayouts, finish_with_embedding, finish_with_head
 from fastserve.models.llama import build_llama, read_llama
 from fastserve.models.mistral import read_mistral
+from fastserve.models.modernbert import encode_modernbert, modernbert_heads, read_modernbert
+from fastserve.models.mpnet import encode_mpnet, mpnet_heads, read_mpnet
 from fastserve.models.opt import build_opt, read_opt
 from fastserve.models.phi3 import read_phi3
 from fastserve.models.pooling import Pooling
 from fastserve.models.qwen import read_qwen2, read_qwen3
+from fastserve.models.roberta import encode_roberta, read_roberta, roberta_heads
 from fastserve.models.smollm3 import read_smollm3
 from fastserve.types import JsonObject
 
@@ -79,10 +82,15 @@ DECODER_FAMILIES: Mapping[str, DecoderFamily] = {
     ),
     "opt": DecoderFamily("OPT", ("OPTForCausalLM",), read_opt, build_opt),
 }
+_ROBERTA = EncoderFamily(read_roberta, encode_roberta, roberta_heads)
 ENCODER_FAMILIES: Mapping[str, EncoderFamily] = {
     "bert": EncoderFamily(read_bert, encode_bert, bert_heads),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "mpnet": EncoderFamily(read_mpnet, encode_mpnet, mpnet_heads),
     "distilbert": EncoderFamily(read_distilbert, encode_distilbert, distilbert_heads),
     "albert": EncoderFamily(read_albert, encode_albert, albert_heads),
+    "modernbert": EncoderFamily(read_modernbert, encode_modernbert, modernbert_heads),
 }
 
 

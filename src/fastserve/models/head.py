@@ -39,6 +39,7 @@ class HeadLayout:
     has_dense_bias: bool = True
     activation: ActivationKind = "tanh"
     norm: str | None = None
+    has_norm_bias: bool = True
     norm_eps: float = 1e-5
     classifier: str = "classifier"
 
@@ -63,7 +64,8 @@ def finish_with_head(b: GraphBuilder, x: Value, head: Head, layout: HeadLayout) 
         x = b.linear(x, f"{layout.dense}.weight", bias=bias, width=x.width)
         x = b.activation(x, layout.activation)
     if layout.norm is not None:
-        x = b.layer_norm(x, f"{layout.norm}.weight", f"{layout.norm}.bias", eps=layout.norm_eps)
+        bias = f"{layout.norm}.bias" if layout.has_norm_bias else None
+        x = b.layer_norm(x, f"{layout.norm}.weight", bias, eps=layout.norm_eps)
     classifier = layout.classifier
     logits = b.linear(x, f"{classifier}.weight", bias=f"{classifier}.bias", width=head.num_labels)
     return b.finish(logits=logits)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fastserve.errors import CheckpointError
 from fastserve.graph.builder import GraphBuilder
-from fastserve.graph.node import Value
+from fastserve.graph.node import RelativeBias, Value
 from fastserve.models.config import EncoderConfig
 from fastserve.models.config_value import (
     check_divides,
@@ -103,6 +103,7 @@ class PostNormEncoder:
 
     Args:
         prefix: of the names of all parameters.
+        bias: what is added to the scores of every layer's attention.
         tensor_names: those of the checkpoint. Its norms may be named `gamma` and `beta` (made by TensorFlow).
     """
 
@@ -114,10 +115,12 @@ class PostNormEncoder:
         prefix: str,
         tensor_names: Collection[str],
         modules: LayerModules | None = None,
+        bias: RelativeBias | None = None,
     ) -> None:
         self._b = b
         self._config = config
         self._modules = modules or LayerModules()
+        self._bias = bias
         self._prefix = prefix
         is_from_tensorflow = f"{prefix}embeddings.LayerNorm.gamma" in tensor_names
         self._scale, self._shift = ("gamma", "beta") if is_from_tensorflow else ("weight", "bias")
@@ -136,6 +139,7 @@ class PostNormEncoder:
             f"{prefix}.position_embeddings.weight",
             size=config.max_context + config.position_offset,
             width=width,
+            offset=config.position_offset,
         )
         return self._norm(b.add(x, positions), "embeddings.LayerNorm")
 
@@ -180,4 +184,5 @@ class PostNormEncoder:
             head_dim=config.head_dim,
             scale=config.head_dim**-0.5,
             causal=False,
+            bias=self._bias,
         )
