@@ -19,6 +19,7 @@ FastServeError
 ├── RateLimitError         a tenant has reached one of its limits; it says when to try again
 ├── RequestError           an HTTP request that the server does not take
 ├── TraceError             a trace of requests is missing, broken or of no known format
+├── DataError              a file of labelled data or text is missing, malformed or contradicts itself
 └── MeasurementError       a measurement contradicts itself, or what was to be measured failed
 """
 
@@ -153,6 +154,10 @@ class RequestError(FastServeError):
 
 class TraceError(FastServeError):
     """A trace of requests is missing, broken or of no known format."""
+
+
+class DataError(FastServeError):
+    """A file of labelled data or text is missing, malformed or contradicts itself; its line is named."""
 
 
 class MeasurementError(FastServeError):
