@@ -19,7 +19,7 @@ from fastserve.models.config_value import (
 )
 from fastserve.models.head import HeadLayout, HeadLayouts
 from fastserve.models.post_norm import find_prefix
-from fastserve.models.rope import read_rope_table
+from fastserve.models.rope import read_rope
 from fastserve.types import JsonObject
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
@@ -174,8 +174,8 @@ def _read_layers(config: JsonObject, num_layers: int, head_dim: int) -> tuple[Mo
         kinds = [_LOCAL if index % every else _GLOBAL for index in range(num_layers)]
     if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= {_GLOBAL, _LOCAL}:
         raise CheckpointError(
-            f"the model's config has layer_types={kinds!s:.80}; it must name {_GLOBAL} or {_LOCAL} for each of"
-            f" {num_layers} layers"
+            f"the model's config has layer_types={kinds!s:.80}; it must name {_GLOBAL} or {_LOCAL} for each"
+            f" of {num_layers} layers"
         )
     # Of all that a token sees, half is on either side: transformers' ModernBertConfig.sliding_window.
     window = read_count(config, "local_attention", default=_WINDOW) // 2
@@ -195,4 +195,4 @@ def _read_rope(config: JsonObject, kind: str, head_dim: int) -> RopeTable:
     if not isinstance(own, dict):
         raise CheckpointError(f"the model's rope parameters of {kind} must be a mapping, not {own!r}")
     theta = config.get(_OLD_THETA_KEYS[kind], _THETAS[kind])
-    return read_rope_table({"rope_parameters": {"rope_theta": theta, **own}}, head_dim)
+    return read_rope(config, head_dim, parameters={"rope_theta": theta, **own}).usual
