@@ -87,7 +87,7 @@ Weight weight_from_panels(const Bytes& panels, int32_t rows, int32_t depth, cons
 
 nb::ndarray<nb::numpy, float> decode(Runtime& runtime, const std::string& format, const Bytes& data, int64_t count) {
   const StoredFormat stored = parse_stored_format(format);
-  if (count < 0 || count % stored_block(stored) != 0 ||
+  if (stored == StoredFormat::groups || count < 0 || count % stored_block(stored) != 0 ||
       stored_bytes(stored, count) != static_cast<int64_t>(data.size()))
     throw std::invalid_argument(std::to_string(data.size()) + " bytes do not hold " + std::to_string(count) +
                                 " elements of " + format);

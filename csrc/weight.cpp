@@ -20,7 +20,13 @@ Enum parse(const char* what, const std::string& name, const Named<Enum> (&table)
   throw std::invalid_argument("unknown " + std::string(what) + " '" + name + "'");
 }
 
+// float16 scales are those of the file: numbers are moved, not rounded.
 bool keeps_blocks(const PackedWeight& w) { return is_integer(w.format) && w.scale_format == ScaleFormat::f16; }
+
+int64_t row_bytes(const StoredMatrix& source, const PackedWeight& w) {
+  if (source.format != StoredFormat::groups) return stored_bytes(source.format, source.depth);
+  return w.num_groups * (w.offset == WeightOffset::none ? 2 : 4) + static_cast<int64_t>(w.padded_depth);
+}
 
 // Packs one panel a tile.
 class PackJob : public Job {
@@ -46,8 +52,8 @@ class PackJob : public Job {
         at -= source.rows;
         continue;
       }
-      const uint8_t* stored = source.data + at * stored_bytes(source.format, source.depth);
-      if (keeps_blocks(weight_)) return kernels_.pack_blocks(weight_, source.format, stored, out, row % kPanel);
+      const uint8_t* stored = source.data + at * row_bytes(source, weight_);
+      if (keeps_blocks(weight_) || source.format == StoredFormat::groups) return kernels_.pack_blocks(weight_, source.format, stored, out, row % kPanel);
       kernels_.decode_row(source.format, stored, source.depth, values);
       return kernels_.pack_row(weight_, values, out, row % kPanel);
     }
@@ -65,15 +71,18 @@ void check(const StoredMatrix& source, int32_t depth, const PackedWeight& weight
                                 std::to_string(depth));
   if (depth % stored_block(source.format) != 0)
     throw std::invalid_argument("a depth of " + std::to_string(depth) + " is not a whole number of blocks");
-  const int64_t expected = stored_bytes(source.format, static_cast<int64_t>(source.rows) * depth);
+  if (source.format == StoredFormat::groups && !is_integer(weight.format))
+    throw std::invalid_argument("groups of whole numbers are packed into integer weights");
+  const int64_t expected = source.rows * row_bytes(source, weight);
   if (source.num_bytes != expected)
     throw std::invalid_argument("a stored matrix has " + std::to_string(source.num_bytes) + " bytes; its shape needs " +
                                 std::to_string(expected));
-  if (!keeps_blocks(weight)) return;
+  if (!keeps_blocks(weight) || source.format == StoredFormat::groups) return;
   const StoredFormat f = source.format;
-  const bool is_kept = weight.format == WeightFormat::int8
+  const bool is_kept = weight.group_size == 32 && weight.offset != WeightOffset::zero_point &&
+                       (weight.format == WeightFormat::int8
                            ? f == StoredFormat::q8_0 || f == StoredFormat::q5_0 || f == StoredFormat::iq4_nl
-                           : f == (weight.offset == WeightOffset::minimum ? StoredFormat::q4_1 : StoredFormat::q4_0);
+                           : f == (weight.offset == WeightOffset::minimum ? StoredFormat::q4_1 : StoredFormat::q4_0));
   if (!is_kept) throw std::invalid_argument("a stored matrix has no blocks of the kind to keep");
 }
 
@@ -89,8 +98,6 @@ void check(const WeightScheme& s) {
     throw std::invalid_argument("int4 weights need groups of activations");
   if (s.format == WeightFormat::int8 && s.offset != WeightOffset::none)
     throw std::invalid_argument("int8 weights have no offsets");
-  if (s.scale_format == ScaleFormat::f16 && (s.group_size != 32 || s.offset == WeightOffset::zero_point))
-    throw std::invalid_argument("float16 scales are those of stored blocks, of 32 columns and without zero points");
   if (s.scale_format == ScaleFormat::bf16 && s.offset == WeightOffset::minimum)
     throw std::invalid_argument("minimums are those of stored blocks, with float16 scales");
 }
@@ -114,7 +121,8 @@ StoredFormat parse_stored_format(const std::string& name) {
                                               {"q5_0", StoredFormat::q5_0}, {"q5_1", StoredFormat::q5_1},
                                               {"q2_k", StoredFormat::q2_k}, {"q3_k", StoredFormat::q3_k},
                                               {"q4_k", StoredFormat::q4_k}, {"q5_k", StoredFormat::q5_k},
-                                              {"q6_k", StoredFormat::q6_k}, {"iq4_nl", StoredFormat::iq4_nl}};
+                                              {"q6_k", StoredFormat::q6_k}, {"iq4_nl", StoredFormat::iq4_nl},
+                                              {"groups", StoredFormat::groups}};
   return parse("stored format", name, table);
 }
 
@@ -186,6 +194,7 @@ Block block_of(StoredFormat format) {
     case StoredFormat::q4_k: return {256, 144};
     case StoredFormat::q5_k: return {256, 176};
     case StoredFormat::q6_k: return {256, 210};
+    case StoredFormat::groups: return {1, 0};  // their bytes depend on the weight
   }
   throw std::invalid_argument("unknown stored format");
 }

@@ -33,7 +33,8 @@ KvFormat parse_kv_format(const std::string& name);
 ActivationKind parse_activation(const std::string& name);
 
 // How a matrix is packed; of integer formats, group sizes of 0 mean one scale for a whole row. float16 scales are those
-// of stored blocks of 32 columns (q8_0: int8; q4_0: int4; q4_1: int4 with minimums), which are kept as they are.
+// of stored groups, or blocks of 32 columns (q8_0, q5_0, iq4_nl: int8; q4_0: int4; q4_1: int4 with minimums), which are
+// kept as they are.
 struct WeightScheme {
   WeightFormat format;
   ScaleFormat scale_format;

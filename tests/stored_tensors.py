@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from fastserve.backends.native.weight_scheme import SCHEMES, STORED_SCHEMES, WeightScheme
+from fastserve.checkpoint.convert import to_f32, to_float_format
+from fastserve.checkpoint.grouped_tensor import GroupedTensor, Groups
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
+from fastserve.types import Float32Array
 from parity import store_f32
 
 CAN_BE_SPARSE = [
@@ -71,3 +74,46 @@ def random_with_zeros(
     numbers[rng.random(numbers.shape) < share_of_zeros] = 0x88 if scheme.format == "int4" else 0
     blocks[:, 2:] = numbers
     return StoredTensor(name, stored_format, shape, blocks.reshape(-1))
+
+
+def random_grouped(
+    scale_format: TensorFormat,
+    shape: tuple[int, int],
+    *,
+    bits: int,
+    group_size: int,
+    is_asymmetric: bool = False,
+    name: str = "weight",
+) -> GroupedTensor:
+    """Random whole numbers with scales of a format, and perhaps zero points."""
+    rng = np.random.default_rng(6)
+    rows, depth = shape
+    groups, limit = -(-depth // group_size), 2 ** (bits - 1)
+    codes = rng.integers(-limit, limit, shape).astype(np.int8)
+    zeros = rng.integers(-limit, limit, (rows, groups)).astype(np.int8) if is_asymmetric else None
+    halves = StoredTensor(
+        "scales",
+        scale_format,
+        (rows, groups),
+        to_float_format((rng.random((rows, groups)) * 0.1 + 0.01).astype(np.float32), scale_format),
+    )
+    scales = to_f32(halves)
+    return GroupedTensor(
+        name,
+        scale_format,
+        shape,
+        lambda begin, end: Groups(
+            codes[begin:end], None if zeros is None else zeros[begin:end], scales[begin:end]
+        ),
+        lambda: zeros,
+        bits=bits,
+        group_size=group_size,
+    )
+
+
+def exact_values(tensor: GroupedTensor) -> Float32Array:
+    """What its whole numbers and scales stand for, products not rounded."""
+    codes, zeros, scales = tensor.groups(0, tensor.shape[0])
+    of_column = np.arange(tensor.shape[1]) // tensor.group_size
+    values = codes.astype(np.float32) - (0 if zeros is None else zeros.astype(np.float32)[:, of_column])
+    return np.asarray(values * scales[:, of_column], np.float32)

@@ -140,6 +140,7 @@ static void decode_row(StoredFormat format, const uint8_t* p, int64_t count, flo
     case StoredFormat::q6_k:
       for (int64_t b = 0; b < count / 256; ++b) decode_q6_k(p + b * 210, out + b * 256);
       break;
+    case StoredFormat::groups: break;  // moved by pack_blocks
   }
 }
 
@@ -231,8 +232,19 @@ static void pack_row(const PackedWeight& w, const float* row, uint8_t* panel, in
   }
 }
 
+static inline void pack_groups(const PackedWeight& w, const uint8_t* p, uint8_t* panel, int32_t column) {
+  const auto put_numbers = [&](int64_t offset) {
+    for (int32_t group = 0; group < w.num_groups; ++group, p += 2)
+      ((uint16_t*)(panel + offset))[group * kPanel + column] = half_bits_at(p);
+  };
+  put_numbers(w.scales_offset);
+  if (w.offset != WeightOffset::none) put_numbers(w.offsets_offset);
+  put_columns(w, panel, column, 0, w.padded_depth, p);
+}
+
 // The groups of the weight are the stored blocks: their numbers are moved, not rounded.
 static void pack_blocks(const PackedWeight& w, StoredFormat format, const uint8_t* p, uint8_t* panel, int32_t column) {
+  if (format == StoredFormat::groups) return pack_groups(w, p, panel, column);
   const int32_t header = format == StoredFormat::q4_1 ? 4 : 2;
   for (int32_t group = 0; group < w.num_groups; ++group) {
     const int32_t at = group * kPanel + column;

@@ -43,8 +43,11 @@ enum class ScaleFormat : int32_t { bf16, f16 };
 // What is added to scale * value: nothing, scale * offset for a whole offset, or an offset.
 enum class WeightOffset : int32_t { none, zero_point, minimum };
 enum class KvFormat : int32_t { f32, f16, bf16, int8 };
+// `groups` are rows that are whole numbers already, in the groups of the weight that they are packed into: 16-bit scales
+// [num_groups], as many 16-bit offsets where the weight has them, and a byte for each column [padded_depth], as a panel
+// has it (int8: value + 128; int4: the nibble).
 enum class StoredFormat : int32_t {
-  f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl
+  f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, groups
 };
 // Ways to read memory, of which the fastest is the limit: one stream or four, with or without prefetching.
 enum class ReadKind : int32_t { plain, interleaved, prefetched, prefetched_interleaved, non_temporal };

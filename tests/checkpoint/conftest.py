@@ -1,14 +1,19 @@
-"""Small GGUF files, written by the `gguf` library: the second implementation of the format."""
+"""Small GGUF files, written by the `gguf` library: the second implementation of the format; and folders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
+from safetensors.torch import save_file
+
+from fastserve.checkpoint import StoredTensor, open_checkpoint
 
 TINY_LLAMA: dict[str, Any] = {
     "llama.embedding_length": 64,
@@ -64,6 +69,19 @@ def write_gguf(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def open_parts(tmp_path: Path) -> Callable[..., Mapping[str, StoredTensor]]:
+    """The tensors of a folder with these parts and this quantization_config."""
+
+    def open_(parts: Mapping[str, torch.Tensor], quantization: Any) -> Mapping[str, StoredTensor]:
+        contiguous = {name: part.contiguous() for name, part in parts.items()}
+        save_file(contiguous, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+        return open_checkpoint(tmp_path).tensors
+
+    return open_
 
 
 @pytest.fixture

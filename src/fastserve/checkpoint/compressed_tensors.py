@@ -22,7 +22,7 @@ from fastserve.checkpoint.grouped_tensor import GroupedTensor, Groups, to_signed
 from fastserve.checkpoint.safetensors import IntegerTensor, Part
 from fastserve.checkpoint.sparse_tensor import BitmaskRows
 from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor
-from fastserve.checkpoint.weight_parts import WeightParts
+from fastserve.checkpoint.weight_parts import UNQUANTIZED, WeightParts
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.types import Float32Array, JsonObject
 
@@ -101,7 +101,7 @@ def _check_format(folder: Path, format_: object, known: tuple[str, ...]) -> None
     if format_ is not None and format_ not in known:
         raise UnsupportedError(
             f"{folder} is compressed as {format_!r:.80}, supported are {', '.join(known)}",
-            hint="take the model in one of these, or uncompressed: weights are rounded when it is loaded",
+            hint=UNQUANTIZED,
         )
 
 
@@ -199,11 +199,7 @@ def _packed_bits(parts: WeightParts, num_words: int, depth: int, stated: Collect
             f"weight_packed has {num_words} words a row, whose {depth} numbers they do not hold"
         )
     if chosen[0] not in _PACKED_BITS:
-        raise UnsupportedError(
-            f"{parts.folder}: {parts.module} has packed weights of {chosen[0]} bits, supported are"
-            f" {', '.join(map(str, _PACKED_BITS))}",
-            hint="take the model in one of these, or unquantized: weights are rounded when it is loaded",
-        )
+        raise parts.refuse(f"packed weights of {chosen[0]} bits", ", ".join(map(str, _PACKED_BITS)))
     return chosen[0]
 
 
@@ -239,26 +235,15 @@ def _grouped(
     bits: int,
 ) -> GroupedTensor:
     depth, num_groups = shape[1], scales.num_groups
-    group_of_column = parts.optional_integers("weight_g_idx", "I32", "I64")
-    if group_of_column is not None:
-        if group_of_column.shape != (depth,):
-            raise parts.contradict(f"weight_g_idx is {list(group_of_column.shape)} for {depth} columns")
-        low, high = group_of_column.min(initial=0), group_of_column.max(initial=0)
-        if low < 0:  # as the library initializes it: columns are in order
-            group_of_column = None
-        elif high >= num_groups:
-            raise parts.contradict(f"weight_g_idx has group {high}, of {num_groups}")
-    group_size = -(-depth // num_groups)
-    if group_of_column is None and -(-depth // group_size) != num_groups:
-        raise parts.contradict(f"{depth} columns do not part into {num_groups} groups")
     return GroupedTensor(
         f"{parts.module}.weight",
         scales.scales.format,
         shape,
         read,
+        lambda: scales.zeros,
         bits=bits,
-        group_size=group_size,
-        group_of_column=None if group_of_column is None else group_of_column.astype(np.int32),
+        group_size=parts.group_size(depth, num_groups),
+        group_of_column=parts.group_of_column("weight_g_idx", depth, num_groups),
     )
 
 

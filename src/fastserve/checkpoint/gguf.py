@@ -42,9 +42,9 @@ _SCALARS = {
     11: "<i8",
     12: "<f8",
 }
-_SCALAR_DTYPES = {code: np.dtype(text) for code, text in _SCALARS.items()}
+SCALAR_DTYPES = {code: np.dtype(text) for code, text in _SCALARS.items()}
 
-_FORMATS = {
+FORMATS = {
     0: TensorFormat.F32,
     1: TensorFormat.F16,
     2: TensorFormat.Q4_0,
@@ -273,7 +273,7 @@ class _Cursor:
         return self._numbers(key, code, self.count(f"elements of {key}", 1))
 
     def _numbers(self, key: str, code: int, count: int) -> NDArray[Any]:
-        dtype = _SCALAR_DTYPES.get(code)
+        dtype = SCALAR_DTYPES.get(code)
         if dtype is None:
             raise CheckpointError(
                 f"{self.path}: {key} has value type {code}, the largest known is {max(_SCALARS)}",
@@ -358,7 +358,7 @@ def _read_entry(cursor: _Cursor) -> _Entry:
         )
     code = cursor.u32(f"the type of {name}")
     offset = cursor.u64(f"the offset of {name}")
-    format_ = _FORMATS.get(code)
+    format_ = FORMATS.get(code)
     if format_ is None:
         supported = ", ".join(f.name for f in TensorFormat)
         raise UnsupportedError(

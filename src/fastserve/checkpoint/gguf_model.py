@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastserve.checkpoint.gguf import GgufFile, GgufMetadata
 from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor
@@ -44,9 +45,9 @@ _BERT_MODULES = {
     "blk.{}.ffn_down": "encoder.layer.{}.output.dense",
     "blk.{}.layer_output_norm": "encoder.layer.{}.output.LayerNorm",
 }
-_MODULES = {"llama": _LLAMA_MODULES, "bert": _BERT_MODULES}
+MODULES = {"llama": _LLAMA_MODULES, "bert": _BERT_MODULES}
 
-_ROPE_FREQS = "rope_freqs.weight"  # not a parameter: how Llama 3.1 files store their rope scaling
+ROPE_FREQS = "rope_freqs.weight"  # not a parameter: how Llama 3.1 files store their rope scaling
 _MAX_LAYERS = 10_000
 # What every Llama 3.1+ release uses, and what the files leave out (its config.json, "rope_scaling").
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -66,7 +67,7 @@ def config_from_gguf(file: GgufFile) -> JsonObject:
             return _bert_config(file)
         case other:
             raise UnsupportedError(
-                f"{file.path} has architecture {other!r}, supported in GGUF are {', '.join(_MODULES)}"
+                f"{file.path} has architecture {other!r}, supported in GGUF are {', '.join(MODULES)}"
             )
 
 
@@ -79,7 +80,7 @@ class HfTensors(Mapping[str, StoredTensor]):
 
     def __init__(self, file: GgufFile, config: JsonObject) -> None:
         self._tensors = file.tensors
-        self._gguf_names = {hf_name(file, name): name for name in file.tensors if name != _ROPE_FREQS}
+        self._gguf_names = {hf_name(file, name): name for name in file.tensors if name != ROPE_FREQS}
         self._heads: dict[str, int] = {}
         if file.architecture == "llama":
             self._heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
@@ -116,7 +117,7 @@ def hf_name(file: GgufFile, name: str) -> str:
     if match:
         prefix, layer, rest, kind = match.groups()
         gguf_module = f"{prefix or ''}{'' if layer is None else '{}'}{rest}"
-        module = _MODULES[file.architecture].get(gguf_module)
+        module = MODULES[file.architecture].get(gguf_module)
         if module is not None:
             return f"{module.format(layer)}.{kind}"
     raise UnsupportedError(
@@ -233,7 +234,7 @@ def _rope_parameters(file: GgufFile, head_dim: int) -> dict[str, Any]:
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0 if theta is None else theta}
     if not parameters["rope_theta"] > 0:
         raise CheckpointError(f"{file.path}: llama.rope.freq_base is {theta}, a positive number was expected")
-    if _ROPE_FREQS in file.tensors:
+    if ROPE_FREQS in file.tensors:
         return parameters | _llama3_rope(file, parameters["rope_theta"], head_dim)
     scaling = metadata.text("llama.rope.scaling.type")
     match scaling:
@@ -252,20 +253,28 @@ def _rope_parameters(file: GgufFile, head_dim: int) -> dict[str, Any]:
 
 
 def _llama3_rope(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
-    """The parameters whose frequency divisors the file stores; UnsupportedError where they are unusual.
+    """The parameters whose frequency divisors the file stores; UnsupportedError where they are unusual."""
+    stored = file.tensors[ROPE_FREQS]
+    factors = stored.data.view("<f4").astype(np.float64) if stored.format.name == "F32" else np.zeros(0)
+    parameters = {"rope_type": "llama3", "factor": float(factors.max(initial=1.0)), **_LLAMA3_ROPE}
+    expected = llama3_factors({**parameters, "rope_theta": theta}, head_dim)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-5):
+        raise UnsupportedError(f"{file.path}: {ROPE_FREQS} holds no rope scaling of Llama 3.1")
+    return parameters
+
+
+def llama3_factors(parameters: JsonObject, head_dim: int) -> NDArray[np.float64]:
+    """The divisors of frequencies [head_dim / 2] that `rope_parameters` of llama3 stand for.
 
     Formula: _compute_llama3_parameters of transformers' modeling_rope_utils.py.
     """
-    stored = file.tensors[_ROPE_FREQS]
-    factors = stored.data.view("<f4").astype(np.float64) if stored.format.name == "F32" else np.zeros(0)
-    factor = float(factors.max(initial=1.0))
-    low, high, original = _LLAMA3_ROPE.values()
-    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((original / wavelengths - low) / (high - low), 0.0, 1.0)
-    expected = 1 / ((1 - smooth) / factor + smooth)
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-5):
-        raise UnsupportedError(f"{file.path}: {_ROPE_FREQS} holds no rope scaling of Llama 3.1")
-    return {"rope_type": "llama3", "factor": factor, **_LLAMA3_ROPE}
+    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    wavelengths = 2 * np.pi * parameters["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = np.clip(
+        (parameters["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0.0, 1.0
+    )
+    factors: NDArray[np.float64] = 1 / ((1 - smooth) / parameters["factor"] + smooth)
+    return factors
 
 
 def _count(metadata: GgufMetadata, key: str) -> int:

@@ -20,7 +20,7 @@ _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # enum llama_token_type o
 _SPACE = "▁"
 
 # Roles as chat templates know them → keys in the metadata ("seperator" is the format's own spelling).
-_ROLES = {
+ROLES = {
     "bos_token": "bos",
     "eos_token": "eos",
     "unk_token": "unknown",
@@ -50,7 +50,7 @@ class _Splitting:
 _SMOLLM = _Splitting((r"\p{N}", _GPT2))
 _QWEN2 = _Splitting((_GPT4.format(digits=""),), is_nfc=True)
 _LLAMA3 = _Splitting((_GPT4.format(digits="{1,3}"),), ignores_merges=True, adds_bos=True)
-_SPLITTINGS = {
+SPLITTINGS = {
     "gpt-2": _Splitting((_GPT2,)),
     "phi-2": _Splitting((_GPT2,)),
     "smollm": _SMOLLM,
@@ -80,17 +80,17 @@ def build_from_gguf(metadata: GgufMetadata) -> tuple[Tokenizer, dict[str, str]]:
         raise CheckpointError(f"{metadata.path} has a tokenizer without tokens")
     with name_errors(metadata.path):
         backend = _BUILDERS[kind](metadata, tokens)
-    found = {role: _special_token(metadata, tokens, key) for role, key in _ROLES.items()}
+    found = {role: _special_token(metadata, tokens, key) for role, key in ROLES.items()}
     return backend, {role: text for role, text in found.items() if text is not None}
 
 
 def _build_byte_pair(metadata: GgufMetadata, tokens: list[str]) -> Tokenizer:
     name = metadata.text("tokenizer.ggml.pre")
-    splitting = _SPLITTINGS.get(name or "")
+    splitting = SPLITTINGS.get(name or "")
     if splitting is None:
         raise UnsupportedError(
             f"{metadata.path} splits words by {name!r} (tokenizer.ggml.pre),"
-            f" supported are {', '.join(_SPLITTINGS)}"
+            f" supported are {', '.join(SPLITTINGS)}"
         )
     vocabulary = _vocabulary(tokens)
     model = models.BPE(
@@ -172,7 +172,7 @@ def _types(metadata: GgufMetadata, tokens: Sequence[str]) -> NDArray[np.int32]:
     types = metadata.array("tokenizer.ggml.token_type")
     if types is None:
         types = np.ones(len(tokens), np.int32)
-        roles = (metadata.integer(f"tokenizer.ggml.{key}_token_id") for key in _ROLES.values())
+        roles = (metadata.integer(f"tokenizer.ggml.{key}_token_id") for key in ROLES.values())
         types[[id_ for id_ in roles if id_ is not None and 0 <= id_ < len(tokens)]] = _CONTROL
     if len(types) != len(tokens):
         raise CheckpointError(f"{metadata.path} has {len(types)} token types for {len(tokens)} tokens")

@@ -14,8 +14,6 @@ from fastserve.checkpoint.convert import to_float_format
 from fastserve.checkpoint.tensor import ComputedTensor, TensorFormat
 from fastserve.types import Float32Array
 
-_ROWS_AT_A_TIME = 1024
-
 
 class Groups(NamedTuple):
     """Some rows of a grouped tensor: an element is (code - zero) * scale, by the group of its column."""
@@ -31,17 +29,22 @@ class GroupedTensor(ComputedTensor):
     To those who read it as any other tensor it has the format of its scales, and the numbers that the
     library of its checkpoint's format dequantizes to: products are rounded to that format.
 
+    Args:
+        read: rows `begin` up to `end`.
+        read_zeros: zero points of all rows, in any shape.
+
     Attributes:
         bits: of the whole numbers.
         group_size: columns that share a scale; those of the last group may be fewer.
         group_of_column: where groups are not of neighbouring columns: the group of each [depth].
     """
 
-    __slots__ = ("_read", "bits", "group_of_column", "group_size")
+    __slots__ = ("_read", "_read_zeros", "bits", "group_of_column", "group_size")
     bits: int
     group_size: int
     group_of_column: NDArray[np.int32] | None
     _read: Callable[[int, int], Groups]
+    _read_zeros: Callable[[], NDArray[np.int8] | None]
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class GroupedTensor(ComputedTensor):
         stored_format: TensorFormat,
         shape: tuple[int, int],
         read: Callable[[int, int], Groups],
+        read_zeros: Callable[[], NDArray[np.int8] | None],
         *,
         bits: int,
         group_size: int,
@@ -62,6 +66,7 @@ class GroupedTensor(ComputedTensor):
             ("group_size", group_size),
             ("group_of_column", group_of_column),
             ("_read", read),
+            ("_read_zeros", read_zeros),
         )
         for field, value in fields:
             object.__setattr__(self, field, value)
@@ -75,12 +80,10 @@ class GroupedTensor(ComputedTensor):
         groups = self._read(begin, end)
         return groups if groups.zeros is None or groups.zeros.any() else groups._replace(zeros=None)
 
-    @property
     def has_zeros(self) -> bool:
         """Whether any zero point is not 0: all are read."""
-        rows = self.shape[0]
-        starts = range(0, rows, _ROWS_AT_A_TIME)
-        return any(self.groups(at, min(at + _ROWS_AT_A_TIME, rows)).zeros is not None for at in starts)
+        zeros = self._read_zeros()
+        return zeros is not None and bool(zeros.any())
 
     def _dequantize(self, begin: int, end: int) -> NDArray[np.uint8]:
         groups = self.groups(begin, end)

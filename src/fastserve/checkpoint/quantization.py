@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from fastserve.checkpoint.awq import read_awq
 from fastserve.checkpoint.compressed_tensors import read_compressed_tensors
+from fastserve.checkpoint.gptq import read_gptq
 from fastserve.checkpoint.safetensors import Part, only_tensors
 from fastserve.checkpoint.tensor import StoredTensor
+from fastserve.checkpoint.weight_parts import UNQUANTIZED
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.types import JsonObject
 
 Reader = Callable[[Path, JsonObject, Mapping[str, Part]], dict[str, Part]]
 """Of one method: takes its config and all parts, and gives them with those that it knows put together."""
 
-_READERS: Mapping[str, Reader] = {"compressed-tensors": read_compressed_tensors}
+_READERS: Mapping[str, Reader] = {
+    "compressed-tensors": read_compressed_tensors,
+    "gptq": read_gptq,
+    "awq": read_awq,
+}
 
 
 def assemble(folder: Path, config: JsonObject, parts: Mapping[str, Part]) -> Mapping[str, StoredTensor]:
@@ -36,6 +43,6 @@ def assemble(folder: Path, config: JsonObject, parts: Mapping[str, Part]) -> Map
     if not isinstance(method, str) or method not in _READERS:
         raise UnsupportedError(
             f"{folder} is quantized with quant_method {method!r:.80}, supported are {', '.join(_READERS)}",
-            hint="take the model in one of these, or unquantized: weights are rounded when it is loaded",
+            hint=UNQUANTIZED,
         )
     return only_tensors(folder, _READERS[method](folder, quantization, parts))

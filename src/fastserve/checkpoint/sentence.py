@@ -10,7 +10,12 @@ from fastserve.checkpoint.gguf import GgufMetadata
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.types import JsonObject
 
-_GGUF_POOLING = {1: "mean", 2: "cls", 3: "lasttoken"}  # enum llama_pooling_type of llama.h; 0 is none
+GGUF_POOLING = {1: "mean", 2: "cls", 3: "lasttoken"}  # enum llama_pooling_type of llama.h; 0 is none
+POOLING_FLAGS = {  # as older versions of sentence-transformers write a way of pooling
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +63,15 @@ def sentence_settings_from_gguf(metadata: GgufMetadata) -> SentenceSettings | No
     kind = metadata.integer(f"{metadata.text('general.architecture')}.pooling_type")
     if kind is None or kind == 0:
         return None
-    if kind not in _GGUF_POOLING:
+    if kind not in GGUF_POOLING:
         raise UnsupportedError(
             f"{metadata.path} has pooling type {kind}, supported are"
-            f" {', '.join(f'{code} ({name})' for code, name in _GGUF_POOLING.items())}"
+            f" {', '.join(f'{code} ({name})' for code, name in GGUF_POOLING.items())}"
         )
     chain = ("Transformer", "Pooling", "Normalize")
     return SentenceSettings(
         modules=tuple({"type": f"sentence_transformers.models.{name}", "path": ""} for name in chain),
-        pooling={"pooling_mode": _GGUF_POOLING[kind]},
+        pooling={"pooling_mode": GGUF_POOLING[kind]},
         max_tokens=None,
     )
 

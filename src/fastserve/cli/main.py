@@ -24,6 +24,7 @@ from fastserve.errors import FastServeError, MemoryLimitError, OptionError
 COMMANDS = {
     "bench": "fastserve.cli.bench",
     "chat": "fastserve.cli.chat",
+    "convert": "fastserve.cli.convert",
     "doctor": "fastserve.cli.doctor",
     "download": "fastserve.cli.download",
     "embed": "fastserve.cli.embed",

@@ -17,7 +17,9 @@ from fastserve.backends.native.weight_scheme import (
     STORED_SCHEMES,
     Storage,
     WeightScheme,
+    kept_scheme,
 )
+from fastserve.backends.native.weights import pack as pack_stacked
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.config import WeightFormat
@@ -27,17 +29,20 @@ from fastserve.graph.node import Graph
 from fastserve.graph.passes import merge_linears
 from fastserve.types import Batch, Float32Array, Limits
 from parity import run_logits, store_f32
-from stored_tensors import CAN_BE_SPARSE, random_stored, random_with_zeros, whole_blocks
+from stored_tensors import (
+    CAN_BE_SPARSE,
+    exact_values,
+    random_grouped,
+    random_stored,
+    random_with_zeros,
+    whole_blocks,
+)
 
 ISAS = _native.runnable_isas()
 
 
 def pack(runtime: _native.Runtime, stored: StoredTensor, scheme: WeightScheme) -> _native.Weight:
-    return _native.Weight(
-        runtime,
-        [(stored.format.value, stored.data, *stored.shape)],  # type: ignore[list-item]
-        **asdict(scheme),
-    )
+    return pack_stacked(runtime, [stored], scheme)
 
 
 def make_plan(runtime: _native.Runtime, rows: int, arena_bytes: int) -> _native.Plan:
@@ -204,6 +209,63 @@ def test_linears_of_stored_blocks_are_the_product_of_what_the_file_says(
     stored = random_stored(stored_format, (width, depth))
     x = np.random.default_rng(11).normal(size=(20, depth)).astype(np.float32) * 5
     assert_product(x, stored, to_f32(stored), STORED_SCHEMES[stored_format], isa)
+
+
+WHOLE_NUMBERS = [
+    (scale_format, bits, group_size, is_asymmetric)
+    for scale_format in (TensorFormat.BF16, TensorFormat.F16)
+    for group_size in (32, 64, 128, 256, 1000)
+    for bits, is_asymmetric in ((8, False), (4, False), (4, True), (2, True))
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("scale_format", "bits", "group_size", "is_asymmetric"), WHOLE_NUMBERS)
+def test_whole_numbers_are_kept_with_their_scales(
+    scale_format: TensorFormat, bits: int, group_size: int, is_asymmetric: bool, isa: str
+) -> None:
+    stored = random_grouped(
+        scale_format, (67, 334), bits=bits, group_size=group_size, is_asymmetric=is_asymmetric
+    )
+    scheme = kept_scheme(stored)
+    assert scheme.format == ("int8" if bits == 8 else "int4")
+    values = exact_values(stored)
+    np.testing.assert_array_equal(read_back(stored, scheme, isa), values)
+    x = np.random.default_rng(11).normal(size=(20, 334)).astype(np.float32) * 5
+    assert_product(x, stored, values, scheme, isa)
+
+
+@pytest.mark.parametrize(
+    ("scale_format", "bits", "group_size", "is_asymmetric"),
+    [
+        (TensorFormat.F32, 8, 64, False),
+        (TensorFormat.BF16, 8, 64, True),
+        (TensorFormat.BF16, 4, 16, False),
+        (TensorFormat.F16, 4, 96, True),
+    ],
+)
+def test_whole_numbers_that_the_kernels_do_not_have_become_what_they_stand_for(
+    scale_format: TensorFormat, bits: int, group_size: int, is_asymmetric: bool
+) -> None:
+    stored = random_grouped(
+        scale_format, (67, 334), bits=bits, group_size=group_size, is_asymmetric=is_asymmetric
+    )
+    scheme = kept_scheme(stored)
+    assert scheme.format == scale_format.value
+    np.testing.assert_array_equal(read_back(stored, scheme, ISAS[0]), to_f32(stored))
+
+
+def test_tensors_are_packed_the_same_some_panels_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = make_runtime(1, ISAS[0])
+    stored = [
+        random_grouped(TensorFormat.BF16, (rows, 200), bits=4, group_size=64, is_asymmetric=True)
+        for rows in (130, 1, 66)
+    ]
+    for scheme in (kept_scheme(stored[0]), SCHEMES["int8"], SCHEMES["f32"], SCHEMES["int4:asymmetric"]):
+        whole = pack_stacked(runtime, stored, scheme).panels
+        with monkeypatch.context() as patch:
+            patch.setattr("fastserve.backends.native.weights._FLOATS_AT_A_TIME", 1)
+            np.testing.assert_array_equal(pack_stacked(runtime, stored, scheme).panels, whole)
 
 
 def assert_product(
@@ -403,7 +465,7 @@ def test_unknown_options_are_refused_by_name(option: str, value: object) -> None
         ),
         ({"format": "int8", "offset": "zero_point"}, "no offsets"),
         ({"format": "int4", "activation_group_size": 64, "offset": "minimum"}, "minimums are those"),
-        ({"format": "int4", "activation_group_size": 64, "scale_format": "f16"}, "of 32 columns"),
+        ({"format": "int4", "activation_group_size": 64, "scale_format": "f16"}, "no blocks of the kind"),
         (
             {"format": "int8", "group_size": 32, "activation_group_size": 32, "scale_format": "f16"},
             "no blocks of the kind",

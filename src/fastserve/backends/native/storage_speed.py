@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 import fastserve._native as _native
+from fastserve.backends.native.aligned_bytes import aligned_bytes
 from fastserve.backends.native.quantize_rows import FLOAT_BYTES, row_bytes
 from fastserve.backends.native.weight_scheme import SPARSE_STORAGES, Storage, WeightScheme
 from fastserve.types import Batch, Float32Array
 
 MIN_TURNS = 5
-_ALIGNMENT = 64  # of panels (csrc/memory.h: kAlignment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +77,7 @@ def _copy(
     fields: dict[str, object] = {**asdict(scheme), "storage": weight.storage}
     copies = [weight]
     for _ in range(count - 1):
-        memory = np.empty(weight.num_bytes + _ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % _ALIGNMENT
-        panels = memory[start : start + weight.num_bytes]
+        panels = aligned_bytes(weight.num_bytes)
         panels[:] = weight.panels
         copies.append(_native.Weight.from_panels(panels, *shape, **fields))  # type: ignore[arg-type]
     return copies

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.config import WeightFormat
 from fastserve.graph.node import Attention, Embedding, Graph, Linear, Parameter
@@ -33,7 +34,7 @@ class WeightScheme:
         group_size: columns of a row of weights that share a scale; 0: all of them. The last group is shorter
             where the width is not a multiple of it.
         activation_group_size: columns of a row of activations that share a scale; 0: all of them.
-        scale_format: of scales and offsets; f16 are those of the file's blocks of 32, kept without rounding.
+        scale_format: of scales and offsets; f16 are those of the file, kept without rounding.
         offset: `zero_point` is a whole number times the scale, `minimum` any number.
         storage: `bitmask` keeps only integers other than zero, behind masks that say where they are; `csr`
             keeps them row by row with their columns; `chosen` is what `storage_choice` finds fastest for the
@@ -120,11 +121,39 @@ STORED_SCHEMES: Mapping[TensorFormat, WeightScheme] = {
 }
 
 
+GROUP_SIZES = (32, 64, 128, 256)  # that the kernels have, beside whole rows
+
+
+def kept_scheme(tensor: StoredTensor) -> WeightScheme:
+    """What keeps a stored tensor's numbers exactly: whole numbers and scales where the kernels have such,
+    else what it dequantizes to."""
+    kept = _whole_numbers(tensor) if isinstance(tensor, GroupedTensor) else None
+    return kept or STORED_SCHEMES[tensor.format]
+
+
+def _whole_numbers(tensor: GroupedTensor) -> WeightScheme | None:
+    group_size = 0 if tensor.group_size >= tensor.shape[1] else tensor.group_size
+    has_group = group_size in (0, *GROUP_SIZES) and tensor.group_of_column is None
+    if not has_group or tensor.format is TensorFormat.F32:
+        return None
+    has_zeros = tensor.has_zeros()
+    if has_zeros and tensor.bits > 4:
+        return None
+    return WeightScheme(
+        format="int4" if tensor.bits <= 4 else "int8",
+        group_size=group_size,
+        activation_group_size=min(group_size or ACTIVATION_GROUP_SIZE, ACTIVATION_GROUP_SIZE),
+        scale_format="bf16" if tensor.format is TensorFormat.BF16 else "f16",
+        offset="zero_point" if has_zeros else "none",
+    )
+
+
 def choose_schemes(
     graph: Graph, weights: WeightFormat, tensors: Mapping[str, StoredTensor]
 ) -> dict[Parameter, WeightScheme]:
     """The scheme of every matrix of the graph: that of the name, but
 
+    - with int8 and int4, what is stored as whole numbers of no more bits is kept as it is;
     - with int4, embeddings and the head (the linear that makes the logits) are int8: 4 bits hurt them most;
     - in decoders, storage of integers that linears read is chosen by their zeros;
     - with "stored", each as the file has it. Stacked matrices that the file has in different formats become
@@ -137,22 +166,45 @@ def choose_schemes(
         scheme = SCHEMES[weights]
         kept_finer = _embeddings_and_head(graph) if scheme.format == "int4" else set()
         schemes = {parameter: INT8 if parameter in kept_finer else scheme for parameter in matrices}
+        schemes |= _kept_as_they_are(schemes, tensors)
     for parameter in _read_by_few_rows(graph):
         if schemes[parameter].is_integer and schemes[parameter].offset == "none":
             schemes[parameter] = replace(schemes[parameter], storage="chosen")
     return schemes
 
 
+def _kept_as_they_are(
+    schemes: Mapping[Parameter, WeightScheme], tensors: Mapping[str, StoredTensor]
+) -> dict[Parameter, WeightScheme]:
+    """Of matrices that are to be integers: what is stored as such, of no more bits."""
+    kept = {}
+    for parameter, scheme in schemes.items():
+        stored = [tensors.get(name) for name in parameter.names] if scheme.is_integer else []
+        grouped = [tensor for tensor in stored if isinstance(tensor, GroupedTensor)]
+        if grouped and len(grouped) == len(stored):
+            found = {kept_scheme(tensor) for tensor in grouped}
+            if len(found) == 1 and _ELEMENT_BITS[(own := found.pop()).format] <= _ELEMENT_BITS[scheme.format]:
+                kept[parameter] = own
+    return kept
+
+
 def _stored_scheme(parameter: Parameter, tensors: Mapping[str, StoredTensor]) -> WeightScheme:
-    formats = {tensors[name].format for name in parameter.names}
-    if len(formats) == 1:
-        return STORED_SCHEMES[formats.pop()]
+    stored = [tensors[name] for name in parameter.names]
+    schemes = {kept_scheme(tensor) for tensor in stored}
+    if len(schemes) == 1:
+        return schemes.pop()
     logger.warning(
         "%s are stored in different formats (%s): float32 is used, which holds them all",
         " and ".join(parameter.names),
-        ", ".join(sorted(stored.value for stored in formats)),
+        ", ".join(sorted({_describe(tensor) for tensor in stored})),
     )
     return SCHEMES["f32"]
+
+
+def _describe(tensor: StoredTensor) -> str:
+    if not isinstance(tensor, GroupedTensor):
+        return tensor.format.value
+    return f"int{tensor.bits} in groups of {tensor.group_size}"
 
 
 def _embeddings_and_head(graph: Graph) -> set[Parameter]:
