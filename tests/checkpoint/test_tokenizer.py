@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from fastserve.checkpoint import open_checkpoint
 from fastserve.checkpoint.folder_tokenizer import build_from_folder
 from fastserve.checkpoint.gguf import read_gguf
-from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
+from fastserve.checkpoint.gguf_tokenizer import _NAMED_SPLITTINGS, _SPLITTINGS, build_from_gguf
+from fastserve.checkpoint.sentencepiece import read_sentencepiece
+from fastserve.checkpoint.splitting import cut_words
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import CheckpointError, OptionError, UnsupportedError
 
@@ -57,6 +60,70 @@ def test_the_vectors_of_llama_cpp_are_reproduced(shared_data: Path, name: str) -
     tokenizer = vector_tokenizer(shared_data, name)
     for text, expected in zip(inputs, outputs, strict=True):
         assert tokenizer.encode(text, add_special_tokens=False) == expected, text
+
+
+@pytest.mark.parametrize("name", [names[0] for names in _NAMED_SPLITTINGS])
+def test_text_in_every_language_comes_back_whole_however_words_are_cut(
+    shared_data: Path, write_gguf: Callable[..., Path], name: str
+) -> None:
+    splitting = _SPLITTINGS[name]
+    byte_tokens = pre_tokenizers.ByteLevel.alphabet()
+    metadata = {**GPT2, "tokenizer.ggml.pre": name, "tokenizer.ggml.tokens": sorted(byte_tokens)}
+    tokenizer = Tokenizer(*build_from_gguf(read_gguf(write_gguf(metadata, {})).metadata))
+    for text in texts_of(shared_data):
+        ids = tokenizer.encode(text)
+        expected = unicodedata.normalize("NFC", text) if splitting.is_nfc else text
+        assert tokenizer.decode(ids) == expected
+        assert len(ids) == len(expected.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llama-bpe", ["HelloWorld", "'s", "Ġ", "123", "45", "Ġnaïve", "!!"]),
+        ("qwen2", ["HelloWorld", "'s", "Ġ", "1", "2", "3", "4", "5", "Ġnaïve", "!!"]),
+        ("gpt-2", ["HelloWorld", "'s", "Ġ12345", "Ġnaïve", "!!"]),
+        ("smollm", ["HelloWorld", "'s", "Ġ", "1", "2", "3", "4", "5", "Ġnaïve", "!!"]),
+        ("gpt-4o", ["Hello", "World's", "Ġ", "123", "45", "Ġnaïve", "!!"]),
+        ("tekken", ["Hello", "World", "'s", "Ġ", "1", "2", "3", "4", "5", "Ġnaïve", "!!"]),
+    ],
+)
+def test_words_are_cut_as_the_models_were_trained(name: str, words: list[str]) -> None:
+    cut = cut_words(_SPLITTINGS[name].patterns)
+    spelled = [word.replace("ï", "Ã¯") for word in words]
+    assert [word for word, _ in cut.pre_tokenize_str("HelloWorld's 12345 naïve!!")] == spelled
+
+
+def test_unigram_tokens_in_gguf_split_as_in_a_folder(
+    shared_data: Path, write_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = (shared_data / "lm_wikitext2" / "valid.txt").read_text(encoding="utf-8")[:60_000]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.replace("<unk>", "word").splitlines()),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=500,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    (tmp_path / "config.json").write_text("{}")
+    model = read_sentencepiece(tmp_path / "spiece.model")
+    metadata = {
+        "tokenizer.ggml.model": "t5",
+        "tokenizer.ggml.tokens": list(model.pieces),
+        "tokenizer.ggml.scores": [float(score) for score in model.scores],
+        "tokenizer.ggml.token_type": [int(type_) for type_ in model.types],
+        "tokenizer.ggml.precompiled_charsmap": model.charsmap,
+        "tokenizer.ggml.unknown_token_id": model.unknown_id,
+        "tokenizer.ggml.eos_token_id": list(model.pieces).index("</s>"),
+        "tokenizer.ggml.add_space_prefix": True,
+        "tokenizer.ggml.remove_extra_whitespaces": True,
+    }
+    gguf = Tokenizer(*build_from_gguf(read_gguf(write_gguf(metadata, {})).metadata))
+    folder = Tokenizer(*build_from_folder(tmp_path))
+    for line in [*texts_of(shared_data), *text.splitlines()[:50]]:
+        if "<unk>" not in line:
+            assert gguf.encode(line) == folder.encode(line), line
 
 
 @pytest.mark.parametrize("name", ["gpt-2", "qwen2", "llama-spm", "phi-3"])
@@ -212,8 +279,8 @@ GPT2 = {
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"tokenizer.ggml.model": "t5"}, UnsupportedError, "'t5', supported in GGUF are gpt2, llama, bert"),
-        ({"tokenizer.ggml.pre": "dbrx"}, UnsupportedError, "splits words by 'dbrx'.*supported are gpt-2"),
+        ({"tokenizer.ggml.model": "rwkv"}, UnsupportedError, "'rwkv', supported in GGUF are gpt2, llama, t5"),
+        ({"tokenizer.ggml.pre": "viking"}, UnsupportedError, "splits words by 'viking'.*supported are gpt-2"),
         ({"tokenizer.ggml.pre": None}, UnsupportedError, "splits words by None"),
         ({"tokenizer.ggml.tokens": None}, CheckpointError, "a tokenizer without tokens"),
         ({"tokenizer.ggml.merges": ["a z"]}, CheckpointError, "no two tokens that make a third"),

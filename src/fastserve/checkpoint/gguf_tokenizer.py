@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from fastserve.checkpoint.charsmap import check_charsmap
 from fastserve.checkpoint.gguf import GgufMetadata
+from fastserve.checkpoint.sentencepiece import CONTROL, SentencePieceModel
+from fastserve.checkpoint.sentencepiece_tokenizer import SPACE, build_from_sentencepiece, piece_tokens
+from fastserve.checkpoint.splitting import DIGIT, GPT2, GPT4O, LLAMA3, QWEN2, QWEN35, TEKKEN, cut_words
 from fastserve.checkpoint.tokenizer_library import add_ends, name_errors
 from fastserve.errors import CheckpointError, UnsupportedError
-
-_UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # enum llama_token_type of llama.h
-_SPACE = "▁"
 
 # Roles as chat templates know them → keys in the metadata ("seperator" is the format's own spelling).
 ROLES = {
@@ -30,12 +32,6 @@ ROLES = {
     "mask_token": "mask",
 }
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_GPT4 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
-    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class _Splitting:
@@ -47,20 +43,24 @@ class _Splitting:
     adds_bos: bool = False  # unless the metadata says otherwise
 
 
-_SMOLLM = _Splitting((r"\p{N}", _GPT2))
-_QWEN2 = _Splitting((_GPT4.format(digits=""),), is_nfc=True)
-_LLAMA3 = _Splitting((_GPT4.format(digits="{1,3}"),), ignores_merges=True, adds_bos=True)
-SPLITTINGS = {
-    "gpt-2": _Splitting((_GPT2,)),
-    "phi-2": _Splitting((_GPT2,)),
-    "smollm": _SMOLLM,
-    "starcoder": _SMOLLM,
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
+_NAMED_SPLITTINGS: dict[tuple[str, ...], _Splitting] = {
+    ("gpt-2", "phi-2", "mpt", "jais", "trillion", "exaone4", "mellum", "roberta-bpe"): _Splitting((GPT2,)),
+    ("jina-v1-en", "jina-v2-code", "jina-v2-es", "jina-v2-de"): _Splitting((GPT2,)),
+    ("olmo", "modern-bert"): _Splitting((GPT2,), is_nfc=True),  # GPT-NeoX's, which Pythia has too
+    ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"): _Splitting(
+        (DIGIT, GPT2)
+    ),
+    ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan"): _Splitting((QWEN2,), is_nfc=True),
+    ("qwen35",): _Splitting((QWEN35,), is_nfc=True),
+    ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"): _Splitting(
+        (LLAMA3,), ignores_merges=True, adds_bos=True
+    ),
+    ("dbrx", "smaug-bpe", "chatglm-bpe"): _Splitting((LLAMA3,)),
+    ("glm4",): _Splitting((LLAMA3,), ignores_merges=True),
+    ("gpt-4o", "llama4"): _Splitting((GPT4O,)),
+    ("tekken",): _Splitting((TEKKEN,), ignores_merges=True, adds_bos=True),
 }
+SPLITTINGS = {name: splitting for names, splitting in _NAMED_SPLITTINGS.items() for name in names}
 
 
 def build_from_gguf(metadata: GgufMetadata) -> tuple[Tokenizer, dict[str, str]]:
@@ -101,11 +101,7 @@ def _build_byte_pair(metadata: GgufMetadata, tokens: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(model)
     if splitting.is_nfc:
         tokenizer.normalizer = normalizers.NFC()
-    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splitting.patterns]
-    byte_level = pre_tokenizers.ByteLevel(
-        add_prefix_space=metadata.flag("tokenizer.ggml.add_space_prefix") or False, use_regex=False
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
+    tokenizer.pre_tokenizer = cut_words(splitting.patterns)
     tokenizer.decoder = decoders.ByteLevel()
     _add_tokens(metadata, tokenizer, tokens)
     _add_ends(metadata, tokenizer, tokens, adds_bos=splitting.adds_bos)
@@ -113,54 +109,80 @@ def _build_byte_pair(metadata: GgufMetadata, tokens: list[str]) -> Tokenizer:
 
 
 def _build_sentence_piece(metadata: GgufMetadata, tokens: list[str]) -> Tokenizer:
-    """SentencePiece's byte-pair model: the pair that makes the token of the highest score is merged first."""
+    """SentencePiece's byte-pair model, whose rules of normalization the format does not keep."""
+    return _build_pieces(metadata, tokens, "bpe")
+
+
+def _build_unigram(metadata: GgufMetadata, tokens: list[str]) -> Tokenizer:
+    """SentencePiece's Unigram model: T5's and XLM-RoBERTa's."""
+    return _build_pieces(metadata, tokens, "unigram")
+
+
+def _build_pieces(metadata: GgufMetadata, tokens: list[str], kind: Literal["bpe", "unigram"]) -> Tokenizer:
+    """Unless the metadata says otherwise, byte pairs have a space and a token before the text, Unigram has a
+    token behind it.
+    """
+    is_bpe = kind == "bpe"
     scores = metadata.array("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(tokens):
         raise CheckpointError(f"{metadata.path} lacks a score for each of its {len(tokens)} tokens")
-    types = _types(metadata, tokens)
-    vocabulary = _vocabulary(tokens)
-    model = models.BPE(
-        vocab=vocabulary,
-        merges=_merges_of_scores(vocabulary, scores, types),
-        unk_token=_special_token(metadata, tokens, "unknown") or tokens[0],
-        fuse_unk=True,
-        byte_fallback=_BYTE in types,
+    if not np.isfinite(scores).all():
+        raise CheckpointError(f"{metadata.path} has a score that is no number")
+    if metadata.flag("tokenizer.ggml.treat_whitespace_as_suffix"):
+        raise UnsupportedError(f"{metadata.path} writes spaces behind words (treat_whitespace_as_suffix)")
+    charsmap = metadata.array("tokenizer.ggml.precompiled_charsmap")
+    model = SentencePieceModel(
+        kind=kind,
+        pieces=tokens,
+        scores=scores.astype(np.float32),
+        types=_types(metadata, tokens),
+        unknown_id=_find_unknown(metadata, tokens, kind),
+        charsmap=b"" if charsmap is None else charsmap.tobytes(),
+        adds_prefix=_flag(metadata, "add_space_prefix", default=is_bpe),
+        trims_spaces=_flag(metadata, "remove_extra_whitespaces", default=False),
     )
-    tokenizer = Tokenizer(model)
-    has_prefix = metadata.flag("tokenizer.ggml.add_space_prefix") is not False
-    tokenizer.normalizer = normalizers.Sequence(
-        [*([normalizers.Prepend(_SPACE)] if has_prefix else []), normalizers.Replace(" ", _SPACE)]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace(_SPACE, " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            *([decoders.Strip(" ", 1, 0)] if has_prefix else []),
-        ]
-    )
+    check_charsmap(model.charsmap)
+    tokenizer = build_from_sentencepiece(model)
     _add_tokens(metadata, tokenizer, tokens)
-    _add_ends(metadata, tokenizer, tokens, adds_bos=True)
+    _add_ends(metadata, tokenizer, tokens, adds_bos=is_bpe, adds_eos=not is_bpe)
     return tokenizer
 
 
+def _find_unknown(metadata: GgufMetadata, tokens: list[str], kind: str) -> int:
+    token_id = metadata.integer("tokenizer.ggml.unknown_token_id")
+    if token_id is None and kind == "unigram":
+        raise CheckpointError(f"{metadata.path} names no token for what is unknown (unknown_token_id)")
+    if token_id is not None:
+        _special_token(metadata, tokens, "unknown")
+    return token_id or 0
+
+
 def _build_word_piece(metadata: GgufMetadata, tokens: list[str]) -> Tokenizer:
-    """BERT's, lower-casing as llama.cpp does for all of them: the format does not say."""
+    """BERT's, lower-casing unless the metadata says otherwise, which older files never do."""
     types = _types(metadata, tokens)
     spelled = [_spell_word_piece(token, type_) for token, type_ in zip(tokens, types, strict=True)]
     unknown = _special_token(metadata, tokens, "unknown") or "[UNK]"
     tokenizer = Tokenizer(models.WordPiece(vocab=_vocabulary(spelled), unk_token=unknown))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    lowercase = _flag(metadata, "normalizer.lowercase", default=True)
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase,
+        strip_accents=_flag(metadata, "normalizer.strip_accents", default=lowercase),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     _add_tokens(metadata, tokenizer, spelled)
     first = _special_token(metadata, tokens, "cls") or _special_token(metadata, tokens, "bos")
     last = _special_token(metadata, tokens, "seperator") or _special_token(metadata, tokens, "eos")
-    add_ends(tokenizer, first, last)
+    add_ends(tokenizer, first, last, num_between=1, second_type_id=1)
     return tokenizer
 
 
-_BUILDERS = {"gpt2": _build_byte_pair, "llama": _build_sentence_piece, "bert": _build_word_piece}
+_BUILDERS = {
+    "gpt2": _build_byte_pair,
+    "llama": _build_sentence_piece,
+    "t5": _build_unigram,
+    "bert": _build_word_piece,
+}
 
 
 def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
@@ -173,7 +195,7 @@ def _types(metadata: GgufMetadata, tokens: Sequence[str]) -> NDArray[np.int32]:
     if types is None:
         types = np.ones(len(tokens), np.int32)
         roles = (metadata.integer(f"tokenizer.ggml.{key}_token_id") for key in ROLES.values())
-        types[[id_ for id_ in roles if id_ is not None and 0 <= id_ < len(tokens)]] = _CONTROL
+        types[[id_ for id_ in roles if id_ is not None and 0 <= id_ < len(tokens)]] = CONTROL
     if len(types) != len(tokens):
         raise CheckpointError(f"{metadata.path} has {len(types)} token types for {len(tokens)} tokens")
     return types
@@ -202,43 +224,31 @@ def _read_merges(metadata: GgufMetadata, vocabulary: dict[str, int]) -> list[tup
     return merges
 
 
-def _merges_of_scores(
-    vocabulary: dict[str, int], scores: NDArray[np.float32], types: NDArray[np.int32]
-) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a token, best score first; equal ones in the order of the vocabulary.
-
-    Source: generate_merges of transformers, convert_slow_tokenizer.py.
-    """
-    ranked = []
-    for token, id_ in vocabulary.items():
-        if types[id_] in (_UNKNOWN, _CONTROL, _BYTE):
-            continue
-        for middle in range(1, len(token)):
-            left, right = vocabulary.get(token[:middle]), vocabulary.get(token[middle:])
-            if left is not None and right is not None:
-                ranked.append((-scores[id_], id_, left, right, middle, token))
-    return [(token[:middle], token[middle:]) for *_, middle, token in sorted(ranked)]
-
-
 def _spell_word_piece(token: str, type_: int) -> str:
     """GGUF marks the start of a word (`▁the`), the library its continuation (`##ing`)."""
-    if type_ == _CONTROL or (token.startswith("[") and token.endswith("]")):
+    if type_ == CONTROL or (token.startswith("[") and token.endswith("]")):
         return token
-    return token[len(_SPACE) :] if token.startswith(_SPACE) else f"##{token}"
+    return token[len(SPACE) :] if token.startswith(SPACE) else f"##{token}"
 
 
 def _add_tokens(metadata: GgufMetadata, tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
-    """Control tokens are no text; user-defined ones are text that is never split."""
-    types = _types(metadata, tokens)
-    added = [
-        AddedToken(tokens[id_], normalized=False, special=bool(types[id_] != _USER_DEFINED))
-        for id_ in np.flatnonzero(np.isin(types, (_UNKNOWN, _CONTROL, _USER_DEFINED))).tolist()
-    ]
-    tokenizer.add_tokens(added)
+    tokenizer.add_tokens(piece_tokens(tokens, _types(metadata, tokens)))
 
 
-def _add_ends(metadata: GgufMetadata, tokenizer: Tokenizer, tokens: Sequence[str], *, adds_bos: bool) -> None:
-    flag = metadata.flag("tokenizer.ggml.add_bos_token")
-    first = _special_token(metadata, tokens, "bos") if (adds_bos if flag is None else flag) else None
-    has_last = metadata.flag("tokenizer.ggml.add_eos_token")
+def _add_ends(
+    metadata: GgufMetadata,
+    tokenizer: Tokenizer,
+    tokens: Sequence[str],
+    *,
+    adds_bos: bool,
+    adds_eos: bool = False,
+) -> None:
+    has_first = _flag(metadata, "add_bos_token", default=adds_bos)
+    has_last = _flag(metadata, "add_eos_token", default=adds_eos)
+    first = _special_token(metadata, tokens, "bos") if has_first else None
     add_ends(tokenizer, first, _special_token(metadata, tokens, "eos") if has_last else None)
+
+
+def _flag(metadata: GgufMetadata, name: str, *, default: bool) -> bool:
+    value = metadata.flag(f"tokenizer.ggml.{name}")
+    return default if value is None else value

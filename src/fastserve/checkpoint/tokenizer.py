@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.detokenize import DecodingRule, Detokenizer, StreamDecoder
 from fastserve.checkpoint.token_bound import TokenBound, find_token_bound
+from fastserve.checkpoint.tokenizer_library import name_panics
+from fastserve.checkpoint.vocabulary import check_vocabulary, find_num_rows
 from fastserve.errors import OptionError
 
 if TYPE_CHECKING:
@@ -31,24 +33,36 @@ class Tokenizer:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
-        """The tokenizer of tokenizer.json, or of a GGUF file's metadata.
+        """The tokenizer of a folder's files (tokenizer.json or older ones), or of a GGUF file's metadata.
 
         Raises:
-            CheckpointError: it is missing or corrupt.
+            CheckpointError: it is missing or corrupt, or is not of this model: their vocabularies disagree.
             UnsupportedError: a kind that we do not have.
         """
         if checkpoint.metadata is None:
             from fastserve.checkpoint.folder_tokenizer import build_from_folder
 
-            return cls(*build_from_folder(checkpoint.path))
-        from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
+            built = build_from_folder(checkpoint.path)
+        else:
+            from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
 
-        return cls(*build_from_gguf(checkpoint.metadata))
+            built = build_from_gguf(checkpoint.metadata)
+        num_rows = find_num_rows(checkpoint.config)
+        if num_rows is None:
+            return cls(*built)
+        return cls(*built, unknown_to_model=check_vocabulary(built[0], num_rows, checkpoint.path))
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special_tokens: Mapping[str, str],
+        *,
+        unknown_to_model: frozenset[int] = frozenset(),
+    ) -> None:
         backend.no_truncation()  # stored settings of the training script (MiniLM's cuts at 128 and pads)
         backend.no_padding()
         self._backend = backend
+        self._unknown_to_model = unknown_to_model  # special tokens that the model has no row for
         self.special_tokens = dict(special_tokens)
 
     @property
@@ -74,10 +88,13 @@ class Tokenizer:
         """The token ids of a text. Special tokens written out in the text become those tokens.
 
         Raises:
-            OptionError: the text holds half a surrogate pair, which no encoding of characters has.
+            OptionError: the text holds half a surrogate pair, which no encoding of characters has; or a
+                special token that the tokenizer has and the model has not.
+            CheckpointError: the tokenizer's rules cannot be followed on this text.
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            with name_panics():
+                ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:
             half = _SURROGATE.search(text)
             assert half is not None
@@ -87,6 +104,13 @@ class Tokenizer:
                 hint="give text in UTF-8; a file in another encoding must be converted first",
                 option="prompt",
             ) from error
+        if self._unknown_to_model and (unknown := self._unknown_to_model.intersection(ids)):
+            token = self.token_text(min(unknown))
+            raise OptionError(
+                f"the text has the special token {token!r}, which the model does not know",
+                hint="remove it from the text",
+                option="prompt",
+            )
         return ids
 
     def min_tokens(self, text: str) -> int:

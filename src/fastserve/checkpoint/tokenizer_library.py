@@ -10,6 +10,9 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from fastserve.errors import CheckpointError, FastServeError
+from fastserve.types import JsonObject
+
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 @contextmanager
@@ -25,8 +28,31 @@ def name_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def add_ends(backend: Tokenizer, first: str | None, last: str | None) -> None:
-    """Make `encode` put these tokens before and behind a text.
+@contextmanager
+def name_panics() -> Iterator[None]:
+    """A panic of the library's Rust code, which is no Exception and would end a server, becomes an error."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"the tokenizer cannot split this text: {error}",
+            hint="its files may be damaged: `fastserve models verify NAME` says so",
+        ) from error
+
+
+def add_ends(
+    backend: Tokenizer,
+    first: str | None,
+    last: str | None,
+    *,
+    num_between: int | None = None,
+    second_type_id: int = 0,
+) -> None:
+    """Make `encode` put these tokens before and behind a text, and of a pair of texts either around each, or
+    (`num_between`) `first` before and `last` behind both, and so many of `last` between them. The second text
+    of a pair has `second_type_id`.
 
     Raises:
         CheckpointError: one of them is not in the vocabulary.
@@ -36,5 +62,24 @@ def add_ends(backend: Tokenizer, first: str | None, last: str | None) -> None:
     for token in ends:
         if ids[token] is None:
             raise CheckpointError(f"the special token {token!r} is not in the tokenizer's vocabulary")
-    single = [*([first] if first else []), "$A", *([last] if last else [])]
-    backend.post_processor = TemplateProcessing(single=single, special_tokens=list(ids.items()))
+    before, behind = ([first] if first else []), ([last] if last else [])
+    between = [*behind, *before] if num_between is None else behind * num_between
+    second = [f"$B:{second_type_id}", *(f"{token}:{second_type_id}" for token in behind)]
+    backend.post_processor = TemplateProcessing(
+        single=[*before, "$A", *behind],
+        pair=[*before, "$A", *between, *second],
+        special_tokens=list(ids.items()),
+    )
+
+
+def special_tokens(config: JsonObject) -> dict[str, str]:
+    """Those that tokenizer_config.json names, by role: a special token is a text, or an object with its
+    content.
+    """
+    found = {}
+    for role in ROLES:
+        token = config.get(role)
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            found[role] = content
+    return found

@@ -1,0 +1,42 @@
+"""Checks the compiled normalization rules of SentencePiece, which the `tokenizers` library follows blindly.
+
+The rules are a double-array trie from texts to places in a list of replacements: `u32 trie_bytes`, the
+trie's units of 4 bytes, then replacements in UTF-8, each ended by a NUL. Source: DecodePrecompiledCharsMap of
+google/sentencepiece src/normalizer.cc; units as in include/darts.h of s-yata/darts-clone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_LEAF = np.uint32(1 << 31)
+_VALUE_BITS = np.uint32(0x7FFF_FFFF)
+_WIDE_OFFSET = np.uint32(1 << 9)  # the offset then counts in 256
+_OFFSET_SHIFT = np.uint32(10)
+_LABEL_BITS = np.uint32(0xFF)
+
+
+def check_charsmap(charsmap: bytes) -> None:
+    """Raise ValueError unless every path through the trie stays in it and ends at a replacement."""
+    if not charsmap:
+        return
+    trie_bytes = int.from_bytes(charsmap[:4], "little")
+    replacements = charsmap[4 + trie_bytes :]
+    if len(charsmap) < 4 or trie_bytes % 4 or not trie_bytes or not replacements:
+        raise ValueError(f"its normalization rules of {len(charsmap)} bytes have a trie of {trie_bytes}")
+    if replacements[-1] != 0:
+        raise ValueError("its last normalization rule has no end")
+    replacements.decode("utf-8")
+    units = np.frombuffer(charsmap, np.uint32, count=trie_bytes // 4, offset=4)
+    is_leaf = (units & _LEAF) != 0
+    values = units[is_leaf] & _VALUE_BITS
+    starts = np.frombuffer(replacements, np.uint8)
+    if values.size and int(values.max()) >= len(replacements):
+        raise ValueError(f"a normalization rule is at byte {int(values.max())} of {len(replacements)}")
+    if np.any((starts[values] & 0xC0) == 0x80):
+        raise ValueError("a normalization rule begins within a character")
+    inner = units[~is_leaf]
+    offsets = (inner >> _OFFSET_SHIFT) << ((inner & _WIDE_OFFSET) >> np.uint32(6))
+    targets = (np.flatnonzero(~is_leaf).astype(np.uint32) ^ offsets) | _LABEL_BITS
+    if targets.size and int(targets.max()) >= len(units):
+        raise ValueError(f"its normalization rules lead to unit {int(targets.max())} of {len(units)}")
