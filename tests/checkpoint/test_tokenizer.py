@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from fastserve.checkpoint import open_checkpoint
 from fastserve.checkpoint.folder_tokenizer import build_from_folder
 from fastserve.checkpoint.gguf import read_gguf
-from fastserve.checkpoint.gguf_tokenizer import _NAMED_SPLITTINGS, _SPLITTINGS, build_from_gguf
+from fastserve.checkpoint.gguf_tokenizer import _NAMED_SPLITTINGS, SPLITTINGS, build_from_gguf
 from fastserve.checkpoint.sentencepiece import read_sentencepiece
 from fastserve.checkpoint.splitting import cut_words
 from fastserve.checkpoint.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def test_the_vectors_of_llama_cpp_are_reproduced(shared_data: Path, name: str) -
 def test_text_in_every_language_comes_back_whole_however_words_are_cut(
     shared_data: Path, write_gguf: Callable[..., Path], name: str
 ) -> None:
-    splitting = _SPLITTINGS[name]
+    splitting = SPLITTINGS[name]
     byte_tokens = pre_tokenizers.ByteLevel.alphabet()
     metadata = {**GPT2, "tokenizer.ggml.pre": name, "tokenizer.ggml.tokens": sorted(byte_tokens)}
     tokenizer = Tokenizer(*build_from_gguf(read_gguf(write_gguf(metadata, {})).metadata))
@@ -89,7 +89,7 @@ def test_text_in_every_language_comes_back_whole_however_words_are_cut(
     ],
 )
 def test_words_are_cut_as_the_models_were_trained(name: str, words: list[str]) -> None:
-    cut = cut_words(_SPLITTINGS[name].patterns)
+    cut = cut_words(SPLITTINGS[name].patterns)
     spelled = [word.replace("ï", "Ã¯") for word in words]
     assert [word for word, _ in cut.pre_tokenize_str("HelloWorld's 12345 naïve!!")] == spelled
 

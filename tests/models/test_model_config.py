@@ -94,9 +94,10 @@ def test_a_feature_that_is_off_is_not_refused() -> None:
 def test_an_unknown_architecture_is_named_with_those_we_have() -> None:
     with pytest.raises(UnsupportedError, match="'mamba'") as caught:
         read_config({**LLAMA_CONFIG, "model_type": "mamba"})
-    assert (
-        caught.value.hint
-        == "supported are llama, bert, roberta, xlm-roberta, mpnet, distilbert, albert, modernbert"
+    assert caught.value.hint is not None
+    named = caught.value.hint.removeprefix("supported are ").split(", ")
+    assert {"llama", "bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "albert", "modernbert"} <= set(
+        named
     )
 
 

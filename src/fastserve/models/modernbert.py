@@ -174,8 +174,8 @@ def _read_layers(config: JsonObject, num_layers: int, head_dim: int) -> tuple[Mo
         kinds = [_LOCAL if index % every else _GLOBAL for index in range(num_layers)]
     if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= {_GLOBAL, _LOCAL}:
         raise CheckpointError(
-            f"the model's config has layer_types={kinds!s:.80}; it must name {_GLOBAL} or {_LOCAL} for each"
-            f" of {num_layers} layers"
+            f"the model's config has layer_types={kinds!s:.80}; it must name {_GLOBAL} or {_LOCAL}"
+            f" for each of {num_layers} layers"
         )
     # Of all that a token sees, half is on either side: transformers' ModernBertConfig.sliding_window.
     window = read_count(config, "local_attention", default=_WINDOW) // 2
