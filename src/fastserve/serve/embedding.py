@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from starlette.requests import Request
 
-from fastserve.engine.async_embedder import AsyncEmbedder
+from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.prompt import Prompt, encode_text
 from fastserve.errors import ContextLengthError, OptionError, QueueFullError
 from fastserve.option import check_integer
@@ -38,7 +38,7 @@ class Embedded:
 
 
 async def embed(
-    embedder: AsyncEmbedder,
+    encoder: AsyncEncoder,
     texts: Seq[tuple[str, Prompt]],
     request: Request,
     *,
@@ -54,7 +54,7 @@ async def embed(
         RequestError: a token is not in the vocabulary, or a text is longer than the model's limit.
         OptionError: they are too many.
         RateLimitError: the tenant is over one of its limits.
-        QueueFullError, StepError: see `AsyncEmbedder.embed`.
+        QueueFullError, StepError: see `AsyncEncoder.embed`.
     """
     if len(texts) > options.max_prompts:
         raise OptionError(
@@ -62,7 +62,7 @@ async def embed(
             hint="send several requests",
             option=texts[options.max_prompts][0],
         )
-    token_ids = await asyncio.to_thread(_encode_all, embedder, texts, truncate)
+    token_ids = await asyncio.to_thread(_encode_all, encoder, texts, truncate)
     for (place, _), own in zip(texts, token_ids, strict=True):
         limit = options.max_prompt_tokens
         if limit is not None and len(own) > limit:
@@ -72,21 +72,21 @@ async def embed(
                 )
     num_tokens = sum(map(len, token_ids))
     record = RequestRecord.of(request.scope)
-    record.details |= {"model": embedder.name, "tenant": tenant, "prompt_tokens": num_tokens}
+    record.details |= {"model": encoder.name, "tenant": tenant, "prompt_tokens": num_tokens}
     if options.log_prompts:
         record.details["prompts"] = [text for _, text in texts]
     account = account_of(request.scope)
     with account.admit(num_tokens) as admission:
         meter = partial(account.usage.serve, 0)
         try:
-            vectors = await run_while_connected(request.receive, embedder.embed(token_ids, meter=meter))
+            vectors = await run_while_connected(request.receive, encoder.embed(token_ids, meter=meter))
         except QueueFullError:
             raise
         except BaseException:  # the client has gone, but what it asked for is under way
             _charge(admission, account, num_tokens)
             raise
         _charge(admission, account, num_tokens)
-    metrics.prompt_tokens.labels(embedder.name).inc(num_tokens)
+    metrics.prompt_tokens.labels(encoder.name).inc(num_tokens)
     return Embedded(vectors, num_tokens)
 
 
@@ -113,16 +113,16 @@ def normalize(vectors: Float32Array) -> Float32Array:
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def _encode_all(embedder: AsyncEmbedder, texts: Seq[tuple[str, Prompt]], truncate: bool) -> list[Seq[int]]:
+def _encode_all(encoder: AsyncEncoder, texts: Seq[tuple[str, Prompt]], truncate: bool) -> list[Seq[int]]:
     token_ids = []
     for place, text in texts:
         with naming(prompt=place):
-            token_ids.append(_encode(embedder, text, place, truncate))
+            token_ids.append(_encode(encoder, text, place, truncate))
     return token_ids
 
 
-def _encode(embedder: AsyncEmbedder, text: Prompt, place: str, truncate: bool) -> Seq[int]:
-    model = embedder.model
+def _encode(encoder: AsyncEncoder, text: Prompt, place: str, truncate: bool) -> Seq[int]:
+    model = encoder.model
     if isinstance(text, str):
         return encode_text(model, text, truncate=truncate)
     for index, token_id in enumerate(text):
