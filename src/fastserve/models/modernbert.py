@@ -19,7 +19,7 @@ from fastserve.models.config_value import (
 )
 from fastserve.models.head import HeadLayout, HeadLayouts
 from fastserve.models.post_norm import find_prefix
-from fastserve.models.rope import read_rope_table
+from fastserve.models.rope import read_rope
 from fastserve.types import JsonObject
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
@@ -195,4 +195,4 @@ def _read_rope(config: JsonObject, kind: str, head_dim: int) -> RopeTable:
     if not isinstance(own, dict):
         raise CheckpointError(f"the model's rope parameters of {kind} must be a mapping, not {own!r}")
     theta = config.get(_OLD_THETA_KEYS[kind], _THETAS[kind])
-    return read_rope_table({"rope_parameters": {"rope_theta": theta, **own}}, head_dim)
+    return read_rope(config, head_dim, parameters={"rope_theta": theta, **own}).usual

@@ -155,7 +155,7 @@ def usage_of(num_tokens: int) -> dict[str, int]:
 def _prepare_all(asked: Seq[Asked[Any]]) -> list[Prepared[Any]]:
     prepared = []
     for one in asked:
-        with naming(prompt=one.place):
+        with naming({name: f"{one.place}.{name}" for name in ("head", "tail")}, prompt=one.place):
             prepared.append(one.prepare())
     return prepared
 

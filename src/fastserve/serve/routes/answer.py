@@ -13,6 +13,7 @@ from starlette.responses import Response
 from fastserve.engine.load import LoadedModel
 from fastserve.engine.task.answer import MAX_ANSWER_TOKENS, prepare_answer, prepare_choice
 from fastserve.errors import OptionError
+from fastserve.models.task import Task
 from fastserve.option import check_integer
 from fastserve.serve.prediction import Asked, predict
 from fastserve.serve.routes.classify import list_document
@@ -38,7 +39,7 @@ def answer_router(service: Service) -> APIRouter:
         is_choice = body.choices is not None
         make = _choose if is_choice else _find
         texts = _for_each(body, len(questions))
-        task = "multiple-choice" if is_choice else "question-answering"
+        task: Task = "multiple-choice" if is_choice else "question-answering"
         async with service.encoder(body.model, request, task) as encoder:
             predicted = await predict(
                 encoder,

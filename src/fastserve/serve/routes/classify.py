@@ -149,5 +149,5 @@ def _pairs(body: ClassifyRequest) -> list[tuple[str, str, str | None]]:
 
 def _name_words(tokens: list[str] | list[list[str]]) -> list[tuple[str, Seq[str]]]:
     if isinstance(tokens[0], str):
-        return [("tokens", cast("list[str]", tokens))]
-    return [(f"tokens[{index}]", words) for index, words in enumerate(cast("list[list[str]]", tokens))]
+        return [("tokens", tokens)]
+    return [(f"tokens[{index}]", words) for index, words in enumerate(tokens)]
