@@ -35,8 +35,8 @@ class AnswerRequest(Body):
 
 
 class AnswerObject(Document):
-    """`answer` is context[start:end], empty where there is none; of choices `choice` is the index and `scores`
-    are those of all."""
+    """`answer` is context[start:end], empty where there is none. Of choices, `choice` is its index, and
+    `scores` are those of all."""
 
     object: Literal["answer"]
     index: int
