@@ -23,7 +23,7 @@ import numpy as np
 from fastserve.backends.native.cores import count_cores
 from fastserve.backends.native.executable import compile_native
 from fastserve.checkpoint.checkpoint import open_checkpoint
-from fastserve.engine.embed import build_encoder_batch
+from fastserve.engine.encoder import EncoderInput, build_encoder_batch
 from fastserve.evaluate.estimate import Estimate, estimate_median
 from fastserve.evaluate.kernel_speed import make_batch
 from fastserve.graph.passes import optimize
@@ -164,7 +164,7 @@ def make_step(step: str, arguments: Any) -> tuple[Any, Batch]:
         return executable, make_batch(DECODER_STEPS[step], CONTEXT)
     ids = np.random.default_rng(0).integers(executable.vocab_size, size=(SENTENCES, SENTENCE_TOKENS)).tolist()
     blocks = np.arange(ENCODER_LIMITS.num_blocks).reshape(SENTENCES, -1).tolist()
-    return executable, build_encoder_batch(ids, blocks)
+    return executable, build_encoder_batch([EncoderInput(own) for own in ids], blocks)
 
 
 def time_steps(executable: Any, batch: Batch, seconds: float) -> float:

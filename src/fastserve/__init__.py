@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fastserve.constraint import ANY_OBJECT, Choice, Grammar, JsonSchema, Regex
     from fastserve.engine.async_llm import AsyncLLM
     from fastserve.engine.llm import LLM
+    from fastserve.engine.pipeline import pipeline
     from fastserve.types import SamplingParams
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Regex",
     "SamplingParams",
     "__version__",
+    "pipeline",
 ]
 
 _EXPORTS = {
@@ -29,6 +31,7 @@ _EXPORTS = {
     "AsyncLLM": "fastserve.engine.async_llm",
     "LLM": "fastserve.engine.llm",
     "SamplingParams": "fastserve.types",
+    "pipeline": "fastserve.engine.pipeline",
 }
 
 

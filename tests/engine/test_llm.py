@@ -15,7 +15,6 @@ from fastserve.config import EngineOptions, KvDtype
 from fastserve.engine import load
 from fastserve.engine.completion import Completion
 from fastserve.engine.llm import LLM
-from fastserve.engine.load import Task
 from fastserve.engine.sequence import Sequence
 from fastserve.errors import (
     ContextLengthError,
@@ -27,6 +26,7 @@ from fastserve.errors import (
     TemplateError,
     UnsupportedError,
 )
+from fastserve.models.task import Task
 from fastserve.types import SamplingParams
 
 PROMPT = "Once upon a time"

@@ -32,7 +32,7 @@ def test_a_plan_is_what_loading_comes_to(stories: Path, options: EngineOptions) 
     draft_bytes = model.draft.footprint.total_bytes if model.draft else 0
     assert plan.total_bytes == model.footprint.total_bytes + draft_bytes
     assert (plan.kv_bytes, plan.context_length) == (model.footprint.kv_bytes, model.context_length)
-    assert plan.is_decoder
+    assert plan.task == "generate"
 
 
 def test_memory_for_keys_and_values_that_is_left_open_is_a_part_of_what_is_available(stories: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_plan_of_an_encoder_says_so_and_of_what_cannot_be_loaded_why(
 ) -> None:
     path, options = model_dir("all-minilm-l6-v2"), EngineOptions(threads=1)
     plan = plan_model(path, options)
-    assert not plan.is_decoder
+    assert plan.task == "embed"
     kept = replace(options, kv_memory=plan.kv_bytes)
     assert plan.total_bytes == load_model(path, kept).footprint.total_bytes
     with pytest.raises(UnsupportedError, match="'minilm' is an encoder"):

@@ -13,7 +13,7 @@ import pytest
 
 from fastserve import LLM
 from fastserve.config import EngineOptions
-from fastserve.engine.async_embedder import AsyncEmbedder
+from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.errors import ClosedError, QueueFullError, StepError
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
@@ -27,12 +27,12 @@ TEXTS = ["a cat", "a kitten", "the stock market fell sharply today"]
 
 
 class Client:
-    def __init__(self, embedder: AsyncEmbedder, keys: ApiKeys | None = None) -> None:
+    def __init__(self, encoder: AsyncEncoder, keys: ApiKeys | None = None) -> None:
         self.loop = asyncio.new_event_loop()
-        self.app = create_app([embedder], keys=ApiKeys({}) if keys is None else keys)
+        self.app = create_app([encoder], keys=ApiKeys({}) if keys is None else keys)
         transport = httpx.ASGITransport(app=self.app)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
-        self.embedder = embedder
+        self.encoder = encoder
 
     def post(self, path: str, **body) -> httpx.Response:
         return self.run(self.client.post(path, json={"model": NAME, **body}))
@@ -46,11 +46,11 @@ class Client:
 
 @pytest.fixture(scope="module")
 def client(model_dir) -> Iterator[Client]:
-    embedder = open_model(model_dir(NAME), EngineOptions(threads=1, max_waiting=8), name=NAME)
-    assert isinstance(embedder, AsyncEmbedder)
-    client = Client(embedder)
+    encoder = open_model(model_dir(NAME), EngineOptions(threads=1, max_waiting=8), name=NAME)
+    assert isinstance(encoder, AsyncEncoder)
+    client = Client(encoder)
     yield client
-    client.run(embedder.close())
+    client.run(encoder.close())
     client.loop.close()
 
 
@@ -154,10 +154,10 @@ def test_an_encoder_does_not_generate(client) -> None:
 
 
 def test_calls_that_run_together_get_what_each_gets_alone(client, expected) -> None:
-    encode = client.embedder.model.tokenizer.encode
+    encode = client.encoder.model.tokenizer.encode
 
     async def main() -> None:
-        calls = [client.embedder.embed([encode(text) for text in TEXTS * times]) for times in (40, 1, 3)]
+        calls = [client.encoder.embed([encode(text) for text in TEXTS * times]) for times in (40, 1, 3)]
         for times, vectors in zip((40, 1, 3), await asyncio.gather(*calls), strict=True):
             np.testing.assert_array_equal(vectors, np.tile(expected, (times, 1)))
 
@@ -165,12 +165,12 @@ def test_calls_that_run_together_get_what_each_gets_alone(client, expected) -> N
 
 
 def test_a_short_call_does_not_wait_for_a_long_one(client) -> None:
-    encode = client.embedder.model.tokenizer.encode
+    encode = client.encoder.model.tokenizer.encode
 
     async def main() -> None:
-        long = asyncio.create_task(client.embedder.embed([encode("word " * 200)] * 200))
+        long = asyncio.create_task(client.encoder.embed([encode("word " * 200)] * 200))
         await asyncio.sleep(0)
-        await client.embedder.embed([encode("a cat")])
+        await client.encoder.embed([encode("a cat")])
         assert not long.done()
         long.cancel()
 
@@ -179,74 +179,74 @@ def test_a_short_call_does_not_wait_for_a_long_one(client) -> None:
 
 def test_calls_beyond_the_queue_are_refused_and_cancelled_ones_leave_it(client) -> None:
     async def main() -> None:
-        calls = [asyncio.create_task(client.embedder.embed([[101, 102]] * 50)) for _ in range(8)]
+        calls = [asyncio.create_task(client.encoder.embed([[101, 102]] * 50)) for _ in range(8)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError, match="8 requests wait; max_waiting is 8"):
-            await client.embedder.embed([[101, 102]])
+            await client.encoder.embed([[101, 102]])
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        assert client.embedder.num_unfinished == 0
-        await client.embedder.embed([[101, 102]])
+        assert client.encoder.num_unfinished == 0
+        await client.encoder.embed([[101, 102]])
 
     client.run(main())
 
 
-def test_an_embedder_is_late_only_while_it_has_work(client, monkeypatch) -> None:
-    embedder = client.embedder
-    run, is_running, may_end = embedder._embedder.run, threading.Event(), threading.Event()
+def test_an_encoder_is_late_only_while_it_has_work(client, monkeypatch) -> None:
+    encoder = client.encoder
+    run, is_running, may_end = encoder._encoder.run, threading.Event(), threading.Event()
 
     def wait(group):
         is_running.set()
         may_end.wait(20)
         return run(group)
 
-    monkeypatch.setattr(embedder._embedder, "run", wait)
+    monkeypatch.setattr(encoder._encoder, "run", wait)
 
     async def main() -> None:
         await asyncio.sleep(0.5)
-        assert embedder.seconds_without_step == 0
-        call = asyncio.create_task(embedder.embed([[101, 102]]))
+        assert encoder.seconds_without_step == 0
+        call = asyncio.create_task(encoder.embed([[101, 102]]))
         await asyncio.to_thread(is_running.wait, 20)
-        assert embedder.seconds_without_step < 0.5
+        assert encoder.seconds_without_step < 0.5
         await asyncio.sleep(0.5)
-        assert embedder.seconds_without_step >= 0.5
+        assert encoder.seconds_without_step >= 0.5
         may_end.set()
         await call
-        assert embedder.seconds_without_step == 0
+        assert encoder.seconds_without_step == 0
 
     client.run(main())
 
 
 def test_a_step_that_fails_fails_its_calls_and_no_others(client, monkeypatch) -> None:
-    run = client.embedder._embedder.run
+    run = client.encoder._encoder.run
 
     def fail(group):
-        monkeypatch.setattr(client.embedder._embedder, "run", run)
+        monkeypatch.setattr(client.encoder._encoder, "run", run)
         raise RuntimeError("a kernel failed")
 
-    monkeypatch.setattr(client.embedder._embedder, "run", fail)
+    monkeypatch.setattr(client.encoder._encoder, "run", fail)
 
     async def main() -> None:
         with pytest.raises(StepError, match="a kernel failed"):
-            await client.embedder.embed([[101, 102]])
-        assert (await client.embedder.embed([[101, 102]])).shape == (1, 384)
+            await client.encoder.embed([[101, 102]])
+        assert (await client.encoder.embed([[101, 102]])).shape == (1, 384)
 
     client.run(main())
 
 
-def test_what_waits_when_an_embedder_is_closed_ends_with_an_error(model_dir) -> None:
-    embedder = open_model(model_dir(NAME), EngineOptions(threads=1), name=NAME)
-    assert isinstance(embedder, AsyncEmbedder)
+def test_what_waits_when_an_encoder_is_closed_ends_with_an_error(model_dir) -> None:
+    encoder = open_model(model_dir(NAME), EngineOptions(threads=1), name=NAME)
+    assert isinstance(encoder, AsyncEncoder)
 
     async def main() -> None:
-        call = asyncio.create_task(embedder.embed([[101, *[2000] * 250, 102]] * 500))
+        call = asyncio.create_task(encoder.embed([[101, *[2000] * 250, 102]] * 500))
         await asyncio.sleep(0.05)
-        await embedder.close()
+        await encoder.close()
         with pytest.raises(ClosedError):
             await call
         with pytest.raises(ClosedError):
-            await embedder.embed([[101, 102]])
+            await encoder.embed([[101, 102]])
 
     asyncio.run(asyncio.wait_for(main(), 60))
 
@@ -255,7 +255,7 @@ def test_what_waits_when_an_embedder_is_closed_ends_with_an_error(model_dir) -> 
 def limited(client, tmp_path) -> Iterator[Client]:
     """The same encoder for a tenant of 100 tokens a minute."""
     key = add_key(tmp_path / "keys", "a", terms=Terms(tokens_per_minute=100))
-    limited = Client(client.embedder, ApiKeys({}, key_file=tmp_path / "keys"))
+    limited = Client(client.encoder, ApiKeys({}, key_file=tmp_path / "keys"))
     limited.loop.close()
     limited.loop = client.loop
     limited.client.headers["x-api-key"] = key

@@ -22,6 +22,7 @@ from fastserve.errors import (
     QueueFullError,
     RequestError,
 )
+from fastserve.models.task import GENERATE
 from fastserve.serve.model_entry import ModelEntry
 from fastserve.serve.model_memory import ModelMemory
 
@@ -36,7 +37,7 @@ class FakeModel:
         self.name = opener.name
         self.model = SimpleNamespace(
             draft=None,
-            is_decoder=True,
+            settings=GENERATE,
             context_length=8,
             footprint=SimpleNamespace(kv_bytes=1, total_bytes=opener.num_bytes),
         )
@@ -61,7 +62,7 @@ class FakeOpener:
     gate: threading.Event | None = None  # loads wait for it
 
     def plan(self) -> ModelPlan:
-        return ModelPlan(is_decoder=True, context_length=8, kv_bytes=1, total_bytes=self.num_bytes)
+        return ModelPlan(settings=GENERATE, context_length=8, kv_bytes=1, total_bytes=self.num_bytes)
 
     def open(self, plan: ModelPlan) -> Any:
         if self.gate is not None:

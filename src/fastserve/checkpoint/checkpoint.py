@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,7 @@ class Checkpoint:
     chat_template: str | None  # jinja source
     sentence: SentenceSettings | None  # of sentence-transformers models
     metadata: GgufMetadata | None  # of a GGUF file: its tokenizer is in there
+    card: JsonObject = field(default_factory=dict)  # fastserve.json; empty where there is none
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -108,6 +109,7 @@ def _open_folder(folder: Path, safetensors_files: list[Path]) -> Checkpoint:
         chat_template=template,
         sentence=read_sentence_settings(folder),
         metadata=None,
+        card=read_optional_json(folder / "fastserve.json"),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     import tokenizers
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """Token ids, and where each token comes from. All of one length."""
+
+    ids: Sequence[int]
+    types: Sequence[int]  # segment ids, as the tokenizer gives them
+    parts: Sequence[int | None]  # 0: of the first text, 1: of the second, None: a special token
+    offsets: Sequence[tuple[int, int]]  # in characters of its text, or of its word
+    words: Sequence[int | None]  # of a text given as words, the index of the token's
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class Tokenizer:
@@ -96,14 +111,32 @@ class Tokenizer:
             with name_panics():
                 ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except (TypeError, UnicodeEncodeError) as error:
-            half = _SURROGATE.search(text)
-            assert half is not None
-            raise OptionError(
-                f"the text is not valid Unicode: at character {half.start()} is half a pair,"
-                f" U+{ord(half[0]):04X}",
-                hint="give text in UTF-8; a file in another encoding must be converted first",
-                option="prompt",
-            ) from error
+            raise _no_unicode(text) from error
+        self._check_known(ids)
+        return ids
+
+    def encode_with_origin(self, text: str | Sequence[str], pair: str | None = None) -> Encoding:
+        """The tokens of a text, or of its words, or of two texts, with special tokens and where each is from.
+
+        Raises:
+            As `encode`.
+        """
+        is_split = not isinstance(text, str)
+        try:
+            with name_panics():
+                found = self._backend.encode(list(text) if is_split else text, pair, is_pretokenized=is_split)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _no_unicode("".join([*text, pair or ""])) from error
+        self._check_known(found.ids)
+        return Encoding(
+            ids=found.ids,
+            types=found.type_ids,
+            parts=found.sequence_ids,
+            offsets=found.offsets,
+            words=found.word_ids,
+        )
+
+    def _check_known(self, ids: Sequence[int]) -> None:
         if self._unknown_to_model and (unknown := self._unknown_to_model.intersection(ids)):
             token = self.token_text(min(unknown))
             raise OptionError(
@@ -111,7 +144,6 @@ class Tokenizer:
                 hint="remove it from the text",
                 option="prompt",
             )
-        return ids
 
     def min_tokens(self, text: str) -> int:
         """A number of tokens that `text` has at least, found without encoding it; 0 where none is certain."""
@@ -163,6 +195,16 @@ class Tokenizer:
     def _special_id(self, role: str) -> int | None:
         text = self.special_tokens.get(role)
         return None if text is None else self.token_id(text)
+
+
+def _no_unicode(text: str) -> OptionError:
+    half = _SURROGATE.search(text)
+    assert half is not None
+    return OptionError(
+        f"the text is not valid Unicode: at character {half.start()} is half a pair, U+{ord(half[0]):04X}",
+        hint="give text in UTF-8; a file in another encoding must be converted first",
+        option="prompt",
+    )
 
 
 def _token_text(backend: tokenizers.Tokenizer, token_id: int) -> str | None:

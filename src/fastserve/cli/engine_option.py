@@ -14,7 +14,7 @@ from fastserve.types import SamplingParams
 
 if TYPE_CHECKING:
     from fastserve.engine.llm import LLM
-    from fastserve.engine.load import Task
+    from fastserve.models.task import Task
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]

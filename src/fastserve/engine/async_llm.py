@@ -177,7 +177,7 @@ class AsyncLLM:
         parse_policy(options.policy)  # before anything is loaded
         if isinstance(model, LoadedModel):
             self.name = name or model.checkpoint.path.name
-            check_task("generate", model.config, self.name)
+            check_task("generate", model.settings, self.name)
             self.model = model
         else:
             self.name = name or str(model)
@@ -241,7 +241,7 @@ class AsyncLLM:
         """
         arrival_seconds = time.perf_counter() if arrival_seconds is None else arrival_seconds
         self._check_open()
-        check_task("generate", self.model.config, self.name)
+        check_task("generate", self.model.settings, self.name)
         params = params or SamplingParams()
         if isinstance(prompt, str):
             prompt = await asyncio.to_thread(encode_prompt, self.model, prompt)

@@ -26,10 +26,10 @@ from fastserve.config import (
 )
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.draft_model import DraftModel
-from fastserve.engine.embed import Embedder
+from fastserve.engine.encoder import Encoder
 from fastserve.engine.engine import Engine
 from fastserve.engine.guide import ConstraintCompiler
-from fastserve.engine.load import LoadedModel, Task, check_task, load_model
+from fastserve.engine.load import LoadedModel, check_task, load_model
 from fastserve.engine.mover import make_mover
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
@@ -37,6 +37,7 @@ from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt,
 from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import OptionError
 from fastserve.hub.resolve import resolve
+from fastserve.models.task import Task
 from fastserve.types import Float32Array, JsonObject, SamplingParams
 
 _T = TypeVar("_T")
@@ -163,7 +164,7 @@ class LLM:
             options = replace(options, target_gap_seconds=MOST_GAP_SECONDS)
         self._engine: Engine | None = None
         self._constraints: ConstraintCompiler | None = None
-        if self._model.is_decoder:
+        if self._model.task == "generate":
             self._engine = make_engine(self._model, options, length_predictor=length_predictor)
             self._constraints = make_constraint_compiler(self._model)
         self._inboxes: dict[int, deque[Chunk]] = {}  # by request_id: of those that somebody is reading
@@ -349,11 +350,11 @@ class LLM:
             UnsupportedError: the model generates text.
         """
         model = self.model
-        check_task("embed", model.config, self.name)
+        check_task("embed", model.settings, self.name)
         text_list = [texts] if isinstance(texts, str) else texts
         if not text_list:
             raise OptionError("there are no texts to embed", hint="give at least one")
-        return Embedder(model.executable).embed(
+        return Encoder(model.executable).embed(
             [encode_text(model, text, truncate=truncate) for text in text_list]
         )
 
@@ -369,7 +370,7 @@ class LLM:
         timeout_ms: float | None,
         session: str,
     ) -> int:
-        check_task("generate", self.model.config, self.name)
+        check_task("generate", self.model.settings, self.name)
         assert self._engine is not None
         assert self._constraints is not None
         request_id = self._engine.add(

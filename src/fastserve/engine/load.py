@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
@@ -21,11 +20,11 @@ from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
 from fastserve.models.config import DecoderConfig
 from fastserve.models.family import ModelConfig, arrange_tensors, build_graph, read_config
+from fastserve.models.head import Ending
 from fastserve.models.parameters import check_parameters
 from fastserve.models.pooling import Pooling
+from fastserve.models.task import Task, TaskSettings, read_task
 from fastserve.types import Executable, Limits
-
-Task = Literal["generate", "embed"]
 
 _DRAFT_KV_SHARE = 4  # a draft model has a fourth of the model's KV memory, unless options say otherwise
 
@@ -39,6 +38,7 @@ class LoadedModel:
 
     checkpoint: Checkpoint
     config: ModelConfig
+    settings: TaskSettings
     tokenizer: Tokenizer
     executable: Executable
     weights: WeightFormat
@@ -47,18 +47,22 @@ class LoadedModel:
     draft: LoadedModel | None = None
 
     @property
-    def is_decoder(self) -> bool:
-        return isinstance(self.config, DecoderConfig)
+    def task(self) -> Task:
+        return self.settings.task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPlan:
     """What loading a model comes to, its draft model included, reckoned before its weights are read."""
 
-    is_decoder: bool
+    settings: TaskSettings
     context_length: int
     kv_bytes: int  # of the model itself
     total_bytes: int
+
+    @property
+    def task(self) -> Task:
+        return self.settings.task
 
 
 def plan_model(
@@ -84,7 +88,7 @@ def plan_model(
         own_options = _draft_options(*draft, options, footprint, blueprint.context_length)
         total_bytes += _draw(*draft, own_options, available_bytes).capacity.footprint.total_bytes
     return ModelPlan(
-        is_decoder=isinstance(config, DecoderConfig),
+        settings=_settings(checkpoint, config),
         context_length=blueprint.context_length,
         kv_bytes=footprint.kv_bytes,
         total_bytes=total_bytes,
@@ -106,7 +110,7 @@ def load_model(
     """
     checkpoint, config = _open(path)
     if task is not None:
-        check_task(task, config, name or str(path))
+        check_task(task, _settings(checkpoint, config), name or str(path))
     draft = _open_draft(checkpoint, config, options, name or str(path))
     model = _load(checkpoint, config, options)
     return model if draft is None else replace(model, draft=_load_draft(*draft, options, model))
@@ -140,6 +144,7 @@ def _load(
     return LoadedModel(
         checkpoint=checkpoint,
         config=config,
+        settings=_settings(checkpoint, config),
         tokenizer=tokenizer,
         executable=executable,
         weights=blueprint.weights,
@@ -165,7 +170,7 @@ def _draw(
         options, model_context(checkpoint, config), usual_context=_usual_context(checkpoint, config)
     )
     computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
-    graph = build_graph(computed, checkpoint.tensors.keys(), ending=_read_pooling(checkpoint))
+    graph = build_graph(computed, checkpoint.tensors.keys(), ending=_read_ending(checkpoint, config))
     for name in check_parameters(graph, checkpoint.tensors):
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)
@@ -188,19 +193,21 @@ def _open_draft(
     """The draft model of a model, where the options ask for one."""
     if options.speculation != "draft":
         return None
-    check_task("generate", config, name)
+    check_task("generate", _settings(checkpoint, config), name)
     draft_checkpoint, draft_config = (
         (checkpoint, config) if options.draft_model is None else _open(Path(options.draft_model))
     )
-    draft_config = _check_draft_config(draft_config, options, name)
+    draft_config = _check_draft_config(draft_checkpoint, draft_config, options, name)
     _check_vocabulary(checkpoint, config, draft_checkpoint, draft_config)
     return draft_checkpoint, draft_config
 
 
-def _check_draft_config(config: ModelConfig, options: EngineOptions, name: str) -> DecoderConfig:
+def _check_draft_config(
+    checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, name: str
+) -> DecoderConfig:
     """The config of a draft model, of its first layers where the options say so."""
     draft_name = name if options.draft_model is None else str(options.draft_model)
-    check_task("generate", config, draft_name)
+    check_task("generate", _settings(checkpoint, config), draft_name)
     assert isinstance(config, DecoderConfig)
     if options.draft_layers is None:
         return config
@@ -271,26 +278,24 @@ def _draft_options(
     )
 
 
-def check_task(task: Task, config: ModelConfig, name: str) -> None:
+def check_task(task: Task, settings: TaskSettings, name: str) -> None:
     """
     Raises:
         UnsupportedError: the model called `name` is not made for the task.
     """
-    check_kind_of_model(task, name, is_decoder=isinstance(config, DecoderConfig))
-
-
-def check_kind_of_model(task: Task, name: str, *, is_decoder: bool) -> None:
-    """As `check_task`, by what is known of a model without its config."""
-    if task == "generate" and not is_decoder:
-        raise UnsupportedError(
-            f"the model {name!r} is an encoder; it does not generate text",
-            hint="use embed, or a language model such as smollm2-135m-instruct",
-        )
-    if task == "embed" and is_decoder:
-        raise UnsupportedError(
-            f"the model {name!r} generates text; it has no embeddings",
-            hint="use an encoder, such as all-minilm-l6-v2",
-        )
+    if settings.can(task):
+        return
+    made_for = {"generate": "generates text", "embed": "is an encoder"}
+    lacks = {"generate": "it does not generate text", "embed": "it has no embeddings"}
+    hints = {
+        "generate": "use embed, or a language model such as smollm2-135m-instruct",
+        "embed": "use an encoder, such as all-minilm-l6-v2",
+    }
+    raise UnsupportedError(
+        f"the model {name!r} {made_for.get(settings.task, f'is for {settings.task}')}; "
+        f"{lacks.get(task, f'it has no head for {task}')}",
+        hint=hints.get(task, f"use a model that was tuned for {task}"),
+    )
 
 
 def choose_weights(options: EngineOptions, *, is_decoder: bool) -> WeightFormat:
@@ -302,8 +307,13 @@ def choose_weights(options: EngineOptions, *, is_decoder: bool) -> WeightFormat:
 
 def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
     """Encoders may be made for shorter texts than their position table holds."""
-    made_for = checkpoint.sentence.max_tokens if checkpoint.sentence else None
-    return min(config.max_context, made_for or config.max_context)
+    made_for = [config.max_context]
+    if checkpoint.sentence and checkpoint.sentence.max_tokens:
+        made_for.append(checkpoint.sentence.max_tokens)
+    settings = _settings(checkpoint, config)
+    if settings.task != "generate" and settings.max_length:
+        made_for.append(settings.max_length)
+    return min(made_for)
 
 
 def _usual_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
@@ -311,8 +321,14 @@ def _usual_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
     return min(context, config.usual_context) if isinstance(config, DecoderConfig) else context
 
 
-def _read_pooling(checkpoint: Checkpoint) -> Pooling | None:
+def _settings(checkpoint: Checkpoint, config: ModelConfig) -> TaskSettings:
+    return read_task(checkpoint.config, checkpoint.card, is_decoder=isinstance(config, DecoderConfig))
+
+
+def _read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
     sentence = checkpoint.sentence
+    if (head := _settings(checkpoint, config).head) is not None:
+        return head
     return Pooling.from_sentence_transformers(sentence.modules, sentence.pooling) if sentence else None
 
 

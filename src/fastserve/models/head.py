@@ -22,6 +22,11 @@ class Head:
     kind: HeadKind
     num_labels: int
 
+    @property
+    def is_per_token(self) -> bool:
+        """Whether there is a row of logits for each token; else one for each sequence."""
+        return self.kind in ("token-classification", "question-answering")
+
 
 Ending = Pooling | Head
 

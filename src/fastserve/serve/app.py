@@ -27,7 +27,9 @@ from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.routes.admin import admin_router
 from fastserve.serve.routes.admin_models import admin_models_router
+from fastserve.serve.routes.answer import answer_router
 from fastserve.serve.routes.chat_completions import chat_completions_router
+from fastserve.serve.routes.classify import classify_router
 from fastserve.serve.routes.completions import completions_router
 from fastserve.serve.routes.dashboard import dashboard_router
 from fastserve.serve.routes.embeddings import embeddings_router
@@ -52,6 +54,8 @@ ROUTERS = (
     messages_router,
     embeddings_router,
     score_router,
+    classify_router,
+    answer_router,
     tokenize_router,
     health_router,
     dashboard_router,

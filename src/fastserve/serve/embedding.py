@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from starlette.requests import Request
 
-from fastserve.engine.async_embedder import AsyncEmbedder
+from fastserve.engine.async_encoder import AsyncEncoder
+from fastserve.engine.encoder import EncoderInput
 from fastserve.engine.prompt import Prompt, encode_text
-from fastserve.errors import ContextLengthError, OptionError, QueueFullError
+from fastserve.errors import ContextLengthError
 from fastserve.option import check_integer
-from fastserve.serve.connection import run_while_connected
 from fastserve.serve.errors import naming
-from fastserve.serve.limiter import Admission
 from fastserve.serve.metrics import Metrics
 from fastserve.serve.options import ServeOptions
-from fastserve.serve.record import RequestRecord
-from fastserve.serve.security import account_of
-from fastserve.serve.tenant_table import Tenant
+from fastserve.serve.prediction import check_count, check_tokens, run_inputs, usage_of
 from fastserve.types import Float32Array
 
 
@@ -34,11 +30,11 @@ class Embedded:
 
     @property
     def usage(self) -> dict[str, int]:
-        return {"prompt_tokens": self.num_tokens, "total_tokens": self.num_tokens}
+        return usage_of(self.num_tokens)
 
 
 async def embed(
-    embedder: AsyncEmbedder,
+    encoder: AsyncEncoder,
     texts: Seq[tuple[str, Prompt]],
     request: Request,
     *,
@@ -54,45 +50,22 @@ async def embed(
         RequestError: a token is not in the vocabulary, or a text is longer than the model's limit.
         OptionError: they are too many.
         RateLimitError: the tenant is over one of its limits.
-        QueueFullError, StepError: see `AsyncEmbedder.embed`.
+        QueueFullError, StepError: see `AsyncEncoder.run`.
     """
-    if len(texts) > options.max_prompts:
-        raise OptionError(
-            f"there are {len(texts)} texts to embed; the most is {options.max_prompts}",
-            hint="send several requests",
-            option=texts[options.max_prompts][0],
-        )
-    token_ids = await asyncio.to_thread(_encode_all, embedder, texts, truncate)
+    check_count(len(texts), options, place=texts[min(options.max_prompts, len(texts) - 1)][0])
+    token_ids = await asyncio.to_thread(_encode_all, encoder, texts, truncate)
     for (place, _), own in zip(texts, token_ids, strict=True):
-        limit = options.max_prompt_tokens
-        if limit is not None and len(own) > limit:
-            with naming(prompt=place):
-                raise ContextLengthError(
-                    f"{place} has {len(own)} tokens; max_prompt_tokens is {limit}", hint="shorten the text"
-                )
-    num_tokens = sum(map(len, token_ids))
-    record = RequestRecord.of(request.scope)
-    record.details |= {"model": embedder.name, "tenant": tenant, "prompt_tokens": num_tokens}
-    if options.log_prompts:
-        record.details["prompts"] = [text for _, text in texts]
-    account = account_of(request.scope)
-    with account.admit(num_tokens) as admission:
-        meter = partial(account.usage.serve, 0)
-        try:
-            vectors = await run_while_connected(request.receive, embedder.embed(token_ids, meter=meter))
-        except QueueFullError:
-            raise
-        except BaseException:  # the client has gone, but what it asked for is under way
-            _charge(admission, account, num_tokens)
-            raise
-        _charge(admission, account, num_tokens)
-    metrics.prompt_tokens.labels(embedder.name).inc(num_tokens)
-    return Embedded(vectors, num_tokens)
-
-
-def _charge(admission: Admission, account: Tenant, num_tokens: int) -> None:
-    admission.used_tokens = num_tokens
-    account.usage.begin(num_tokens)
+        check_tokens(len(own), options, place=place)
+    vectors = await run_inputs(
+        encoder,
+        [EncoderInput(own) for own in token_ids],
+        request,
+        options=options,
+        metrics=metrics,
+        tenant=tenant,
+        prompts=[text for _, text in texts],
+    )
+    return Embedded(np.stack(vectors), sum(map(len, token_ids)))
 
 
 def shorten(vectors: Float32Array, dimensions: int | None) -> Float32Array:
@@ -113,16 +86,16 @@ def normalize(vectors: Float32Array) -> Float32Array:
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def _encode_all(embedder: AsyncEmbedder, texts: Seq[tuple[str, Prompt]], truncate: bool) -> list[Seq[int]]:
+def _encode_all(encoder: AsyncEncoder, texts: Seq[tuple[str, Prompt]], truncate: bool) -> list[Seq[int]]:
     token_ids = []
     for place, text in texts:
         with naming(prompt=place):
-            token_ids.append(_encode(embedder, text, place, truncate))
+            token_ids.append(_encode(encoder, text, place, truncate))
     return token_ids
 
 
-def _encode(embedder: AsyncEmbedder, text: Prompt, place: str, truncate: bool) -> Seq[int]:
-    model = embedder.model
+def _encode(encoder: AsyncEncoder, text: Prompt, place: str, truncate: bool) -> Seq[int]:
+    model = encoder.model
     if isinstance(text, str):
         return encode_text(model, text, truncate=truncate)
     for index, token_id in enumerate(text):

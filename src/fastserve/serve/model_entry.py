@@ -7,13 +7,13 @@ import time
 from collections import deque
 from typing import Literal, Protocol
 
-from fastserve.engine.async_embedder import AsyncEmbedder
+from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.load import LoadedModel, ModelPlan
 from fastserve.errors import FastServeError
 from fastserve.hub.name_table import split_version
 
-ServedModel = AsyncLLM | AsyncEmbedder
+ServedModel = AsyncLLM | AsyncEncoder
 ModelState = Literal["unloaded", "loading", "loaded", "unloading"]
 
 
@@ -185,7 +185,7 @@ def plan_of(model: LoadedModel) -> ModelPlan:
     """What a loaded model has come to, as `plan_model` tells it beforehand."""
     draft_bytes = 0 if model.draft is None else model.draft.footprint.total_bytes
     return ModelPlan(
-        is_decoder=model.is_decoder,
+        settings=model.settings,
         context_length=model.context_length,
         kv_bytes=model.footprint.kv_bytes,
         total_bytes=model.footprint.total_bytes + draft_bytes,

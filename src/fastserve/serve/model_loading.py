@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastserve.config import EngineOptions
-from fastserve.engine.async_embedder import AsyncEmbedder
+from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import resolve_draft
 from fastserve.engine.load import ModelPlan, load_model, plan_model
@@ -32,12 +32,12 @@ def open_model(
     offline: bool = False,
     turnstile: Turnstile | None = None,
 ) -> ServedModel:
-    """Load the model in a folder or .gguf file, to generate text or to embed. Raises as `load_model`."""
+    """Load the model in a folder or .gguf file, whatever its task. Raises as `load_model`."""
     options = resolve_draft(options, offline=offline)
     model = load_model(path, options, name=name)
-    if model.is_decoder:
+    if model.task == "generate":
         return AsyncLLM(model, options, name=name, turnstile=turnstile)
-    return AsyncEmbedder(model, name=name, max_waiting=options.max_waiting, turnstile=turnstile)
+    return AsyncEncoder(model, name=name, max_waiting=options.max_waiting, turnstile=turnstile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,10 @@ WORK_PATHS = frozenset(  # what the limits of running requests and of tokens are
         "/v1/embeddings",
         "/v1/score",
         "/v1/rerank",
+        "/v1/classify",
+        "/v1/token-classify",
+        "/v1/relations",
+        "/v1/answer",
     }
 )
 _TENANT = "fastserve.tenant"

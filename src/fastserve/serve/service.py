@@ -13,10 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastserve.config import MOST_TIMEOUT_MS
-from fastserve.engine.async_embedder import AsyncEmbedder
+from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.load import Task, check_kind_of_model
+from fastserve.engine.load import check_task
 from fastserve.errors import DeadlineError, RequestError
+from fastserve.models.task import Task
 from fastserve.option import check_number
 from fastserve.serve.connection import run_while_connected
 from fastserve.serve.drain import Drain
@@ -88,10 +89,10 @@ class Service:
             yield model
 
     @asynccontextmanager
-    async def embedder(self, name: str, request: Request) -> AsyncIterator[AsyncEmbedder]:
-        """An encoder. As `generator`."""
-        async with self._use(name, request, "embed", None) as model:
-            assert isinstance(model, AsyncEmbedder)
+    async def encoder(self, name: str, request: Request, task: Task = "embed") -> AsyncIterator[AsyncEncoder]:
+        """An encoder for a task. As `generator`."""
+        async with self._use(name, request, task, None) as model:
+            assert isinstance(model, AsyncEncoder)
             yield model
 
     @asynccontextmanager
@@ -174,4 +175,4 @@ class Service:
 def _check_task(entry: ModelEntry, task: Task | None, name: str) -> None:
     """As `check_task`, as soon as anybody knows."""
     if task is not None and entry.plan is not None:
-        check_kind_of_model(task, name, is_decoder=entry.plan.is_decoder)
+        check_task(task, entry.plan.settings, name)

@@ -13,13 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, time
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from fastserve._version import __version__
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.snapshot import EngineSnapshot
 from fastserve.errors import FastServeError
+from fastserve.models.task import Task
 from fastserve.serve.latency import LatencySnapshot
 from fastserve.serve.model_entry import ModelEntry, ModelState
 from fastserve.serve.model_table import ModelTable
@@ -41,7 +42,7 @@ class ModelSnapshot:
     num_waiting: int  # requests that wait for it to be loaded
     num_loads: int
     idle_seconds: float | None  # since its last request ended; None: it is in use, or was never
-    task: Literal["generate", "embed"] | None  # None: not known before it was loaded
+    task: Task | None  # None: not known before it was loaded
     error: str | None = None  # why it could not be loaded
 
 
@@ -211,9 +212,6 @@ def describe_memory(models: ModelTable) -> ModelMemory:
 
 
 def _describe(entry: ModelEntry, aliases: Seq[str]) -> ModelSnapshot:
-    task: Literal["generate", "embed"] | None = None
-    if entry.plan is not None:
-        task = "generate" if entry.plan.is_decoder else "embed"
     return ModelSnapshot(
         name=entry.name,
         aliases=aliases,
@@ -225,7 +223,7 @@ def _describe(entry: ModelEntry, aliases: Seq[str]) -> ModelSnapshot:
         num_waiting=len(entry.waiting),
         num_loads=entry.num_loads,
         idle_seconds=entry.idle_seconds,
-        task=task,
+        task=None if entry.plan is None else entry.plan.task,
         error=entry.error,
     )
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from fastserve.engine.async_embedder import AsyncEmbedder
+from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.errors import FastServeError, RateLimitError
 from fastserve.serve.api_keys import ApiKeys
@@ -162,7 +162,7 @@ class TenantTable:
             except FastServeError as error:
                 logger.warning("%s does not share by the weights of tenants: %s", llm.name, error)
 
-    async def tell_weights_to(self, model: AsyncLLM | AsyncEmbedder) -> None:
+    async def tell_weights_to(self, model: AsyncLLM | AsyncEncoder) -> None:
         """As `tell_weights`, to a model that was loaded just now."""
         if isinstance(model, AsyncLLM):
             await self.tell_weights([model])

@@ -12,7 +12,7 @@ from fastserve.backends.native import chains, layout
 from fastserve.backends.native import executable as native
 from fastserve.backends.native.chains import find_chains
 from fastserve.config import WeightFormat
-from fastserve.engine.embed import Embedder
+from fastserve.engine.encoder import Encoder
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Attention, Graph
 from fastserve.graph.passes import optimize
@@ -53,7 +53,7 @@ def embed(
         threads=threads,
         isa=isa,
     )
-    return Embedder(executable).embed(texts_of(lengths, BERT["vocab_size"]))
+    return Encoder(executable).embed(texts_of(lengths, BERT["vocab_size"]))
 
 
 @pytest.mark.parametrize("isa", _native.runnable_isas())

@@ -31,9 +31,9 @@ class Engine:
         return [list(completion.token_ids) for completion in completions]
 
     def embed(self, texts: list[list[int]]) -> Float32Array:
-        from fastserve.engine.embed import Embedder
+        from fastserve.engine.encoder import Encoder
 
-        return Embedder(self._llm.model.executable).embed(texts)
+        return Encoder(self._llm.model.executable).embed(texts)
 
     def cost(self, prompts: list[list[int]], max_tokens: int) -> list[dict[str, Any]]:
         """What the calls of a run did, by op and shape; `max_tokens` 0 embeds."""

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.load import check_kind_of_model
+from fastserve.engine.load import check_task
 from fastserve.engine.policy import PolicyDescription, describe_policies, parse_policy
 from fastserve.errors import ClosedError, OptionError, RequestError
 from fastserve.serve.model_entry import ModelEntry
@@ -65,7 +65,7 @@ def admin_router(service: Service) -> APIRouter:
         Nothing that runs is lost."""
         RequestRecord.of(request.scope).details |= {"policy": body.policy, "model": body.model}
         entries = service.models.entries if body.model is None else [_find(service, body.model)]
-        entries = [entry for entry in entries if entry.plan is None or entry.plan.is_decoder]
+        entries = [entry for entry in entries if entry.plan is None or entry.plan.task == "generate"]
         try:
             parse_policy(body.policy)
             await _set_policy(entries, body.policy)
@@ -90,7 +90,7 @@ def _find(service: Service, name: str) -> ModelEntry:
     """Raises ModelNotFoundError, UnsupportedError: there is none of that name, or it is an encoder."""
     entry = service.models.find(name)
     if entry.plan is not None:
-        check_kind_of_model("generate", name, is_decoder=entry.plan.is_decoder)
+        check_task("generate", entry.plan.settings, name)
     return entry
 
 

@@ -22,9 +22,9 @@ def embeddings_router(service: Service) -> APIRouter:
 
     @router.post("/v1/embeddings", response_model=EmbeddingDocument)
     async def create_embeddings(body: EmbeddingRequest, request: Request) -> Response:
-        async with service.embedder(body.model, request) as embedder:
+        async with service.encoder(body.model, request) as encoder:
             embedded = await embed(
-                embedder,
+                encoder,
                 name_texts("input", body.input),
                 request,
                 options=service.options,

@@ -48,7 +48,7 @@ def models_router(service: Service) -> APIRouter:
             "created": models.created,
             "owned_by": "fastserve",
             "root": entry.name,
-            "task": "generate" if plan.is_decoder else "embed",
+            "task": plan.task,
             "context_length": plan.context_length,
         }
 

@@ -33,9 +33,9 @@ def score_router(service: Service) -> APIRouter:
                 hint="send one, or one for each",
                 option="text_1",
             )
-        async with service.embedder(body.model, request) as embedder:
+        async with service.encoder(body.model, request) as encoder:
             embedded = await embed(
-                embedder,
+                encoder,
                 [*name_texts("text_1", body.text_1), *name_texts("text_2", body.text_2)],
                 request,
                 options=service.options,
@@ -52,9 +52,9 @@ def score_router(service: Service) -> APIRouter:
     async def rerank(body: RerankRequest, request: Request) -> Response:
         if body.top_n is not None:
             check_integer("top_n", body.top_n, low=1)
-        async with service.embedder(body.model, request) as embedder:
+        async with service.encoder(body.model, request) as encoder:
             embedded = await embed(
-                embedder,
+                encoder,
                 [("query", body.query), *name_texts("documents", body.documents)],
                 request,
                 options=service.options,

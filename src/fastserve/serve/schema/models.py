@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from fastserve.models.task import Task
 from fastserve.serve.schema.body import Document
 
 
@@ -13,7 +14,7 @@ class ModelDocument(Document):
     created: int
     owned_by: str
     root: str
-    task: Literal["generate", "embed"]
+    task: Task
     context_length: int
 
 

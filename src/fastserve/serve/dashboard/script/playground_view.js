@@ -36,7 +36,7 @@ export class PlaygroundView {
   async load() {
     try {
       const { data } = await askJson("v1/models");
-      this.models = data.filter((model) => model.task !== "embed");
+      this.models = data.filter((model) => model.task === "generate");
       this.trouble = null;
     } catch (error) {
       this.models = [];

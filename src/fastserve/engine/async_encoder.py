@@ -1,4 +1,4 @@
-"""`AsyncEmbedder`: an encoder for many callers of one event loop, run by a thread of its own."""
+"""`AsyncEncoder`: an encoder for many callers of one event loop, run by a thread of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from threading import Thread
 
 import numpy as np
 
-from fastserve.engine.embed import Embedder
+from fastserve.engine.encoder import Encoder, EncoderInput
 from fastserve.engine.load import LoadedModel, check_task
 from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import ClosedError, FastServeError, QueueFullError, StepError
@@ -25,20 +25,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """The texts of one call, and what has come of them."""
+    """The inputs of one call, and what has come of them."""
 
-    texts: Seq[Seq[int]]
-    future: asyncio.Future[Float32Array]
+    inputs: Seq[EncoderInput]
+    future: asyncio.Future[list[Float32Array]]
     loop: asyncio.AbstractEventLoop
-    rows: list[Float32Array] = field(default_factory=list)
+    results: list[Float32Array] = field(default_factory=list)
     service_seconds: float = 0.0  # its share of the steps that it was in
 
-    def finish(self, result: Float32Array | FastServeError) -> None:
-        """In the embedder's thread."""
+    def finish(self, result: list[Float32Array] | FastServeError) -> None:
+        """In the encoder's thread."""
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._set, result)
 
-    def _set(self, result: Float32Array | FastServeError) -> None:
+    def _set(self, result: list[Float32Array] | FastServeError) -> None:
         if self.future.done():  # cancelled
             return
         if isinstance(result, FastServeError):
@@ -47,18 +47,18 @@ class _Job:
             self.future.set_result(result)
 
 
-class AsyncEmbedder:
+class AsyncEncoder:
     """An encoder in this process, for the coroutines of one event loop.
 
-    Texts of all calls are packed into steps, a text of each call in turn, so that nobody waits behind a call
-    of thousands. A text's embedding does not depend on what it was packed with.
+    Inputs of all calls are packed into steps, an input of each call in turn, so that nobody waits behind a
+    call of thousands. What comes of one does not depend on what it was packed with.
 
     >>> async def main(model: LoadedModel) -> Float32Array:
-    ...     embedder = AsyncEmbedder(model, name="all-minilm-l6-v2")
-    ...     return await embedder.embed([model.tokenizer.encode("a cat")])
+    ...     encoder = AsyncEncoder(model, name="all-minilm-l6-v2")
+    ...     return await encoder.embed([model.tokenizer.encode("a cat")])
 
     Args:
-        model: the embedder's own from here on.
+        model: the encoder's own from here on.
         max_waiting: most calls that are not finished; more are refused. None is no limit.
         turnstile: as of `AsyncLLM`.
 
@@ -74,17 +74,18 @@ class AsyncEmbedder:
         max_waiting: int | None = None,
         turnstile: Turnstile | None = None,
     ) -> None:
-        check_task("embed", model.config, name)
+        if model.settings.head is None:
+            check_task("embed", model.settings, name)
         self.name = name
         self.model = model
         self._max_waiting = max_waiting
         self._turnstile = turnstile or Turnstile()
-        self._embedder = Embedder(model.executable)
+        self._encoder = Encoder(model.executable, model.settings.head)
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self._num_unfinished = 0
         self._last_step_seconds = time.monotonic()
         self._seconds_per_call = 0.0
-        self._thread = Thread(target=self._run, name="fastserve-embedder", daemon=True)
+        self._thread = Thread(target=self._run, name="fastserve-encoder", daemon=True)
         self._is_closed = False
         self._thread.start()
 
@@ -92,19 +93,26 @@ class AsyncEmbedder:
         self, texts: Seq[Seq[int]], *, meter: Callable[[float], None] | None = None
     ) -> Float32Array:
         """Embed texts, given as token ids with their special tokens, each within the model's context.
-        Cancelling the call drops what has not been run.
 
-        Returns float32 [texts, width].
+        Returns float32 [texts, width]. Arguments and errors as of `run`.
+        """
+        assert texts, "nothing to embed"
+        return np.stack(await self.run([EncoderInput(text) for text in texts], meter=meter))
+
+    async def run(
+        self, inputs: Seq[EncoderInput], *, meter: Callable[[float], None] | None = None
+    ) -> list[Float32Array]:
+        """What comes of each input, as of `Encoder.run_all`. Cancelling the call drops what has not been run.
 
         Args:
-            meter: gets the call's seconds of service when it ends, however it ends: its texts' share of the
+            meter: gets the call's seconds of service when it ends, however it ends: its inputs' share of the
                 steps that it was in.
 
         Raises:
             QueueFullError: as many calls wait as may.
             StepError, ClosedError: a step has failed, or the model was closed.
         """
-        assert texts, "nothing to embed"
+        assert inputs, "nothing to run"
         if self._is_closed:
             raise self._closed_error()
         if self._max_waiting is not None and self._num_unfinished >= self._max_waiting:
@@ -115,7 +123,7 @@ class AsyncEmbedder:
                 hint=f"try again in about {seconds:.2g} seconds",
             )
         loop = asyncio.get_running_loop()
-        job = _Job(texts, loop.create_future(), loop)
+        job = _Job(inputs, loop.create_future(), loop)
         started = time.monotonic()
         if not self._num_unfinished:
             self._last_step_seconds = started
@@ -167,21 +175,21 @@ class AsyncEmbedder:
             job.finish(self._closed_error())
 
     def _closed_error(self) -> ClosedError:
-        return ClosedError(f"the model {self.name!r} is closed", hint="make a new AsyncEmbedder")
+        return ClosedError(f"the model {self.name!r} is closed", hint="make a new AsyncEncoder")
 
     def _step(self, jobs: deque[_Job]) -> None:
-        """Run one step of the jobs' next texts, and take out those that are done."""
+        """Run one step of the jobs' next inputs, and take out those that are done."""
         for job in [job for job in jobs if job.future.cancelled()]:
             jobs.remove(job)
         turns = self._take_turns(jobs)
         if not turns:
             return
-        texts = [job.texts[index] for job, index in turns]
-        group = next(iter(self._embedder.groups(texts)))
+        inputs = [job.inputs[index] for job, index in turns]
+        group = next(iter(self._encoder.groups(inputs)))
         started = time.monotonic()
         try:
             with self._turnstile:
-                embeddings = self._embedder.run(group)
+                results = self._encoder.run(group)
         except Exception as error:
             logger.exception("a step of %d texts failed", len(group))
             for job in {id(job): job for job, _ in turns[: len(group)]}.values():
@@ -189,21 +197,25 @@ class AsyncEmbedder:
                 job.finish(StepError(f"its step failed: {type(error).__name__}: {error}"))
             return
         share_seconds = (time.monotonic() - started) / len(group)
-        for (job, _), row in zip(turns, embeddings, strict=False):
+        for (job, _), result in zip(turns, results, strict=False):
             job.service_seconds += share_seconds
-            job.rows.append(row)
-            if len(job.rows) == len(job.texts):
+            job.results.append(result)
+            if len(job.results) == len(job.inputs):
                 jobs.remove(job)
-                job.finish(np.stack(job.rows))
+                job.finish(job.results)
         jobs.rotate(-1)
 
     def _take_turns(self, jobs: deque[_Job]) -> list[tuple[_Job, int]]:
-        """Jobs and indices of their next texts, one of each job in turn, at most as many as a step takes."""
+        """Jobs and indices of their next inputs, one of each job in turn, at most as many as a step takes."""
         most = self.model.executable.limits.max_sequences
         turns: list[tuple[_Job, int]] = []
         offset = 0
         while len(turns) < most:
-            ready = [(job, len(job.rows) + offset) for job in jobs if len(job.rows) + offset < len(job.texts)]
+            ready = [
+                (job, len(job.results) + offset)
+                for job in jobs
+                if len(job.results) + offset < len(job.inputs)
+            ]
             if not ready:
                 break
             turns += ready

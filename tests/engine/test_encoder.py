@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastserve.engine.embed import Embedder
+from fastserve.engine.encoder import Encoder
 from fastserve.types import Batch, Limits, StepResult
 
 
@@ -44,7 +44,7 @@ def test_every_text_gets_its_own_embedding_however_the_batches_fall(
     texts, max_tokens, max_sequences, num_blocks
 ):
     limits = Limits(max_tokens=max_tokens, max_sequences=max_sequences, num_blocks=num_blocks)
-    embeddings = Embedder(FakeEncoder(limits)).embed(texts)
+    embeddings = Encoder(FakeEncoder(limits)).embed(texts)
     expected = [(len(text), sum(p * id_ for p, id_ in enumerate(text))) for text in texts]
     assert embeddings.tolist() == [list(map(float, row)) for row in expected]
 
@@ -52,7 +52,7 @@ def test_every_text_gets_its_own_embedding_however_the_batches_fall(
 def steps_of(lengths: list[int], limits: Limits) -> list[list[int]]:
     """The lengths of the texts of every step."""
     encoder = FakeEncoder(limits)
-    Embedder(encoder).embed([[1] * length for length in lengths])
+    Encoder(encoder).embed([[1] * length for length in lengths])
     return [batch.context_lengths.tolist() for batch in encoder.batches]
 
 
@@ -98,7 +98,7 @@ def test_the_pool_is_free_again_after_a_failed_step() -> None:
                 raise RuntimeError("kernel")
             return super().run(batch)
 
-    embedder = Embedder(FailingEncoder(Limits(max_tokens=16, num_blocks=2)))
+    encoder = Encoder(FailingEncoder(Limits(max_tokens=16, num_blocks=2)))
     with pytest.raises(RuntimeError, match="kernel"):
-        embedder.embed([[1] * 8])
-    assert embedder.embed([[1] * 8]).shape == (1, 2)
+        encoder.embed([[1] * 8])
+    assert encoder.embed([[1] * 8]).shape == (1, 2)

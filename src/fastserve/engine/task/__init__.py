@@ -1,0 +1,1 @@
+"""The classic tasks: what a user gives to inputs of an encoder, and its logits to predictions."""

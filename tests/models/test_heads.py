@@ -1,0 +1,158 @@
+"""Every head of an encoder family against the class of transformers that has it, on tiny random models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastserve.errors import CheckpointError, UnsupportedError
+from fastserve.graph.node import Graph
+from fastserve.models.family import build_graph, read_config
+from fastserve.models.head import Head
+from fastserve.models.parameters import check_parameters
+from fastserve.models.task import TaskSettings, read_task
+from parity import BACKENDS, RANGE_BOUND, Run, compile_graph, make_batch, range_error
+from tiny_heads import randomize
+from tiny_models import BERT_CONFIG, hf_parameters
+
+TEXTS = [list(range(3, 43)), [7, 8, 9], [5], list(range(90, 20, -1))]
+NUM_LABELS = 5
+
+# Of a family: its config, and whether its sequences have types.
+FAMILIES: dict[str, dict[str, Any]] = {"Bert": BERT_CONFIG}
+CLASSES = ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice"]
+
+
+def hf_head(family: str, ending: str, *, seed: int = 0, **options: Any) -> Any:
+    """A random model of a class of transformers; all parameters are random, biases and norms too."""
+    import transformers
+
+    num_labels = 2 if ending == "ForQuestionAnswering" else NUM_LABELS
+    fields = {key: value for key, value in FAMILIES[family].items() if key != "model_type"}
+    config = getattr(transformers, f"{family}Config")(**fields, num_labels=num_labels, **options)
+    model = getattr(transformers, f"{family}{ending}")(config)
+    model.config.architectures = [f"{family}{ending}"]
+    return randomize(model, seed=seed)
+
+
+def hf_logits(model: Any, token_ids: list[int], types: list[int] | None = None) -> np.ndarray:
+    """[labels] of one text, or [tokens, labels]."""
+    import torch
+
+    ids = torch.tensor([token_ids])
+    fields = {} if types is None else {"token_type_ids": torch.tensor([types])}
+    with torch.no_grad():
+        if type(model).__name__.endswith("ForMultipleChoice"):
+            fields = {key: value[None] for key, value in fields.items()}
+            return model(ids[None], **fields).logits[0].numpy()
+        output = model(ids, **fields)
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits[0], output.end_logits[0]], dim=1).numpy()
+    return output.logits[0].numpy()
+
+
+def settings_of(model: Any) -> TaskSettings:
+    return read_task(model.config.to_dict(), {}, is_decoder=False)
+
+
+def graph_of(model: Any) -> Graph:
+    parameters = hf_parameters(model)
+    graph = build_graph(read_config(model.config.to_dict()), parameters, ending=settings_of(model).head)
+    unused = check_parameters(graph, parameters)
+    assert [name for name in unused if "position_ids" not in name and "pooler" not in name] == []
+    return graph
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ending", CLASSES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_class_of_transformers(backend: str, family: str, ending: str) -> None:
+    model = hf_head(family, ending)
+    executable = compile_graph(backend, graph_of(model), hf_parameters(model), max_context=128)
+    runs = [(Run(executable, place), ids) for place, ids in enumerate(TEXTS)]
+    actual = executable.run(make_batch(runs)).outputs["logits"]
+    expected = [hf_logits(model, ids) for ids in TEXTS]
+    stack = np.concatenate if expected[0].ndim == 2 else np.stack
+    assert range_error(actual, stack(expected)) < RANGE_BOUND
+
+
+@pytest.mark.parametrize("ending", CLASSES)
+def test_a_head_that_is_left_out_or_of_another_kind_gives_other_numbers(ending: str) -> None:
+    model = hf_head("Bert", ending)
+    parameters = hf_parameters(model)
+    name = next(name for name in parameters if name.endswith(("classifier.bias", "outputs.bias")))
+    parameters[name] = parameters[name] + np.float32(1e-3)
+    executable = compile_graph("torch", graph_of(model), parameters, max_context=128)
+    actual = executable.run(make_batch([(Run(executable), TEXTS[0])])).outputs["logits"]
+    expected = hf_logits(model, TEXTS[0]).reshape(actual.shape)
+    assert np.abs(actual - expected).max() > RANGE_BOUND * max(np.ptp(expected), 1)
+
+
+def test_a_family_without_a_head_refuses_it_by_name() -> None:
+    head = Head("multiple-choice", 1)
+    config = read_config({**BERT_CONFIG})
+    assert build_graph(config, ending=head).outputs["logits"].width == 1
+    with pytest.raises(UnsupportedError, match="a bert model for summarization is not supported"):
+        build_graph(config, ending=Head("summarization", 1))  # type: ignore[arg-type]
+
+
+BERT_FOR = {"architectures": ["BertForSequenceClassification"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "card", "expected"),
+    [
+        ({}, {}, TaskSettings(task="embed")),
+        ({"architectures": ["BertForMaskedLM"]}, {}, TaskSettings(task="embed")),
+        (
+            {**BERT_FOR, "id2label": {"1": "spam", "0": "ham"}},
+            {"task": "text-classification", "max_length": 64},
+            TaskSettings(
+                task="text-classification",
+                head=Head("sequence-classification", 2),
+                is_declared=True,
+                labels=("ham", "spam"),
+                max_length=64,
+            ),
+        ),
+        (
+            {**BERT_FOR, "problem_type": "regression", "id2label": {"0": "x"}},
+            {},
+            TaskSettings(
+                task="text-classification",
+                head=Head("sequence-classification", 1),
+                labels=("x",),
+                problem_type="regression",
+            ),
+        ),
+    ],
+)
+def test_the_task_follows_from_the_architecture_or_from_fastserve_json(config, card, expected) -> None:
+    assert read_task(config, card, is_decoder=False) == expected
+
+
+def test_a_model_with_one_logit_or_without_labels_is_read_as_transformers_reads_it() -> None:
+    assert read_task(BERT_FOR, {}, is_decoder=False).labels == ("LABEL_0", "LABEL_1")
+    one = read_task({**BERT_FOR, "id2label": {"0": "x"}}, {}, is_decoder=False)
+    assert one.problem_type == "multi_label_classification"
+
+
+@pytest.mark.parametrize(
+    ("config", "card", "message"),
+    [
+        (BERT_FOR, {"task": "question-answering"}, "is for text-classification or pair-classification"),
+        ({}, {"task": "question-answering"}, "has no head for it"),
+        ({**BERT_FOR, "id2label": {"0": "a", "2": "b"}}, {}, "not numbered from 0"),
+        (BERT_FOR, {"max_length": 0}, "max_length=0"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(config, card, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_task(config, card, is_decoder=False)
+
+
+def test_an_unknown_task_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedError, match="task='poetry'"):
+        read_task({}, {"task": "poetry"}, is_decoder=False)
