@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+MAX_REPLACEMENT_BYTES = 256  # Unicode's longest (U+FDFA) is 33
+
 _LEAF = np.uint32(1 << 31)
 _VALUE_BITS = np.uint32(0x7FFF_FFFF)
 _WIDE_OFFSET = np.uint32(1 << 9)  # the offset then counts in 256
@@ -17,7 +19,7 @@ _LABEL_BITS = np.uint32(0xFF)
 
 
 def check_charsmap(charsmap: bytes) -> None:
-    """Raise ValueError unless every path through the trie stays in it and ends at a replacement."""
+    """Raise ValueError unless every path through the trie stays in it and ends at a short replacement."""
     if not charsmap:
         return
     trie_bytes = int.from_bytes(charsmap[:4], "little")
@@ -27,6 +29,9 @@ def check_charsmap(charsmap: bytes) -> None:
     if replacements[-1] != 0:
         raise ValueError("its last normalization rule has no end")
     replacements.decode("utf-8")
+    longest = max(map(len, replacements.split(b"\0")))
+    if longest > MAX_REPLACEMENT_BYTES:
+        raise ValueError(f"a normalization rule writes {longest} bytes, the limit is {MAX_REPLACEMENT_BYTES}")
     units = np.frombuffer(charsmap, np.uint32, count=trie_bytes // 4, offset=4)
     is_leaf = (units & _LEAF) != 0
     values = units[is_leaf] & _VALUE_BITS

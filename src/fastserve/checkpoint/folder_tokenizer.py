@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from fastserve.checkpoint.file import read_bytes, read_optional_json
 from fastserve.checkpoint.legacy_tokenizer import build_from_legacy_files
 from fastserve.checkpoint.tokenizer_library import name_errors, special_tokens
+from fastserve.checkpoint.tokenizer_limits import check_rules
 
 
 def build_from_folder(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
@@ -33,4 +34,7 @@ def build_from_folder(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
     with name_errors(path):
         backend = Tokenizer.from_buffer(text)
         backend.encode("")  # a template of special tokens that names a missing one panics only here
+        check_rules(backend, path)
+    if isinstance(backend.model, models.BPE):
+        backend.model.dropout = None  # chance of a merge left out, which is for training
     return backend, special_tokens(config)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from fastserve.checkpoint.tokenizer_library import steps_of
 from fastserve.types import JsonObject
 
 # Unicode's composition (UAX #15) makes one character of at most four.
@@ -44,7 +43,9 @@ class WordBound:
     def from_tokenizer(cls, tokenizer: Tokenizer) -> WordBound | None:
         """None where the text is not cut into words as BERT does."""
         kinds = [
-            step["type"] for part in (tokenizer.normalizer, tokenizer.pre_tokenizer) for step in _steps(part)
+            step["type"]
+            for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)
+            for step in steps_of(part)
         ]
         return cls() if kinds == ["BertNormalizer", "BertPreTokenizer"] else None
 
@@ -64,8 +65,8 @@ class CharacterBound:
         """None where other characters may vanish, or any number become one unknown token, or added tokens
         take the spaces beside them.
         """
-        cuts = list(_steps(tokenizer.pre_tokenizer))
-        shrinks = [_shrinkage(step) for step in _steps(tokenizer.normalizer)]
+        cuts = list(steps_of(tokenizer.pre_tokenizer))
+        shrinks = [_shrinkage(step) for step in steps_of(tokenizer.normalizer)]
         dropped = _dropped_characters(tokenizer, cuts)
         added = tokenizer.get_added_tokens_decoder().values()
         if (
@@ -83,17 +84,6 @@ class CharacterBound:
     def min_tokens(self, text: str) -> int:
         num_kept = len(text) - sum(map(text.count, self.dropped))
         return -(-num_kept // self.longest)
-
-
-def _steps(part: Any) -> Iterator[JsonObject]:
-    """The parts that a normalizer or pre-tokenizer is a sequence of, as tokenizer.json describes them."""
-    pending = [] if part is None else [json.loads(part.__getstate__())]
-    while pending:
-        step = pending.pop()
-        if step["type"] == "Sequence":
-            pending += step.get("normalizers", step.get("pretokenizers", []))
-        else:
-            yield step
 
 
 def _dropped_characters(tokenizer: Tokenizer, cuts: list[JsonObject]) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -28,13 +30,28 @@ def name_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def steps_of(part: Any) -> Iterator[JsonObject]:
+    """The steps of a normalizer, decoder or other part of a tokenizer, as tokenizer.json describes them; of a
+    sequence, the last one first.
+    """
+    pending = [] if part is None else [json.loads(part.__getstate__())]
+    while pending:
+        step = pending.pop()
+        if step["type"] == "Sequence":
+            pending += next(value for key, value in step.items() if key != "type")
+        else:
+            yield step
+
+
 @contextmanager
 def name_panics() -> Iterator[None]:
-    """A panic of the library's Rust code, which is no Exception and would end a server, becomes an error."""
+    """A panic of the library's Rust code, which is no Exception and would end a server, becomes an error; so
+    does what it fails with otherwise, which has no class.
+    """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         raise CheckpointError(
             f"the tokenizer cannot split this text: {error}",
