@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastserve.types import Float32Array
+from tiny_heads import randomize
 from tiny_models import BERT_CONFIG
 
 _ALBERT = {
@@ -95,7 +96,6 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 def hf_encoder(config: dict[str, Any], *, seed: int = 0) -> Any:
     """The family's model of `transformers` in eval mode, without a pooler; all parameters are random."""
-    import torch
     from transformers import AutoConfig, AutoModel
 
     options = {key: value for key, value in config.items() if key != "model_type"}
@@ -104,20 +104,7 @@ def hf_encoder(config: dict[str, Any], *, seed: int = 0) -> Any:
         model = AutoModel.from_config(hf_config, add_pooling_layer=False)
     except TypeError:  # a family that has no pooler
         model = AutoModel.from_config(hf_config)
-    randomize(model, seed=seed)
-    assert isinstance(model, torch.nn.Module)
-    return model.eval()
-
-
-def randomize(model: Any, *, seed: int = 0) -> None:
-    """Give all parameters random values, of a size that keeps that of the values from layer to layer."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            is_scale = "norm.weight" in name.lower()
-            parameter.normal_(float(is_scale), std=parameter.shape[-1] ** -0.5, generator=generator)
+    return randomize(model, seed=seed)
 
 
 def hf_vectors(

@@ -23,7 +23,7 @@ def test_an_entry_is_complete(entry: CatalogueEntry) -> None:
     assert re.fullmatch(r"[a-z0-9][a-z0-9.-]*", entry.name)
     assert entry.title
     assert entry.licence
-    assert entry.architecture in ("llama", "bert")
+    assert entry.architecture in ("llama", "bert", "mpnet")
     assert entry.size_bytes > 1_000_000
     assert entry.sources
     assert not any(source.is_local for source in entry.sources)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.types import Executable, Float32Array
 from parity import (
     BACKENDS,
@@ -124,15 +126,20 @@ def test_stories_continue_as_recorded_in_the_test_data(backend: str, stories: Re
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_minilm_embeddings_equal_the_normalized_mean_of_transformers(
-    backend: str, model_dir: Callable[[str], Path]
+@pytest.mark.parametrize(
+    "name", ["all-minilm-l6-v2", pytest.param("all-mpnet-base-v2", marks=pytest.mark.slow)]
+)
+def test_sentence_embeddings_equal_the_normalized_mean_of_transformers(
+    backend: str, name: str, model_dir: Callable[[str], Path]
 ) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    folder = model_dir("all-minilm-l6-v2")
+    folder = model_dir(name)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
     texts = [tokenizer(sentence)["input_ids"] for sentence in SENTENCES]
+    own_tokenizer = Tokenizer.from_checkpoint(open_checkpoint(folder))
+    assert [own_tokenizer.encode(sentence) for sentence in SENTENCES] == texts
     with torch.no_grad():
         means = torch.cat([model(torch.tensor([ids])).last_hidden_state.mean(1) for ids in texts])
     expected = torch.nn.functional.normalize(means).numpy()

@@ -97,7 +97,14 @@ def tune(
         click.get_current_context().with_resource(network_forbidden())
     with _progress(shown=not json) as report:
         result = run_tune(
-            task, model=model, train=train, dev=dev, output=output, options=options, resume=resume, report=report
+            task,
+            model=model,
+            train=train,
+            dev=dev,
+            output=output,
+            options=options,
+            resume=resume,
+            report=report,
         )
     if json:
         print_json(result.to_json())
@@ -129,7 +136,9 @@ def _progress(*, shown: bool) -> Iterator[Callable[[Progress], None] | None]:
     def report(progress: Progress) -> None:
         bar.total = progress.num_steps
         names = ("loss", "eval_loss", "eval_f1", "eval_accuracy")
-        bar.set_postfix({n: f"{progress.figures[n]:.4g}" for n in names if n in progress.figures}, refresh=False)
+        bar.set_postfix(
+            {n: f"{progress.figures[n]:.4g}" for n in names if n in progress.figures}, refresh=False
+        )
         bar.update(progress.step - bar.n)
 
     try:

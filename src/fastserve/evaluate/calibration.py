@@ -22,7 +22,9 @@ class ReliabilityBin:
     accuracy: float
 
 
-def reliability(confidences: Seq[float], is_right: Seq[bool], *, num_bins: int = NUM_BINS) -> list[ReliabilityBin]:
+def reliability(
+    confidences: Seq[float], is_right: Seq[bool], *, num_bins: int = NUM_BINS
+) -> list[ReliabilityBin]:
     """Predictions by their confidence, in bins of equal width; a bin without any is left out."""
     values, right = np.asarray(confidences, np.float64), np.asarray(is_right, np.float64)
     index = np.clip(np.ceil(values * num_bins).astype(int) - 1, 0, num_bins - 1)
@@ -43,5 +45,7 @@ def calibration_error(bins: Seq[ReliabilityBin]) -> float:
     0.15
     """
     total = sum(bin_.num_rows for bin_ in bins)
-    error = sum(bin_.num_rows * abs(bin_.confidence - bin_.accuracy) for bin_ in bins) / total if total else 0.0
+    error = (
+        sum(bin_.num_rows * abs(bin_.confidence - bin_.accuracy) for bin_ in bins) / total if total else 0.0
+    )
     return round(error, 12)

@@ -17,7 +17,6 @@ from fastserve.evaluate.task.task import IGNORED, Features, Task
 from fastserve.types import Float32Array
 
 
-
 def run_examples(
     model: Any,
     features: Seq[Features],

@@ -9,7 +9,9 @@ from collections.abc import Sequence as Seq
 import torch
 from torch.utils.data import Sampler
 
-_POOL_BATCHES = 32  # batches whose rows are sorted by length together: enough to be even, few enough to be random
+_POOL_BATCHES = (
+    32  # batches whose rows are sorted by length together: enough to be even, few enough to be random
+)
 
 
 class EpochSampler(Sampler[int]):

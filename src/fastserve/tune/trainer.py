@@ -191,7 +191,9 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
     def _save(self, model: Any, about: JsonObject) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         model = getattr(model, "module", model)
-        weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        weights = {
+            name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad
+        }
         written = self._folder / "weights.safetensors.part"
         save_file(weights, written)
         os.replace(written, self._folder / "weights.safetensors")

@@ -38,7 +38,8 @@ class MultipleChoice:
                 )
             asked = " ".join(row[name] for name in ("context", "question") if row.get(name))
             encoded = [
-                encode_text(tokenizer, [asked, choice], self.max_length, examples) for choice in row["choices"]
+                encode_text(tokenizer, [asked, choice], self.max_length, examples)
+                for choice in row["choices"]
             ]
             features: Features = {name: [one[name] for one in encoded] for name in encoded[0]}
             if with_labels:

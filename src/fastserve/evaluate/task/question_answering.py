@@ -128,9 +128,7 @@ def _answer_tokens(row: Row, offsets: Seq[tuple[int, int] | None]) -> list[int]:
     return [inside[0], inside[-1]]
 
 
-def _best_span(
-    offsets: Seq[tuple[int, int] | None], logits: Float32Array
-) -> tuple[float, int, int, float]:
+def _best_span(offsets: Seq[tuple[int, int] | None], logits: Float32Array) -> tuple[float, int, int, float]:
     """Probability, first and last token of the likeliest passage, and the probability that there is none: of all
     pairs of ends that a window has, ends taken as independent."""
     may_be = np.array([offset is not None for offset in offsets])

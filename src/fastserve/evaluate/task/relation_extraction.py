@@ -107,7 +107,9 @@ def _text_and_spans(row: Row) -> tuple[str, list[tuple[int, int, int]]]:
         ]
     for start, end in named:
         if not 0 <= start < end <= limit:
-            raise DataError(f"{place_of(row)}: entity {start}:{end} is not within the text, whose end is {limit}")
+            raise DataError(
+                f"{place_of(row)}: entity {start}:{end} is not within the text, whose end is {limit}"
+            )
     return text, spans
 
 

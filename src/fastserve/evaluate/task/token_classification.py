@@ -72,9 +72,7 @@ class TokenClassification:
                 )
             for features, words in self._windows(tokens, tokenizer):
                 if with_labels:
-                    features["labels"] = [
-                        IGNORED if word is None else index_of[tags[word]] for word in words
-                    ]
+                    features["labels"] = [IGNORED if word is None else index_of[tags[word]] for word in words]
                 examples.add(row_index, features, words)
         return examples
 
@@ -204,7 +202,9 @@ def _tags_of_entities(offsets: Seq[tuple[int, int]], entities: Seq[JsonObject]) 
     """Tags of words; one that is only partly in an entity is in it."""
     tags = ["O"] * len(offsets)
     for entity in entities:
-        inside = [i for i, (start, end) in enumerate(offsets) if start < entity["end"] and end > entity["start"]]
+        inside = [
+            i for i, (start, end) in enumerate(offsets) if start < entity["end"] and end > entity["start"]
+        ]
         for number, index in enumerate(inside):
             tags[index] = f"{'I' if number else 'B'}-{entity['label']}"
     return tags
