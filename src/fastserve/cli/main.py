@@ -33,6 +33,7 @@ COMMANDS = {
     "models": "fastserve.cli.models",
     "serve": "fastserve.cli.serve",
     "top": "fastserve.cli.top",
+    "tune": "fastserve.cli.tune",
 }
 
 _COMPLETION_VARIABLE = "_FASTSERVE_COMPLETE"

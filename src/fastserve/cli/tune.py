@@ -1,0 +1,146 @@
+"""`fastserve tune`: from a pretrained model and labelled rows to a model directory that serves a task."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from fastserve.cli.engine_option import pack_options
+from fastserve.cli.option import json_option, network_forbidden, offline_option
+from fastserve.cli.report import print_json, print_table
+from fastserve.tune.options import TuneOptions, read_option_file
+
+if TYPE_CHECKING:
+    from fastserve.tune.run import TuneResult
+    from fastserve.tune.trainer import Progress
+
+_HELP: Mapping[str, str] = {
+    "epochs": "How often all training rows are seen.",
+    "max_steps": "End after so many steps, whatever --epochs says.",
+    "batch_size": "Rows of a step, over all processes and parts.",
+    "accumulation": "Parts that a batch is computed in, one after the other, to save memory.",
+    "learning_rate": "At its highest; by default 5e-5 for all weights, 2e-4 for LoRA, 1e-3 for a head.",
+    "optimizer": "adamw-8bit needs bitsandbytes.",
+    "schedule": "How the learning rate falls after the warm-up.",
+    "warmup": "Share of all steps in which the learning rate rises.",
+    "weight_decay": "Of the optimizer; norms and biases have none.",
+    "dropout": "In place of the model's own rates.",
+    "label_smoothing": "Share of the target that all classes have alike.",
+    "class_weights": "balanced makes rare classes count as much as common ones.",
+    "max_grad_norm": "Gradients are scaled down to it; 0 leaves them.",
+    "precision": "Of products; weights and optimizer stay fp32. fp16 needs a GPU.",
+    "gradient_checkpointing": "Compute activations again rather than keep them, to save memory.",
+    "max_length": "Most tokens of an example; by default what the model takes, up to 512.",
+    "stride": "Tokens that neighbouring windows of a long text share.",
+    "method": "What learns: all weights, the head, the last layers, or an adapter that is merged in at the end.",
+    "last_layers": "How many layers learn with --method last-layers.",
+    "rank": "Of LoRA and DoRA.",
+    "alpha": "Of LoRA and DoRA: an adapter counts alpha / rank times.",
+    "adapter_dropout": "Of LoRA and DoRA.",
+    "metric": "Chooses the best weights; by default the task's main one. loss is one of every task.",
+    "patience": "Stop after so many evaluations without a better metric.",
+    "eval_steps": "Steps between evaluations on the dev rows; by default an epoch.",
+    "save_steps": "Steps between checkpoints that --resume goes on from; by default --eval-steps.",
+    "seed": "Of the head's first weights, the order of rows, and dropout.",
+    "problem": "Of classification: one class, several at once, or a number; auto sees it from the labels.",
+    "device": "Where to compute; auto is a GPU where there is one.",
+    "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
+}
+
+
+@click.command()
+@click.argument("task", metavar="TASK", help="Such as text-classification; a wrong one lists all.")
+@click.option("--model", required=True, metavar="NAME_OR_DIR", help="The pretrained model, as everywhere.")
+@click.option("--train", required=True, type=click.Path(path_type=Path), help="File of training rows.")
+@click.option("--dev", type=click.Path(path_type=Path), help="File of rows that choose the best weights.")
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="Folder to make; must not be there."
+)
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML, YAML or JSON file of options; flags go first."
+)
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run of this output, if there is one.")
+@pack_options("options", TuneOptions(), _HELP)
+@json_option
+@offline_option
+def tune(
+    task: str,
+    model: str,
+    train: Path,
+    dev: Path | None,
+    output: Path,
+    config: Path | None,
+    resume: bool,
+    options: TuneOptions,
+    json: bool,
+    offline: bool,
+) -> None:
+    """Tune a pretrained model on labelled rows.
+
+    OUTPUT is then a model directory with head and labels, a card of the training, and its curves. A run that was
+    killed goes on with --resume, to the same weights.
+    """
+    from fastserve.tune.run import tune as run_tune
+
+    if config is not None:
+        options = _with_config(options, config)
+    if offline:
+        click.get_current_context().with_resource(network_forbidden())
+    with _progress(shown=not json) as report:
+        result = run_tune(
+            task, model=model, train=train, dev=dev, output=output, options=options, resume=resume, report=report
+        )
+    if json:
+        print_json(result.to_json())
+    else:
+        _print_result(result)
+
+
+def _with_config(options: TuneOptions, path: Path) -> TuneOptions:
+    """The options of a file, where the command line does not set them."""
+    context = click.get_current_context()
+    stored = read_option_file(path)
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    given = {
+        name for name in values if context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
+    }
+    return TuneOptions(**{**values, **{name: value for name, value in stored.items() if name not in given}})
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """A bar on a terminal with the figures logged last; None where none is to be drawn."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    bar: Any = tqdm(desc="tuning", unit="step", dynamic_ncols=True)
+
+    def report(progress: Progress) -> None:
+        bar.total = progress.num_steps
+        names = ("loss", "eval_loss", "eval_f1", "eval_accuracy")
+        bar.set_postfix({n: f"{progress.figures[n]:.4g}" for n in names if n in progress.figures}, refresh=False)
+        bar.update(progress.step - bar.n)
+
+    try:
+        yield report
+    finally:
+        bar.close()
+
+
+def _print_result(result: TuneResult) -> None:
+    if result.num_cut:
+        print(f"{result.num_cut} training rows were cut at the longest example (--max-length)")
+    if result.metrics:
+        rows = [[name, f"{value:.4f}"] for name, value in sorted(result.metrics.items())]
+        print_table(["metric", "dev rows"], rows)
+    kept = "last weights" if result.best_step is None else f"weights of step {result.best_step}"
+    print(f"{result.path}: {kept} of {result.num_steps} steps, in {result.seconds:.0f} s")

@@ -1,0 +1,211 @@
+"""A tag for each token: named entities and the like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fastserve.errors import DataError
+from fastserve.evaluate.answer_match import is_word_alone
+from fastserve.evaluate.classification import averages, figures_of_sets, micro_figures
+from fastserve.evaluate.entity import Span, entities_of_tags, split_tag
+from fastserve.evaluate.task.task import (
+    IGNORED,
+    Examples,
+    Features,
+    Prediction,
+    Row,
+    Scores,
+    label_config,
+    place_of,
+    softmax,
+)
+from fastserve.types import Float32Array, JsonObject
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenClassification:
+    """`{"tokens", "tags"}`, or `{"text", "entities": [{"start", "end", "label"}]}` with offsets in characters.
+
+    A token's tag is learned, and read, at its first piece. Sequences that are longer than a model takes are
+    cut between tokens into windows that share `stride` pieces; each token counts in the window in which it has
+    more around it. Scores are of whole entities: a prediction is right with both ends and its label.
+    """
+
+    labels: tuple[str, ...]
+    max_length: int
+    stride: int = 32
+
+    name = "token-classification"
+    model_class = "ForTokenClassification"
+    metrics = ("f1", "precision", "recall", "f1_macro", "f1_weighted", "accuracy", "loss")
+
+    @classmethod
+    def from_rows(cls, rows: Seq[Row], *, max_length: int, stride: int = 32) -> TokenClassification:
+        """The task that training rows pose: `O` and their tags in order.
+
+        Raises:
+            DataError: tags and tokens differ in number, or no row has an entity.
+        """
+        found = {tag for row in rows for tag in tagged_tokens(row)[1]}
+        names = sorted({split_tag(tag)[1] for tag in found} - {""})
+        if not names:
+            raise DataError("no training row has an entity", hint="give rows with tags other than O")
+        return cls(labels=("O", *sorted(found - {"O"})), max_length=max_length, stride=stride)
+
+    def encode(self, rows: Seq[Row], tokenizer: Any, *, with_labels: bool) -> Examples:
+        examples = Examples()
+        index_of = {label: index for index, label in enumerate(self.labels)}
+        for row_index, row in enumerate(rows):
+            tokens, tags = tagged_tokens(row, with_tags=with_labels)
+            unknown = next((tag for tag in tags if tag not in index_of), None)
+            if with_labels and unknown is not None:
+                raise DataError(
+                    f"{place_of(row)}: tag {unknown!r} is in no training row",
+                    hint=f"tags are {', '.join(self.labels)}",
+                )
+            for features, words in self._windows(tokens, tokenizer):
+                if with_labels:
+                    features["labels"] = [
+                        IGNORED if word is None else index_of[tags[word]] for word in words
+                    ]
+                examples.add(row_index, features, words)
+        return examples
+
+    def decode(self, rows: Seq[Row], examples: Examples, logits: Seq[Float32Array]) -> list[Prediction]:
+        best: list[dict[int, tuple[int, Float32Array]]] = [{} for _ in rows]
+        for row_index, words, values in zip(examples.row_index, examples.notes, logits, strict=True):
+            for place, word in enumerate(words):
+                if word is not None:
+                    # A token that two windows have is taken where fewer of its neighbours are cut off.
+                    room = min(place, len(words) - place)
+                    if room > best[row_index].get(word, (-1, None))[0]:
+                        best[row_index][word] = room, values[place]
+        return [self._prediction(row, found) for row, found in zip(rows, best, strict=True)]
+
+    def score(self, rows: Seq[Row], predictions: Seq[Prediction]) -> Scores:
+        gold_tags = [tagged_tokens(row)[1] for row in rows]
+        said_tags = [prediction["tags"] for prediction in predictions]
+        return score_tags(gold_tags, said_tags)
+
+    def config(self) -> JsonObject:
+        return label_config(self.labels)
+
+    def settings(self) -> JsonObject:
+        return {"max_length": self.max_length, "stride": self.stride, "tag_scheme": self._scheme()}
+
+    def _scheme(self) -> str:
+        prefixes = {tag.partition("-")[0] for tag in self.labels if "-" in tag}
+        if prefixes & {"E", "S", "L", "U"}:
+            return "bmes" if "M" in prefixes else "iobes"
+        return "iob2" if "B" in prefixes else "io"
+
+    def _windows(self, tokens: Seq[str], tokenizer: Any) -> list[tuple[Features, list[int | None]]]:
+        """Inputs, and of each piece the token whose first piece it is."""
+        encoded = tokenizer(
+            list(tokens),
+            is_split_into_words=True,
+            truncation=True,
+            max_length=self.max_length,
+            stride=min(self.stride, self.max_length // 4),
+            return_overflowing_tokens=True,
+        )
+        windows = []
+        names = [name for name in encoded if name in ("input_ids", "attention_mask", "token_type_ids")]
+        for number in range(len(encoded["input_ids"])):
+            words = encoded.word_ids(number)
+            first = [
+                word if word is not None and word != before else None
+                for before, word in zip([None, *words], words, strict=False)
+            ]
+            windows.append(({name: encoded[name][number] for name in names}, first))
+        return windows
+
+    def _prediction(self, row: Row, found: dict[int, tuple[int, Float32Array]]) -> Prediction:
+        tokens, offsets = tokens_with_offsets(row)
+        tags, scores = ["O"] * len(tokens), [1.0] * len(tokens)
+        for word, (_, values) in found.items():
+            shares = softmax(values)
+            best = int(shares.argmax())
+            tags[word], scores[word] = self.labels[best], float(shares[best])
+        entities = []
+        for start, end, label in entities_of_tags(tags):
+            entity: JsonObject = {"label": label, "score": float(np.mean(scores[start:end]))}
+            entity |= {"first_token": start, "end_token": end}
+            if offsets is not None:
+                entity |= {"start": offsets[start][0], "end": offsets[end - 1][1]}
+            entities.append(entity)
+        return {"tags": tags, "entities": entities}
+
+
+def score_tags(gold_tags: Seq[Seq[str]], said_tags: Seq[Seq[str]]) -> Scores:
+    """Entity figures of tag sequences; `accuracy` is of tags."""
+    gold: list[frozenset[Span]] = [frozenset(entities_of_tags(tags)) for tags in gold_tags]
+    said: list[frozenset[Span]] = [frozenset(entities_of_tags(tags)) for tags in said_tags]
+    labels = sorted({span[2] for spans in (*gold, *said) for span in spans})
+    figures = figures_of_sets(gold, said, labels, lambda span: span[2])
+    micro = micro_figures(gold, said)
+    metrics = averages(figures)
+    pairs = [(a, b) for x, y in zip(gold_tags, said_tags, strict=True) for a, b in zip(x, y, strict=True)]
+    metrics |= {"precision": micro.precision, "recall": micro.recall, "f1": micro.f1}
+    metrics["accuracy"] = float(np.mean([a == b for a, b in pairs])) if pairs else 0.0
+    return Scores(metrics, figures)
+
+
+def tagged_tokens(row: Row, *, with_tags: bool = True) -> tuple[Seq[str], Seq[str]]:
+    """The tokens of a row, and their tags; of a row with entities, IOB2 on words, cut where entities begin and
+    end."""
+    if "tokens" in row:
+        tokens = row["tokens"]
+        tags = row.get("tags", ()) if with_tags else ()
+        if with_tags and len(tags) != len(tokens):
+            raise DataError(f"{place_of(row)}: {len(tokens)} tokens have {len(tags)} tags")
+        return tokens, tags
+    entities = sorted(row.get("entities", ()), key=lambda entity: entity["start"]) if with_tags else []
+    offsets = word_offsets(row["text"], [edge for e in entities for edge in (e["start"], e["end"])])
+    words = [row["text"][start:end] for start, end in offsets]
+    return words, (_tags_of_entities(offsets, entities) if with_tags else ())
+
+
+def tokens_with_offsets(row: Row) -> tuple[Seq[str], list[tuple[int, int]] | None]:
+    """The tokens of a row, and where each is in its text, where it has one."""
+    if "tokens" in row:
+        return row["tokens"], None
+    entities = row.get("entities", ())
+    offsets = word_offsets(row["text"], [edge for e in entities for edge in (e["start"], e["end"])])
+    return [row["text"][start:end] for start, end in offsets], offsets
+
+
+def word_offsets(text: str, edges: Seq[int] = ()) -> list[tuple[int, int]]:
+    """Where the words of a text are: runs of letters and digits, other characters alone, and each character of
+    a script without spaces; words are cut at `edges` too.
+
+    >>> word_offsets("Hi, 北京", edges=[1])
+    [(0, 1), (1, 2), (2, 3), (4, 5), (5, 6)]
+    """
+    cuts = sorted(set(edges))
+    offsets = []
+    for match in _WORD.finditer(text):
+        start, end = match.span()
+        inner = {at for at in cuts if start < at < end}
+        for at in range(start, end):
+            if is_word_alone(text[at]):
+                inner |= {at, at + 1}
+        bounds = [start, *sorted(at for at in inner if start < at < end), end]
+        offsets += list(zip(bounds, bounds[1:], strict=False))
+    return offsets
+
+
+def _tags_of_entities(offsets: Seq[tuple[int, int]], entities: Seq[JsonObject]) -> list[str]:
+    tags = ["O"] * len(offsets)
+    for entity in entities:
+        inside = [i for i, (start, end) in enumerate(offsets) if entity["start"] <= start and end <= entity["end"]]
+        for number, index in enumerate(inside):
+            tags[index] = f"{'I' if number else 'B'}-{entity['label']}"
+    return tags

@@ -1,0 +1,114 @@
+"""Which weights learn: all, the head, the last layers, or an adapter (peft) that is merged in at the end."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastserve.errors import OptionError, UnsupportedError
+from fastserve.evaluate.task.task import Task
+from fastserve.tune.options import TuneOptions
+
+_LAYER = re.compile(r"\.(?:layer|layers|h|blocks)\.(\d+)\.")
+_TASK_TYPES = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForCausalLM": "CAUSAL_LM",
+}
+
+
+def prepare_weights(model: Any, task: Task, options: TuneOptions) -> Any:
+    """Freeze what does not learn, or put an adapter around a model. Returns the model to train.
+
+    Raises:
+        OptionError: the model has fewer layers than are to learn.
+        UnsupportedError: the model has no linear layers that an adapter knows.
+    """
+    if options.is_adapter:
+        return _with_adapter(model, task, options)
+    if options.method == "full":
+        return model
+    head = _head_parameters(model)
+    num_layers = _num_layers(model)
+    first = num_layers
+    if options.method == "last-layers":
+        if options.last_layers > num_layers:
+            raise OptionError(
+                f"last_layers={options.last_layers} is more than the {num_layers} that the model has",
+                hint=f"choose at most {num_layers}",
+                option="last_layers",
+            )
+        first = num_layers - options.last_layers
+    if not head and options.method == "head":
+        raise OptionError(
+            f"method={options.method!r}: the model has no head of its own for {task.name}",
+            hint="choose full, last-layers or an adapter",
+            option="method",
+        )
+    for name, parameter in model.named_parameters():
+        layer = _LAYER.search(f".{name}")
+        parameter.requires_grad = name in head or (layer is not None and int(layer[1]) >= first)
+    return model
+
+
+def merge_adapter(model: Any) -> Any:
+    """The model with its adapter's weights added to its own: what `transformers` and the native runtime open."""
+    return model.merge_and_unload()
+
+
+def _with_adapter(model: Any, task: Task, options: TuneOptions) -> Any:
+    import peft
+
+    kind = _TASK_TYPES.get(task.model_class, "FEATURE_EXTRACTION")
+    # Every linear layer but the head's (QLoRA, arXiv 2305.14314, section 4: all layers are needed to match full
+    # tuning); the head, which is new, learns in full.
+    head = sorted({name.split(".")[0] for name in _head_parameters(model)})
+    shared: dict[str, Any] = {"task_type": kind, "target_modules": _linear_layers(model)}
+    if task.model_class != "ForCausalLM" and head:
+        shared["modules_to_save"] = head
+    if not shared["target_modules"]:
+        raise UnsupportedError(f"method={options.method!r}: the model has no linear layers in its encoder")
+    if options.method == "ia3":
+        feedforward = [name for name in shared["target_modules"] if _is_feedforward(name)]
+        config: Any = peft.IA3Config(**shared, feedforward_modules=feedforward)
+    else:
+        config = peft.LoraConfig(
+            **shared,
+            r=options.rank,
+            lora_alpha=options.alpha,
+            lora_dropout=options.adapter_dropout,
+            use_dora=options.method == "dora",
+        )
+    return peft.get_peft_model(model, config)
+
+
+def _linear_layers(model: Any) -> list[str]:
+    from torch import nn
+
+    return sorted(
+        {
+            _LAYER.split(f".{name}")[-1]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and _LAYER.search(f".{name}")
+        }
+    )
+
+
+def _is_feedforward(name: str) -> bool:
+    """The layer that leads back from the wide middle of a feed-forward part, by the names of our families."""
+    return name in ("mlp.down_proj", "output.dense", "ffn.lin2", "mlp.c_proj", "mlp.Wo", "mlp.fc2")
+
+
+def _head_parameters(model: Any) -> set[str]:
+    """What is not of the pretrained body; of a language model, whose head is tied, the body is all there is."""
+    prefix = f"{model.base_model_prefix}."
+    names = {name for name, _ in model.named_parameters()}
+    body = {name for name in names if name.startswith(prefix)}
+    pooler = {name for name in names if ".pooler." in name}
+    return (names - body) | pooler if body else pooler
+
+
+def _num_layers(model: Any) -> int:
+    found = [int(match[1]) for name, _ in model.named_parameters() if (match := _LAYER.search(f".{name}"))]
+    return max(found, default=-1) + 1

@@ -1,0 +1,64 @@
+"""The model directory that a run ends in: written beside its place, and renamed there whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fastserve.evaluate.task.task import Task
+from fastserve.types import JsonObject
+
+SCHEMA_VERSION = 1
+
+
+def write_artifact(
+    output: Path,
+    *,
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    lineage: JsonObject,
+    metrics: dict[str, float],
+    card: str,
+    plots: Path | None,
+    adapter: Path | None = None,
+) -> None:
+    """Write what `transformers` and FastServe open: weights, config, tokenizer, `fastserve.json`, and the card
+    of the training as README.md, its curves in `training/`.
+
+    `adapter` is the folder of an adapter that was merged into the weights; it is kept beside them.
+    """
+    written = output.with_name(f"{output.name}.part")
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
+    model.save_pretrained(written)
+    tokenizer.save_pretrained(written)
+    if adapter is not None:
+        shutil.copytree(adapter, written / "adapter")
+    if plots is not None and plots.is_dir():
+        shutil.copytree(plots, written / "training")
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "task": task.name,
+        "tag_scheme": None,
+        **task.settings(),
+        "metrics": metrics,
+        "lineage": lineage,
+    }
+    (written / "README.md").write_text(card, encoding="utf-8")
+    (written / "fastserve.json").write_text(
+        json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
+    _sync(written)
+    os.replace(written, output)
+
+
+def _sync(folder: Path) -> None:
+    """Have all files on the disk before the folder gets its name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,203 @@
+"""What can be chosen about a tuning run: frozen, validated, one name as field, flag and key of a config file."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fastserve.errors import OptionError
+from fastserve.option import check_choice, check_integer, check_number
+
+Method = Literal["full", "head", "last-layers", "lora", "dora", "ia3"]
+Optimizer = Literal["adamw", "sgd", "adafactor", "adamw-8bit"]
+Schedule = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt"]
+Precision = Literal["fp32", "bf16", "fp16"]
+ClassWeights = Literal["none", "balanced"]
+Problem = Literal["auto", "single-label", "multi-label", "regression"]
+Device = Literal["auto", "cpu"]
+
+ADAPTER_METHODS = ("lora", "dora", "ia3")
+
+# What learns well as a start, by method; adapters are small and take larger steps.
+_LEARNING_RATES = {"full": 5e-5, "last-layers": 1e-4, "head": 1e-3, "lora": 2e-4, "dora": 2e-4}
+_LEARNING_RATES |= {"ia3": 5e-3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneOptions:
+    """How a model is tuned.
+
+    Attributes:
+        epochs: how often all training rows are seen.
+        max_steps: end after so many steps of the optimizer, whatever `epochs` says; None is no limit.
+        batch_size: rows a step of the optimizer sees, over all processes; must be a multiple of
+            `processes` x `accumulation`.
+        accumulation: parts that a batch is computed in, one after the other.
+        learning_rate: at its highest; None is what the method usually takes.
+        schedule: how it falls after `warmup`, a share of all steps in which it rises.
+        weight_decay: of the optimizer, not for norms and biases.
+        dropout: in place of the model's own; None leaves that.
+        label_smoothing: share of the target that goes to all classes alike.
+        class_weights: `balanced` weights a class by rows / (classes x rows of the class).
+        max_grad_norm: gradients are scaled down to it; 0 does not.
+        precision: what matrices are multiplied in; weights and optimizer stay float32.
+        gradient_checkpointing: compute activations again rather than keep them.
+        max_length: most tokens of an example; None is what the model takes, up to 512.
+        stride: tokens that neighbouring windows of a long text share.
+        method: what is learned: all weights, the head alone, the last `last_layers` with the head, or an
+            adapter, which is merged into the weights at the end.
+        rank, alpha, adapter_dropout: of LoRA and DoRA.
+        metric: chooses the best checkpoint; None is the task's own first, `loss` where rows have no classes.
+        patience: evaluations without a better metric after which to stop; None never stops early.
+        eval_steps: steps between evaluations on the dev rows; None is an epoch.
+        save_steps: steps between checkpoints that `resume` goes on from; None is `eval_steps`.
+        seed: of the head's first weights, the order of rows, and dropout.
+        problem: of text classification: classes, several at once, or a number; `auto` sees it from labels.
+        temperature: of the contrastive loss: similarities are divided by it.
+        instruction: what a decoder is told before a source text; None is the task's own.
+        processes: on this machine, which share each batch.
+        device: where to compute.
+        keep_checkpoints: leave the run's folder, with checkpoints and optimizer, when it has ended.
+    """
+
+    epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    accumulation: int = 1
+    learning_rate: float | None = None
+    optimizer: Optimizer = "adamw"
+    schedule: Schedule = "linear"
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    dropout: float | None = None
+    label_smoothing: float = 0.0
+    class_weights: ClassWeights = "none"
+    max_grad_norm: float = 1.0
+    precision: Precision = "fp32"
+    gradient_checkpointing: bool = False
+    max_length: int | None = None
+    stride: int = 64
+    method: Method = "full"
+    last_layers: int = 2
+    rank: int = 8
+    alpha: float = 16.0
+    adapter_dropout: float = 0.05
+    metric: str | None = None
+    patience: int | None = None
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    seed: int = 0
+    problem: Problem = "auto"
+    temperature: float = 0.05
+    instruction: str | None = None
+    processes: int = 1
+    device: Device = "auto"
+    keep_checkpoints: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("epochs", self.epochs, 0.0, 10_000.0, is_low_open=True)
+        for name in ("batch_size", "accumulation", "last_layers", "rank", "processes"):
+            check_integer(name, getattr(self, name), low=1)
+        for name in ("max_steps", "patience", "eval_steps", "save_steps"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), low=1)
+        if self.max_length is not None:
+            check_integer("max_length", self.max_length, low=8)
+        check_integer("stride", self.stride, low=0)
+        check_integer("seed", self.seed, low=0)
+        if self.learning_rate is not None:
+            check_number("learning_rate", self.learning_rate, 0.0, 10.0, is_low_open=True)
+        for name in ("warmup", "label_smoothing", "adapter_dropout"):
+            check_number(name, getattr(self, name), 0.0, 0.99)
+        if self.dropout is not None:
+            check_number("dropout", self.dropout, 0.0, 0.99)
+        for name in ("weight_decay", "max_grad_norm"):
+            check_number(name, getattr(self, name), 0.0, 1000.0)
+        check_number("alpha", self.alpha, 0.0, 10_000.0, is_low_open=True)
+        check_number("temperature", self.temperature, 0.0, 100.0, is_low_open=True)
+        for name, kind in _CHOICES.items():
+            check_choice(name, getattr(self, name), get_args(kind))
+        share = self.processes * self.accumulation
+        if self.batch_size % share:
+            raise OptionError(
+                f"batch_size={self.batch_size} is not a multiple of processes x accumulation, {share}",
+                hint=f"choose {-(-self.batch_size // share) * share}",
+                option="batch_size",
+            )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate`, or what the method usually takes."""
+        return _LEARNING_RATES[self.method] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the method adds small weights to a model whose own stay."""
+        return self.method in ADAPTER_METHODS
+
+
+_CHOICES = {
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+    "class_weights": ClassWeights,
+    "precision": Precision,
+    "method": Method,
+    "problem": Problem,
+    "device": Device,
+}
+
+
+def read_option_file(path: Path) -> dict[str, Any]:
+    """The options that a TOML, YAML or JSON file sets, by name; dashes may stand for underscores.
+
+    Raises:
+        OptionError: the file is missing, broken, or names what is no option.
+    """
+    values = read_mapping(path, option="config")
+    known = {field.name for field in fields(TuneOptions)}
+    named = {str(name).replace("-", "_"): value for name, value in values.items()}
+    if unknown := sorted(named.keys() - known):
+        raise OptionError(
+            f"{path}: {unknown[0]!r} is no option of tune",
+            hint=f"options are {', '.join(sorted(known))}",
+            option="config",
+        )
+    return named
+
+
+def read_mapping(path: Path, *, option: str) -> Mapping[str, Any]:
+    """What a TOML, YAML or JSON file maps names to.
+
+    Raises:
+        OptionError: the file is missing, broken, of no such kind, or holds no mapping.
+    """
+    if not path.is_file():
+        raise OptionError(f"{option}: no file is at {path}", hint="give the path of a file", option=option)
+    text = path.read_text(encoding="utf-8")
+    try:
+        values = _parse(path, text)
+    except ValueError as error:
+        raise OptionError(f"{path} is broken: {error}", hint="mend it", option=option) from error
+    if not isinstance(values, Mapping):
+        raise OptionError(f"{path} holds no mapping of names to values", hint="write NAME: VALUE", option=option)
+    return values
+
+
+def _parse(path: Path, text: str) -> Any:
+    match path.suffix.lower():
+        case ".toml":
+            return tomllib.loads(text)
+        case ".json":
+            return json.loads(text)
+        case ".yaml" | ".yml":
+            import yaml
+
+            try:
+                return yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(" ".join(str(error).split())) from error
+    raise OptionError(f"{path} is no .toml, .yaml or .json file", hint="rename it, or write it as one of those")

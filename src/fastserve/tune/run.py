@@ -1,0 +1,388 @@
+"""A tuning run from its rows to a model directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastserve._version import __version__
+from fastserve.data import load_data
+from fastserve.errors import DataError, OptionError, UnsupportedError
+from fastserve.evaluate.plot import check_plot
+from fastserve.evaluate.task.table import TaskOptions, check_metric, make_task
+from fastserve.evaluate.task.task import Row, Scores, Task
+from fastserve.evaluate.training_plot import plot_training
+from fastserve.hub.resolve import resolve
+from fastserve.tune.dependency import check_tune_libraries
+from fastserve.tune.options import TuneOptions
+from fastserve.tune.run_folder import RunFolder
+from fastserve.tune.source_model import SourceModel, load_model, open_source_model
+from fastserve.types import JsonObject
+
+if TYPE_CHECKING:
+    from fastserve.tune.trainer import BestWeights, DevRows, Progress, TaskTrainer
+
+_PLOT_SECONDS = 10.0  # between two drawings of the curves of a run that goes on
+_OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd", "adafactor": "adafactor", "adamw-8bit": "adamw_bnb_8bit"}
+_VERSIONS_OF = ("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """What a run has made.
+
+    Attributes:
+        path: the model directory.
+        metrics: of the dev rows, under the weights that were kept; empty without dev rows.
+        metric: the one that chose them.
+        best_step: the step of the optimizer that they are of; None where they are the last.
+        num_steps: of the optimizer, in all.
+        seconds: of this process, from opening the rows to writing the model.
+        num_cut: training rows of which something was cut off at `max_length`.
+        resumed_at: the step that the run went on from, where it did.
+    """
+
+    path: Path
+    metrics: dict[str, float]
+    metric: str | None
+    best_step: int | None
+    num_steps: int
+    seconds: float
+    num_cut: int
+    resumed_at: int | None
+
+    def to_json(self) -> JsonObject:
+        return {**asdict(self), "path": str(self.path)}
+
+
+def tune(
+    task: str,
+    *,
+    model: str,
+    train: str | Path,
+    output: str | Path,
+    dev: str | Path | None = None,
+    options: TuneOptions | None = None,
+    resume: bool = False,
+    report: Callable[[Progress], None] | None = None,
+    on_evaluate: Callable[[int, dict[str, float]], None] | None = None,
+) -> TuneResult:
+    """Tune a pretrained model on labelled rows; `output` is a model directory afterwards.
+
+    Args:
+        task: one of `fastserve.evaluate.task.table.TASK_NAMES`.
+        model: a name, a source, a folder or a .gguf file, as everywhere.
+        train, dev: files of rows, in any form that `fastserve.data` reads.
+        resume: go on with the unfinished run of this output, where there is one: its final weights are those
+            of a run that never stopped, bit for bit on a CPU with as many threads.
+        report: is told of each step.
+        on_evaluate: is told step and metrics of each evaluation; what it raises ends the run.
+
+    >>> tune("text-classification", model="all-minilm-l6-v2", train="train.jsonl", dev="dev.jsonl",
+    ...      output="spam").metrics  # doctest: +SKIP
+    {'accuracy': 0.99, ...}
+
+    Raises:
+        OptionError: an option that does not fit, such as a metric that the task does not have.
+        DataError: rows that are no rows of the task.
+        UnsupportedError: a library of the extra is missing, or the model has no head for the task.
+    """
+    check_tune_libraries()
+    options = options or TuneOptions()
+    started = time.monotonic()
+    folder = RunFolder(Path(output))
+    _check_precision(options)
+    if dev is None and (options.metric or options.patience):
+        name = "metric" if options.metric else "patience"
+        raise OptionError(f"{name} needs dev rows", hint="give them with --dev", option=name)
+
+    rows = _read(train, task)
+    dev_rows = None if dev is None else _read(dev, task)
+    source = open_source_model(model, resolve(model))
+    made = make_task(task, rows, _task_options(source, options))
+    metric = None
+    if dev_rows is not None:
+        metric = options.metric or made.metrics[0]
+        check_metric(made, metric)
+    check_plot(folder.plots.parent)
+    lineage = {
+        "parent": source.lineage(),
+        "model": model,
+        "data": {"train": _digest(train), **({} if dev is None else {"dev": _digest(dev)})},
+        "rows": {"train": len(rows), **({} if dev_rows is None else {"dev": len(dev_rows)})},
+        "options": asdict(options),
+        "versions": _versions(),
+    }
+    request = {key: lineage[key] for key in ("model", "data", "options")} | {"task": task}
+    checkpoint = folder.begin(request, resume=resume) if _is_first_process() else folder.last_checkpoint()
+    return _Run(folder, source, made, options, metric, lineage, report, on_evaluate).run(
+        rows, dev_rows, checkpoint, started
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    folder: RunFolder
+    source: SourceModel
+    task: Task
+    options: TuneOptions
+    metric: str | None
+    lineage: JsonObject
+    report: Callable[[Progress], None] | None
+    on_evaluate: Callable[[int, dict[str, float]], None] | None
+
+    def run(
+        self, rows: Seq[Row], dev_rows: Seq[Row] | None, checkpoint: Path | None, started: float
+    ) -> TuneResult:
+        import transformers
+
+        from fastserve.tune.adapter import merge_adapter, prepare_weights
+        from fastserve.tune.trainer import BestWeights, DevRows, Reporter, TaskTrainer
+
+        transformers.set_seed(self.options.seed)
+        model = load_model(self.source, self.task, dropout=self.options.dropout)
+        tokenizer = self.source.tokenizer
+        examples = self.task.encode(rows, tokenizer, with_labels=True)
+        dev: DevRows | None = None
+        if dev_rows is not None:
+            dev = DevRows(dev_rows, self.task.encode(dev_rows, tokenizer, with_labels=True))
+        model = prepare_weights(model, self.task, self.options)
+        callbacks: list[Any] = [Reporter(self.report, self._draw_sometimes(), self.on_evaluate)]
+        best: BestWeights | None = None
+        if self.metric is not None:
+            best = BestWeights(self.folder.best, self.metric, patience=self.options.patience)
+            callbacks.append(best)
+        trainer = TaskTrainer(
+            model=model,
+            args=self._training_arguments(has_dev=dev is not None),
+            task=self.task,
+            examples=examples,
+            dev=dev,
+            loss=_loss_of(self.task, self.options, examples.features),
+            pad_token_id=tokenizer.pad_token_id,
+            callbacks=callbacks,
+        )
+        log = self._train(trainer, best, checkpoint)
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        best_step = None if best is None else best.load_into(trained)
+        scores = trainer.score_dev() if dev is not None else None
+        num_steps = max((entry.get("step", 0) for entry in log), default=0)
+        result = TuneResult(
+            path=self.folder.output,
+            metrics={} if scores is None else scores.metrics,
+            metric=self.metric,
+            best_step=best_step,
+            num_steps=num_steps,
+            seconds=time.monotonic() - started,
+            num_cut=examples.num_cut,
+            resumed_at=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+        )
+        if _is_first_process():
+            plot_training(log, self.folder.plots, title=self._title)
+            (self.folder.plots / "log.jsonl").write_text(
+                "".join(f"{json.dumps(entry)}\n" for entry in log), encoding="utf-8"
+            )
+            adapter = None
+            if self.options.is_adapter:
+                self._save_adapter(trained)
+                adapter = self.folder.path / "adapter"
+                trained = merge_adapter(trained)
+            self._write(trained, result, rows, scores, adapter)
+            self.folder.finish(keep=self.options.keep_checkpoints)
+        return result
+
+    @property
+    def _title(self) -> str:
+        return f"{self.task.name} from {self.source.spec}"
+
+    def _train(
+        self, trainer: TaskTrainer, best: BestWeights | None, checkpoint: Path | None
+    ) -> list[JsonObject]:
+        """Run what is left of the training. Returns the log of all of it."""
+        if checkpoint is not None and best is not None:
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            if best.has_stopped(state["log_history"]):  # and then was killed while it wrote the model
+                return list(state["log_history"])
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if best is not None and best.standing(trainer.state.log_history)[0] is None:
+            trainer.evaluate()
+        return list(trainer.state.log_history)
+
+    def _training_arguments(self, *, has_dev: bool) -> Any:
+        import torch
+        from transformers import TrainingArguments
+
+        options = self.options
+        schedule = options.schedule.replace("-", "_")
+        if schedule == "constant" and options.warmup:
+            schedule = "constant_with_warmup"
+        interval = "epoch" if options.eval_steps is None else "steps"
+        save_steps = options.save_steps or options.eval_steps
+        return TrainingArguments(
+            output_dir=str(self.folder.checkpoints),
+            num_train_epochs=options.epochs,
+            max_steps=options.max_steps or -1,
+            per_device_train_batch_size=options.batch_size // (options.accumulation * options.processes),
+            gradient_accumulation_steps=options.accumulation,
+            learning_rate=options.peak_learning_rate,
+            optim=_OPTIMIZERS[options.optimizer],
+            lr_scheduler_type=schedule,
+            warmup_steps=options.warmup,
+            weight_decay=options.weight_decay,
+            max_grad_norm=options.max_grad_norm,
+            bf16=options.precision == "bf16",
+            fp16=options.precision == "fp16",
+            activation_checkpointing=options.gradient_checkpointing or None,
+            eval_strategy=interval if has_dev else "no",
+            eval_steps=options.eval_steps,
+            save_strategy="epoch" if save_steps is None else "steps",
+            save_steps=save_steps or 500,
+            save_total_limit=2,
+            logging_strategy="steps",
+            logging_steps=10,
+            seed=options.seed,
+            use_cpu=options.device == "cpu" or not torch.cuda.is_available(),
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+            report_to="none",
+            disable_tqdm=True,
+            ddp_find_unused_parameters=False,
+        )
+
+    def _draw_sometimes(self) -> Callable[[list[JsonObject]], None]:
+        last = time.monotonic()
+
+        def draw(log: list[JsonObject]) -> None:
+            nonlocal last
+            if time.monotonic() - last > _PLOT_SECONDS:
+                plot_training(log, self.folder.plots, title=self._title, is_live=True)
+                last = time.monotonic()
+
+        return draw
+
+    def _save_adapter(self, model: Any) -> None:
+        shutil.rmtree(self.folder.path / "adapter", ignore_errors=True)
+        model.save_pretrained(self.folder.path / "adapter")
+
+    def _write(
+        self, model: Any, result: TuneResult, rows: Seq[Row], scores: Scores | None, adapter: Path | None
+    ) -> None:
+        from fastserve.tune.artifact import write_artifact
+        from fastserve.tune.card import write_card
+
+        facts = {
+            "training rows": str(len(rows)),
+            "steps": str(result.num_steps),
+            "kept weights": "the last" if result.best_step is None else f"of step {result.best_step}",
+            "chosen by": self.metric or "nothing: there were no dev rows",
+            "rows cut at the longest example": str(result.num_cut),
+            "seconds": f"{result.seconds:.0f}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        }
+        card = write_card(
+            task=self.task, options=self.options, lineage=self.lineage, train=rows, scores=scores, facts=facts
+        )
+        write_artifact(
+            self.folder.output,
+            model=model,
+            tokenizer=self.source.tokenizer,
+            task=self.task,
+            lineage=self.lineage,
+            metrics=result.metrics,
+            card=card,
+            plots=self.folder.plots,
+            adapter=adapter,
+        )
+
+
+def _loss_of(task: Task, options: TuneOptions, features: Seq[JsonObject]) -> Any:
+    """The loss of a task's labels, as the options shape it."""
+    import torch
+
+    from fastserve.evaluate.task.text_classification import TextClassification
+    from fastserve.tune.loss import ClassLoss, NumberLoss, SetLoss, balanced_weights
+
+    smoothing = options.label_smoothing
+    is_plain = isinstance(task, TextClassification) and task.problem != "single-label"
+    if is_plain and options.class_weights != "none":
+        raise OptionError(
+            f"class_weights={options.class_weights!r} is for one class a row or token",
+            hint="leave it out",
+            option="class_weights",
+        )
+    if isinstance(task, TextClassification) and task.problem == "regression":
+        if smoothing:
+            raise OptionError("label_smoothing is for classes", hint="leave it out", option="label_smoothing")
+        return NumberLoss()
+    if isinstance(task, TextClassification) and task.problem == "multi-label":
+        return SetLoss(smoothing)
+    weights = None
+    if options.class_weights == "balanced":
+        targets = [torch.as_tensor(example["labels"]).reshape(-1) for example in features]
+        weights = balanced_weights(torch.cat(targets), len(task.labels))
+    return ClassLoss(smoothing, weights)
+
+
+def _read(path: str | Path, task: str) -> list[Any]:
+    rows = list(load_data(path, task))
+    if not rows:
+        raise DataError(f"{path} has no rows", hint="give a file with rows")
+    return rows
+
+
+def _task_options(source: SourceModel, options: TuneOptions) -> TaskOptions:
+    limit = source.config.get("max_position_embeddings")
+    if options.max_length is not None and limit is not None and options.max_length > limit:
+        raise OptionError(
+            f"max_length={options.max_length} is more than the model's {limit} positions",
+            hint=f"choose at most {limit}",
+            option="max_length",
+        )
+    return TaskOptions(
+        max_length=options.max_length or source.max_tokens,
+        stride=options.stride,
+        problem=None if options.problem == "auto" else options.problem,
+    )
+
+
+def _check_precision(options: TuneOptions) -> None:
+    import torch
+
+    on_cpu = options.device == "cpu" or not torch.cuda.is_available()
+    if options.precision == "fp16" and on_cpu:
+        raise OptionError(
+            "precision='fp16' needs a GPU", hint="choose bf16 or fp32 on a CPU", option="precision"
+        )
+    if options.optimizer == "adamw-8bit":
+        from importlib.util import find_spec
+
+        if find_spec("bitsandbytes") is None:
+            raise UnsupportedError(
+                "optimizer='adamw-8bit' needs bitsandbytes", hint="pip install bitsandbytes, or choose adamw"
+            )
+
+
+def _digest(path: str | Path) -> str:
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {"fastserve": __version__, **{name: metadata.version(name) for name in _VERSIONS_OF}}
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,158 @@
+"""The pretrained model that a run starts from: a Hugging Face folder, or a GGUF file, whose weights are
+dequantized to float32."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
+from fastserve.errors import UnsupportedError
+from fastserve.evaluate.task.task import Task
+from fastserve.types import JsonObject
+
+_MOST_TOKENS = 512  # of an example by default: longer ones are rare, and attention over them dear
+
+
+@dataclass(frozen=True, slots=True)
+class SourceModel:
+    """A pretrained model on disk and its tokenizer.
+
+    Attributes:
+        spec: as the user named it.
+        path: the folder or .gguf file.
+        checkpoint: that, opened.
+        tokenizer: a fast tokenizer of `transformers`.
+    """
+
+    spec: str
+    path: Path
+    checkpoint: Checkpoint
+    tokenizer: Any
+
+    @property
+    def config(self) -> JsonObject:
+        return self.checkpoint.config
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest example by default: what the model takes, up to 512."""
+        limit = self.config.get("max_position_embeddings") or self.config.get("n_positions") or _MOST_TOKENS
+        if self.config.get("model_type") in ("roberta", "xlm-roberta", "mpnet"):
+            limit -= 2  # the first two positions are of padding
+        return min(int(limit), _MOST_TOKENS)
+
+    def lineage(self) -> JsonObject:
+        """What the artifact says of where it came from: name, digest of the weights, and how they were read."""
+        formats = sorted({tensor.format.name.lower() for tensor in self.checkpoint.tensors.values()})
+        return {
+            "model": self.spec,
+            "weights_sha256": _digest(self.checkpoint.files),
+            "format": self.checkpoint.format,
+            "stored_as": formats,
+            "dequantized_to": "f32" if set(formats) - {"f32", "f16", "bf16"} else None,
+        }
+
+
+def open_source_model(spec: str, path: Path) -> SourceModel:
+    """Open the model that `spec` was resolved to.
+
+    Raises:
+        CheckpointError, UnsupportedError: as `open_checkpoint`; or it has no tokenizer that is fast.
+    """
+    checkpoint = open_checkpoint(path)
+    return SourceModel(spec, path, checkpoint, _open_tokenizer(checkpoint))
+
+
+def load_model(source: SourceModel, task: Task, *, dropout: float | None) -> Any:
+    """The `transformers` model of a task with the source's weights; a head that it lacks is drawn at random, by
+    torch's generator, which the caller seeds.
+
+    Raises:
+        UnsupportedError: `transformers` has no such head for the model's family.
+    """
+    import transformers
+
+    changes = {**task.config(), **_dropout_of(source.config, dropout)}
+    name = f"AutoModel{task.model_class}"
+    try:
+        if source.checkpoint.format == "safetensors":
+            config = transformers.AutoConfig.from_pretrained(source.path, **changes)
+            if config.pad_token_id is None:
+                config.pad_token_id = source.tokenizer.pad_token_id
+            import torch
+
+            return getattr(transformers, name).from_pretrained(
+                source.checkpoint.path, config=config, dtype=torch.float32
+            )
+        return _from_dequantized(source, name, changes)
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise UnsupportedError(
+            f"{source.spec}: architecture {source.config.get('model_type')!r} has no head for {task.name}"
+        ) from error
+
+
+def _from_dequantized(source: SourceModel, name: str, changes: JsonObject) -> Any:
+    import torch
+    import transformers
+
+    known = {key: value for key, value in source.config.items() if key not in ("architectures", "torch_dtype")}
+    kind = transformers.CONFIG_MAPPING[source.config["model_type"]]
+    config = kind(**{**known, **changes, "pad_token_id": source.tokenizer.pad_token_id})
+    model = getattr(transformers, name).from_config(config)
+    weights = {key: torch.from_numpy(to_f32(tensor)) for key, tensor in source.checkpoint.tensors.items()}
+    if name != "AutoModelForCausalLM":
+        weights.pop("lm_head.weight", None)
+    result = model.load_state_dict(weights, strict=False)
+    missing = [key for key in result.missing_keys if "lm_head" not in key and "score" not in key]
+    if missing or result.unexpected_keys:
+        odd = (missing or result.unexpected_keys)[0]
+        raise UnsupportedError(f"{source.path}: tensor {odd} does not fit {type(model).__name__}")
+    model.tie_weights()
+    return model
+
+
+def _open_tokenizer(checkpoint: Checkpoint) -> Any:
+    import transformers
+
+    if checkpoint.format == "safetensors":
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.path)
+        if not tokenizer.is_fast:
+            raise UnsupportedError(
+                f"{checkpoint.path} has a tokenizer without offsets", hint="give it a tokenizer.json"
+            )
+    else:
+        assert checkpoint.metadata is not None
+        backend, special_tokens = build_from_gguf(checkpoint.metadata)
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special_tokens)
+        tokenizer.chat_template = checkpoint.chat_template
+    # Stored settings of the script that trained it (MiniLM's cuts at 128 and pads).
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.model_max_length = 10**9  # lengths are our own to check
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _dropout_of(config: JsonObject, dropout: float | None) -> JsonObject:
+    """The config's keys that are a rate of dropout, set to `dropout`."""
+    if dropout is None:
+        return {}
+    names = [name for name in config if name.endswith(("dropout", "dropout_prob", "pdrop"))]
+    return dict.fromkeys([*names, *(("classifier_dropout",) if names else ())], dropout)
+
+
+def _digest(files: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while piece := stream.read(2**22):
+                digest.update(piece)
+    return digest.hexdigest()

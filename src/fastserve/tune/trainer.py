@@ -1,0 +1,248 @@
+"""`transformers.Trainer` on our tasks: our order of rows, losses and scores, and the best weights kept aside."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    trainer_callback,
+)
+
+from fastserve.evaluate.task.collate import collate, example_length
+from fastserve.evaluate.task.task import LOWER_IS_BETTER, Examples, Row, Scores, Task
+from fastserve.evaluate.torch_model import run_examples
+from fastserve.tune.loss import Loss
+from fastserve.tune.sampler import EpochSampler
+from fastserve.types import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is: steps of the optimizer done and to do, and the figures that were logged last."""
+
+    step: int
+    num_steps: int
+    figures: dict[str, float]
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DevRows:
+    """Rows that a run is judged by, encoded."""
+
+    rows: Seq[Row]
+    examples: Examples
+
+
+class TaskTrainer(Trainer):  # type: ignore[misc]
+    """A trainer of one task.
+
+    `evaluate` gives the task's metrics and `loss`, as `eval_NAME`; every process computes all of them, so that
+    all agree on which weights are best.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        args: TrainingArguments,
+        task: Task,
+        examples: Examples,
+        dev: DevRows | None,
+        loss: Loss,
+        pad_token_id: int,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        lengths = [example_length(features) for features in examples.features]
+        batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self._sampler = EpochSampler(lengths, batch_size=batch_size, seed=args.seed)
+        self._task, self._dev, self._loss = task, dev, loss
+        self._pad_token_id = pad_token_id
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=examples.features,
+            eval_dataset=[] if dev is None else dev.examples.features,
+            data_collator=self._collate,
+            compute_loss_func=loss,
+            callbacks=[_EpochSetter(self._sampler), *callbacks],
+        )
+        self.remove_callback(trainer_callback.ProgressCallback)
+        self.remove_callback(trainer_callback.PrinterCallback)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return self._sampler
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The metrics of the dev rows under the present weights."""
+        scores = self.score_dev()
+        metrics = {f"eval_{name}": value for name, value in scores.metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def score_dev(self) -> Scores:
+        """The scores of the dev rows under the present weights."""
+        assert self._dev is not None
+        logits, loss = run_examples(
+            self.accelerator.unwrap_model(self.model),
+            self._dev.examples.features,
+            pad_token_id=self._pad_token_id,
+            batch_size=max(16, self.args.per_device_train_batch_size),
+            loss=self._loss,
+        )
+        predictions = self._task.decode(self._dev.rows, self._dev.examples, logits)
+        scores = self._task.score(self._dev.rows, predictions)
+        if loss is not None:
+            scores.metrics["loss"] = loss
+        return scores
+
+    def _collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        arrays = collate(features, pad_token_id=self._pad_token_id)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+class _EpochSetter(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler its epoch, which loaders that skip batches do not pass on."""
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._sampler.epoch = math.floor((state.epoch or 0.0) + 1e-6)
+
+
+class BestWeights(TrainerCallback):  # type: ignore[misc]
+    """Keeps the trained weights of the best evaluation in a folder, and stops a run that gets no better.
+
+    What it knows is read off the log of the run, which checkpoints hold: a run that is resumed decides as one
+    that never stopped.
+    """
+
+    def __init__(self, folder: Path, metric: str, *, patience: int | None) -> None:
+        self._folder = folder
+        self._metric = metric
+        self._patience = patience
+        self._sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        model: Any = None,
+        **_: Any,
+    ) -> None:
+        best_step, num_worse = self.standing(state.log_history)
+        if best_step == state.global_step and args.should_save:
+            self._save(model, {"step": state.global_step, "metric": self._metric})
+        if self._patience is not None and num_worse >= self._patience:
+            control.should_training_stop = True
+
+    def standing(self, log_history: Seq[JsonObject]) -> tuple[int | None, int]:
+        """The step of the best evaluation, the earliest of equal ones, and how many came after it."""
+        best_step, best, num_worse = None, -math.inf, 0
+        for entry in log_history:
+            if f"eval_{self._metric}" in entry:
+                value = self._sign * entry[f"eval_{self._metric}"]
+                if value > best:
+                    best_step, best, num_worse = entry["step"], value, 0
+                else:
+                    num_worse += 1
+        return best_step, num_worse
+
+    def has_stopped(self, log_history: Seq[JsonObject]) -> bool:
+        """Whether a run with this log ended by patience."""
+        return self._patience is not None and self.standing(log_history)[1] >= self._patience
+
+    def load_into(self, model: Any) -> int | None:
+        """Put the best weights into a model. Returns their step, or None where there was no evaluation."""
+        if not (self._folder / "step.json").is_file():
+            return None
+        weights = load_file(self._folder / "weights.safetensors")
+        with torch.no_grad():
+            parameters = dict(model.named_parameters())
+            for name, values in weights.items():
+                parameters[name].copy_(values)
+        step: int = json.loads((self._folder / "step.json").read_text(encoding="utf-8"))["step"]
+        return step
+
+    def _save(self, model: Any, about: JsonObject) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        model = getattr(model, "module", model)
+        weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        written = self._folder / "weights.safetensors.part"
+        save_file(weights, written)
+        os.replace(written, self._folder / "weights.safetensors")
+        written = self._folder / "step.json.part"
+        written.write_text(json.dumps(about), encoding="utf-8")
+        os.replace(written, self._folder / "step.json")
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc]
+    """Tells how far a run is, after every step and evaluation, and hands over its log when something is added."""
+
+    def __init__(
+        self,
+        report: Report | None,
+        on_log: Callable[[list[JsonObject]], None] | None,
+        on_evaluate: Callable[[int, dict[str, float]], None] | None,
+    ) -> None:
+        self._report = report
+        self._on_log = on_log
+        self._on_evaluate = on_evaluate
+        self._figures: dict[str, float] = {}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._tell(state)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        self._figures |= {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        self._tell(state)
+        if self._on_log is not None and state.is_world_process_zero:
+            self._on_log(state.log_history)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
+    ) -> None:
+        if self._on_evaluate is not None:
+            self._on_evaluate(
+                state.global_step, {name.removeprefix("eval_"): value for name, value in metrics.items()}
+            )
+
+    def _tell(self, state: TrainerState) -> None:
+        if self._report is not None and state.is_world_process_zero:
+            self._report(Progress(state.global_step, state.max_steps, self._figures))
