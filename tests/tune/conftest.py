@@ -1,0 +1,69 @@
+"""A tiny random encoder and decoder on disk, and files of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WORDS = "good bad film the a is was in Paris Rome Bonn Ann Bob met of likes and yes no who where ? . , !".split()
+MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers, 16 wide, whose vocabulary is WORDS and letters; its dropout is 0.1."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("encoder")
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    vocabulary = dict.fromkeys([*MARKS, *map(str.lower, WORDS), *letters, *(f"##{c}" for c in letters), "北", "京", "在"])
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[[str, Iterable[Mapping[str, Any]]], Path]:
+    """A function of a name and rows that writes them as JSON lines."""
+
+    def write(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+def film_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of two classes that one word tells apart."""
+    return [
+        {"text": f"the film {'is' if i % 3 else 'was'} {'good' if i % 2 else 'bad'} {WORDS[i % 20]}", "label": "ny"[i % 2]}
+        for i in range(count)
+    ]
+
+
+def city_rows(count: int) -> list[dict[str, Any]]:
+    """Sentences with a person and a city, tagged."""
+    names, cities = ("Ann", "Bob"), ("Paris", "Rome", "Bonn")
+    return [
+        {
+            "tokens": [names[i % 2], "met", names[(i + 1) % 2], "in", cities[i % 3], "."],
+            "tags": ["B-PER", "O", "B-PER", "O", "B-LOC", "O"],
+        }
+        for i in range(count)
+    ]
