@@ -50,6 +50,8 @@ _HELP: Mapping[str, str] = {
     "save_steps": "Steps between checkpoints that --resume goes on from; by default --eval-steps.",
     "seed": "Of the head's first weights, the order of rows, and dropout.",
     "problem": "Of classification: one class, several at once, or a number; auto sees it from the labels.",
+    "temperature": "Of the contrastive loss of embeddings.",
+    "instruction": "What a decoder is told before a text to translate or summarize.",
     "device": "Where to compute; auto is a GPU where there is one.",
     "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
 }

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.task import Task
+from fastserve.models.pooling import Pooling
 from fastserve.types import JsonObject
 
 SCHEMA_VERSION = 1
@@ -34,7 +36,11 @@ def write_artifact(
     written = output.with_name(f"{output.name}.part")
     shutil.rmtree(written, ignore_errors=True)
     written.mkdir(parents=True)
-    model.save_pretrained(written)
+    if isinstance(task, Embedding):
+        model.encoder.save_pretrained(written)
+        _write_pooling(written, model.pooling, model.encoder.config.hidden_size, task.max_length)
+    else:
+        model.save_pretrained(written)
     tokenizer.save_pretrained(written)
     if adapter is not None:
         shutil.copytree(adapter, written / "adapter")
@@ -54,6 +60,29 @@ def write_artifact(
     )
     _sync(written)
     os.replace(written, output)
+
+
+def _write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) -> None:
+    """The files by which sentence-transformers, and FastServe, know how token vectors become one."""
+    kinds = ("Transformer", "Pooling", "Normalize") if pooling.normalize else ("Transformer", "Pooling")
+    modules = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": "" if kind == "Transformer" else f"{index}_{kind}",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for index, kind in enumerate(kinds)
+    ]
+    modes = {"mean": "mean_tokens", "first": "cls_token", "last": "lasttoken"}
+    settings = {"word_embedding_dimension": width}
+    settings |= {f"pooling_mode_{mode}": kind == pooling.kind for kind, mode in modes.items()}
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2), encoding="utf-8")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": max_length, "do_lower_case": False}), encoding="utf-8"
+    )
 
 
 def _sync(folder: Path) -> None:

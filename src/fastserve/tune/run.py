@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -147,6 +146,7 @@ class _Run:
         import transformers
 
         from fastserve.tune.adapter import merge_adapter, prepare_weights
+        from fastserve.tune.loss import loss_of
         from fastserve.tune.trainer import BestWeights, DevRows, Reporter, TaskTrainer
 
         transformers.set_seed(self.options.seed)
@@ -168,7 +168,7 @@ class _Run:
             task=self.task,
             examples=examples,
             dev=dev,
-            loss=_loss_of(self.task, self.options, examples.features),
+            loss=loss_of(self.task, self.options, examples.features),
             pad_token_id=tokenizer.pad_token_id,
             callbacks=callbacks,
         )
@@ -194,7 +194,7 @@ class _Run:
             )
             adapter = None
             if self.options.is_adapter:
-                self._save_adapter(trained)
+                trained.save_pretrained(self.folder.path / "adapter")
                 adapter = self.folder.path / "adapter"
                 trained = merge_adapter(trained)
             self._write(trained, result, rows, scores, adapter)
@@ -270,10 +270,6 @@ class _Run:
 
         return draw
 
-    def _save_adapter(self, model: Any) -> None:
-        shutil.rmtree(self.folder.path / "adapter", ignore_errors=True)
-        model.save_pretrained(self.folder.path / "adapter")
-
     def _write(
         self, model: Any, result: TuneResult, rows: Seq[Row], scores: Scores | None, adapter: Path | None
     ) -> None:
@@ -305,34 +301,6 @@ class _Run:
         )
 
 
-def _loss_of(task: Task, options: TuneOptions, features: Seq[JsonObject]) -> Any:
-    """The loss of a task's labels, as the options shape it."""
-    import torch
-
-    from fastserve.evaluate.task.text_classification import TextClassification
-    from fastserve.tune.loss import ClassLoss, NumberLoss, SetLoss, balanced_weights
-
-    smoothing = options.label_smoothing
-    is_plain = isinstance(task, TextClassification) and task.problem != "single-label"
-    if is_plain and options.class_weights != "none":
-        raise OptionError(
-            f"class_weights={options.class_weights!r} is for one class a row or token",
-            hint="leave it out",
-            option="class_weights",
-        )
-    if isinstance(task, TextClassification) and task.problem == "regression":
-        if smoothing:
-            raise OptionError("label_smoothing is for classes", hint="leave it out", option="label_smoothing")
-        return NumberLoss()
-    if isinstance(task, TextClassification) and task.problem == "multi-label":
-        return SetLoss(smoothing)
-    weights = None
-    if options.class_weights == "balanced":
-        targets = [torch.as_tensor(example["labels"]).reshape(-1) for example in features]
-        weights = balanced_weights(torch.cat(targets), len(task.labels))
-    return ClassLoss(smoothing, weights)
-
-
 def _read(path: str | Path, task: str) -> list[Any]:
     rows = list(load_data(path, task))
     if not rows:
@@ -352,6 +320,8 @@ def _task_options(source: SourceModel, options: TuneOptions) -> TaskOptions:
         max_length=options.max_length or source.max_tokens,
         stride=options.stride,
         problem=None if options.problem == "auto" else options.problem,
+        instruction=options.instruction,
+        is_encoder_decoder=bool(source.config.get("is_encoder_decoder")),
     )
 
 

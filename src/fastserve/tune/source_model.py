@@ -12,7 +12,10 @@ from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
 from fastserve.errors import UnsupportedError
+from fastserve.evaluate.task.embedding import Embedding
+from fastserve.evaluate.task.relation_extraction import RelationExtraction
 from fastserve.evaluate.task.task import Task
+from fastserve.models.pooling import Pooling
 from fastserve.types import JsonObject
 
 _MOST_TOKENS = 512  # of an example by default: longer ones are rare, and attention over them dear
@@ -46,6 +49,14 @@ class SourceModel:
             limit -= 2  # the first two positions are of padding
         return min(int(limit), _MOST_TOKENS)
 
+    @property
+    def pooling(self) -> Pooling:
+        """How its token vectors become one: as its own files say, or a mean."""
+        sentence = self.checkpoint.sentence
+        if sentence is None:
+            return Pooling()
+        return Pooling.from_sentence_transformers(sentence.modules, sentence.pooling)
+
     def lineage(self) -> JsonObject:
         """What the artifact says of where it came from: name, digest of the weights, and how they were read."""
         formats = sorted({tensor.format.name.lower() for tensor in self.checkpoint.tensors.values()})
@@ -75,27 +86,36 @@ def load_model(source: SourceModel, task: Task, *, dropout: float | None) -> Any
     Raises:
         UnsupportedError: `transformers` has no such head for the model's family.
     """
-    import transformers
+    from fastserve.evaluate.embedding_model import EmbeddingModel
 
     changes = {**task.config(), **_dropout_of(source.config, dropout)}
     name = f"AutoModel{task.model_class}"
     try:
         if source.checkpoint.format == "safetensors":
-            config = transformers.AutoConfig.from_pretrained(source.path, **changes)
-            if config.pad_token_id is None:
-                config.pad_token_id = source.tokenizer.pad_token_id
-            import torch
-
-            return getattr(transformers, name).from_pretrained(
-                source.checkpoint.path, config=config, dtype=torch.float32
-            )
-        return _from_dequantized(source, name, changes)
+            model = _from_folder(source, name, changes)
+        else:
+            model = _from_dequantized(source, name, changes)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
         raise UnsupportedError(
             f"{source.spec}: architecture {source.config.get('model_type')!r} has no head for {task.name}"
         ) from error
+    if isinstance(task, RelationExtraction):
+        source.tokenizer.add_tokens(list(task.markers), special_tokens=True)
+        model.resize_token_embeddings(max(len(source.tokenizer), model.config.vocab_size), mean_resizing=False)
+    return EmbeddingModel(model, source.pooling) if isinstance(task, Embedding) else model
+
+
+def _from_folder(source: SourceModel, name: str, changes: JsonObject) -> Any:
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source.path, **changes)
+    if config.pad_token_id is None:
+        config.pad_token_id = source.tokenizer.pad_token_id
+    kind = getattr(transformers, name)
+    return kind.from_pretrained(source.checkpoint.path, config=config, dtype=torch.float32)
 
 
 def _from_dequantized(source: SourceModel, name: str, changes: JsonObject) -> Any:

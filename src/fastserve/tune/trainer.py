@@ -24,7 +24,7 @@ from transformers import (
 
 from fastserve.evaluate.task.collate import collate, example_length
 from fastserve.evaluate.task.task import LOWER_IS_BETTER, Examples, Row, Scores, Task
-from fastserve.evaluate.torch_model import run_examples
+from fastserve.evaluate.torch_model import reduction_of, run_examples
 from fastserve.tune.loss import Loss
 from fastserve.tune.sampler import EpochSampler
 from fastserve.types import JsonObject
@@ -74,6 +74,7 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         self._sampler = EpochSampler(lengths, batch_size=batch_size, seed=args.seed)
         self._task, self._dev, self._loss = task, dev, loss
         self._pad_token_id = pad_token_id
+        self._reduce = reduction_of(task)
         super().__init__(
             model=model,
             args=args,
@@ -105,7 +106,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
             self._dev.examples.features,
             pad_token_id=self._pad_token_id,
             batch_size=max(16, self.args.per_device_train_batch_size),
-            loss=self._loss,
+            loss=None if self._reduce is not None else self._loss,
+            reduce=self._reduce,
         )
         predictions = self._task.decode(self._dev.rows, self._dev.examples, logits)
         scores = self._task.score(self._dev.rows, predictions)

@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast, get_args
 
 from fastserve.checkpoint.file import read_json, read_optional_json
 from fastserve.errors import CheckpointError, OptionError, UnsupportedError
+from fastserve.evaluate.task.embedding import Embedding
+from fastserve.evaluate.task.generation import Generation, GenerationName
+from fastserve.evaluate.task.multiple_choice import MultipleChoice
+from fastserve.evaluate.task.question_answering import QuestionAnswering
+from fastserve.evaluate.task.relation_extraction import MARKERS, RelationExtraction
 from fastserve.evaluate.task.task import Row, Task
 from fastserve.evaluate.task.text_classification import Problem, TextClassification
 from fastserve.evaluate.task.token_classification import TokenClassification
@@ -17,6 +22,7 @@ from fastserve.option import check_choice
 from fastserve.types import JsonObject
 
 SETTINGS_FILE = "fastserve.json"
+DEFAULT_STRIDE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +33,15 @@ class TaskOptions:
         max_length: most tokens of an example.
         stride: tokens that neighbouring windows of a long text share.
         problem: of text classification; None sees it from the labels.
+        instruction: before the source of a translation or summary; None is the task's own.
+        is_encoder_decoder: whether the model is one.
     """
 
     max_length: int
-    stride: int = 64
+    stride: int = DEFAULT_STRIDE
     problem: Problem | None = None
+    instruction: str | None = None
+    is_encoder_decoder: bool = False
 
 
 def _text_classification(rows: Seq[Row], options: TaskOptions) -> Task:
@@ -50,10 +60,43 @@ def _token_classification(rows: Seq[Row], options: TaskOptions) -> Task:
     return TokenClassification.from_rows(rows, max_length=options.max_length, stride=options.stride)
 
 
+def _relation_extraction(rows: Seq[Row], options: TaskOptions) -> Task:
+    return RelationExtraction.from_rows(rows, max_length=options.max_length)
+
+
+def _question_answering(rows: Seq[Row], options: TaskOptions) -> Task:
+    return QuestionAnswering(max_length=options.max_length, stride=options.stride)
+
+
+def _multiple_choice(rows: Seq[Row], options: TaskOptions) -> Task:
+    return MultipleChoice(max_length=options.max_length)
+
+
+def _embedding(rows: Seq[Row], options: TaskOptions) -> Task:
+    return Embedding.from_rows(rows, max_length=options.max_length)
+
+
+def _generation(name: GenerationName) -> Callable[[Seq[Row], TaskOptions], Task]:
+    def make(rows: Seq[Row], options: TaskOptions) -> Task:
+        return Generation(
+            name=name,
+            max_length=options.max_length,
+            instruction=options.instruction,
+            is_encoder_decoder=options.is_encoder_decoder,
+        )
+
+    return make
+
+
 _MAKERS: Mapping[str, Callable[[Seq[Row], TaskOptions], Task]] = {
     "text-classification": _text_classification,
     "pair-classification": _pair_classification,
     "token-classification": _token_classification,
+    "relation-extraction": _relation_extraction,
+    "question-answering": _question_answering,
+    "multiple-choice": _multiple_choice,
+    "embedding": _embedding,
+    **{name: _generation(name) for name in get_args(GenerationName)},
 }
 
 TASK_NAMES = tuple(_MAKERS)
@@ -92,7 +135,7 @@ def task_of_folder(folder: Path) -> Task:
     name = settings.get("task") or _task_of_architecture(config)
     labels = _labels(folder, config)
     max_length = int(settings.get("max_length") or min(512, config.get("max_position_embeddings", 512)))
-    stride = int(settings.get("stride", 64))
+    stride = int(settings.get("stride", DEFAULT_STRIDE))
     match name:
         case "text-classification" | "pair-classification":
             return TextClassification(
@@ -103,6 +146,22 @@ def task_of_folder(folder: Path) -> Task:
             )
         case "token-classification":
             return TokenClassification(labels=labels, max_length=max_length, stride=stride)
+        case "relation-extraction":
+            markers = tuple(settings.get("markers", MARKERS))
+            return RelationExtraction(labels=labels, max_length=max_length, markers=cast(Any, markers))
+        case "question-answering":
+            return QuestionAnswering(max_length=max_length, stride=stride)
+        case "multiple-choice":
+            return MultipleChoice(max_length=max_length)
+        case "embedding":
+            return Embedding(max_length=max_length)
+        case "causal-lm" | "dialogue" | "translation" | "summarization":
+            return Generation(
+                name=name,
+                max_length=max_length,
+                instruction=settings.get("instruction"),
+                is_encoder_decoder=bool(config.get("is_encoder_decoder")),
+            )
     raise UnsupportedError(f"{folder} has task {name!r}", hint=f"tasks are {', '.join(TASK_NAMES)}")
 
 

@@ -95,7 +95,7 @@ class TextClassification:
             raise OptionError(
                 f"problem={problem!r} is unknown", hint=f"choose one of {', '.join(get_args(Problem))}"
             )
-        labels = ("value",) if chosen == "regression" else _labels_of(rows)
+        labels = ("value",) if chosen == "regression" else labels_of_rows(rows)
         if chosen == "single-label" and len(labels) < 2:
             raise DataError(
                 f"all training rows have the label {labels[0] if labels else None!r}",
@@ -251,12 +251,12 @@ def _problem_of(rows: Seq[Row]) -> Problem:
     return "single-label"
 
 
-def _labels_of(rows: Seq[Row]) -> tuple[str, ...]:
+def labels_of_rows(rows: Seq[Row]) -> tuple[str, ...]:
+    """All labels of training rows: numbers in their order (2 before 10), others by name."""
     found: set[str] = set()
     for row in rows:
         found.update(_row_labels(row))
-    # Numbers in their order (2 before 10), others by name.
-    return tuple(sorted(found, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label)))
+    return tuple(sorted(found, key=lambda label: (not label.isdecimal(), len(label) * label.isdecimal(), label)))
 
 
 def _row_labels(row: Row) -> Iterable[str]:

@@ -90,9 +90,19 @@ class TokenClassification:
         return [self._prediction(row, found) for row, found in zip(rows, best, strict=True)]
 
     def score(self, rows: Seq[Row], predictions: Seq[Prediction]) -> Scores:
-        gold_tags = [tagged_tokens(row)[1] for row in rows]
-        said_tags = [prediction["tags"] for prediction in predictions]
-        return score_tags(gold_tags, said_tags)
+        gold = [_gold_spans(row) for row in rows]
+        said = [_said_spans(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
+        labels = sorted({span[2] for spans in (*gold, *said) for span in spans})
+        figures = figures_of_sets(gold, said, labels, lambda span: span[2])
+        micro = micro_figures(gold, said)
+        metrics = {**averages(figures), "precision": micro.precision, "recall": micro.recall, "f1": micro.f1}
+        pairs = [
+            pair
+            for row, prediction in zip(rows, predictions, strict=True)
+            for pair in zip(tagged_tokens(row)[1], prediction["tags"], strict=True)
+        ]
+        metrics["accuracy"] = float(np.mean([right == said for right, said in pairs])) if pairs else 0.0
+        return Scores(metrics, figures)
 
     def config(self) -> JsonObject:
         return label_config(self.labels)
@@ -128,8 +138,9 @@ class TokenClassification:
         return windows
 
     def _prediction(self, row: Row, found: dict[int, tuple[int, Float32Array]]) -> Prediction:
-        tokens, offsets = tokens_with_offsets(row)
-        tags, scores = ["O"] * len(tokens), [1.0] * len(tokens)
+        offsets = None if "tokens" in row else word_offsets(row["text"])
+        num_words = len(row["tokens"]) if offsets is None else len(offsets)
+        tags, scores = ["O"] * num_words, [1.0] * num_words
         for word, (_, values) in found.items():
             shares = softmax(values)
             best = int(shares.argmax())
@@ -137,75 +148,63 @@ class TokenClassification:
         entities = []
         for start, end, label in entities_of_tags(tags):
             entity: JsonObject = {"label": label, "score": float(np.mean(scores[start:end]))}
-            entity |= {"first_token": start, "end_token": end}
-            if offsets is not None:
+            if offsets is None:
+                entity |= {"first_token": start, "end_token": end}
+            else:
                 entity |= {"start": offsets[start][0], "end": offsets[end - 1][1]}
             entities.append(entity)
         return {"tags": tags, "entities": entities}
 
 
-def score_tags(gold_tags: Seq[Seq[str]], said_tags: Seq[Seq[str]]) -> Scores:
-    """Entity figures of tag sequences; `accuracy` is of tags."""
-    gold: list[frozenset[Span]] = [frozenset(entities_of_tags(tags)) for tags in gold_tags]
-    said: list[frozenset[Span]] = [frozenset(entities_of_tags(tags)) for tags in said_tags]
-    labels = sorted({span[2] for spans in (*gold, *said) for span in spans})
-    figures = figures_of_sets(gold, said, labels, lambda span: span[2])
-    micro = micro_figures(gold, said)
-    metrics = averages(figures)
-    pairs = [(a, b) for x, y in zip(gold_tags, said_tags, strict=True) for a, b in zip(x, y, strict=True)]
-    metrics |= {"precision": micro.precision, "recall": micro.recall, "f1": micro.f1}
-    metrics["accuracy"] = float(np.mean([a == b for a, b in pairs])) if pairs else 0.0
-    return Scores(metrics, figures)
+def _gold_spans(row: Row) -> frozenset[Span]:
+    """The entities of a row: in tokens, or in characters where it gives them so."""
+    if "tokens" in row:
+        return frozenset(entities_of_tags(tagged_tokens(row)[1]))
+    return frozenset((entity["start"], entity["end"], entity["label"]) for entity in row.get("entities", ()))
+
+
+def _said_spans(row: Row, prediction: Prediction) -> frozenset[Span]:
+    names = ("first_token", "end_token") if "tokens" in row else ("start", "end")
+    return frozenset((e[names[0]], e[names[1]], e["label"]) for e in prediction["entities"])
 
 
 def tagged_tokens(row: Row, *, with_tags: bool = True) -> tuple[Seq[str], Seq[str]]:
-    """The tokens of a row, and their tags; of a row with entities, IOB2 on words, cut where entities begin and
-    end."""
+    """The tokens of a row, and their tags; of a row with entities, IOB2 on the words of its text."""
     if "tokens" in row:
         tokens = row["tokens"]
         tags = row.get("tags", ()) if with_tags else ()
         if with_tags and len(tags) != len(tokens):
             raise DataError(f"{place_of(row)}: {len(tokens)} tokens have {len(tags)} tags")
         return tokens, tags
-    entities = sorted(row.get("entities", ()), key=lambda entity: entity["start"]) if with_tags else []
-    offsets = word_offsets(row["text"], [edge for e in entities for edge in (e["start"], e["end"])])
+    offsets = word_offsets(row["text"])
     words = [row["text"][start:end] for start, end in offsets]
-    return words, (_tags_of_entities(offsets, entities) if with_tags else ())
+    return words, (_tags_of_entities(offsets, row.get("entities", ())) if with_tags else ())
 
 
-def tokens_with_offsets(row: Row) -> tuple[Seq[str], list[tuple[int, int]] | None]:
-    """The tokens of a row, and where each is in its text, where it has one."""
-    if "tokens" in row:
-        return row["tokens"], None
-    entities = row.get("entities", ())
-    offsets = word_offsets(row["text"], [edge for e in entities for edge in (e["start"], e["end"])])
-    return [row["text"][start:end] for start, end in offsets], offsets
-
-
-def word_offsets(text: str, edges: Seq[int] = ()) -> list[tuple[int, int]]:
+def word_offsets(text: str) -> list[tuple[int, int]]:
     """Where the words of a text are: runs of letters and digits, other characters alone, and each character of
-    a script without spaces; words are cut at `edges` too.
+    a script without spaces.
 
-    >>> word_offsets("Hi, 北京", edges=[1])
-    [(0, 1), (1, 2), (2, 3), (4, 5), (5, 6)]
+    >>> word_offsets("Hi, 北京")
+    [(0, 2), (2, 3), (4, 5), (5, 6)]
     """
-    cuts = sorted(set(edges))
     offsets = []
     for match in _WORD.finditer(text):
-        start, end = match.span()
-        inner = {at for at in cuts if start < at < end}
-        for at in range(start, end):
+        start = match.start()
+        for at in range(*match.span()):
             if is_word_alone(text[at]):
-                inner |= {at, at + 1}
-        bounds = [start, *sorted(at for at in inner if start < at < end), end]
-        offsets += list(zip(bounds, bounds[1:], strict=False))
+                offsets += [(start, at)] * (start < at)
+                offsets.append((at, at + 1))
+                start = at + 1
+        offsets += [(start, match.end())] * (start < match.end())
     return offsets
 
 
 def _tags_of_entities(offsets: Seq[tuple[int, int]], entities: Seq[JsonObject]) -> list[str]:
+    """Tags of words; one that is only partly in an entity is in it."""
     tags = ["O"] * len(offsets)
     for entity in entities:
-        inside = [i for i, (start, end) in enumerate(offsets) if entity["start"] <= start and end <= entity["end"]]
+        inside = [i for i, (start, end) in enumerate(offsets) if start < entity["end"] and end > entity["start"]]
         for number, index in enumerate(inside):
             tags[index] = f"{'I' if number else 'B'}-{entity['label']}"
     return tags
