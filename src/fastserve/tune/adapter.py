@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 from fastserve.errors import OptionError, UnsupportedError
@@ -82,7 +83,10 @@ def _with_adapter(model: Any, task: Task, options: TuneOptions) -> Any:
             lora_dropout=options.adapter_dropout,
             use_dora=options.method == "dora",
         )
-    return peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft 0.21 asks for an attribute by the name it had before transformers 5.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return peft.get_peft_model(model, config)
 
 
 def _linear_layers(model: Any) -> list[str]:
