@@ -9,7 +9,33 @@ from typing import Any
 
 import pytest
 
-WORDS = "good bad film the a is was in Paris Rome Bonn Ann Bob met of likes and yes no who where ? . , !".split()
+WORDS = [
+    "good",
+    "bad",
+    "film",
+    "the",
+    "a",
+    "is",
+    "was",
+    "in",
+    "Paris",
+    "Rome",
+    "Bonn",
+    "Ann",
+    "Bob",
+    "met",
+    "of",
+    "likes",
+    "and",
+    "yes",
+    "no",
+    "who",
+    "where",
+    "?",
+    ".",
+    ",",
+    "!",
+]
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -21,7 +47,9 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("encoder")
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    vocabulary = dict.fromkeys([*MARKS, *map(str.lower, WORDS), *letters, *(f"##{c}" for c in letters), "北", "京", "在"])
+    vocabulary = dict.fromkeys(
+        [*MARKS, *map(str.lower, WORDS), *letters, *(f"##{c}" for c in letters), "北", "京", "在"]
+    )
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     torch.manual_seed(0)
     config = BertConfig(
@@ -52,7 +80,10 @@ def write_rows(tmp_path: Path) -> Callable[[str, Iterable[Mapping[str, Any]]], P
 def film_rows(count: int) -> list[dict[str, Any]]:
     """Rows of two classes that one word tells apart."""
     return [
-        {"text": f"the film {'is' if i % 3 else 'was'} {'good' if i % 2 else 'bad'} {WORDS[i % 20]}", "label": "ny"[i % 2]}
+        {
+            "text": f"the film {'is' if i % 3 else 'was'} {'good' if i % 2 else 'bad'} {WORDS[i % 20]}",
+            "label": "ny"[i % 2],
+        }
         for i in range(count)
     ]
 

@@ -46,7 +46,11 @@ def test_a_classifier_learns_its_rows_and_becomes_a_folder_that_transformers_ope
     assert settings["lineage"]["rows"] == {"train": 64, "dev": 20}
     model = AutoModelForSequenceClassification.from_pretrained(result.path)
     assert model.config.id2label == {0: "n", 1: "y"}
-    assert {path.name for path in (result.path / "training").iterdir()} >= {"loss.png", "curves.html", "log.jsonl"}
+    assert {path.name for path in (result.path / "training").iterdir()} >= {
+        "loss.png",
+        "curves.html",
+        "log.jsonl",
+    }
     assert "| accuracy | 1.0000 |" in (result.path / "README.md").read_text("utf-8")
     assert not result.path.with_name("out.run").exists()
 
@@ -146,7 +150,9 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights_bit_for_bit(
     train, dev = write_rows("train", film_rows(61)), write_rows("dev", film_rows(20))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command_line(tiny_encoder, train, dev, whole), check=True, env=environment, capture_output=True)
+    subprocess.run(
+        command_line(tiny_encoder, train, dev, whole), check=True, env=environment, capture_output=True
+    )
 
     command = command_line(tiny_encoder, train, dev, killed)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -158,12 +164,17 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_weights_bit_for_bit(
     process.wait()
     assert not killed.exists()
 
-    again = subprocess.run([*command, "--resume"], check=True, env=environment, capture_output=True, text=True)
+    again = subprocess.run(
+        [*command, "--resume"], check=True, env=environment, capture_output=True, text=True
+    )
     assert json.loads(again.stdout)["resumed_at"] in range(3, 24)
     left, right = load_file(whole / "model.safetensors"), load_file(killed / "model.safetensors")
     assert left.keys() == right.keys()
     assert all((left[name] == right[name]).all() for name in left)
-    losses = [(folder / "training" / "log.jsonl").read_text("utf-8").count("eval_loss") for folder in (whole, killed)]
+    losses = [
+        (folder / "training" / "log.jsonl").read_text("utf-8").count("eval_loss")
+        for folder in (whole, killed)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -192,6 +203,8 @@ def test_resuming_with_another_option_is_refused_by_its_name(
             train=rows,
             dev=rows,
             output=tmp_path / "out",
-            options=TuneOptions(epochs=8, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32, seed=1),
+            options=TuneOptions(
+                epochs=8, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32, seed=1
+            ),
             resume=True,
         )

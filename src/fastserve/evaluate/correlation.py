@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-
 def pearson(x: Seq[float], y: Seq[float]) -> float:
     """Pearson's correlation; 0 where one of both never changes.
 

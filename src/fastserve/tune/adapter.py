@@ -62,11 +62,9 @@ def _with_adapter(model: Any, task: Task, options: TuneOptions) -> Any:
     import peft
 
     kind = _TASK_TYPES.get(task.model_class, "FEATURE_EXTRACTION")
-    # Every linear layer but the head's (QLoRA, arXiv 2305.14314, section 4: all layers are needed to match full
-    # tuning); the head, which is new, learns in full.
-    head = sorted(
-        {"pooler" if ".pooler." in name else name.split(".")[0] for name in _head_parameters(model)}
-    )
+    # Every linear layer but the head's (QLoRA, arXiv 2305.14314, section 4: all layers are needed to match
+    # full tuning); the head, which is new, learns in full.
+    head = sorted({name.rpartition(".")[0] for name in _head_parameters(model)})
     shared: dict[str, Any] = {"task_type": kind, "target_modules": _linear_layers(model)}
     if task.model_class != "ForCausalLM" and head:
         shared["modules_to_save"] = head

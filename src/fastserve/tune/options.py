@@ -183,7 +183,9 @@ def read_mapping(path: Path, *, option: str) -> Mapping[str, Any]:
     except ValueError as error:
         raise OptionError(f"{path} is broken: {error}", hint="mend it", option=option) from error
     if not isinstance(values, Mapping):
-        raise OptionError(f"{path} holds no mapping of names to values", hint="write NAME: VALUE", option=option)
+        raise OptionError(
+            f"{path} holds no mapping of names to values", hint="write NAME: VALUE", option=option
+        )
     return values
 
 
@@ -200,4 +202,6 @@ def _parse(path: Path, text: str) -> Any:
                 return yaml.safe_load(text)
             except yaml.YAMLError as error:
                 raise ValueError(" ".join(str(error).split())) from error
-    raise OptionError(f"{path} is no .toml, .yaml or .json file", hint="rename it, or write it as one of those")
+    raise OptionError(
+        f"{path} is no .toml, .yaml or .json file", hint="rename it, or write it as one of those"
+    )

@@ -1,5 +1,5 @@
-"""The order of training rows: a function of the seed and the epoch alone, so that a run that is resumed sees the
-same."""
+"""The order of training rows: a function of the seed and the epoch alone, so that a run that is resumed sees
+the same."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from collections.abc import Sequence as Seq
 import torch
 from torch.utils.data import Sampler
 
-_POOL_BATCHES = 32  # batches whose rows are sorted by length together: enough to be even, few enough to be random
+_POOL_BATCHES = (
+    32  # batches whose rows are sorted by length together: enough to be even, few enough to be random
+)
 
 
 class EpochSampler(Sampler[int]):
     """Rows at random, those of a batch of like length: padding costs as much as text.
 
-    `epoch` is set before each epoch. Rows are shuffled, cut into pools of 32 batches, sorted by length within a
-    pool, and the batches shuffled.
+    `epoch` is set before each epoch. Rows are shuffled, cut into pools of 32 batches, sorted by length within
+    a pool, and the batches shuffled.
     """
 
     def __init__(self, lengths: Seq[int], *, batch_size: int, seed: int) -> None:

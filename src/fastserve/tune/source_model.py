@@ -80,8 +80,8 @@ def open_source_model(spec: str, path: Path) -> SourceModel:
 
 
 def load_model(source: SourceModel, task: Task, *, dropout: float | None) -> Any:
-    """The `transformers` model of a task with the source's weights; a head that it lacks is drawn at random, by
-    torch's generator, which the caller seeds.
+    """The `transformers` model of a task with the source's weights; a head that it lacks is drawn at random,
+    by torch's generator, which the caller seeds.
 
     Raises:
         UnsupportedError: `transformers` has no such head for the model's family.
@@ -103,7 +103,9 @@ def load_model(source: SourceModel, task: Task, *, dropout: float | None) -> Any
         ) from error
     if isinstance(task, RelationExtraction):
         source.tokenizer.add_tokens(list(task.markers), special_tokens=True)
-        model.resize_token_embeddings(max(len(source.tokenizer), model.config.vocab_size), mean_resizing=False)
+        model.resize_token_embeddings(
+            max(len(source.tokenizer), model.config.vocab_size), mean_resizing=False
+        )
     return EmbeddingModel(model, source.pooling) if isinstance(task, Embedding) else model
 
 
@@ -122,7 +124,9 @@ def _from_dequantized(source: SourceModel, name: str, changes: JsonObject) -> An
     import torch
     import transformers
 
-    known = {key: value for key, value in source.config.items() if key not in ("architectures", "torch_dtype")}
+    known = {
+        key: value for key, value in source.config.items() if key not in ("architectures", "torch_dtype")
+    }
     kind = transformers.CONFIG_MAPPING[source.config["model_type"]]
     config = kind(**{**known, **changes, "pad_token_id": source.tokenizer.pad_token_id})
     model = getattr(transformers, name).from_config(config)

@@ -53,8 +53,8 @@ class DevRows:
 class TaskTrainer(Trainer):  # type: ignore[misc]
     """A trainer of one task.
 
-    `evaluate` gives the task's metrics and `loss`, as `eval_NAME`; every process computes all of them, so that
-    all agree on which weights are best.
+    `evaluate` gives the task's metrics and `loss`, as `eval_NAME`; every process computes all of them, so
+    that all agree on which weights are best.
     """
 
     def __init__(
@@ -191,7 +191,9 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
     def _save(self, model: Any, about: JsonObject) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         model = getattr(model, "module", model)
-        weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        weights = {
+            name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad
+        }
         written = self._folder / "weights.safetensors.part"
         save_file(weights, written)
         os.replace(written, self._folder / "weights.safetensors")
@@ -201,7 +203,8 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Tells how far a run is, after every step and evaluation, and hands over its log when something is added."""
+    """Tells how far a run is, after every step and evaluation, and hands over its log when something is
+    added."""
 
     def __init__(
         self,

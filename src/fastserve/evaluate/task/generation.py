@@ -86,7 +86,8 @@ class Generation:
 
     def settings(self) -> JsonObject:
         told = {} if self.told is None else {"instruction": self.told}
-        return {"max_length": self.max_length, **told}
+        # Not `max_length`: a text that is generated may be longer than what was learned from.
+        return {"example_length": self.max_length, **told}
 
     @property
     def told(self) -> str | None:
@@ -134,9 +135,7 @@ class Generation:
         examples.add(index, _features(encoded["input_ids"][: self.max_length], labels))
 
     def _add_pair(self, index: int, row: Row, tokenizer: Any, examples: Examples) -> None:
-        source, target = (
-            tokenizer(row[name], verbose=False)["input_ids"] for name in ("source", "target")
-        )
+        source, target = (tokenizer(row[name], verbose=False)["input_ids"] for name in ("source", "target"))
         if not target or target[-1] != tokenizer.eos_token_id:
             target = [*target, tokenizer.eos_token_id]
         examples.num_cut += max(len(source), len(target)) > self.max_length
@@ -147,11 +146,9 @@ class Generation:
         examples.add(index, features)
 
 
-def render(
-    messages: Seq[dict[str, str]], tokenizer: Any, place: str
-) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation as the chat template writes it, and where in it the assistant's answers are, with what ends
-    them; without a template a line each.
+def render(messages: Seq[dict[str, str]], tokenizer: Any, place: str) -> tuple[str, list[tuple[int, int]]]:
+    """A conversation as the chat template writes it, and where in it the assistant's answers are, with what
+    ends them; without a template a line each.
 
     Raises:
         DataError: nothing is said by the assistant, or the template refuses the messages.
@@ -179,9 +176,7 @@ def _template(messages: Seq[dict[str, str]], tokenizer: Any, place: str, *, open
     from jinja2 import TemplateError
 
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=opens
-        )
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opens)
     except TemplateError as error:
         raise DataError(f"{place}: the chat template refuses the messages: {error}") from error
     return text

@@ -17,8 +17,8 @@ from fastserve.types import Float32Array, JsonObject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultipleChoice:
-    """`{"question" and/or "context", "choices": [...], "label"}`; the label is the index of the right choice, or
-    its text. All rows of a run have as many choices."""
+    """`{"question" and/or "context", "choices": [...], "label"}`; the label is the index of the right choice,
+    or its text. All rows of a run have as many choices."""
 
     max_length: int
 
@@ -38,7 +38,8 @@ class MultipleChoice:
                 )
             asked = " ".join(row[name] for name in ("context", "question") if row.get(name))
             encoded = [
-                encode_text(tokenizer, [asked, choice], self.max_length, examples) for choice in row["choices"]
+                encode_text(tokenizer, [asked, choice], self.max_length, examples)
+                for choice in row["choices"]
             ]
             features: Features = {name: [one[name] for one in encoded] for name in encoded[0]}
             if with_labels:

@@ -134,9 +134,7 @@ class TextClassification:
             return _score_numbers([float(row["label"]) for row in rows], [p["value"] for p in predictions])
         if self.problem == "multi-label":
             return self._score_sets(rows, predictions)
-        return score_classes(
-            [str(row["label"]) for row in rows], predictions, self.labels
-        )
+        return score_classes([str(row["label"]) for row in rows], predictions, self.labels)
 
     def config(self) -> JsonObject:
         return {**label_config(self.labels), "problem_type": _PROBLEM_TYPES[self.problem]}
@@ -256,7 +254,9 @@ def labels_of_rows(rows: Seq[Row]) -> tuple[str, ...]:
     found: set[str] = set()
     for row in rows:
         found.update(_row_labels(row))
-    return tuple(sorted(found, key=lambda label: (not label.isdecimal(), len(label) * label.isdecimal(), label)))
+    return tuple(
+        sorted(found, key=lambda label: (not label.isdecimal(), len(label) * label.isdecimal(), label))
+    )
 
 
 def _row_labels(row: Row) -> Iterable[str]:
