@@ -39,17 +39,22 @@ _HELP: Mapping[str, str] = {
     "gradient_checkpointing": "Compute activations again rather than keep them, to save memory.",
     "max_length": "Most tokens of an example; by default what the model takes, up to 512.",
     "stride": "Tokens that neighbouring windows of a long text share.",
-    "method": "What learns: all weights, the head, the last layers, or an adapter that is merged in at the
-    end.", "last_layers": "How many layers learn with --method last-layers.", "rank": "Of LoRA and DoRA.",
-    "alpha": "Of LoRA and DoRA: an adapter counts alpha / rank times.", "adapter_dropout": "Of LoRA and
-    DoRA.", "metric": "Chooses the best weights; by default the task's main one. loss is one of every task.",
-    "patience": "Stop after so many evaluations without a better metric.", "eval_steps": "Steps between
-    evaluations on the dev rows; by default an epoch.", "save_steps": "Steps between checkpoints that --resume
-    goes on from; by default --eval-steps.", "seed": "Of the head's first weights, the order of rows, and
-    dropout.", "problem": "Of classification: one class, several at once, or a number; auto sees it from the
-    labels.", "temperature": "Of the contrastive loss of embeddings.", "instruction": "What a decoder is told
-    before a text to translate or summarize.", "device": "Where to compute; auto is a GPU where there is
-    one.", "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
+    "method": "What learns: all weights, the head, the last layers, or an adapter that is merged in at "
+    "the end.",
+    "last_layers": "How many layers learn with --method last-layers.",
+    "rank": "Of LoRA and DoRA.",
+    "alpha": "Of LoRA and DoRA: an adapter counts alpha / rank times.",
+    "adapter_dropout": "Of LoRA and DoRA.",
+    "metric": "Chooses the best weights; by default the task's main one. loss is one of every task.",
+    "patience": "Stop after so many evaluations without a better metric.",
+    "eval_steps": "Steps between evaluations on the dev rows; by default an epoch.",
+    "save_steps": "Steps between checkpoints that --resume goes on from; by default --eval-steps.",
+    "seed": "Of the head's first weights, the order of rows, and dropout.",
+    "problem": "Of classification: one class, several at once, or a number; auto sees it from labels.",
+    "temperature": "Of the contrastive loss of embeddings.",
+    "instruction": "What a decoder is told before a text to translate or summarize.",
+    "device": "Where to compute; auto is a GPU where there is one.",
+    "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
 }
 
 

@@ -92,8 +92,9 @@ class QuestionAnswering:
         room = self.max_length - len(tokenizer(question, "", verbose=False)["input_ids"])
         if room < 8:
             raise DataError(
-                f"{place_of(row)}: the question leaves {max(room, 0)} of {self.max_length} tokens to the
-                context", hint="raise --max-length, or shorten the question",
+                f"{place_of(row)}: the question leaves {max(room, 0)} of {self.max_length} tokens to the "
+                "context",
+                hint="raise --max-length, or shorten the question",
             )
         return tokenizer(
             question,
