@@ -9,9 +9,33 @@ from typing import Any
 
 import pytest
 
-WORDS = (
-    "good bad film the a is was in Paris Rome Bonn Ann Bob met of likes and yes no who where ? . , !".split()
-)
+WORDS = [
+    "good",
+    "bad",
+    "film",
+    "the",
+    "a",
+    "is",
+    "was",
+    "in",
+    "Paris",
+    "Rome",
+    "Bonn",
+    "Ann",
+    "Bob",
+    "met",
+    "of",
+    "likes",
+    "and",
+    "yes",
+    "no",
+    "who",
+    "where",
+    "?",
+    ".",
+    ",",
+    "!",
+]
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

@@ -39,7 +39,8 @@ _HELP: Mapping[str, str] = {
     "gradient_checkpointing": "Compute activations again rather than keep them, to save memory.",
     "max_length": "Most tokens of an example; by default what the model takes, up to 512.",
     "stride": "Tokens that neighbouring windows of a long text share.",
-    "method": "What learns: all weights, the head, the last layers, or an adapter that is merged in at the end.",
+    "method": "What learns: all weights, the head, the last layers, or an adapter that is merged in at "
+    "the end.",
     "last_layers": "How many layers learn with --method last-layers.",
     "rank": "Of LoRA and DoRA.",
     "alpha": "Of LoRA and DoRA: an adapter counts alpha / rank times.",
@@ -49,7 +50,7 @@ _HELP: Mapping[str, str] = {
     "eval_steps": "Steps between evaluations on the dev rows; by default an epoch.",
     "save_steps": "Steps between checkpoints that --resume goes on from; by default --eval-steps.",
     "seed": "Of the head's first weights, the order of rows, and dropout.",
-    "problem": "Of classification: one class, several at once, or a number; auto sees it from the labels.",
+    "problem": "Of classification: one class, several at once, or a number; auto sees it from labels.",
     "temperature": "Of the contrastive loss of embeddings.",
     "instruction": "What a decoder is told before a text to translate or summarize.",
     "device": "Where to compute; auto is a GPU where there is one.",
@@ -86,8 +87,8 @@ def tune(
 ) -> None:
     """Tune a pretrained model on labelled rows.
 
-    OUTPUT is then a model directory with head and labels, a card of the training, and its curves. A run that was
-    killed goes on with --resume, to the same weights.
+    OUTPUT is then a model directory with head and labels, a card of the training, and its curves. A run that
+    was killed goes on with --resume, to the same weights.
     """
     from fastserve.tune.run import tune as run_tune
 

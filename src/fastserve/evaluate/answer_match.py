@@ -1,5 +1,5 @@
-"""Exact match and F1 of answers, as SQuAD's script has them (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1),
-and, for text without spaces between words, by character as CMRC 2018's."""
+"""Exact match and F1 of answers, as SQuAD's script has them (Rajpurkar et al. 2016, arXiv 1606.05250, section
+6.1), and, for text without spaces between words, by character as CMRC 2018's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _PUNCTUATION = frozenset(string.punctuation)
 
 
 def answer_tokens(text: str) -> list[str]:
-    """The words of an answer in lower case, without articles and punctuation; each Han character, kana or Thai
-    letter is a word.
+    """The words of an answer in lower case, without articles and punctuation; each Han character, kana or
+    Thai letter is a word.
 
     >>> answer_tokens("The 3 Gorges, 三峡")
     ['3', 'gorges', '三', '峡']
@@ -27,8 +27,8 @@ def answer_tokens(text: str) -> list[str]:
 
 
 def exact_match(said: str, answers: Seq[str]) -> float:
-    """1.0 where the prediction is one of the answers, compared by `answer_tokens`; without answers, where it is
-    empty."""
+    """1.0 where the prediction is one of the answers, compared by `answer_tokens`; without answers, where it
+    is empty."""
     return max(float(answer_tokens(said) == answer_tokens(answer)) for answer in answers or [""])
 
 

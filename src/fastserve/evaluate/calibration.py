@@ -13,7 +13,8 @@ NUM_BINS = 15  # as in the paper
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Predictions whose confidence lies in (low, high]: their number, mean confidence, and share that is right."""
+    """Predictions whose confidence lies in (low, high]: their number, mean confidence, and share that is
+    right."""
 
     low: float
     high: float
@@ -39,7 +40,8 @@ def reliability(
 
 
 def calibration_error(bins: Seq[ReliabilityBin]) -> float:
-    """The expected calibration error: how far confidence and accuracy lie apart, weighted by the rows of bins.
+    """The expected calibration error: how far confidence and accuracy lie apart, weighted by the rows of
+    bins.
 
     >>> calibration_error([ReliabilityBin(0.8, 1.0, 4, 0.9, 0.75)])
     0.15

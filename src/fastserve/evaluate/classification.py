@@ -16,8 +16,8 @@ Item = TypeVar("Item", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """Of one class: `precision`, `recall` and `f1` of 0 to 1, `support`, how often it is the right one, and how
-    often it was predicted.
+    """Of one class: `precision`, `recall` and `f1` of 0 to 1, `support`, how often it is the right one, and
+    how often it was predicted.
 
     A figure whose denominator is 0 is 0, as in scikit-learn.
     """
@@ -41,7 +41,8 @@ class ClassFigures:
 
 
 def confusion_matrix(gold: Seq[str], predicted: Seq[str], labels: Seq[str]) -> Counts:
-    """How often each label was taken for each: int64 [gold labels, predicted labels], in the order of `labels`.
+    """How often each label was taken for each: int64 [gold labels, predicted labels], in the order of
+    `labels`.
 
     >>> confusion_matrix(["a", "a", "b"], ["a", "b", "b"], ["a", "b"]).tolist()
     [[1, 1], [0, 1]]
@@ -66,8 +67,8 @@ def figures_of_sets(
     labels: Seq[str],
     label_of: Callable[[Item], str],
 ) -> dict[str, ClassFigures]:
-    """The figures of each label where a row has any number of items, each with a label: the labels of a text, the
-    entities in it."""
+    """The figures of each label where a row has any number of items, each with a label: the labels of a text,
+    the entities in it."""
     counts = {label: [0, 0, 0] for label in labels}
     for right, said in zip(gold, predicted, strict=True):
         for place, items in enumerate((right & said, said, right)):
@@ -84,7 +85,8 @@ def micro_figures(gold: Seq[frozenset[Item]], predicted: Seq[frozenset[Item]]) -
 
 def averages(figures: Mapping[str, ClassFigures], *, micro: ClassFigures | None = None) -> dict[str, float]:
     """`precision_macro`, `recall_macro`, `f1_macro` (plain means over classes), `f1_weighted` (by support),
-    and, of `micro`, where it says something else than accuracy, `precision_micro`, `recall_micro`, `f1_micro`.
+    and, of `micro`, where it says something else than accuracy, `precision_micro`, `recall_micro`,
+    `f1_micro`.
 
     Classes that are neither right nor predicted anywhere do not count, as in scikit-learn.
     """

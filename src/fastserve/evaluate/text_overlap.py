@@ -10,8 +10,8 @@ from fastserve.evaluate.answer_match import answer_tokens, is_word_alone
 
 
 def overlap_metrics(said: Seq[str], targets: Seq[str]) -> dict[str, float]:
-    """`bleu` and `chrf` of the corpus (sacrebleu; 0 to 100), and means over rows of `rouge1`, `rouge2`, `rougeL`
-    and `exact_match` (0 to 1).
+    """`bleu` and `chrf` of the corpus (sacrebleu; 0 to 100), and means over rows of `rouge1`, `rouge2`,
+    `rougeL` and `exact_match` (0 to 1).
 
     BLEU cuts Chinese by character, where the targets are mostly that.
 
@@ -37,10 +37,11 @@ def overlap_metrics(said: Seq[str], targets: Seq[str]) -> dict[str, float]:
 
 
 def rouge(said: str, target: str) -> dict[str, float]:
-    """The F1 of shared words (ROUGE-1), pairs of words (ROUGE-2), and of the longest common subsequence (ROUGE-L,
-    of the text as one sentence), of Lin 2004 (aclanthology W04-1013, sections 2 and 3).
+    """The F1 of shared words (ROUGE-1), pairs of words (ROUGE-2), and of the longest common subsequence
+    (ROUGE-L, of the text as one sentence), of Lin 2004 (aclanthology W04-1013, sections 2 and 3).
 
-    Words are those of `answer_tokens`: lower case, no punctuation, Han characters alone; articles are left out.
+    Words are those of `answer_tokens`: lower case, no punctuation, Han characters alone; articles are left
+    out.
 
     >>> rouge("the cat sat", "a cat sat down")["rouge1"]
     0.8

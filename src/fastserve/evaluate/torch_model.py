@@ -1,5 +1,5 @@
-"""Runs a `transformers` model over examples, in batches of like length: the trainer's way of looking at its dev rows,
-and that of `fastserve evaluate` where the native runtime does not have the model."""
+"""Runs a `transformers` model over examples, in batches of like length: the trainer's way of looking at its
+dev rows, and that of `fastserve evaluate` where the native runtime does not have the model."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def run_examples(
 ) -> tuple[list[Float32Array], float | None]:
     """The logits of each example, without padding, and the mean `loss` of their labels where one is given.
 
-    An example's logits are [labels], or [tokens, labels]; of question answering [tokens, 2]; `reduce` (outputs,
-    labels) gives something smaller in their place, where a vocabulary would fill the memory. The model is left
-    in the mode it was in; no random number is drawn, so that training goes on as if nothing had been.
+    An example's logits are [labels], or [tokens, labels]; of question answering [tokens, 2]; `reduce`
+    (outputs, labels) gives something smaller in their place, where a vocabulary would fill the memory. The
+    model is left in the mode it was in; no random number is drawn, so that training goes on as if nothing had
+    been.
     """
     order = sorted(range(len(features)), key=lambda index: -example_length(features[index]))
     found: list[Float32Array | None] = [None] * len(features)

@@ -37,6 +37,7 @@ _TASKS: Mapping[HeadKind, tuple[Task, ...]] = {
 }
 _EITHER = frozenset({"text-classification", "pair-classification"})  # a text, or two: the model takes both
 _DEFAULT_NUM_LABELS = 2  # of transformers' configs, which leave out what is so
+_FOR_GENERATION = ("causal-lm", "dialogue", "translation", "summarization")
 _FOR_EMBEDDING = "embedding"  # as fastserve.json calls `embed`
 
 
@@ -139,11 +140,11 @@ def _declared_task(card: JsonObject) -> Task | None:
     if task in get_args(Task):
         known: Task = task
         return known
-    if task in ("causal-lm", "dialogue"):
+    if task in _FOR_GENERATION:
         return "generate"
     raise UnsupportedError(
         f"fastserve.json says task={task!r}, which is not supported",
-        hint=f"supported are {', '.join((*get_args(Task), _FOR_EMBEDDING, 'causal-lm', 'dialogue'))}",
+        hint=f"supported are {', '.join((*get_args(Task), _FOR_EMBEDDING, *_FOR_GENERATION))}",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 from fastserve.errors import OptionError, UnsupportedError
@@ -61,11 +62,9 @@ def _with_adapter(model: Any, task: Task, options: TuneOptions) -> Any:
     import peft
 
     kind = _TASK_TYPES.get(task.model_class, "FEATURE_EXTRACTION")
-    # Every linear layer but the head's (QLoRA, arXiv 2305.14314, section 4: all layers are needed to match full
-    # tuning); the head, which is new, learns in full.
-    head = sorted(
-        {"pooler" if ".pooler." in name else name.split(".")[0] for name in _head_parameters(model)}
-    )
+    # Every linear layer but the head's (QLoRA, arXiv 2305.14314, section 4: all layers are needed to match
+    # full tuning); the head, which is new, learns in full.
+    head = sorted({name.rpartition(".")[0] for name in _head_parameters(model)})
     shared: dict[str, Any] = {"task_type": kind, "target_modules": _linear_layers(model)}
     if task.model_class != "ForCausalLM" and head:
         shared["modules_to_save"] = head
@@ -82,7 +81,10 @@ def _with_adapter(model: Any, task: Task, options: TuneOptions) -> Any:
             lora_dropout=options.adapter_dropout,
             use_dora=options.method == "dora",
         )
-    return peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft 0.21 asks for an attribute by the name it had before transformers 5.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return peft.get_peft_model(model, config)
 
 
 def _linear_layers(model: Any) -> list[str]:

@@ -28,8 +28,8 @@ def write_artifact(
     plots: Path | None,
     adapter: Path | None = None,
 ) -> None:
-    """Write what `transformers` and FastServe open: weights, config, tokenizer, `fastserve.json`, and the card
-    of the training as README.md, its curves in `training/`.
+    """Write what `transformers` and FastServe open: weights, config, tokenizer, `fastserve.json`, and the
+    card of the training as README.md, its curves in `training/`.
 
     `adapter` is the folder of an adapter that was merged into the weights; it is kept beside them.
     """

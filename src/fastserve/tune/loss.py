@@ -1,5 +1,5 @@
-"""Losses by the shape of their labels, each a sum over all that is learned divided by its number, so that parts
-of a batch, and processes, add up to the whole."""
+"""Losses by the shape of their labels, each a sum over all that is learned divided by its number, so that
+parts of a batch, and processes, add up to the whole."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from fastserve.evaluate.task.text_classification import TextClassification
 from fastserve.tune.options import TuneOptions
 
 Loss = Callable[..., Tensor]
-"""(outputs of the model, labels, num_items_in_batch) → mean loss, a scalar; as `transformers.Trainer` calls it."""
+"""(outputs of the model, labels, num_items_in_batch) → mean loss, a scalar; as `transformers.Trainer` calls
+it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,9 @@ def _count(labels: Tensor, num_items_in_batch: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ContrastiveLoss:
-    """Each text's pair is to be nearer than the other pairs' second texts: cross entropy over cosines divided by
-    `temperature` (InfoNCE; van den Oord et al. 2018, arXiv 1807.03748, equation 4). Labels are not looked at."""
+    """Each text's pair is to be nearer than the other pairs' second texts: cross entropy over cosines divided
+    by `temperature` (InfoNCE; van den Oord et al. 2018, arXiv 1807.03748, equation 4). Labels are not looked
+    at."""
 
     temperature: float
 
@@ -135,8 +137,8 @@ def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:
 
 
 def loss_of(task: Task, options: TuneOptions, features: Seq[Features]) -> Loss:
-    """The loss of a task, as the options shape it; `features` are the training examples, whose labels weights are
-    made of.
+    """The loss of a task, as the options shape it; `features` are the training examples, whose labels weights
+    are made of.
 
     Raises:
         OptionError: an option that the task's loss does not have.

@@ -1,5 +1,5 @@
-"""The order of training rows: a function of the seed and the epoch alone, so that a run that is resumed sees the
-same."""
+"""The order of training rows: a function of the seed and the epoch alone, so that a run that is resumed sees
+the same."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _POOL_BATCHES = (
 class EpochSampler(Sampler[int]):
     """Rows at random, those of a batch of like length: padding costs as much as text.
 
-    `epoch` is set before each epoch. Rows are shuffled, cut into pools of 32 batches, sorted by length within a
-    pool, and the batches shuffled.
+    `epoch` is set before each epoch. Rows are shuffled, cut into pools of 32 batches, sorted by length within
+    a pool, and the batches shuffled.
     """
 
     def __init__(self, lengths: Seq[int], *, batch_size: int, seed: int) -> None:

@@ -80,8 +80,8 @@ def open_source_model(spec: str, path: Path) -> SourceModel:
 
 
 def load_model(source: SourceModel, task: Task, *, dropout: float | None) -> Any:
-    """The `transformers` model of a task with the source's weights; a head that it lacks is drawn at random, by
-    torch's generator, which the caller seeds.
+    """The `transformers` model of a task with the source's weights; a head that it lacks is drawn at random,
+    by torch's generator, which the caller seeds.
 
     Raises:
         UnsupportedError: `transformers` has no such head for the model's family.

@@ -53,8 +53,8 @@ class DevRows:
 class TaskTrainer(Trainer):  # type: ignore[misc]
     """A trainer of one task.
 
-    `evaluate` gives the task's metrics and `loss`, as `eval_NAME`; every process computes all of them, so that
-    all agree on which weights are best.
+    `evaluate` gives the task's metrics and `loss`, as `eval_NAME`; every process computes all of them, so
+    that all agree on which weights are best.
     """
 
     def __init__(
@@ -203,7 +203,8 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Tells how far a run is, after every step and evaluation, and hands over its log when something is added."""
+    """Tells how far a run is, after every step and evaluation, and hands over its log when something is
+    added."""
 
     def __init__(
         self,

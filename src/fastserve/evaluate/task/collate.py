@@ -15,8 +15,8 @@ from fastserve.evaluate.task.task import IGNORED, Features
 def collate(features: Seq[Features], *, pad_token_id: int) -> dict[str, NDArray[Any]]:
     """A batch of the inputs of some examples, by name.
 
-    Lists are padded to the longest: `labels` with `IGNORED`, token ids with the pad token, all else with 0. Of
-    examples that hold several lists a name (choices), the batch has three axes.
+    Lists are padded to the longest: `labels` with `IGNORED`, token ids with the pad token, all else with 0.
+    Of examples that hold several lists a name (choices), the batch has three axes.
 
     >>> collate([{"input_ids": [5, 6]}, {"input_ids": [7]}], pad_token_id=0)["input_ids"].tolist()
     [[5, 6], [7, 0]]

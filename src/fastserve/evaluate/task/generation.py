@@ -86,7 +86,8 @@ class Generation:
 
     def settings(self) -> JsonObject:
         told = {} if self.told is None else {"instruction": self.told}
-        return {"max_length": self.max_length, **told}
+        # Not `max_length`: a text that is generated may be longer than what was learned from.
+        return {"example_length": self.max_length, **told}
 
     @property
     def told(self) -> str | None:
@@ -146,8 +147,8 @@ class Generation:
 
 
 def render(messages: Seq[dict[str, str]], tokenizer: Any, place: str) -> tuple[str, list[tuple[int, int]]]:
-    """A conversation as the chat template writes it, and where in it the assistant's answers are, with what ends
-    them; without a template a line each.
+    """A conversation as the chat template writes it, and where in it the assistant's answers are, with what
+    ends them; without a template a line each.
 
     Raises:
         DataError: nothing is said by the assistant, or the template refuses the messages.

@@ -17,8 +17,8 @@ from fastserve.types import Float32Array, JsonObject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultipleChoice:
-    """`{"question" and/or "context", "choices": [...], "label"}`; the label is the index of the right choice, or
-    its text. All rows of a run have as many choices."""
+    """`{"question" and/or "context", "choices": [...], "label"}`; the label is the index of the right choice,
+    or its text. All rows of a run have as many choices."""
 
     max_length: int
 

@@ -1,5 +1,5 @@
-"""Finds the passage of a text that answers a question, or says that none does (Devlin et al. 2019, arXiv 1810.04805,
-section 4.3)."""
+"""Finds the passage of a text that answers a question, or says that none does (Devlin et al. 2019, arXiv
+1810.04805, section 4.3)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MAX_ANSWER_TOKENS = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuestionAnswering:
-    """`{"context", "question", "answers": {"text": [...], "answer_start": [...]}}`; no answers where the context
-    has none.
+    """`{"context", "question", "answers": {"text": [...], "answer_start": [...]}}`; no answers where the
+    context has none.
 
     Contexts that are longer than a model takes are cut into windows that share `stride` tokens, each with the
     question before it; a window without the answer has its first token as the answer. Offsets are characters,
@@ -92,7 +92,8 @@ class QuestionAnswering:
         room = self.max_length - len(tokenizer(question, "", verbose=False)["input_ids"])
         if room < 8:
             raise DataError(
-                f"{place_of(row)}: the question leaves {max(room, 0)} of {self.max_length} tokens to the context",
+                f"{place_of(row)}: the question leaves {max(room, 0)} of {self.max_length} tokens to the "
+                "context",
                 hint="raise --max-length, or shorten the question",
             )
         return tokenizer(
@@ -129,8 +130,8 @@ def _answer_tokens(row: Row, offsets: Seq[tuple[int, int] | None]) -> list[int]:
 
 
 def _best_span(offsets: Seq[tuple[int, int] | None], logits: Float32Array) -> tuple[float, int, int, float]:
-    """Probability, first and last token of the likeliest passage, and the probability that there is none: of all
-    pairs of ends that a window has, ends taken as independent."""
+    """Probability, first and last token of the likeliest passage, and the probability that there is none: of
+    all pairs of ends that a window has, ends taken as independent."""
     may_be = np.array([offset is not None for offset in offsets])
     may_be[0] = True
     start, end = softmax(np.where(may_be[:, None], logits, np.float32(-np.inf)).T)  # [tokens] each

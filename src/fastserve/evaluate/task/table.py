@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from fastserve.checkpoint.file import read_json, read_optional_json
+from fastserve.engine.task.classification import MARKERS
 from fastserve.errors import CheckpointError, OptionError, UnsupportedError
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.generation import Generation, GenerationName
 from fastserve.evaluate.task.multiple_choice import MultipleChoice
 from fastserve.evaluate.task.question_answering import QuestionAnswering
-from fastserve.evaluate.task.relation_extraction import MARKERS, RelationExtraction
+from fastserve.evaluate.task.relation_extraction import RelationExtraction
 from fastserve.evaluate.task.task import Row, Task
 from fastserve.evaluate.task.text_classification import Problem, TextClassification
 from fastserve.evaluate.task.token_classification import TokenClassification
@@ -158,7 +159,7 @@ def task_of_folder(folder: Path) -> Task:
         case "causal-lm" | "dialogue" | "translation" | "summarization":
             return Generation(
                 name=name,
-                max_length=max_length,
+                max_length=int(settings.get("example_length", max_length)),
                 instruction=settings.get("instruction"),
                 is_encoder_decoder=bool(config.get("is_encoder_decoder")),
             )

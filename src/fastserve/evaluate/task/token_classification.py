@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fastserve.engine.task.token_classification import entities_of_tags, word_offsets
 from fastserve.errors import DataError
-from fastserve.evaluate.answer_match import is_word_alone
 from fastserve.evaluate.classification import averages, figures_of_sets, micro_figures
-from fastserve.evaluate.entity import Span, entities_of_tags, split_tag
 from fastserve.evaluate.task.task import (
     IGNORED,
     Examples,
@@ -26,16 +24,18 @@ from fastserve.evaluate.task.task import (
 )
 from fastserve.types import Float32Array, JsonObject
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+Span = tuple[int, int, str]
+"""Start, end and label of an entity: in tokens, or in characters of a text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenClassification:
-    """`{"tokens", "tags"}`, or `{"text", "entities": [{"start", "end", "label"}]}` with offsets in characters.
+    """`{"tokens", "tags"}`, or `{"text", "entities": [{"start", "end", "label"}]}` with offsets in
+    characters.
 
     A token's tag is learned, and read, at its first piece. Sequences that are longer than a model takes are
-    cut between tokens into windows that share `stride` pieces; each token counts in the window in which it has
-    more around it. Scores are of whole entities: a prediction is right with both ends and its label.
+    cut between tokens into windows that share `stride` pieces; each token counts in the window in which it
+    has more around it. Scores are of whole entities: a prediction is right with both ends and its label.
     """
 
     labels: tuple[str, ...]
@@ -54,8 +54,7 @@ class TokenClassification:
             DataError: tags and tokens differ in number, or no row has an entity.
         """
         found = {tag for row in rows for tag in tagged_tokens(row)[1]}
-        names = sorted({split_tag(tag)[1] for tag in found} - {""})
-        if not names:
+        if not found - {"O"}:
             raise DataError("no training row has an entity", hint="give rows with tags other than O")
         return cls(labels=("O", *sorted(found - {"O"})), max_length=max_length, stride=stride)
 
@@ -88,7 +87,7 @@ class TokenClassification:
         return [self._prediction(row, found) for row, found in zip(rows, best, strict=True)]
 
     def score(self, rows: Seq[Row], predictions: Seq[Prediction]) -> Scores:
-        gold = [_gold_spans(row) for row in rows]
+        gold = [_gold_spans(row, self._scheme()) for row in rows]
         said = [_said_spans(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
         labels = sorted({span[2] for spans in (*gold, *said) for span in spans})
         figures = figures_of_sets(gold, said, labels, lambda span: span[2])
@@ -144,7 +143,7 @@ class TokenClassification:
             best = int(shares.argmax())
             tags[word], scores[word] = self.labels[best], float(shares[best])
         entities = []
-        for start, end, label in entities_of_tags(tags):
+        for start, end, label in entities_of_tags(tags, self._scheme()):
             entity: JsonObject = {"label": label, "score": float(np.mean(scores[start:end]))}
             if offsets is None:
                 entity |= {"first_token": start, "end_token": end}
@@ -154,10 +153,10 @@ class TokenClassification:
         return {"tags": tags, "entities": entities}
 
 
-def _gold_spans(row: Row) -> frozenset[Span]:
+def _gold_spans(row: Row, scheme: str) -> frozenset[Span]:
     """The entities of a row: in tokens, or in characters where it gives them so."""
     if "tokens" in row:
-        return frozenset(entities_of_tags(tagged_tokens(row)[1]))
+        return frozenset(entities_of_tags(tagged_tokens(row)[1], scheme))
     return frozenset((entity["start"], entity["end"], entity["label"]) for entity in row.get("entities", ()))
 
 
@@ -177,25 +176,6 @@ def tagged_tokens(row: Row, *, with_tags: bool = True) -> tuple[Seq[str], Seq[st
     offsets = word_offsets(row["text"])
     words = [row["text"][start:end] for start, end in offsets]
     return words, (_tags_of_entities(offsets, row.get("entities", ())) if with_tags else ())
-
-
-def word_offsets(text: str) -> list[tuple[int, int]]:
-    """Where the words of a text are: runs of letters and digits, other characters alone, and each character of
-    a script without spaces.
-
-    >>> word_offsets("Hi, 北京")
-    [(0, 2), (2, 3), (4, 5), (5, 6)]
-    """
-    offsets = []
-    for match in _WORD.finditer(text):
-        start = match.start()
-        for at in range(*match.span()):
-            if is_word_alone(text[at]):
-                offsets += [(start, at)] * (start < at)
-                offsets.append((at, at + 1))
-                start = at + 1
-        offsets += [(start, match.end())] * (start < match.end())
-    return offsets
 
 
 def _tags_of_entities(offsets: Seq[tuple[int, int]], entities: Seq[JsonObject]) -> list[str]:

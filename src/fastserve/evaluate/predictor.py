@@ -1,0 +1,142 @@
+"""What makes predictions for rows: the native runtime, or PyTorch where it does not have the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from fastserve.config import WeightsChoice
+from fastserve.errors import ContextLengthError, UnsupportedError
+from fastserve.evaluate.task.embedding import Embedding
+from fastserve.evaluate.task.generation import Generation
+from fastserve.evaluate.task.task import Prediction, Row, Task
+
+BackendChoice = Literal["auto", "native", "torch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictorOptions:
+    """
+    Attributes:
+        backend: `auto` is native, or torch where the native runtime does not have the model.
+        weights, threads: of the native runtime.
+        truncate: cut texts that are longer than the model's limit instead of refusing them.
+        max_tokens: of a text that is generated.
+    """
+
+    backend: BackendChoice = "auto"
+    weights: WeightsChoice = "auto"
+    threads: int | None = None
+    truncate: bool = False
+    max_tokens: int = 128
+
+
+class Predictor(Protocol):
+    """Predictions for rows of one task, in their order. `backend` says what computes them."""
+
+    @property
+    def backend(self) -> str: ...
+
+    def predict(self, rows: Seq[Row]) -> list[Prediction]: ...
+
+    def close(self) -> None: ...
+
+
+def open_predictor(
+    folder: Path, task: Task, options: PredictorOptions, *, note: Callable[[str], None]
+) -> Predictor:
+    """Open a model directory for its task; `note` is told why PyTorch is taken where it is not asked for.
+
+    Raises:
+        UnsupportedError: neither has the model.
+    """
+    if options.backend == "torch":
+        return _open_torch(folder, task, options)
+    try:
+        return _open_native(folder, task, options)
+    except UnsupportedError as error:
+        if options.backend == "native":
+            raise
+        note(f"the native runtime does not have this model ({error.message}); PyTorch computes")
+        return _open_torch(folder, task, options)
+
+
+def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
+    if isinstance(task, Generation):
+        if task.is_encoder_decoder:
+            raise UnsupportedError("encoder-decoders run in PyTorch alone")
+        from fastserve.engine.llm import LLM
+
+        return _NativeGenerator(LLM(folder, weights=options.weights, threads=options.threads), task, options)
+    from fastserve.engine.pipeline import pipeline
+
+    opened = pipeline(task.name, folder, weights=options.weights, threads=options.threads)
+    return _NativePredictor(opened, task, options)
+
+
+def _open_torch(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
+    from fastserve.evaluate.torch_predictor import TorchPredictor
+
+    return TorchPredictor(folder, task, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _NativePredictor:
+    _pipeline: Any
+    _task: Task
+    _options: PredictorOptions
+
+    backend = "native"
+
+    def predict(self, rows: Seq[Row]) -> list[Prediction]:
+        found = list(self._pipeline.predict(rows, truncate=self._options.truncate))
+        if isinstance(self._task, Embedding):
+            pairs = [{"text": row["text_pair"]} for row in rows]
+            others = self._pipeline.predict(pairs, truncate=self._options.truncate)
+            for prediction, other in zip(found, others, strict=True):
+                prediction["pair_embedding"] = other["embedding"]
+        return found
+
+    def close(self) -> None:
+        self._pipeline.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _NativeGenerator:
+    """Greedy completions of an LLM: of the chat before the last answer, or of a source."""
+
+    _llm: Any
+    _task: Generation
+    _options: PredictorOptions
+
+    backend = "native"
+
+    def predict(self, rows: Seq[Row]) -> list[Prediction]:
+        from fastserve.types import SamplingParams
+
+        if self._task.name == "causal-lm":
+            raise UnsupportedError(
+                "perplexity is computed in PyTorch alone", hint="leave out --backend native"
+            )
+        params = SamplingParams(max_tokens=self._options.max_tokens, temperature=0.0)
+        asked = [self._task.messages_of(row)[:-1] for row in rows]
+        if self._llm.model.checkpoint.chat_template is not None:
+            prompts = [self._llm.chat_prompt(messages) for messages in asked]
+        else:
+            prompts = ["".join(f"{message['content']}\n" for message in messages) for messages in asked]
+        return [{"text": completion.text} for completion in self._llm.generate(prompts, params)]
+
+    def close(self) -> None:
+        self._llm.close()
+
+
+def check_not_cut(num_cut: int, max_length: int, options: PredictorOptions) -> None:
+    """Raise ContextLengthError where rows had to be cut and nobody said that they may be."""
+    if num_cut and not options.truncate:
+        raise ContextLengthError(
+            f"{num_cut} rows are longer than the {max_length} tokens that the model was tuned with",
+            hint="--truncate cuts them",
+        )
