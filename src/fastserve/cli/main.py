@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": "fastserve.cli.generate",
     "keys": "fastserve.cli.keys",
     "models": "fastserve.cli.models",
+    "prepare": "fastserve.cli.prepare",
     "serve": "fastserve.cli.serve",
     "top": "fastserve.cli.top",
 }
