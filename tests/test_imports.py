@@ -23,6 +23,7 @@ ARROWS = """
     cli → deploy → serve → explain → compress → tune → evaluate → engine → backends → models → graph
     tune → data
     evaluate → data
+    data → checkpoint
     tune → checkpoint
     compress → checkpoint
     evaluate → checkpoint

@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": "fastserve.cli.generate",
     "keys": "fastserve.cli.keys",
     "models": "fastserve.cli.models",
+    "prepare": "fastserve.cli.prepare",
     "serve": "fastserve.cli.serve",
     "top": "fastserve.cli.top",
     "tune": "fastserve.cli.tune",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,29 @@ def download_progress(*, shown: bool = True) -> Iterator[Progress | None]:
     finally:
         if bar is not None:
             bar.close()
+
+
+@contextmanager
+def row_progress(*, shown: bool = True) -> Iterator[Callable[[str, int], None] | None]:
+    """Yield what a command that goes through rows reports its step to, and how many rows it has done; None
+    where no bar is to be drawn."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    bar = tqdm(unit=" rows", dynamic_ncols=True, leave=False)
+
+    def show(step: str, num_rows: int) -> None:
+        if bar.desc != f"{step}: ":
+            bar.reset()
+            bar.set_description(step, refresh=False)
+        bar.update(num_rows - bar.n)
+
+    try:
+        yield show
+    finally:
+        bar.close()
 
 
 def _draw_bar(step: str, done_bytes: int, total_bytes: int | None) -> tqdm:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastserve.data.problem import DROP, ERROR, REPAIR, ProblemLog
-from fastserve.data.row import FIELDS, Row
+from fastserve.data.row import FIELDS, Row, take_tokens_out
 
 _ROLES = ("system", "user", "assistant", "tool")
 _OUT = (ERROR, DROP)
@@ -170,19 +170,8 @@ def _has_tokens(fields: _Fields, wanted: Sequence[str]) -> bool:
         can_repair = len(blank) < len(row["tokens"])
         if not fields.report("blank-token", f"token {blank[0]} is blank", can_repair=can_repair):
             return False
-        _take_tokens_out(row, blank)
+        take_tokens_out(row, blank)
     return True
-
-
-def _take_tokens_out(row: Row, blank: Sequence[int]) -> None:
-    for name in ("tokens", "tags"):
-        if name in row:
-            row[name] = [item for index, item in enumerate(row[name]) if index not in blank]
-    for name in ("head", "tail"):
-        if name in row and _is_span(row[name]):
-            ends = ("start", "end")
-            moved = {end: row[name][end] - sum(index < row[name][end] for index in blank) for end in ends}
-            row[name] = {**row[name], **moved}
 
 
 def _has_entities(fields: _Fields, wanted: Sequence[str]) -> bool:

@@ -68,6 +68,8 @@ def to_task(row: Row, task: str, options: ReadOptions, log: ProblemLog) -> Row:
     for name, other in options.fields.items():
         if other in fields:
             fields[name] = fields.pop(other)
+    if options.label is not None:
+        fields["label"] = options.label
     for name, others in _OTHER_NAMES[task].items():
         present = [other for other in others if other in fields]
         if name not in fields and len(present) == 1:

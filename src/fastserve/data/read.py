@@ -109,6 +109,8 @@ def detect_format(path: Path, task: str | None, options: ReadOptions) -> str:
         return "text"
     if options.columns is not None:
         return "tsv"
+    if options.label is not None:
+        return "text"
     raise DataError(
         f"{path}: plain text does not say where {task} has its fields",
         hint="name the columns that tabs part, such as --columns label,text, or the format with --format",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastserve.option import check_choice
@@ -93,3 +93,20 @@ def labels_of(row: Mapping[str, Any]) -> list[str | int | float]:
     if "label" in row and "choices" not in row:
         return [row["label"]]
     return []
+
+
+def take_tokens_out(row: Row, indexes: Sequence[int]) -> None:
+    """Take tokens out of a row, with their tags; what is told by index moves."""
+    gone = set(indexes)
+    for name in ("tokens", "tags"):
+        if name in row:
+            row[name] = [item for index, item in enumerate(row[name]) if index not in gone]
+    if "text" in row:
+        return
+    for name in ("head", "tail"):
+        if isinstance(row.get(name), dict):
+            moved = {
+                end: row[name][end] - sum(index < row[name][end] for index in gone)
+                for end in ("start", "end")
+            }
+            row[name] = {**row[name], **moved}

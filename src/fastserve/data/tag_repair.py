@@ -31,6 +31,10 @@ class TagReader:
             self._evidence.add(fitting_schemes(row["tags"]))
 
     @property
+    def has_seen(self) -> bool:
+        return self._evidence.num_sentences > 0
+
+    @property
     def source(self) -> str:
         """The scheme that the rows are in, or most of them."""
         return self._source or self._evidence.best

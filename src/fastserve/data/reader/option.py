@@ -27,6 +27,7 @@ class ReadOptions:
         key_field: the field that takes the key of rows which stand under one in a JSON object.
         unit: what one row of plain text is: a line, a paragraph (blank lines part them), the document.
         label_separator: what parts several labels in one cell.
+        label: what all rows are labelled, of a file that has one class.
 
     Raises:
         OptionError: an option is unknown, or columns are named that rows cannot have.
@@ -40,6 +41,7 @@ class ReadOptions:
     key_field: str | None = None
     unit: str = "line"
     label_separator: str = ","
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if self.format is not None:

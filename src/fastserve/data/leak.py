@@ -1,0 +1,76 @@
+"""Whether splits share what they should not: texts that are equal, or almost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+from fastserve.data.digest import text_key, text_of
+from fastserve.data.minhash import band_keys, choose_bands, shingles, signature, similarity
+from fastserve.data.row import Row
+from fastserve.option import check_number
+
+
+class Leak(NamedTuple):
+    """Two rows of two splits that say the same, or almost; `similarity` is 1 where their texts are equal."""
+
+    split: str
+    row: Row
+    other_split: str
+    other_row: Row
+    similarity: float
+
+
+def find_leaks(
+    splits: Mapping[str, Sequence[Mapping[str, Any]]], *, threshold: float | None = None
+) -> list[Leak]:
+    """Rows of later splits whose text an earlier split has. With a `threshold`, also those whose similarity
+    (Jaccard, of shingles of five characters) is as high, found with a probability of 0.95 or more.
+
+    >>> find_leaks({"train": [{"text": "Hello"}], "test": [{"text": "Hello"}]})[0].similarity
+    1.0
+
+    Raises:
+        OptionError: the threshold is not within 0 and 1.
+    """
+    if threshold is not None:
+        check_number("threshold", threshold, 0, 1, is_low_open=True)
+    placed = {
+        name: [row if isinstance(row, Row) else Row(row, line=at) for at, row in enumerate(rows, start=1)]
+        for name, rows in splits.items()
+    }
+    leaks = []
+    for one, other in combinations(placed, 2):
+        leaks += _equal(one, placed[one], other, placed[other])
+        if threshold is not None:
+            leaks += _alike(one, placed[one], other, placed[other], threshold)
+    return leaks
+
+
+def _equal(one: str, ones: Sequence[Row], other: str, others: Sequence[Row]) -> list[Leak]:
+    known = {text_key(row): row for row in reversed(ones)}
+    found = ((row, known.get(text_key(row))) for row in others)
+    return [Leak(one, match, other, row, 1.0) for row, match in found if match is not None]
+
+
+def _alike(one: str, ones: Sequence[Row], other: str, others: Sequence[Row], threshold: float) -> list[Leak]:
+    num_bands = choose_bands(threshold)
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for index, row in enumerate(ones):
+        for band, key in enumerate(band_keys(signature(shingles(text_of(row))), num_bands)):
+            buckets.setdefault((band, int(key)), []).append(index)
+    leaks = []
+    for row in others:
+        text = text_of(row)
+        hashes = shingles(text)
+        keys = enumerate(band_keys(signature(hashes), num_bands))
+        candidates = sorted({index for band, key in keys for index in buckets.get((band, int(key)), ())})
+        for index in candidates:
+            if text_of(ones[index]) == text:
+                continue  # an equal text is a leak already
+            alike = similarity(shingles(text_of(ones[index])), hashes)
+            if alike >= threshold:
+                leaks.append(Leak(one, ones[index], other, row, alike))
+                break
+    return leaks
