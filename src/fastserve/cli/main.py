@@ -31,6 +31,7 @@ COMMANDS = {
     "generate": "fastserve.cli.generate",
     "keys": "fastserve.cli.keys",
     "models": "fastserve.cli.models",
+    "predict": "fastserve.cli.predict",
     "serve": "fastserve.cli.serve",
     "top": "fastserve.cli.top",
 }
