@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": "fastserve.cli.generate",
     "keys": "fastserve.cli.keys",
     "models": "fastserve.cli.models",
+    "predict": "fastserve.cli.predict",
     "prepare": "fastserve.cli.prepare",
     "serve": "fastserve.cli.serve",
     "top": "fastserve.cli.top",

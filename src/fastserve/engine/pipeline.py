@@ -24,7 +24,7 @@ from fastserve.engine.task.classification import Classification, Span, prepare_r
 from fastserve.engine.task.prepared import Prepared, finish_all, inputs_of
 from fastserve.engine.task.row import Row, prepare_row
 from fastserve.engine.task.token_classification import Tagging, prepare_tags
-from fastserve.errors import OptionError
+from fastserve.errors import ContextLengthError, OptionError
 from fastserve.models.task import Task
 from fastserve.option import check_choice
 from fastserve.types import Float32Array
@@ -74,15 +74,25 @@ class Pipeline:
 
         Args:
             truncate: cut texts that are longer than the model's limit, instead of refusing them.
+
+        Raises:
+            OptionError, ContextLengthError: of a row; by its place, where it was read by `fastserve.data`.
         """
         remaining = iter(rows)
         while some := list(islice(remaining, _ROWS_AT_ONCE)):
-            yield from self._run(
-                [prepare_row(self.model, self._task, row, truncate=truncate) for row in some]
-            )
+            yield from self._run([self._prepare(row, truncate=truncate) for row in some])
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError
+
+    def _prepare(self, row: Row, *, truncate: bool) -> Prepared[Any]:
+        try:
+            return prepare_row(self.model, self._task, row, truncate=truncate)
+        except (OptionError, ContextLengthError) as error:
+            place = getattr(row, "place", None)  # of a row of `fastserve.data`
+            if place is None:
+                raise
+            raise type(error)(f"{place}: {error.message}", hint=error.hint) from error
 
     def _run(self, prepared: Seq[Prepared[T]]) -> list[T]:
         return finish_all(prepared, self._encoder.run_all(inputs_of(prepared)))
@@ -212,6 +222,7 @@ def pipeline(
     device: str | None = None,
     max_batch_tokens: int | None = None,
     offline: bool = False,
+    name: str | None = None,
 ) -> Pipeline:
     """Load a model for a task: a name, or a folder as `fastserve tune` or `transformers` writes it.
 
@@ -222,7 +233,7 @@ def pipeline(
     Args:
         task: one of text-classification, pair-classification, token-classification, relation-extraction,
             question-answering, multiple-choice, embedding; None: what the model was made for.
-        weights, threads, context_length, backend, device, max_batch_tokens, offline: as of `LLM`.
+        weights, threads, context_length, backend, device, max_batch_tokens, offline, name: as of `LLM`.
 
     Raises:
         OptionError: the task is unknown.
@@ -243,6 +254,7 @@ def pipeline(
         device=device,
         max_batch_tokens=max_batch_tokens,
         offline=offline,
+        name=name,
     )
     own: Task = llm.model.task if wanted is None else wanted
     if own not in _PIPELINES:

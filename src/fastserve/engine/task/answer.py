@@ -63,7 +63,7 @@ def prepare_answer(
         OptionError: the text is empty.
         ContextLengthError: the question leaves no room for the text.
     """
-    encoding = model.tokenizer.encode_with_origin(question, context)
+    encoding = model.tokenizer.encode_with_origin(question.strip(), context)
     if 1 not in encoding.parts:
         raise OptionError("the context is empty", hint="give a text to find the answer in", option="context")
     stride = stride_of(model, _DEFAULT_STRIDE) if stride is None else stride
