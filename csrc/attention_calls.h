@@ -17,8 +17,8 @@ struct AttentionInputs {
   const KvPool& pool;
   int32_t layer;
   RopeTables rope;
-  float scale;
-  bool causal;
+  AttentionScores scores;
+  int32_t max_context;
 
   int32_t num_heads() const { return q.width / pool.layout().head_dim; }
   int32_t group() const { return num_heads() / pool.layout().num_kv_heads; }
@@ -40,8 +40,13 @@ struct AttentionInputs {
             rope.dim > 0 ? rope.sines->data() : nullptr,
             rope.dim,
             num_heads(),
-            scale,
-            causal};
+            scores.scale,
+            scores.keys_before,
+            scores.keys_after,
+            scores.soft_cap,
+            scores.bias ? scores.bias->data() : nullptr,
+            AttentionScores::bias_stride(max_context),
+            max_context - 1};
   }
 };
 
@@ -99,8 +104,10 @@ class AttentionCall : public StripCall {
     const KvLayout& kv = inputs_.pool.layout();
     Cost total;
     for (const AttentionTask& task : step.attention.tasks) {
-      const int32_t seen = inputs_.causal ? task.first_position + task.num_rows : task.context_length;
-      const int64_t keys = std::min(task.end_split * kSplit, seen) - task.first_split * kSplit;
+      const int32_t last = task.first_position + task.num_rows - 1;
+      const int32_t first = std::max(0, task.first_position - inputs_.scores.keys_before);
+      const int32_t seen = last + 1 + std::min(inputs_.scores.keys_after, task.context_length - 1 - last);
+      const int64_t keys = std::max(0, std::min(task.end_split * kSplit, seen) - std::max(task.first_split * kSplit, first));
       total.bytes += 2 * keys * kv.block_bytes / kBlock;
       total.operations += 4 * keys * task.num_rows * inputs_.q.width;
     }

@@ -258,6 +258,16 @@ void bind_plan(nb::module_& m) {
             new (self) FloatTable{std::make_shared<const std::vector<float>>(to_vector(values))};
           },
           "values"_a);
+  nb::class_<AttentionScores>(m, "AttentionScores")
+      .def(
+          "__init__",
+          [](AttentionScores* self, float scale, std::optional<int32_t> keys_before, std::optional<int32_t> keys_after,
+             std::optional<float> soft_cap, const FloatTable* bias) {
+            new (self) AttentionScores{scale, keys_before.value_or(kAllKeys), keys_after.value_or(kAllKeys),
+                                       soft_cap.value_or(0.0f), bias ? bias->values : nullptr};
+          },
+          "scale"_a, nb::kw_only(), "keys_before"_a.none(), "keys_after"_a.none(), "soft_cap"_a.none(),
+          "bias"_a.none());
   nb::class_<Matrix>(m, "Matrix")
       .def(
           "__init__",
@@ -314,7 +324,7 @@ void bind_plan(nb::module_& m) {
           nb::keep_alive<1, 2>(), "runtime"_a, "arena_bytes"_a, nb::kw_only(), "max_tokens"_a, "max_outputs"_a,
           "max_sequences"_a, "num_blocks"_a, "max_context"_a, "vocab_size"_a, "num_token_types"_a,
           "needs_whole_sequences"_a)
-      .def("embedding", &Plan::embedding, nb::keep_alive<1, 3>(), "ids"_a, "weight"_a, "out"_a)
+      .def("embedding", &Plan::embedding, nb::keep_alive<1, 3>(), "ids"_a, "weight"_a, "offset"_a, "scale"_a, "out"_a)
       .def(
           "linear",
           [](Plan& p, Matrix x, const Weight& weight, const std::optional<Floats>& bias, Matrix out) {
@@ -366,16 +376,16 @@ void bind_plan(nb::module_& m) {
           [](Plan& p, Matrix x, const FloatTable& cosines, const FloatTable& sines, int32_t dim, int32_t head_dim,
              Matrix out) { p.rope(x, {cosines.values, sines.values, dim}, head_dim, out); },
           "x"_a, "cosines"_a, "sines"_a, "dim"_a, "head_dim"_a, "out"_a)
-      .def("attention", &Plan::attention, nb::keep_alive<1, 5>(), "q"_a, "k"_a, "v"_a, "pool"_a, "layer"_a, "scale"_a,
-           "causal"_a, "out"_a)
+      .def("attention", &Plan::attention, nb::keep_alive<1, 5>(), "q"_a, "k"_a, "v"_a, "pool"_a, "layer"_a, "scores"_a,
+           "out"_a)
       .def(
           "rope_attention",
           [](Plan& p, Matrix q, Matrix k, Matrix v, const FloatTable& cosines, const FloatTable& sines, int32_t dim,
-             const KvPool& pool, int32_t layer, float scale, bool causal, Matrix out) {
-            p.rope_attention(q, k, v, {cosines.values, sines.values, dim}, pool, layer, scale, causal, out);
+             const KvPool& pool, int32_t layer, const AttentionScores& scores, Matrix out) {
+            p.rope_attention(q, k, v, {cosines.values, sines.values, dim}, pool, layer, scores, out);
           },
-          nb::keep_alive<1, 8>(), "q"_a, "k"_a, "v"_a, "cosines"_a, "sines"_a, "dim"_a, "pool"_a, "layer"_a, "scale"_a,
-          "causal"_a, "out"_a)
+          nb::keep_alive<1, 8>(), "q"_a, "k"_a, "v"_a, "cosines"_a, "sines"_a, "dim"_a, "pool"_a, "layer"_a,
+          "scores"_a, "out"_a)
       .def(
           "activation",
           [](Plan& p, const std::string& kind, Matrix x, Matrix out) { p.activation(parse_activation(kind), x, out); },
@@ -386,6 +396,8 @@ void bind_plan(nb::module_& m) {
             p.gated_activation(parse_activation(kind), gate, up, out);
           },
           "kind"_a, "gate"_a, "up"_a, "out"_a)
+      .def("soft_cap", &Plan::soft_cap, "x"_a, "cap"_a, "out"_a)
+      .def("scale", &Plan::scale, "x"_a, "factor"_a, "out"_a)
       .def("gather_rows", &Plan::gather_rows, "x"_a, "out"_a)
       .def("pool", &Plan::pool, "kind"_a, "x"_a, "out"_a)
       .def("l2_normalize", &Plan::l2_normalize, "x"_a, "eps"_a, "out"_a)
@@ -498,6 +510,7 @@ NB_MODULE(_native, m) {
   m.attr("BLOCK_SIZE") = kBlock;
   m.attr("PACKED_LAYOUT") = packed_layout();
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
+  m.attr("BIAS_PADDING") = kBiasPadding;
 }
 
 }  // namespace fastserve

@@ -108,14 +108,15 @@ void Plan::reserve_strips(int32_t strip_rows, int64_t strip_bytes) {
   strips_ = allocate<uint8_t>(static_cast<std::size_t>(strip_bytes_ * pool_.num_threads()));
 }
 
-void Plan::embedding(IdSource ids, const Weight& weight, Matrix out) {
+void Plan::embedding(IdSource ids, const Weight& weight, int32_t offset, float scale, Matrix out) {
   check(out);
   check_equal("columns of an embedding", out.width, weight.packed().depth);
   const int32_t num_ids = ids == IdSource::token_ids   ? limits_.vocab_size
                           : ids == IdSource::positions ? limits_.max_context
                                                        : limits_.num_token_types;
-  check_range("ids of an embedding", num_ids, 1, weight.packed().rows);
-  add_call(std::make_unique<EmbeddingCall>(ids, weight, out));
+  check_range("offset of an embedding", offset, 0, weight.packed().rows - 1);
+  check_range("ids of an embedding", num_ids, 1, weight.packed().rows - offset);
+  add_call(std::make_unique<EmbeddingCall>(ids, weight, offset, scale, out));
 }
 
 void Plan::check_linear(const Matrix& x, const Weight& weight, const std::vector<float>& bias, int32_t columns) const {
@@ -163,7 +164,8 @@ void Plan::quantize_rows(Matrix x, Matrix out) {
 
 void Plan::rms_norm(Matrix x, std::vector<float> weight, float eps, Matrix out) {
   check(x), check(out);
-  check_equal("weights of a norm", static_cast<int64_t>(weight.size()), x.width);
+  check_range("weights of a norm", static_cast<int64_t>(weight.size()), 1, x.width);
+  check_equal("columns of a norm that make no whole groups", x.width % static_cast<int64_t>(weight.size()), 0);
   add_call(std::make_unique<RmsNormCall>(x, std::move(weight), eps, out));
 }
 
@@ -204,16 +206,16 @@ void Plan::rope(Matrix x, RopeTables tables, int32_t head_dim, Matrix out) {
   add_call(std::make_unique<RopeCall>(x, std::move(tables), head_dim, out));
 }
 
-void Plan::attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, float scale, bool causal,
+void Plan::attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, AttentionScores scores,
                      Matrix out) {
-  add_attention({q, k, v, pool, layer, {}, scale, causal}, out);
+  add_attention({q, k, v, pool, layer, {}, std::move(scores), limits_.max_context}, out);
 }
 
 void Plan::rope_attention(Matrix q, Matrix k, Matrix v, RopeTables tables, const KvPool& pool, int32_t layer,
-                          float scale, bool causal, Matrix out) {
+                          AttentionScores scores, Matrix out) {
   check(tables);
   check_range("dimensions that turn", tables.dim, 2, pool.layout().head_dim);
-  add_attention({q, k, v, pool, layer, std::move(tables), scale, causal}, out);
+  add_attention({q, k, v, pool, layer, std::move(tables), std::move(scores), limits_.max_context}, out);
 }
 
 void Plan::add_attention(const AttentionInputs& inputs, Matrix out) {
@@ -224,6 +226,11 @@ void Plan::add_attention(const AttentionInputs& inputs, Matrix out) {
   check_equal("columns of keys", inputs.k.width, static_cast<int64_t>(kv.num_kv_heads) * kv.head_dim);
   check_equal("columns of values", inputs.v.width, inputs.k.width);
   check_equal("columns of queries that make no whole groups", inputs.q.width % inputs.k.width, 0);
+  check_range("keys that a row sees before it", inputs.scores.keys_before, 0, kAllKeys);
+  check_range("keys that a row sees after it", inputs.scores.keys_after, 0, kAllKeys);
+  if (inputs.scores.bias)
+    check_equal("floats of a relative bias", static_cast<int64_t>(inputs.scores.bias->size()),
+                static_cast<int64_t>(inputs.num_heads()) * AttentionScores::bias_stride(limits_.max_context));
   const AttentionShape shape{inputs.num_heads(), kv.num_kv_heads};
   if (attention_shape_.num_heads > 0 && shape != attention_shape_) refuse("attention layers differ in their heads");
   attention_shape_ = shape;
@@ -241,6 +248,16 @@ void Plan::activation(ActivationKind kind, Matrix x, Matrix out) {
 void Plan::gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out) {
   check(gate), check(up), check(out);
   add_call(std::make_unique<GatedActivationCall>(kind, gate, up, out));
+}
+
+void Plan::soft_cap(Matrix x, float cap, Matrix out) {
+  check(x), check(out);
+  add_call(std::make_unique<SoftCapCall>(x, cap, out));
+}
+
+void Plan::scale(Matrix x, float factor, Matrix out) {
+  check(x), check(out);
+  add_call(std::make_unique<ScaleCall>(x, factor, out));
 }
 
 void Plan::gather_rows(Matrix x, Matrix out) {

@@ -40,7 +40,8 @@ class Plan {
   Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels, ThreadPool& pool);
   ~Plan();
 
-  void embedding(IdSource ids, const Weight& weight, Matrix out);
+  // Rows id + offset of the weight, times `scale`.
+  void embedding(IdSource ids, const Weight& weight, int32_t offset, float scale, Matrix out);
   void linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
   // `out` is quantized, by groups that make whole panels.
   void linear_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
@@ -48,6 +49,7 @@ class Plan {
   void linear_gated_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias,
                                Matrix out);
   void quantize_rows(Matrix x, Matrix out);
+  // As many columns as there are weights are normed by themselves.
   void rms_norm(Matrix x, std::vector<float> weight, float eps, Matrix out);
   void layer_norm(Matrix x, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out);
   void add(Matrix x, Matrix y, Matrix out);
@@ -56,12 +58,14 @@ class Plan {
   void add_layer_norm(Matrix x, Matrix y, std::vector<float> weight, std::vector<float> bias, float eps, Matrix out_sum,
                       Matrix out);
   void rope(Matrix x, RopeTables tables, int32_t head_dim, Matrix out);
-  void attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, float scale, bool causal, Matrix out);
+  void attention(Matrix q, Matrix k, Matrix v, const KvPool& pool, int32_t layer, AttentionScores scores, Matrix out);
   // Attention of q and k turned by their positions.
-  void rope_attention(Matrix q, Matrix k, Matrix v, RopeTables tables, const KvPool& pool, int32_t layer, float scale,
-                      bool causal, Matrix out);
+  void rope_attention(Matrix q, Matrix k, Matrix v, RopeTables tables, const KvPool& pool, int32_t layer,
+                      AttentionScores scores, Matrix out);
   void activation(ActivationKind kind, Matrix x, Matrix out);
   void gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out);
+  void soft_cap(Matrix x, float cap, Matrix out);
+  void scale(Matrix x, float factor, Matrix out);
   void gather_rows(Matrix x, Matrix out);
   void pool(PoolKind kind, Matrix x, Matrix out);
   void l2_normalize(Matrix x, float eps, Matrix out);

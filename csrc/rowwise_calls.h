@@ -51,7 +51,8 @@ class RowwiseCall : public StripCall {
 
 class EmbeddingCall : public RowwiseCall {
  public:
-  EmbeddingCall(IdSource ids, const Weight& weight, Matrix out) : RowwiseCall(out), ids_(ids), weight_(weight) {}
+  EmbeddingCall(IdSource ids, const Weight& weight, int32_t offset, float scale, Matrix out)
+      : RowwiseCall(out), ids_(ids), weight_(weight), offset_(offset), scale_(scale) {}
 
   const char* name() const override { return "embedding"; }
 
@@ -60,12 +61,15 @@ class EmbeddingCall : public RowwiseCall {
     const int32_t* ids = ids_ == IdSource::token_ids   ? step.batch.token_ids
                          : ids_ == IdSource::positions ? step.batch.positions
                                                        : step.token_types.data();
-    step.kernels.embedding(weight_.packed(), ids[row], out);
+    step.kernels.embedding(weight_.packed(), ids[row] + offset_, out);
+    if (scale_ != 1.0f) step.kernels.scale(out, scale_, out_.width, out);
   }
 
  private:
   IdSource ids_;
   const Weight& weight_;
+  int32_t offset_;
+  float scale_;
 };
 
 class QuantizeRowsCall : public RowwiseCall {
@@ -83,6 +87,7 @@ class QuantizeRowsCall : public RowwiseCall {
   Matrix x_;
 };
 
+// Every so many columns of a row as there are weights are normed by themselves.
 class RmsNormCall : public RowwiseCall {
  public:
   RmsNormCall(Matrix x, std::vector<float> weight, float eps, Matrix out)
@@ -92,7 +97,10 @@ class RmsNormCall : public RowwiseCall {
 
  protected:
   void run_row(const Step& step, int32_t row, float* out) const override {
-    step.kernels.rms_norm(step.row(x_, row), weight_.data(), eps_, out_.width, out);
+    const auto group = static_cast<int32_t>(weight_.size());
+    const float* x = step.row(x_, row);
+    for (int32_t column = 0; column < out_.width; column += group)
+      step.kernels.rms_norm(x + column, weight_.data(), eps_, group, out + column);
   }
 
  private:
@@ -216,6 +224,38 @@ class GatedActivationCall : public RowwiseCall {
  private:
   ActivationKind kind_;
   Matrix gate_, up_;
+};
+
+class SoftCapCall : public RowwiseCall {
+ public:
+  SoftCapCall(Matrix x, float cap, Matrix out) : RowwiseCall(out), x_(x), cap_(cap) {}
+
+  const char* name() const override { return "soft_cap"; }
+
+ protected:
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    step.kernels.soft_cap(step.row(x_, row), cap_, out_.width, out);
+  }
+
+ private:
+  Matrix x_;
+  float cap_;
+};
+
+class ScaleCall : public RowwiseCall {
+ public:
+  ScaleCall(Matrix x, float factor, Matrix out) : RowwiseCall(out), x_(x), factor_(factor) {}
+
+  const char* name() const override { return "scale"; }
+
+ protected:
+  void run_row(const Step& step, int32_t row, float* out) const override {
+    step.kernels.scale(step.row(x_, row), factor_, out_.width, out);
+  }
+
+ private:
+  Matrix x_;
+  float factor_;
 };
 
 class GatherRowsCall : public RowwiseCall {

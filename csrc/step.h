@@ -107,6 +107,17 @@ struct RopeTables {
   int32_t dim = 0;  // 0: none
 };
 
+// How attention makes its scores, and which keys a row sees. The bias is added to those of head h by distance, key position
+// - query position: [num_heads][bias_stride(max_context)], from distance 1 - max_context on.
+struct AttentionScores {
+  float scale;
+  int32_t keys_before = kAllKeys, keys_after = 0;
+  float soft_cap = 0;  // 0: none
+  RopeTables::Table bias = nullptr;
+
+  static int32_t bias_stride(int32_t max_context) { return 2 * max_context - 1 + kBiasPadding; }
+};
+
 // What a call has to do at the least: the memory that it reads and writes, and its multiplications and additions.
 struct Cost {
   int64_t bytes = 0;

@@ -124,17 +124,18 @@ struct SplitBlocks {
   const Element* blocks[kSplitBlocks];
   int64_t scales_at;  // elements from a block to its tokens' scales
 
+  // Those of keys [begin, end) of the split, from a block's first on.
   SplitBlocks(const KvLayout& kv, const uint8_t* pool, const AttentionTask& t, int32_t kv_head, int32_t first_key,
-              int32_t num_keys)
+              int32_t begin, int32_t end)
       : scales_at((int64_t)kBlock * kv.padded_head_dim) {
-    for (int32_t key = 0; key < num_keys; key += kBlock)
+    for (int32_t key = begin; key < end; key += kBlock)
       blocks[key / kBlock] =
           (const Element*)(pool + t.block_table[(first_key + key) / kBlock] * kv.block_bytes + kv_head * kv.head_bytes);
   }
-  // Multiplies x by the scales of the split's first `count` tokens, where the format has any.
-  void scale(float* x, int32_t count) const {
+  // Multiplies x by the scales of the split's tokens [begin, end), from a vector's first on, where the format has any.
+  void scale(float* x, int32_t begin, int32_t end) const {
     if constexpr (Kv::kIsScaled)
-      for (int32_t key = 0; key < count; key += kLanes) {
+      for (int32_t key = begin; key < end; key += kLanes) {
         const float* scales = (const float*)(blocks[key / kBlock] + scales_at) + key % kBlock;
         store(x + key, mul(load(x + key), load(scales)));
       }
@@ -146,24 +147,33 @@ struct QueryRows {
   int32_t num_rows;
   int32_t width;          // padded_head_dim
   const float* queries;   // [num_rows][width], scaled
-  const int32_t* counts;  // keys of the split that each row sees; none where not positive
-  float* scores;          // [num_rows][kSplit]
-  float* converted;       // [kKeyChunk * width]
+  // Keys [begins[r], ends[r]) of the split are seen by row r; no keys where there are none between.
+  const int32_t* begins;        // null: zeros
+  const int32_t* ends;
+  const float* const* biases;   // null: none; else of each row, what is added to its score of key 0 of the sequence on
+  float* scores;                // [num_rows][kSplit]
+  float* converted;             // [kKeyChunk * width]
+
+  int32_t begin_of(int32_t row) const { return begins ? begins[row] : 0; }
+  bool sees_any(int32_t row) const { return ends[row] > begin_of(row); }
 };
+
+// The largest score of no keys: finite, so that differences of two are zero.
+constexpr float kNoScore = -3e38f;
 
 // A partial result: softmax over some keys, not normalized. Weights are exp(score - largest).
 static inline float& largest_score(float* partial) { return partial[0]; }
 static inline float& total_weight(float* partial) { return partial[1]; }
 static inline float* weighted_values(float* partial) { return partial + kPartialHeader; }
 
-static inline int32_t most(const int32_t* counts, int32_t n) {
-  int32_t m = counts[0];
-  for (int32_t i = 1; i < n; ++i) m = counts[i] > m ? counts[i] : m;
+static inline int32_t most(const int32_t* x, int32_t n) {
+  int32_t m = x[0];
+  for (int32_t i = 1; i < n; ++i) m = x[i] > m ? x[i] : m;
   return m;
 }
-static inline int32_t least(const int32_t* counts, int32_t n) {
-  int32_t m = counts[0];
-  for (int32_t i = 1; i < n; ++i) m = counts[i] < m ? counts[i] : m;
+static inline int32_t least(const int32_t* x, int32_t n) {
+  int32_t m = x[0];
+  for (int32_t i = 1; i < n; ++i) m = x[i] < m ? x[i] : m;
   return m;
 }
 static inline int32_t lesser(int32_t a, int32_t b) { return a < b ? a : b; }
@@ -194,7 +204,7 @@ template <class Kv>
 static void scores_of_chunk(const QueryRows& rows, int32_t head_dim, const typename Kv::type* const* blocks,
                             int32_t begin) {
   each_row_tile<kQueryRows>(0, rows.num_rows, [&]<int R>(int32_t row) {
-    const int32_t end = lesser(most(rows.counts + row, R), begin + kKeyChunk);
+    const int32_t end = lesser(most(rows.ends + row, R), begin + kKeyChunk);
     const float* q = rows.queries + row * rows.width;
     float* scores = rows.scores + row * kSplit;
     int32_t key = begin, block = 0;
@@ -205,17 +215,29 @@ static void scores_of_chunk(const QueryRows& rows, int32_t head_dim, const typen
   });
 }
 
-// Turns the first `count` scores of a split into weights, and what follows within the last vector into zeros.
-static inline void softmax_weights(float* scores, int32_t count, float* partial) {
+static inline int32_t vector_before(int32_t key) { return key / kLanes * kLanes; }
+
+// A row's scores of keys [begin, end) of a split: capped, where there is a cap, then with the bias of its distances.
+static inline void shape_scores(float* scores, int32_t begin, int32_t end, float cap, const float* bias) {
+  const F32 c = set1(cap), inverse = set1(1.0f / cap);
+  if (cap > 0)
+    for (int32_t i = vector_before(begin); i < end; i += kLanes) store(scores + i, soft_cap(load(scores + i), c, inverse));
+  if (bias)
+    for (int32_t i = vector_before(begin); i < end; i += kLanes) store(scores + i, add(load(scores + i), load(bias + i)));
+}
+
+// Turns scores [begin, end) of a split into weights, and what else is within the first and the last vector into zeros.
+static inline void softmax_weights(float* scores, int32_t begin, int32_t count, float* partial) {
   const F32 lowest = set1(-INFINITY);
-  const int32_t end = (count + kLanes - 1) / kLanes * kLanes;
+  const int32_t from = vector_before(begin), end = (count + kLanes - 1) / kLanes * kLanes;
+  if (begin > from) store(scores + from, first(lowest, load(scores + from), begin - from));
   if (end > count) store(scores + end - kLanes, first(load(scores + end - kLanes), lowest, count - (end - kLanes)));
   F32 m = lowest;
-  for (int32_t i = 0; i < end; i += kLanes) m = max(m, load(scores + i));
+  for (int32_t i = from; i < end; i += kLanes) m = max(m, load(scores + i));
   largest_score(partial) = largest(m);
   const F32 shift = set1(largest_score(partial));
   F32 sums = zero();
-  for (int32_t i = 0; i < end; i += kLanes) {
+  for (int32_t i = from; i < end; i += kLanes) {
     const F32 weight = exp(sub(load(scores + i), shift));
     store(scores + i, weight);
     sums = add(sums, weight);
@@ -266,13 +288,18 @@ static void add_values_of_chunk(const QueryRows& rows, const typename Kv::type* 
   each_row_tile<kQueryRows>(0, rows.num_rows, [&]<int R>(int32_t row) {
     const float* weights = rows.scores + row * kSplit + begin;
     float* sums = weighted_values(partials + row * stride);
-    const int32_t common = greater(0, lesser(least(rows.counts + row, R) - begin, num_keys));
-    if (common > 0) add_values<R, Kv>(blocks, rows.width, weights, 0, common, sums, stride);
-    for (int r = 0; r < R; ++r) {
-      const int32_t end = lesser(rows.counts[row + r] - begin, num_keys);
-      if (end > common)
-        add_values<1, Kv>(blocks, rows.width, weights + r * kSplit, common, end, sums + r * stride, stride);
+    const auto add_to_row = [&](int32_t r, int32_t from, int32_t to) {
+      if (to > from) add_values<1, Kv>(blocks, rows.width, weights + r * kSplit, from, to, sums + r * stride, stride);
+    };
+    int32_t first = 0, common = greater(0, lesser(least(rows.ends + row, R) - begin, num_keys));  // [first, common)
+    if (rows.begins) {
+      first = greater(0, most(rows.begins + row, R) - begin);
+      if (first >= common) first = common = 0;
+      for (int r = 0; r < R; ++r) add_to_row(r, greater(0, rows.begins[row + r] - begin), first);
     }
+    if (common > first) add_values<R, Kv>(blocks, rows.width, weights, first, common, sums, stride);
+    for (int r = 0; r < R; ++r)
+      add_to_row(r, greater(common, rows.begin_of(row + r) - begin), lesser(rows.ends[row + r] - begin, num_keys));
   });
 }
 
@@ -285,38 +312,47 @@ static inline void convert_blocks(const typename Kv::type* const* blocks, int32_
   }
 }
 
+static inline void see_nothing(float* partial, int32_t width) {
+  largest_score(partial) = kNoScore;
+  total_weight(partial) = 0.0f;
+  for (int32_t d = 0; d < width; d += kLanes) store(weighted_values(partial) + d, zero());
+}
+
 // Partial results of all rows over one split, that some row sees.
 template <class Kv>
 static void attend_split(const AttentionArgs& a, const AttentionTask& t, int32_t kv_head, const QueryRows& rows,
                          int32_t first_key, float* partials, int64_t stride) {
-  const int32_t num_keys = most(rows.counts, rows.num_rows);
-  const bool is_shared = rows.num_rows > kQueryRows;
+  const int32_t begin = rows.begins ? least(rows.begins, rows.num_rows) / kBlock * kBlock : 0;
+  const int32_t end = most(rows.ends, rows.num_rows);
+  const bool is_shared = rows.num_rows > kQueryRows, shapes_scores = a.soft_cap > 0 || rows.biases;
   const bool converts = is_shared && sizeof(typename Kv::type) < sizeof(float);
   const float* converted[kKeyChunkBlocks];
-  const SplitBlocks<Kv> keys(a.kv, a.keys, t, kv_head, first_key, num_keys);
-  for (int32_t key = 0; key < num_keys; key += kKeyChunk) {
+  const SplitBlocks<Kv> keys(a.kv, a.keys, t, kv_head, first_key, begin, end);
+  for (int32_t key = begin; key < end; key += kKeyChunk) {
     const typename Kv::type* const* blocks = keys.blocks + key / kBlock;
     if (converts) {
-      convert_blocks<Kv>(blocks, lesser(kKeyChunk, num_keys - key), rows.width, rows.converted, converted);
+      convert_blocks<Kv>(blocks, lesser(kKeyChunk, end - key), rows.width, rows.converted, converted);
       scores_of_chunk<KvF32>(rows, a.kv.head_dim, converted, key);
     } else {
       scores_of_chunk<Kv>(rows, a.kv.head_dim, blocks, key);
     }
   }
-  const SplitBlocks<Kv> values(a.kv, a.values, t, kv_head, first_key, num_keys);
+  const SplitBlocks<Kv> values(a.kv, a.values, t, kv_head, first_key, begin, end);
   for (int32_t r = 0; r < rows.num_rows; ++r) {
     float* partial = partials + r * stride;
     float* scores = rows.scores + r * kSplit;
-    for (int32_t d = 0; d < rows.width; d += kLanes) store(weighted_values(partial) + d, zero());
-    if (rows.counts[r] <= 0) continue;
-    keys.scale(scores, rows.counts[r]);
-    softmax_weights(scores, rows.counts[r], partial);
-    values.scale(scores, rows.counts[r]);
+    see_nothing(partial, rows.width);
+    if (!rows.sees_any(r)) continue;
+    const int32_t from = vector_before(rows.begin_of(r)), to = rows.ends[r];
+    keys.scale(scores, from, to);
+    if (shapes_scores) shape_scores(scores, from, to, a.soft_cap, rows.biases ? rows.biases[r] + first_key : nullptr);
+    softmax_weights(scores, rows.begin_of(r), to, partial);
+    values.scale(scores, from, to);
   }
   const int32_t chunk = is_shared ? kKeyChunk : kSplit;
-  for (int32_t key = 0; key < num_keys; key += chunk) {
+  for (int32_t key = begin; key < end; key += chunk) {
     const typename Kv::type* const* blocks = values.blocks + key / kBlock;
-    const int32_t count = lesser(chunk, num_keys - key);
+    const int32_t count = lesser(chunk, end - key);
     if (converts) {
       convert_blocks<Kv>(blocks, count, rows.width, rows.converted, converted);
       add_values_of_chunk<KvF32>(rows, converted, key, count, partials, stride);
@@ -355,24 +391,36 @@ static void attention_rows(const AttentionArgs& a, const AttentionTask& t, int32
   float* converted = scores + kAttentionRows * kSplit;
   float* part = converted + kKeyChunk * width;
   float* whole = partials ? partials + begin * stride : part + kAttentionRows * stride;
-  int32_t limits[kAttentionRows], counts[kAttentionRows];  // keys that a row sees, of all and of a split
+  // Keys that a row sees, of all and of a split.
+  int32_t firsts[kAttentionRows], limits[kAttentionRows], begins[kAttentionRows], ends[kAttentionRows];
+  const float* biases[kAttentionRows];
   for (int32_t r = 0; r < num_rows; ++r) {
     const int32_t token = (begin + r) / group, query_head = kv_head * group + (begin + r) % group;
     const int32_t position = t.first_position + token;
     float* query = queries + r * width;
     turn(a, a.q + (t.first_row + token) * a.q_stride + (int64_t)query_head * a.kv.head_dim, position, query);
     map(query, a.kv.head_dim, query, [&](F32 x) { return mul(x, set1(a.scale)); });
-    limits[r] = a.causal ? position + 1 : t.context_length;
+    firsts[r] = greater(0, position - a.keys_before);
+    limits[r] = lesser(a.keys_after, t.context_length - 1 - position) + position + 1;
+    if (a.bias) biases[r] = a.bias + query_head * a.bias_stride + a.bias_reach - position;
   }
-  const QueryRows rows = {num_rows, width, queries, counts, scores, converted};
+  const bool is_within = most(firsts, num_rows) > 0;  // a window
+  const QueryRows rows = {num_rows, width,  queries,  is_within ? begins : nullptr,
+                          ends,     a.bias ? biases : nullptr, scores,   converted};
   const int32_t end_key = lesser(most(limits, num_rows), t.end_split * kSplit);
-  for (int32_t split = t.first_split; split * kSplit < end_key; ++split) {
-    for (int32_t r = 0; r < num_rows; ++r) counts[r] = lesser(limits[r] - split * kSplit, kSplit);
-    const bool is_first = split == t.first_split;
+  const int32_t first_split = is_within ? greater(t.first_split, least(firsts, num_rows) / kSplit) : t.first_split;
+  if (first_split * kSplit >= end_key)
+    for (int32_t r = 0; r < num_rows; ++r) see_nothing(whole + r * stride, width);
+  for (int32_t split = first_split; split * kSplit < end_key; ++split) {
+    for (int32_t r = 0; r < num_rows; ++r) {
+      begins[r] = greater(0, firsts[r] - split * kSplit);
+      ends[r] = lesser(limits[r] - split * kSplit, kSplit);
+    }
+    const bool is_first = split == first_split;
     attend_split<Kv>(a, t, kv_head, rows, split * kSplit, is_first ? whole : part, stride);
     if (is_first) continue;
     for (int32_t r = 0; r < num_rows; ++r)
-      if (counts[r] > 0) merge(whole + r * stride, part + r * stride, width);
+      if (rows.sees_any(r)) merge(whole + r * stride, part + r * stride, width);
   }
   if (partials) return;
   for (int32_t r = 0; r < num_rows; ++r)

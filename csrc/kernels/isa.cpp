@@ -80,6 +80,8 @@ static const Kernels kTable = {
     merge_attention,
     activation,
     gated_activation,
+    soft_cap,
+    scale,
     l2_normalize,
     decode_row,
     pack_row,

@@ -22,6 +22,10 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kRowBlock = 96;
 // Integer weights and the activations they meet are padded to a whole number of so many columns.
 constexpr int kDepthAlignment = 8;
+// Of keys before or after a position: all that there are.
+constexpr int32_t kAllKeys = INT32_MAX;
+// Floats that kernels may read beyond the distances of a relative bias.
+constexpr int kBiasPadding = 16;
 // Bytes that kernels may read beyond the values of a sparse weight.
 constexpr int64_t kExpandSlack = 64;
 // Columns of a bitmask weight that kernels expand at a time, and so the most that share a scale of activations.
@@ -147,7 +151,13 @@ struct AttentionArgs {
   int32_t rotary_dim;  // 0: q and k are as they should be
   int32_t num_heads;
   float scale;
-  bool causal;
+  // Keys before and after its own position that a row sees; none after are causal attention.
+  int32_t keys_before;
+  int32_t keys_after;
+  float soft_cap;     // 0: none; else scores become soft_cap * tanh(score / soft_cap)
+  const float* bias;  // null: none; else [num_heads][bias_stride], added to scores by key position - query position
+  int64_t bias_stride;
+  int32_t bias_reach;  // column of distance 0
 };
 
 // Rows first_row .. first_row + num_rows of one sequence against the splits [first_split, end_split) of its keys.
@@ -200,6 +210,8 @@ struct Kernels {
                           int32_t padded_head_dim, float* out);
   void (*activation)(ActivationKind, const float* x, int32_t width, float* out);
   void (*gated_activation)(ActivationKind, const float* gate, const float* up, int32_t width, float* out);
+  void (*soft_cap)(const float* x, float cap, int32_t width, float* out);
+  void (*scale)(const float* x, float factor, int32_t width, float* out);
   void (*l2_normalize)(const float* x, float eps, int32_t width, float* out);
   // `count` elements of a stored row to float32; count is a multiple of the format's block.
   void (*decode_row)(StoredFormat, const uint8_t* stored, int64_t count, float* out);

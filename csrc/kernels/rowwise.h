@@ -76,6 +76,17 @@ static void gated_activation(ActivationKind kind, const float* g, const float* u
   }
 }
 
+static inline F32 soft_cap(F32 x, F32 cap, F32 inverse_cap) { return mul(cap, tanh(mul(x, inverse_cap))); }
+static void soft_cap(const float* x, float cap, int32_t width, float* out) {
+  const F32 c = set1(cap), inverse = set1(1.0f / cap);
+  map(x, width, out, [&](F32 a) { return soft_cap(a, c, inverse); });
+}
+
+static void scale(const float* x, float factor, int32_t width, float* out) {
+  const F32 f = set1(factor);
+  map(x, width, out, [&](F32 a) { return mul(a, f); });
+}
+
 static void l2_normalize(const float* x, float eps, int32_t width, float* out) {
   F32 squares = zero();
   each_vector(width, [&](int32_t i, int n) {

@@ -82,6 +82,17 @@ class PoolKind(enum.Enum):
 class FloatTable:
     def __init__(self, values: NDArray[np.float32]) -> None: ...
 
+class AttentionScores:
+    def __init__(
+        self,
+        scale: float,
+        *,
+        keys_before: int | None,
+        keys_after: int | None,
+        soft_cap: float | None,
+        bias: FloatTable | None,
+    ) -> None: ...
+
 class Matrix:
     def __init__(
         self,
@@ -121,7 +132,7 @@ class Plan:
         num_token_types: int,
         needs_whole_sequences: bool,
     ) -> None: ...
-    def embedding(self, ids: IdSource, weight: Weight, out: Matrix) -> None: ...
+    def embedding(self, ids: IdSource, weight: Weight, offset: int, scale: float, out: Matrix) -> None: ...
     def linear(self, x: Matrix, weight: Weight, bias: NDArray[np.float32] | None, out: Matrix) -> None: ...
     def linear_activation(
         self, kind: str, x: Matrix, weight: Weight, bias: NDArray[np.float32] | None, out: Matrix
@@ -158,8 +169,7 @@ class Plan:
         v: Matrix,
         pool: KvPool,
         layer: int,
-        scale: float,
-        causal: bool,
+        scores: AttentionScores,
         out: Matrix,
     ) -> None: ...
     def rope_attention(
@@ -172,12 +182,13 @@ class Plan:
         dim: int,
         pool: KvPool,
         layer: int,
-        scale: float,
-        causal: bool,
+        scores: AttentionScores,
         out: Matrix,
     ) -> None: ...
     def activation(self, kind: str, x: Matrix, out: Matrix) -> None: ...
     def gated_activation(self, kind: str, gate: Matrix, up: Matrix, out: Matrix) -> None: ...
+    def soft_cap(self, x: Matrix, cap: float, out: Matrix) -> None: ...
+    def scale(self, x: Matrix, factor: float, out: Matrix) -> None: ...
     def gather_rows(self, x: Matrix, out: Matrix) -> None: ...
     def pool(self, kind: PoolKind, x: Matrix, out: Matrix) -> None: ...
     def l2_normalize(self, x: Matrix, eps: float, out: Matrix) -> None: ...
@@ -220,3 +231,4 @@ PACKED_LAYOUT: str
 BLOCK_SIZE: int = 32
 
 MAX_HEAD_DIM: int = 256
+BIAS_PADDING: int = 16

@@ -436,7 +436,8 @@ struct Attention {
     args.rotary_dim = rotary_dim;
     args.num_heads = heads;
     args.scale = 1 / std::sqrt(static_cast<float>(head_dim));
-    args.causal = is_causal;
+    args.keys_before = kAllKeys;
+    args.keys_after = is_causal ? 0 : kAllKeys;
   }
 
   AttentionTask task(int first_position, int rows, bool stores) const {
@@ -503,22 +504,27 @@ struct Attention {
     std::vector<double> expected(q.size());
     for (int r = 0; r < num_rows; ++r)
       for (int h = 0; h < heads; ++h) {
-        const int visible = args.causal ? context - num_rows + r + 1 : context, kv_column = h / group * head_dim;
+        const int position = context - num_rows + r, kv_column = h / group * head_dim;
+        const int seen = std::max(0, position - args.keys_before);
+        const int visible = position + 1 + std::min(args.keys_after, context - 1 - position);
         const double* query = queries.data() + (r * heads + h) * head_dim;
         std::vector<double> weights;
         double largest = -std::numeric_limits<double>::infinity(), total = 0;
-        for (int t = 0; t < visible; ++t) {
+        for (int t = seen; t < visible; ++t) {
           const double* key = all_keys.data() + t * kKvHeads * head_dim + kv_column;
           double score = 0;
           for (int d = 0; d < head_dim; ++d) score += query[d] * key[d];
-          weights.push_back(score * args.scale);
+          score *= args.scale;
+          if (args.soft_cap > 0) score = args.soft_cap * std::tanh(score / args.soft_cap);
+          if (args.bias) score += args.bias[h * args.bias_stride + args.bias_reach + t - position];
+          weights.push_back(score);
           largest = std::max(largest, weights.back());
         }
         for (double& weight : weights) total += weight = std::exp(weight - largest);
-        for (int t = 0; t < visible; ++t)
+        for (int t = seen; t < visible; ++t)
           for (int d = 0; d < head_dim; ++d)
             expected[size((r * heads + h) * head_dim + d)] +=
-                weights[size(t)] / total * v_rows[size(t * kKvHeads * head_dim + kv_column + d)];
+                weights[size(t - seen)] / total * v_rows[size(t * kKvHeads * head_dim + kv_column + d)];
       }
     return expected;
   }
@@ -535,6 +541,36 @@ void test_attention(const Kernels& k, KvFormat format, int head_dim, int group, 
   expect(std::equal(stored.begin(), stored.end(), a.out.data()), where + ": of keys stored on the way differs");
   expect(std::equal(merged.begin(), merged.end(), a.out.data() + a.out.size() - merged.size()),
          where + ": merged splits differ");
+}
+
+// Rows see keys within a window alone, by capped scores with a bias of distances. The blocks before it may be anything.
+void test_attention_in_window(const Kernels& k, KvFormat format, int head_dim, int group, int context, int before,
+                              int after) {
+  Attention a(k, format, head_dim, group, context, 0, after == 0);
+  const int stride = 2 * context - 1 + kBiasPadding;
+  OddArray<float> bias(Attention::size(a.heads * stride));
+  Random(6).fill(bias);
+  a.args.keys_before = before;
+  a.args.keys_after = after;
+  a.args.soft_cap = 0.7f;
+  a.args.bias = bias.data();
+  a.args.bias_stride = stride;
+  a.args.bias_reach = context - 1;
+  const std::string where = at(k, "attention in a window", {int(format), head_dim, group, context, before, after});
+  a.run();
+  const double tolerance = format == KvFormat::f32 ? 1e-5 : format == KvFormat::f16 ? 4e-3 : 3e-2;
+  expect_close(a.out, a.reference(), tolerance, where);
+  const std::vector<float> merged = a.run_splits();
+  expect(std::equal(merged.begin(), merged.end(), a.out.data() + a.out.size() - merged.size()),
+         where + ": merged splits differ");
+  const int first_seen = std::max(0, context - a.num_rows - before);
+  for (int block = 0; block < first_seen / kBlock; ++block) a.table[Attention::size(block)] = 1 << 24;  // nowhere
+  OddArray<float> whole(a.out.size());
+  std::copy_n(a.out.data(), a.out.size(), whole.data());
+  for (int h = 0; h < Attention::kKvHeads; ++h)
+    k.attention(a.args, a.task(context - a.num_rows, a.num_rows, false), h, a.scratch.get(),
+                a.out.data() + h * group * head_dim, a.args.q_stride, nullptr);
+  expect(std::equal(whole.data(), whole.data() + whole.size(), a.out.data()), where + ": reads other blocks");
 }
 
 // A NaN among the keys or the values is seen by the rows that attend to it, in all of a key head's queries, and by no
@@ -639,6 +675,12 @@ void test_all(const Kernels& k, ThreadPool& pool) {
           for (KvFormat format : {KvFormat::f32, KvFormat::f16, KvFormat::bf16, KvFormat::int8})
             for (int rotary_dim : head_dim > 2 ? std::vector{0, head_dim - 2} : std::vector{0})
               test_attention(k, format, head_dim, group, context, rotary_dim, is_causal);
+  for (KvFormat format : {KvFormat::f32, KvFormat::f16, KvFormat::bf16, KvFormat::int8})
+    for (int group : {1, 3})
+      for (int context : {1, 33, 257, 600})
+        for (int before : {0, 3, 40, 256, 300, int(kAllKeys)})
+          for (int after : {0, 3, int(kAllKeys)})
+            test_attention_in_window(k, format, 18, group, context, before, after);
   for (KvFormat format : {KvFormat::f32, KvFormat::f16, KvFormat::bf16, KvFormat::int8})
     for (bool is_in_keys : {true, false}) test_attention_of_nan(k, format, is_in_keys);
   test_peak(k);

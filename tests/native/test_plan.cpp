@@ -178,7 +178,7 @@ class Model {
     const Parameters& p = parameters_;
     if (in_strips_ == InStrips::sequences) plan.start_sequence_chain(kSequenceStripRows, places_.strip_bytes);
     start_chain();
-    plan.embedding(IdSource::token_ids, p.table, embedded);
+    plan.embedding(IdSource::token_ids, p.table, 0, 1.0f, embedded);
     Matrix x = embedded;
     for (int i = 0; i < kLayers; ++i) {
       const Layer& l = layers[static_cast<std::size_t>(i)];
@@ -186,7 +186,7 @@ class Model {
       plan.linear(l.quantized, p.qkv, {}, l.qkv);
       end_chain();
       plan.attention(columns(l.qkv, 0, kWidth), columns(l.qkv, kWidth, kWidth), columns(l.qkv, 2 * kWidth, kWidth), kv_,
-                     i, 0.3f, false, l.attended);
+                     i, {0.3f, kAllKeys, kAllKeys}, l.attended);
       start_chain();
       plan.quantize_rows(l.attended, l.attended_quantized);
       plan.linear(l.attended_quantized, p.out, p.bias, l.projected);
@@ -225,7 +225,7 @@ class Model {
     Plan& plan = make_plan(false);
     const Parameters& p = parameters_;
     start_chain();
-    plan.embedding(IdSource::token_ids, p.table, embedded);
+    plan.embedding(IdSource::token_ids, p.table, 0, 1.0f, embedded);
     plan.rms_norm(embedded, p.norm, 1e-5f, first_normed);
     Matrix x = embedded, normed = first_normed;
     for (int i = 0; i < kLayers; ++i) {
@@ -233,7 +233,7 @@ class Model {
       plan.linear(normed, p.q_kv, {}, l.qkv);
       end_chain();
       plan.rope_attention(columns(l.qkv, 0, kWidth), columns(l.qkv, kWidth, kHeadDim),
-                          columns(l.qkv, kWidth + kHeadDim, kHeadDim), p.rope, shared_kv_, i, 0.3f, true, l.attended);
+                          columns(l.qkv, kWidth + kHeadDim, kHeadDim), p.rope, shared_kv_, i, {0.3f}, l.attended);
       start_chain();
       plan.linear(l.attended, p.out, p.bias, l.projected);
       plan.add_rms_norm(l.projected, x, p.norm, 1e-5f, l.mixed, l.mixed_quantized);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from fastserve.backends.native.executable import compile_native
 from fastserve.backends.torch.executable import compile_torch
 from fastserve.config import KvDtype
 from fastserve.graph.builder import GraphBuilder
-from fastserve.graph.node import Graph, RopeTable, Value
+from fastserve.graph.node import Graph, Parameter, RelativeBias, RopeTable, Value
 from fastserve.graph.passes import fuse_add_norm
 from fastserve.types import Float32Array, Limits
 from native_graphs import VOCAB, misaligned, random_parameters
@@ -45,6 +45,10 @@ def assert_equal_to_torch(graph: Graph, isa: str, *, tolerance: float = 2e-6) ->
 UNARY: Mapping[str, Callable[[GraphBuilder, Value], Value]] = {
     "rms_norm": lambda b, x: b.rms_norm(x, "norm", eps=1e-5),
     "layer_norm": lambda b, x: b.layer_norm(x, "norm", "bias", eps=1e-12),
+    "rms_norm with an offset": lambda b, x: b.rms_norm(x, "norm", eps=1e-5, offset=1.0),
+    "layer_norm without a bias": lambda b, x: b.layer_norm(x, "norm", None, eps=1e-12),
+    "soft_cap": lambda b, x: b.soft_cap(x, 1.5),
+    "scale": lambda b, x: b.scale(x, -0.3),
     "silu": lambda b, x: b.activation(x, "silu"),
     "gelu": lambda b, x: b.activation(x, "gelu"),
     "gelu_tanh": lambda b, x: b.activation(x, "gelu_tanh"),
@@ -60,6 +64,21 @@ def test_an_op_on_one_value_equals_torch(op: str, width: int, isa: str) -> None:
     assert_equal_to_torch(b.finish(logits=b.gather_rows(UNARY[op](b, misaligned(b, "x", width)))), isa)
 
 
+@pytest.mark.parametrize(("group", "num_groups"), [(1, 5), (16, 3), (33, 2), (128, 4)])
+def test_rms_norm_of_groups_of_columns_equals_torch(group: int, num_groups: int, isa: str) -> None:
+    b = GraphBuilder()
+    normed = b.rms_norm(misaligned(b, "x", group * num_groups), "norm", eps=1e-5, offset=0.5, group=group)
+    assert_equal_to_torch(b.finish(logits=b.gather_rows(normed)), isa)
+
+
+@pytest.mark.parametrize("width", [15, 64])
+def test_embeddings_with_an_offset_and_a_scale_equal_torch(width: int, isa: str) -> None:
+    b = GraphBuilder()
+    words = b.embedding("token_ids", "words", size=VOCAB, width=width, scale=5.5)
+    positions = b.embedding("positions", "positions", size=18, width=width, offset=3)
+    assert_equal_to_torch(b.finish(logits=b.gather_rows(b.add(words, positions))), isa)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "tanh"])
 def test_a_gated_activation_equals_torch(kind: str, width: int, isa: str) -> None:
@@ -70,14 +89,17 @@ def test_a_gated_activation_equals_torch(kind: str, width: int, isa: str) -> Non
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+@pytest.mark.parametrize("variant", [False, True])  # an offset, no bias
 @pytest.mark.parametrize("keeps_sum", [True, False])
-def test_add_and_norm_equal_torch_fused(norm: str, width: int, keeps_sum: bool, isa: str) -> None:
+def test_add_and_norm_equal_torch_fused(
+    norm: str, width: int, keeps_sum: bool, variant: bool, isa: str
+) -> None:
     b = GraphBuilder()
     total = b.add(misaligned(b, "x", width), misaligned(b, "y", width, offset=1))
     normed = (
-        b.rms_norm(total, "norm", eps=1e-5)
+        b.rms_norm(total, "norm", eps=1e-5, offset=float(variant))
         if norm == "rms_norm"
-        else b.layer_norm(total, "norm", "bias", eps=1e-5)
+        else b.layer_norm(total, "norm", None if variant else "bias", eps=1e-5)
     )
     graph = b.finish(logits=b.gather_rows(b.add(normed, total) if keeps_sum else normed))
     fused = fuse_add_norm(graph)
@@ -104,11 +126,15 @@ def test_rope_equals_torch(head_dim: int, rotary_dim: int, isa: str) -> None:
     assert_equal_to_torch(b.finish(logits=b.gather_rows(y)), isa)
 
 
-def attention_graph(*, head_dim: int, num_heads: int, num_kv_heads: int, causal: bool) -> Graph:
+def attention_graph(
+    *, head_dim: int, num_heads: int, num_kv_heads: int, causal: bool, **features: Any
+) -> Graph:
     b = GraphBuilder()
     q = misaligned(b, "q", num_heads * head_dim)
     k, v = misaligned(b, "k", num_kv_heads * head_dim), misaligned(b, "v", num_kv_heads * head_dim, offset=1)
-    y = b.attention(q, k, v, layer_index=0, head_dim=head_dim, scale=head_dim**-0.5, causal=causal)
+    y = b.attention(
+        q, k, v, layer_index=0, head_dim=head_dim, scale=head_dim**-0.5, causal=causal, **features
+    )
     if causal:
         return b.finish(logits=b.gather_rows(y))
     return b.finish(embedding=b.l2_normalize(b.pool(y, "mean"), eps=1e-12))
@@ -203,6 +229,90 @@ def test_bidirectional_attention_and_pooling_equal_torch(head_dim: int, isa: str
     texts = [[1, 2, 3], [4], list(range(35))]
     expected = run_embeddings(compile_torch(graph, parameters, limits=LIMITS), texts)
     np.testing.assert_allclose(run_embeddings(native, texts), expected, rtol=0, atol=2e-6)
+
+
+def relative_bias(num_heads: int, *, bidirectional: bool) -> RelativeBias:
+    weight = Parameter(("bias",), (32, num_heads))
+    return RelativeBias(weight, max_distance=128, bidirectional=bidirectional)
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "int8"])
+@pytest.mark.parametrize("window", [None, 1, 40, 260, 10000])
+@pytest.mark.parametrize("soft_cap", [None, 0.9])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_causal_attention_equals_torch_with_windows_caps_and_bias(
+    window: int | None, soft_cap: float | None, has_bias: bool, kv_dtype: KvDtype, isa: str
+) -> None:
+    bias = relative_bias(6, bidirectional=False) if has_bias else None
+    graph = attention_graph(
+        head_dim=24, num_heads=6, num_kv_heads=2, causal=True, window=window, soft_cap=soft_cap, bias=bias
+    )
+    parameters = random_parameters(graph)
+    ids = np.random.default_rng(2).integers(0, VOCAB, size=300).tolist()  # beyond one split of 256 keys
+    native = compile_native(
+        graph, store_f32(parameters), weights="f32", limits=LIMITS, kv_dtype=kv_dtype, isa=isa
+    )
+    expected = run_logits(compile_torch(graph, parameters, limits=LIMITS, kv_dtype=kv_dtype), ids, chunk=60)
+    actual = run_logits(native, ids, chunk=60)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=4e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("window", [None, 1, 8, 40, 10000])
+@pytest.mark.parametrize("soft_cap", [None, 0.9])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_bidirectional_attention_equals_torch_with_windows_caps_and_bias(
+    window: int | None, soft_cap: float | None, has_bias: bool, isa: str
+) -> None:
+    bias = relative_bias(6, bidirectional=True) if has_bias else None
+    b = GraphBuilder()
+    q, k, v = (misaligned(b, name, 6 * 24) for name in ("q", "k", "v"))
+    features: dict[str, Any] = {"window": window, "soft_cap": soft_cap, "bias": bias}
+    y = b.attention(q, k, v, layer_index=0, head_dim=24, scale=0.2, causal=False, **features)
+    graph = b.finish(logits=b.gather_rows(y))
+    parameters = random_parameters(graph)
+    limits = Limits(max_tokens=500, max_outputs=500, max_sequences=4, num_blocks=64, max_context=400)
+    texts = [[7 * i % VOCAB for i in range(length)] for length in (330, 5, 1, 70)]
+    results = []
+    for executable in (
+        compile_native(graph, store_f32(parameters), weights="f32", limits=limits, kv_dtype="f32", isa=isa),
+        compile_torch(graph, parameters, limits=limits),
+    ):
+        turns = [(Run(executable, place), ids) for place, ids in enumerate(texts)]
+        results.append(np.concatenate(step_together(turns)))
+    np.testing.assert_allclose(results[0], results[1], rtol=0, atol=4e-6 * np.abs(results[1]).max())
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("window", [30, 300])
+def test_attention_in_a_window_has_the_same_bits_however_it_is_cut(
+    window: int, kv_dtype: KvDtype, isa: str
+) -> None:
+    graph = attention_graph(
+        head_dim=16, num_heads=4, num_kv_heads=2, causal=True, window=window, soft_cap=5.0
+    )
+    limits = Limits(max_tokens=700, max_outputs=700, max_sequences=4, num_blocks=100, max_context=800)
+    parameters = random_parameters(graph)
+    ids = np.random.default_rng(4).integers(0, VOCAB, size=700).tolist()
+
+    def logits(threads: int, chunk: int) -> Float32Array:
+        """Of the last 10 tokens, which go one by one."""
+        stored = store_f32(parameters)
+        native = compile_native(
+            graph, stored, weights="f32", limits=limits, kv_dtype=kv_dtype, threads=threads, isa=isa
+        )
+        run = Run(native)
+        for start in range(0, 690, chunk):
+            run.step(ids[start : min(start + chunk, 690)])
+        return np.concatenate([run.step([token]) for token in ids[690:]])
+
+    whole = run_logits(
+        compile_native(
+            graph, store_f32(parameters), weights="f32", limits=limits, kv_dtype=kv_dtype, threads=1, isa=isa
+        ),
+        ids,
+    )[690:]
+    for threads, chunk in ((1, 97), (2, 350), (3, 33)):
+        np.testing.assert_array_equal(logits(threads, chunk), whole)
 
 
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)

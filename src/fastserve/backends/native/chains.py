@@ -24,7 +24,9 @@ from fastserve.graph.node import (
     RmsNorm,
     Rope,
     Rows,
+    Scale,
     Slice,
+    SoftCap,
     Value,
 )
 
@@ -50,7 +52,9 @@ _ROW_WISE = (
     QuantizeRows,
     RmsNorm,
     Rope,
+    Scale,
     Slice,
+    SoftCap,
 )
 
 

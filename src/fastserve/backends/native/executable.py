@@ -14,7 +14,7 @@ from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.layout import Layout, lay_out
-from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_rope_table
+from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_bias_table, make_rope_table
 from fastserve.backends.native.packed_cache import PackedCache
 from fastserve.backends.native.storage_choice import StorageChoice
 from fastserve.backends.native.weight_scheme import choose_schemes
@@ -106,12 +106,14 @@ def compile_layout(
     ops = [node.producer if isinstance(node, QuantizedResult) else node for node in layout.graph.nodes]
     kv_pool = _make_kv_pool([op for op in ops if isinstance(op, Attention)], limits, kv_dtype)
     tables = {op.table for op in ops if isinstance(op, Rope | RopeAttention)}
+    biases = {op.bias for op in ops if isinstance(op, Attention) and op.bias}
     lowering = Lowering(
         plan,
         layout.memory,
         packed,
         kv_pool,
         {t: make_rope_table(t, bounds.num_positions) for t in tables},
+        {b: make_bias_table(b, packed, bounds.num_positions) for b in biases},
         layout.chains,
     )
     lower(layout.graph, lowering)

@@ -9,23 +9,8 @@ from dataclasses import dataclass
 from fastserve.backends.native.chains import Chain, find_chains
 from fastserve.backends.native.fuse import fuse
 from fastserve.backends.native.weight_scheme import WeightScheme
-from fastserve.errors import UnsupportedError
 from fastserve.graph.memory import MemoryPlan, plan_memory, rows_of
-from fastserve.graph.node import (
-    AddLayerNorm,
-    AddRmsNorm,
-    Attention,
-    Embedding,
-    Graph,
-    LayerNorm,
-    Linear,
-    Node,
-    Parameter,
-    RmsNorm,
-    Rows,
-    Scale,
-    SoftCap,
-)
+from fastserve.graph.node import Graph, Linear, Parameter, Rows
 from fastserve.types import Limits
 
 
@@ -61,17 +46,7 @@ class Layout:
 def lay_out(
     graph: Graph, schemes: Mapping[Parameter, WeightScheme], limits: Limits, *, in_strips: bool = True
 ) -> Layout:
-    """Lay out an optimized graph. `in_strips=False` takes all rows through one call after the other.
-
-    Raises:
-        UnsupportedError: the graph has an op, or a feature of one, that is not native.
-    """
-
-    for node in graph.nodes:
-        if missing := _missing_feature(node):
-            raise UnsupportedError(
-                f"the native backend has no {missing} yet", hint="use backend='torch' for this model"
-            )
+    """Lay out an optimized graph. `in_strips=False` takes all rows through one call after the other."""
 
     def group_size_of(linear: Linear) -> int | None:
         """Columns of its activations that share a scale (0: all); None where they stay floats."""
@@ -83,25 +58,3 @@ def lay_out(
     rows = rows_of(limits)
     memory = plan_memory(fused, rows, chains=[chain.nodes for chain in chains])
     return Layout(graph, schemes, fused, rows, chains, memory)
-
-
-def _missing_feature(node: Node) -> str | None:
-    """What of a node the kernels do not have."""
-    match node:
-        case Embedding() if (node.offset, node.scale) != (0, 1.0):
-            return "embeddings with an offset or a scale"
-        case RmsNorm() if node.weight.shape != (node.x.width,):
-            return "rms_norm of groups of columns"
-        case RmsNorm() | AddRmsNorm() if node.offset != 0:
-            return "rms_norm with an offset"
-        case LayerNorm() | AddLayerNorm() if node.bias is None:
-            return "layer_norm without a bias"
-        case Attention() if node.window is not None:
-            return "attention with a window"
-        case Attention() if node.soft_cap is not None:
-            return "attention with a soft_cap"
-        case Attention() if node.bias is not None:
-            return "attention with a relative bias"
-        case SoftCap() | Scale():
-            return node.op
-    return None

@@ -14,6 +14,7 @@ from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.quantize_rows import QuantizeRows
 from fastserve.backends.native.weights import Weights
+from fastserve.backends.relative_bias import bucket_of_distances
 from fastserve.graph.memory import MemoryPlan
 from fastserve.graph.node import (
     Activation,
@@ -30,13 +31,17 @@ from fastserve.graph.node import (
     Linear,
     Node,
     Pool,
+    RelativeBias,
     RmsNorm,
     Rope,
     RopeTable,
     Rows,
+    Scale,
     Slice,
+    SoftCap,
     Value,
 )
+from fastserve.types import Float32Array
 
 _ROWS: Mapping[Rows, _native.Rows] = {
     Rows.TOKENS: _native.Rows.TOKENS,
@@ -55,6 +60,7 @@ class Lowering:
     weights: Weights
     kv_pool: _native.KvPool
     rope_tables: Mapping[RopeTable, tuple[_native.FloatTable, _native.FloatTable]]
+    bias_tables: Mapping[RelativeBias, _native.FloatTable]
     chains: Sequence[Chain] = ()
 
     def quantized(self, value: Value, width: int, group_size: int) -> _native.Matrix:
@@ -111,7 +117,7 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
     match node:
         case Embedding():
             ids = getattr(_native.IdSource, node.ids)
-            plan.embedding(ids, to.weights.matrix(node.weight), at(node.out))
+            plan.embedding(ids, to.weights.matrix(node.weight), node.offset, node.scale, at(node.out))
         case LinearActivation() | LinearGatedActivation():
             bias = vector(node.bias) if node.bias else None
             is_gated = isinstance(node, LinearGatedActivation)
@@ -123,18 +129,16 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
         case QuantizeRows():
             plan.quantize_rows(at(node.x), to.quantized(node.out, node.x.width, node.group_size))
         case RmsNorm():
-            plan.rms_norm(at(node.x), vector(node.weight), node.eps, at(node.out))
+            plan.rms_norm(at(node.x), _norm_weight(node, to), node.eps, at(node.out))
         case LayerNorm():
-            assert node.bias is not None
-            plan.layer_norm(at(node.x), vector(node.weight), vector(node.bias), node.eps, at(node.out))
+            plan.layer_norm(at(node.x), vector(node.weight), _norm_bias(node, to), node.eps, at(node.out))
         case Add():
             plan.add(at(node.x), at(node.y), at(node.out))
         case AddRmsNorm():
-            weight = vector(node.weight)
+            weight = _norm_weight(node, to)
             plan.add_rms_norm(at(node.x), at(node.y), weight, node.eps, at(node.out_sum), at(node.out))
         case AddLayerNorm():
-            assert node.bias is not None
-            weight, bias = vector(node.weight), vector(node.bias)
+            weight, bias = vector(node.weight), _norm_bias(node, to)
             x, y, out_sum = at(node.x), at(node.y), at(node.out_sum)
             plan.add_layer_norm(x, y, weight, bias, node.eps, out_sum, at(node.out))
         case Rope():
@@ -143,18 +147,20 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
         case RopeAttention():
             cosines, sines = to.rope_tables[node.table]
             q, k, v, dim = at(node.q), at(node.k), at(node.v), node.table.dim
-            pool, layer = to.kv_pool, kv_layer(node)
-            plan.rope_attention(
-                q, k, v, cosines, sines, dim, pool, layer, node.scale, node.causal, at(node.out)
-            )
+            pool, layer, scores = to.kv_pool, kv_layer(node), _attention_scores(node, to)
+            plan.rope_attention(q, k, v, cosines, sines, dim, pool, layer, scores, at(node.out))
         case Attention():
             q, k, v = at(node.q), at(node.k), at(node.v)
-            layer = kv_layer(node)
-            plan.attention(q, k, v, to.kv_pool, layer, node.scale, node.causal, at(node.out))
+            scores = _attention_scores(node, to)
+            plan.attention(q, k, v, to.kv_pool, kv_layer(node), scores, at(node.out))
         case Activation():
             plan.activation(node.kind, at(node.x), at(node.out))
         case GatedActivation():
             plan.gated_activation(node.kind, at(node.gate), at(node.up), at(node.out))
+        case SoftCap():
+            plan.soft_cap(at(node.x), node.cap, at(node.out))
+        case Scale():
+            plan.scale(at(node.x), node.factor, at(node.out))
         case GatherRows():
             plan.gather_rows(at(node.x), at(node.out))
         case Pool():
@@ -165,6 +171,27 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
             pass
         case _:
             raise AssertionError(f"{node.op} has no native call")
+
+
+def _attention_scores(node: Attention, to: Lowering) -> _native.AttentionScores:
+    before = node.window
+    if node.window is not None and node.causal:
+        before = node.window - 1  # the row's own key is within the window
+    return _native.AttentionScores(
+        node.scale,
+        keys_before=before,
+        keys_after=0 if node.causal else node.window,
+        soft_cap=node.soft_cap,
+        bias=to.bias_tables[node.bias] if node.bias else None,
+    )
+
+
+def _norm_weight(node: RmsNorm | AddRmsNorm, to: Lowering) -> Float32Array:
+    return to.weights.vector(node.weight) + np.float32(node.offset)
+
+
+def _norm_bias(node: LayerNorm | AddLayerNorm, to: Lowering) -> Float32Array:
+    return to.weights.vector(node.bias) if node.bias else np.zeros(node.x.width, np.float32)
 
 
 def kv_layer(node: Attention) -> int:
@@ -180,3 +207,13 @@ def make_rope_table(table: RopeTable, max_context: int) -> tuple[_native.FloatTa
     scale = np.float32(table.scale)
     cosines, sines = np.cos(angles) * scale, np.sin(angles) * scale
     return _native.FloatTable(cosines.ravel()), _native.FloatTable(sines.ravel())
+
+
+def make_bias_table(bias: RelativeBias, weights: Weights, max_context: int) -> _native.FloatTable:
+    """What each head adds to scores, by distance (key position - query position): [num_heads, distances], all
+    that there are within a context."""
+    distances = np.arange(1 - max_context, max_context)
+    by_bucket = weights.vector(bias.weight).reshape(bias.weight.shape)
+    by_distance = by_bucket[bucket_of_distances(bias, distances)].T  # [num_heads, distances]
+    padded = np.pad(by_distance, ((0, 0), (0, _native.BIAS_PADDING)))
+    return _native.FloatTable(padded.ravel())
