@@ -324,7 +324,8 @@ void bind_plan(nb::module_& m) {
           nb::keep_alive<1, 2>(), "runtime"_a, "arena_bytes"_a, nb::kw_only(), "max_tokens"_a, "max_outputs"_a,
           "max_sequences"_a, "num_blocks"_a, "max_context"_a, "vocab_size"_a, "num_token_types"_a,
           "needs_whole_sequences"_a)
-      .def("embedding", &Plan::embedding, nb::keep_alive<1, 3>(), "ids"_a, "weight"_a, "offset"_a, "scale"_a, "out"_a)
+      .def("embedding", &Plan::embedding, nb::keep_alive<1, 3>(), "ids"_a, "weight"_a, "out"_a, "offset"_a = 0,
+           "scale"_a = 1.0f)
       .def(
           "linear",
           [](Plan& p, Matrix x, const Weight& weight, const std::optional<Floats>& bias, Matrix out) {

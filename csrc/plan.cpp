@@ -108,7 +108,7 @@ void Plan::reserve_strips(int32_t strip_rows, int64_t strip_bytes) {
   strips_ = allocate<uint8_t>(static_cast<std::size_t>(strip_bytes_ * pool_.num_threads()));
 }
 
-void Plan::embedding(IdSource ids, const Weight& weight, int32_t offset, float scale, Matrix out) {
+void Plan::embedding(IdSource ids, const Weight& weight, Matrix out, int32_t offset, float scale) {
   check(out);
   check_equal("columns of an embedding", out.width, weight.packed().depth);
   const int32_t num_ids = ids == IdSource::token_ids   ? limits_.vocab_size

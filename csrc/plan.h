@@ -41,7 +41,7 @@ class Plan {
   ~Plan();
 
   // Rows id + offset of the weight, times `scale`.
-  void embedding(IdSource ids, const Weight& weight, int32_t offset, float scale, Matrix out);
+  void embedding(IdSource ids, const Weight& weight, Matrix out, int32_t offset = 0, float scale = 1.0f);
   void linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
   // `out` is quantized, by groups that make whole panels.
   void linear_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);

@@ -178,7 +178,7 @@ class Model {
     const Parameters& p = parameters_;
     if (in_strips_ == InStrips::sequences) plan.start_sequence_chain(kSequenceStripRows, places_.strip_bytes);
     start_chain();
-    plan.embedding(IdSource::token_ids, p.table, 0, 1.0f, embedded);
+    plan.embedding(IdSource::token_ids, p.table, embedded);
     Matrix x = embedded;
     for (int i = 0; i < kLayers; ++i) {
       const Layer& l = layers[static_cast<std::size_t>(i)];
@@ -225,7 +225,7 @@ class Model {
     Plan& plan = make_plan(false);
     const Parameters& p = parameters_;
     start_chain();
-    plan.embedding(IdSource::token_ids, p.table, 0, 1.0f, embedded);
+    plan.embedding(IdSource::token_ids, p.table, embedded);
     plan.rms_norm(embedded, p.norm, 1e-5f, first_normed);
     Matrix x = embedded, normed = first_normed;
     for (int i = 0; i < kLayers; ++i) {

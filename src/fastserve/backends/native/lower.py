@@ -117,7 +117,7 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
     match node:
         case Embedding():
             ids = getattr(_native.IdSource, node.ids)
-            plan.embedding(ids, to.weights.matrix(node.weight), node.offset, node.scale, at(node.out))
+            plan.embedding(ids, to.weights.matrix(node.weight), at(node.out), node.offset, node.scale)
         case LinearActivation() | LinearGatedActivation():
             bias = vector(node.bias) if node.bias else None
             is_gated = isinstance(node, LinearGatedActivation)

@@ -114,7 +114,7 @@ def _make_plan(
     out = _native.Matrix(out_start, width, width, tokens)
     embedded = np.linspace(-1, 1, depth, dtype=np.float32)
     table = _native.Weight(runtime, [("f32", embedded.view(np.uint8), 1, depth)], "f32")
-    plan.embedding(_native.IdSource.token_ids, table, offset=0, scale=1.0, out=x)
+    plan.embedding(_native.IdSource.token_ids, table, x)
     plan.quantize_rows(x, quantized)
     if matrix is not None:
         plan.linear(quantized, matrix, None, out)
