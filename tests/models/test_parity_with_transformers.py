@@ -11,7 +11,7 @@ import pytest
 from fastserve.graph.node import Activation, GatedActivation, Graph, LayerNorm, Node, RmsNorm
 from fastserve.models.family import build_graph, read_config
 from fastserve.models.pooling import Pooling
-from fastserve.models.rope import read_rope_table
+from fastserve.models.rope import read_rope
 from fastserve.types import Float32Array
 from parity import (
     BACKENDS,
@@ -202,7 +202,7 @@ def with_queries_one_position_late(parameters: dict[str, Float32Array]) -> dict[
     (Turning queries and keys alike would change nothing: rotary positions are relative.)
     """
     dim = LLAMA_CONFIG["head_dim"]
-    angles = np.array(read_rope_table(LLAMA_CONFIG, dim).inverse_frequencies)
+    angles = np.array(read_rope(LLAMA_CONFIG, dim).usual.inverse_frequencies)
     cos, sin = np.diag(np.cos(angles)), np.diag(np.sin(angles))
     turn = np.block([[cos, -sin], [sin, cos]])
 

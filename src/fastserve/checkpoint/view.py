@@ -1,4 +1,4 @@
-"""Tensors as a graph wants them where a checkpoint has them otherwise: views, which copy when read."""
+"""Tensors as a graph wants them where a checkpoint has them otherwise: views, which copy when they are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastserve.checkpoint.tensor import StoredTensor
+from fastserve.checkpoint.grouped_tensor import GroupedTensor, Groups
+from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor, TensorFormat
 from fastserve.errors import CheckpointError, UnsupportedError
 
 Change = Callable[[StoredTensor], StoredTensor]
@@ -17,9 +18,8 @@ Change = Callable[[StoredTensor], StoredTensor]
 class Arranged(Mapping[str, StoredTensor]):
     """Tensors under the names that they have, some of them changed.
 
-    >>> whole = np.arange(4, dtype=np.uint8)
     >>> from fastserve.checkpoint.tensor import TensorFormat
-    >>> tensors = {"a": StoredTensor("a", TensorFormat.BF16, (2, 1), whole)}
+    >>> tensors = {"a": StoredTensor("a", TensorFormat.BF16, (2, 1), np.arange(4, dtype=np.uint8))}
     >>> Arranged(tensors, {"a": transposed})["a"].shape
     (1, 2)
     """
@@ -40,86 +40,65 @@ class Arranged(Mapping[str, StoredTensor]):
         return len(self._tensors)
 
 
-class _View(StoredTensor):
-    """A tensor whose bytes are made from those of another one each time that they are asked for."""
+class _Transposed(ComputedTensor):
+    """A matrix of single elements, transposed."""
 
-    __slots__ = ("_make", "_source")
-    _source: StoredTensor
-    _make: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    __slots__ = ("source",)
+    source: StoredTensor
 
-    def __init__(
-        self,
-        source: StoredTensor,
-        shape: tuple[int, ...],
-        make: Callable[[NDArray[np.uint8]], NDArray[np.uint8]],
-    ) -> None:
-        for name, value in (("name", source.name), ("format", source.format), ("shape", shape)):
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "_source", source)
-        object.__setattr__(self, "_make", make)
+    def __init__(self, source: StoredTensor) -> None:
+        super().__init__(source.name, source.format, source.shape[::-1], self._columns)
+        object.__setattr__(self, "source", source)
 
-    @property
-    def data(self) -> NDArray[np.uint8]:
-        return self._make(self._source.data)
-
-
-class _Transposed(_View):
-    __slots__ = ()
+    def _columns(self, begin: int, end: int) -> NDArray[np.uint8]:
+        source = self.source
+        if _is_in_blocks(source):
+            raise _cannot_transpose(source)
+        elements = source.data.reshape(*source.shape, source.format.block_bytes)
+        return np.ascontiguousarray(elements[:, begin:end].swapaxes(0, 1)).reshape(-1)
 
 
 def transposed(tensor: StoredTensor) -> StoredTensor:
     """A matrix [columns, rows] as [rows, columns].
 
     Raises:
-        UnsupportedError: it is stored in blocks of several columns.
+        UnsupportedError: it is stored in blocks or groups of columns.
         CheckpointError: it is no matrix.
     """
     if isinstance(tensor, _Transposed):
-        return tensor._source
+        return tensor.source
     if len(tensor.shape) != 2:
         raise CheckpointError(f"{tensor.name} has shape {list(tensor.shape)}, a matrix was expected")
-    if tensor.format.block_elements > 1:
-        raise UnsupportedError(
-            f"{tensor.name} is stored as {tensor.format.value} and transposed: blocks cannot be turned",
-            hint="take the model in float16, bfloat16 or float32, or as GGUF",
-        )
-    return _transposed(tensor)
+    if _is_in_blocks(tensor):
+        raise _cannot_transpose(tensor)
+    return _Transposed(tensor)
 
 
 def transposed_back(tensor: StoredTensor) -> StoredTensor:
     """A matrix [rows, columns] in the shape [columns, rows] that its name has elsewhere, for `transposed` to
     give back. Where it is stored in blocks, its bytes can be read there only."""
-    return _transposed(tensor)
-
-
-def _transposed(tensor: StoredTensor) -> StoredTensor:
-    element_bytes = tensor.format.block_bytes
-
-    def make(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if tensor.format.block_elements > 1:
-            raise UnsupportedError(f"{tensor.name} is stored as {tensor.format.value},  cannot be turned")
-        elements = data.reshape(*tensor.shape, element_bytes)
-        return np.ascontiguousarray(elements.swapaxes(0, 1)).reshape(-1)
-
-    return _Transposed(tensor, tensor.shape[::-1], make)
+    return _Transposed(tensor) if len(tensor.shape) == 2 else tensor
 
 
 def rows_regrouped(tensor: StoredTensor, shape: Sequence[int], axes: Sequence[int]) -> StoredTensor:
-    """Rows that are numbered by several indices, of which there are `shape`, in another order of these: what
-    was index `axes[0]` changes slowest. Rows are whole blocks, so any format will do.
+    """Rows that are numbered by several indices, of which there are `shape`, in another order of these: that of
+    `axes[0]` changes slowest. Rows are whole blocks and groups, so any format will do.
 
     Raises:
         CheckpointError: there are not so many rows.
     """
-    rows = tensor.shape[0] if tensor.shape else 1
-    if rows != math.prod(shape):
-        raise CheckpointError(f"{tensor.name} has {rows} rows, {math.prod(shape)} were expected")
-    order = np.arange(rows).reshape(shape).transpose(axes).reshape(rows)
-
-    def make(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return data.reshape(rows, -1)[order].reshape(-1)
-
-    return _View(tensor, tensor.shape, make)
+    num_rows = tensor.shape[0] if tensor.shape else 1
+    if num_rows != math.prod(shape):
+        raise CheckpointError(f"{tensor.name} has {num_rows} rows, {math.prod(shape)} were expected")
+    order = np.arange(num_rows).reshape(shape).transpose(axes).reshape(num_rows)
+    if isinstance(tensor, GroupedTensor):
+        return _grouped_rows(tensor, order)
+    return ComputedTensor(
+        tensor.name,
+        tensor.format,
+        tensor.shape,
+        lambda begin, end: np.concatenate([tensor.rows(*run).data for run in _runs(order[begin:end])]),
+    )
 
 
 def shifted(tensor: StoredTensor, offset: float) -> StoredTensor:
@@ -128,10 +107,56 @@ def shifted(tensor: StoredTensor, offset: float) -> StoredTensor:
     Raises:
         UnsupportedError: they are stored otherwise.
     """
-    if tensor.format.value != "f32":
+    if tensor.format is not TensorFormat.F32:
         raise UnsupportedError(f"{tensor.name} is stored as {tensor.format.value}, f32 was expected")
+    return ComputedTensor(
+        tensor.name,
+        tensor.format,
+        tensor.shape,
+        lambda begin, end: (tensor.rows(begin, end).data.view("<f4") + np.float32(offset)).view(np.uint8),
+    )
 
-    def make(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return (data.view("<f4") + np.float32(offset)).view(np.uint8)
 
-    return _View(tensor, tensor.shape, make)
+def _grouped_rows(tensor: GroupedTensor, order: NDArray[np.int64]) -> GroupedTensor:
+    def read(begin: int, end: int) -> Groups:
+        parts = [tensor.groups(*run) for run in _runs(order[begin:end])]
+        width = tensor.groups(0, 1).scales.shape[1]
+        zeros = [
+            np.zeros((len(part.scales), width), np.int8) if part.zeros is None else part.zeros
+            for part in parts
+        ]
+        return Groups(
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate(zeros),
+            np.concatenate([part.scales for part in parts]),
+        )
+
+    rows, columns = tensor.shape
+    return GroupedTensor(
+        tensor.name,
+        tensor.format,
+        (rows, columns),
+        read,
+        lambda: np.ones(1, np.int8) if tensor.has_zeros() else None,
+        bits=tensor.bits,
+        group_size=tensor.group_size,
+        group_of_column=tensor.group_of_column,
+    )
+
+
+def _runs(order: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Rows in this order, as begin and end of those that lie one after the other."""
+    ends = np.flatnonzero(np.diff(order) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(order, ends)]
+
+
+def _is_in_blocks(tensor: StoredTensor) -> bool:
+    return tensor.format.block_elements > 1 or isinstance(tensor, GroupedTensor)
+
+
+def _cannot_transpose(tensor: StoredTensor) -> UnsupportedError:
+    what = "whole numbers with scales" if isinstance(tensor, GroupedTensor) else tensor.format.value
+    return UnsupportedError(
+        f"{tensor.name} is stored as {what} and transposed: its blocks of columns cannot be turned into rows",
+        hint="take the model in float16, bfloat16 or float32, or as GGUF",
+    )

@@ -106,11 +106,12 @@ def read_config(config: JsonObject) -> ModelConfig:
         raise CheckpointError("the model's config lacks model_type")
     if model_type in DECODER_FAMILIES:
         family = DECODER_FAMILIES[model_type]
-        _check_architectures(config, family)
+        _check_architectures(config, family.architectures)
         return family.read_config(config)
     if model_type in ENCODER_FAMILIES:
+        _check_own_code(config)
         return ENCODER_FAMILIES[model_type].read_config(config)
-    own_code = "; it needs code of its own (auto_map), which is never run" if config.get("auto_map") else ""
+    own_code = "; it needs its own code (auto_map), which is never run" if config.get("auto_map") else ""
     raise UnsupportedError(
         f"architecture {model_type!r} is not supported{own_code}",
         hint=f"supported are {', '.join((*DECODER_FAMILIES, *ENCODER_FAMILIES))};"
@@ -161,17 +162,36 @@ def arrange_tensors(config: ModelConfig, tensors: Mapping[str, StoredTensor]) ->
     return tensors if arrange is None else arrange(config, tensors)
 
 
-def _check_architectures(config: JsonObject, family: DecoderFamily) -> None:
+def _check_architectures(config: JsonObject, known: Collection[str]) -> None:
     """
     Raises:
         UnsupportedError: the config names a class that is not the family's language model, such as a
             classifier, or one of the checkpoint's own.
     """
+    for name in _architectures(config):
+        if name not in known:
+            own_code = ", its own code (auto_map), which is never run" if config.get("auto_map") else ""
+            raise UnsupportedError(
+                f"the model's config has architectures={name!r}{own_code}, which is not supported",
+                hint=f"supported for model_type={config['model_type']!r} is {', '.join(known)}",
+            )
+
+
+def _check_own_code(config: JsonObject) -> None:
+    """
+    Raises:
+        UnsupportedError: the config brings classes that are not those of `transformers` for its model_type,
+            whose names begin with it.
+    """
+    family = str(config["model_type"]).replace("_", "").replace("-", "")
+    for name in _architectures(config):
+        if config.get("auto_map") and not name.lower().startswith(family):
+            raise UnsupportedError(
+                f"the model's config has architectures={name!r}, its own code (auto_map), which is never run",
+                hint=f"choose a model whose class is one of transformers for {config['model_type']!r}",
+            )
+
+
+def _architectures(config: JsonObject) -> list[str]:
     named = config.get("architectures")
-    unknown = [name for name in named if name not in family.architectures] if isinstance(named, list) else []
-    if unknown:
-        own_code = ", code of its own (auto_map), which is never run" if config.get("auto_map") else ""
-        raise UnsupportedError(
-            f"the model's config has architectures={unknown[0]!r}{own_code}, which is not supported",
-            hint=f"supported for model_type={config['model_type']!r} is {', '.join(family.architectures)}",
-        )
+    return [str(name) for name in named] if isinstance(named, list) else []

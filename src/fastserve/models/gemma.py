@@ -15,7 +15,6 @@ from fastserve.models.config_value import (
     read_optional_count,
     read_optional_positive,
     refuse,
-    require,
 )
 from fastserve.models.llama import (
     FULL,
@@ -76,14 +75,12 @@ def read_gemma3(config: JsonObject) -> LlamaConfig:
     if config.get("text_config") is not None:
         config = _text_config(config)
     refuse(config, "attn_logit_softcapping", None)
-    pattern = read_count(config, "sliding_window_pattern", default=_WINDOW_PATTERN)
-    num_layers = read_count(config, "num_hidden_layers", default=26)
-    usual = [SLIDING if (index + 1) % pattern else FULL for index in range(num_layers)]
-    kinds = read_layer_types(config, usual)
-    ropes = _read_ropes(config, read_count(config, "head_dim", default=_HEAD_DIM))
     # Rotary parameters are for each kind of layer: the common reader is not shown them.
-    plain = {key: value for key, value in config.items() if not key.startswith("rope_")}
-    model = _read_gemma_kind(plain)
+    model = _read_gemma_kind({key: value for key, value in config.items() if not key.startswith("rope_")})
+    pattern = read_count(config, "sliding_window_pattern", default=_WINDOW_PATTERN)
+    usual = [SLIDING if (index + 1) % pattern else FULL for index in range(model.num_layers)]
+    kinds = read_layer_types(config, usual)
+    ropes = _read_ropes(config, model.head_dim)
     model = replace(
         model,
         query_scale=read_count(config, "query_pre_attn_scalar", default=_QUERY_SCALAR) ** -0.5,
@@ -143,7 +140,6 @@ def _read_windows(config: JsonObject, kinds: Sequence[str]) -> list[int | None]:
 def _read_ropes(config: JsonObject, head_dim: int) -> dict[str, RopeTables]:
     """Of layers that attend to all and of those that have a window: a mapping for each (transformers 5), or
     rope_theta with rope_scaling, and rope_local_base_freq (before)."""
-    require(config, "max_position_embeddings")
     parameters = config.get("rope_parameters")
     if isinstance(parameters, dict) and {FULL, SLIDING} & parameters.keys():
         full, sliding = (parameters.get(kind) or {} for kind in (FULL, SLIDING))
