@@ -31,7 +31,6 @@ class _Arguments:
     is_packed: bool
     bits: int
     group_size: int | None  # None: a scale for a whole row
-    is_symmetric: bool
 
     @property
     def form(self) -> str:
@@ -41,7 +40,7 @@ class _Arguments:
         weights: dict[str, Any] = {
             "num_bits": self.bits,
             "type": "int",
-            "symmetric": self.is_symmetric,
+            "symmetric": True,
             "strategy": "channel" if self.group_size is None else "group",
             "dynamic": False,
         }
@@ -57,7 +56,8 @@ class CompressedWeights:
     """The quantized weights of a model: what is written for each, and the config for all.
 
     Args:
-        weights: by name, which ends in `.weight`; columns of a group are neighbours.
+        weights: by name, which ends in `.weight`; columns of a group are neighbours, and there are no zero
+            points (transformers 5.23 does not load packed ones).
         with_int8_activations: names of those that are written as int-quantized: int8 of whole rows, without
             zero points. The others are packed, and meet activations as they are.
         scale_format: of scales.
@@ -92,7 +92,7 @@ class CompressedWeights:
             return [WrittenTensor(name, "I8", weight.shape, lambda: _codes(weight)), scales]
         bits = arguments.bits
         shape = np.asarray([rows, depth], np.int64)
-        parts = [
+        return [
             WrittenTensor(
                 f"{module}.weight_packed",
                 "I32",
@@ -102,17 +102,6 @@ class CompressedWeights:
             scales,
             WrittenTensor(f"{module}.weight_shape", "I64", (2,), lambda: [shape]),
         ]
-        if not arguments.is_symmetric:
-            words = -(-rows * bits // 32)
-            parts.append(
-                WrittenTensor(
-                    f"{module}.weight_zero_point",
-                    "I32",
-                    (words, num_groups),
-                    lambda: [pack_bits(_from_zero(_zeros(weight), bits).T, bits).T],
-                )
-            )
-        return parts
 
     def config(self, ignored: Iterable[str]) -> JsonObject:
         """The `quantization_config`. `ignored` are modules that stay as they are."""
@@ -143,21 +132,12 @@ def _describe(weight: GroupedTensor, *, is_packed: bool) -> _Arguments:
         is_packed=is_packed,
         bits=4 if weight.bits <= 4 else 8,
         group_size=None if weight.group_size >= weight.shape[1] else weight.group_size,
-        is_symmetric=not weight.has_zeros(),
     )
 
 
 def _codes(weight: GroupedTensor) -> Iterable[NDArray[np.int8]]:
     for begin, end in row_pieces(weight.shape):
         yield weight.groups(begin, end).codes
-
-
-def _zeros(weight: GroupedTensor) -> NDArray[np.int8]:
-    """[rows, groups]"""
-    pieces = (weight.groups(begin, end) for begin, end in row_pieces(weight.shape))
-    return np.concatenate(
-        [np.zeros(g.scales.shape, np.int8) if g.zeros is None else g.zeros for g in pieces], axis=0
-    )
 
 
 def _from_zero(numbers: NDArray[np.int8], bits: int) -> NDArray[Any]:

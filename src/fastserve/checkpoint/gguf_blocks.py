@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastserve.checkpoint.convert import to_f32, to_float_format
 from fastserve.checkpoint.grouped_tensor import GroupedTensor, Groups
-from fastserve.checkpoint.rounding import row_pieces, scales_fit
+from fastserve.checkpoint.rounding import less_zeros, row_pieces, scales_fit
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.types import Float32Array
 
@@ -34,9 +34,11 @@ def exact_blocks(tensor: GroupedTensor) -> TensorFormat | None:
 
 def move_to_blocks(tensor: GroupedTensor, stored_format: TensorFormat) -> Iterable[NDArray[np.uint8]]:
     """The bytes of a tensor in the format that `exact_blocks` found."""
+    tensor = less_zeros(tensor) or tensor
     for begin, end in row_pieces(tensor.shape):
         groups = tensor.groups(begin, end)
-        yield _pack(_less_zeros(groups, tensor.group_size), _scales_of_blocks(groups, tensor), stored_format)
+        codes = groups.codes.astype(np.int16).reshape(-1, BLOCK)
+        yield _pack(codes, _scales_of_blocks(groups, tensor), stored_format)
 
 
 def round_to_blocks(tensor: StoredTensor, stored_format: TensorFormat) -> Iterable[NDArray[np.uint8]]:
@@ -49,14 +51,6 @@ def round_to_blocks(tensor: StoredTensor, stored_format: TensorFormat) -> Iterab
             yield to_float_format(to_f32(rows), stored_format)
         else:
             yield _round(to_f32(rows).reshape(-1, BLOCK), stored_format)
-
-
-def _less_zeros(groups: Groups, group_size: int) -> NDArray[np.int16]:
-    codes = groups.codes.astype(np.int16)
-    if groups.zeros is not None:
-        of_column = np.arange(codes.shape[1]) // group_size
-        codes -= groups.zeros.astype(np.int16)[:, of_column]
-    return codes.reshape(-1, BLOCK)
 
 
 def _scales_of_blocks(groups: Groups, tensor: GroupedTensor) -> Float32Array:

@@ -44,6 +44,33 @@ def as_grouped(tensor: StoredTensor) -> GroupedTensor | None:
     )
 
 
+def less_zeros(tensor: GroupedTensor) -> GroupedTensor | None:
+    """The same numbers without zero points, which are taken off; None where that needs more than 8 bits."""
+    if not tensor.has_zeros():
+        return tensor
+    if tensor.bits > 7:
+        return None
+    of_column = np.arange(tensor.shape[1]) // tensor.group_size
+
+    def read(begin: int, end: int) -> Groups:
+        groups = tensor.groups(begin, end)
+        return (
+            groups
+            if groups.zeros is None
+            else Groups(groups.codes - groups.zeros[:, of_column], None, groups.scales)
+        )
+
+    return GroupedTensor(
+        tensor.name,
+        tensor.format,
+        (tensor.shape[0], tensor.shape[1]),
+        read,
+        lambda: None,
+        bits=tensor.bits + 1,
+        group_size=tensor.group_size,
+    )
+
+
 def round_to_groups(
     tensor: StoredTensor, *, bits: int, group_size: int, scale_format: TensorFormat
 ) -> GroupedTensor:

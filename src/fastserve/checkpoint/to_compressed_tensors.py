@@ -9,7 +9,7 @@ from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.compressed_tensors_writer import WEIGHT, CompressedWeights
 from fastserve.checkpoint.conversion import FLOATS, Conversion, ConvertedWeights, Matrices, describe, is_float
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
-from fastserve.checkpoint.rounding import as_grouped, round_to_groups
+from fastserve.checkpoint.rounding import as_grouped, less_zeros, round_to_groups
 from fastserve.checkpoint.safetensors_writer import WrittenTensor, floats
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.checkpoint.to_safetensors import write_folder
@@ -17,6 +17,7 @@ from fastserve.errors import OptionError, UnsupportedError
 from fastserve.types import JsonObject
 
 _GROUP_SIZES = {"int8": 0, "int8:g32": 32, "int4": 64, "int4:g32": 32, "int4:g128": 128}
+_ZEROS_OFF = "zero points are taken off"
 _FINE_GROUP = 32  # of what the format cannot hold and that is rounded to int8 for it
 
 
@@ -68,9 +69,11 @@ def _keep(tensor: StoredTensor, weights: ConvertedWeights, conversion: Conversio
     own = as_grouped(tensor)
     most_bits = 4 if weights.startswith("int4") else 8
     if own is not None and own.group_of_column is None and own.bits <= most_bits:
-        why = "" if own is tensor else f"those of {tensor.format.value}"
-        conversion.note(f"kept exactly as {describe(own)}", why)
-        return own
+        kept = less_zeros(own)
+        if kept is not None:
+            why = f"those of {tensor.format.value}" if own is not tensor else ""
+            conversion.note(f"kept exactly as {describe(kept)}", why or ("" if kept is own else _ZEROS_OFF))
+            return kept
     form = weights if weights != "auto" else "int8" if is_float(tensor) else "int8:g32"
     why = "which compressed-tensors cannot hold" if weights == "auto" and not is_float(tensor) else ""
     conversion.note(f"rounded to {form} from {describe(tensor)}", why)
@@ -85,7 +88,7 @@ def _round(tensor: StoredTensor, weights: ConvertedWeights, scale_format: Tensor
 
 
 def _is_int8_of_rows(tensor: GroupedTensor) -> bool:
-    return tensor.bits == 8 and tensor.group_size >= tensor.shape[1] and not tensor.has_zeros()
+    return tensor.bits == 8 and tensor.group_size >= tensor.shape[1]
 
 
 def _scale_format(kept: Iterable[GroupedTensor]) -> TensorFormat:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import click
 
 from fastserve.checkpoint.conversion import ConvertedWeights, Target
 from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.report import format_bytes, print_json
-
-if TYPE_CHECKING:
-    from fastserve.checkpoint.checkpoint import Checkpoint
-    from fastserve.checkpoint.conversion import Matrices
 
 
 @click.command()
@@ -54,14 +50,18 @@ def convert(
     it does not; lines say how many tensors became what. Tokenizer, templates and settings come along.
     """
     from fastserve.checkpoint.checkpoint import open_checkpoint
+    from fastserve.checkpoint.conversion import Matrices
     from fastserve.checkpoint.convert_checkpoint import convert as convert_checkpoint
     from fastserve.cli.progress_bar import download_progress
     from fastserve.hub.resolve import resolve
+    from fastserve.models.matrices import find_matrices
 
     with download_progress(shown=not json) as progress:
         path = resolve(source, offline=offline, progress=progress)
     checkpoint = open_checkpoint(path)
-    conversion = convert_checkpoint(checkpoint, target, weights, output, _find_matrices(checkpoint, target))
+    # Plain numbers need no graph: models are written that we cannot run.
+    matrices = Matrices() if target == "safetensors" else find_matrices(checkpoint)
+    conversion = convert_checkpoint(checkpoint, target, weights, output, matrices)
     if json:
         changes = [
             {"tensors": count, "change": change, "reason": reason or None}
@@ -73,23 +73,3 @@ def convert(
     for line in conversion.lines:
         print(line)
     print(f"{output}: {format_bytes(conversion.num_bytes)}")
-
-
-def _find_matrices(checkpoint: Checkpoint, target: Target) -> Matrices:
-    """Those of the model's graph; plain numbers need none, so that models are written that we cannot run."""
-    from fastserve.checkpoint.conversion import Matrices
-    from fastserve.graph.node import Embedding, Linear
-    from fastserve.models.family import build_graph, read_config
-
-    if target == "safetensors":
-        return Matrices()
-    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors.keys())
-    embeddings = [node for node in graph.nodes if isinstance(node, Embedding)]
-    tables = {node.weight for node in embeddings if node.ids == "token_ids"}
-    multiplied = [node for node in graph.nodes if isinstance(node, Linear)]
-    tables |= {node.weight for node in multiplied if node.out == graph.outputs.get("logits")}
-    linears = {node.weight for node in multiplied} - tables
-    return Matrices(
-        linears=frozenset(name for weight in linears for name in weight.names),
-        tables=frozenset(name for weight in tables for name in weight.names),
-    )
