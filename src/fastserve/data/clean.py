@@ -237,6 +237,107 @@ _BLOCKS = frozenset(
     ]
 )
 
+# https://html.spec.whatwg.org/multipage/indices.html, and what older pages have.
+_ELEMENTS = _BLOCKS | frozenset(
+    [
+        "a",
+        "abbr",
+        "acronym",
+        "audio",
+        "b",
+        "base",
+        "basefont",
+        "bdi",
+        "bdo",
+        "big",
+        "body",
+        "button",
+        "canvas",
+        "caption",
+        "center",
+        "cite",
+        "code",
+        "col",
+        "colgroup",
+        "data",
+        "datalist",
+        "del",
+        "details",
+        "dfn",
+        "dialog",
+        "dir",
+        "em",
+        "embed",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "font",
+        "footer",
+        "form",
+        "frame",
+        "frameset",
+        "head",
+        "header",
+        "hgroup",
+        "html",
+        "i",
+        "iframe",
+        "img",
+        "input",
+        "ins",
+        "kbd",
+        "label",
+        "legend",
+        "link",
+        "main",
+        "map",
+        "mark",
+        "meta",
+        "meter",
+        "nav",
+        "noframes",
+        "noscript",
+        "object",
+        "optgroup",
+        "option",
+        "output",
+        "param",
+        "picture",
+        "progress",
+        "q",
+        "rp",
+        "rt",
+        "ruby",
+        "s",
+        "samp",
+        "search",
+        "select",
+        "small",
+        "source",
+        "span",
+        "strike",
+        "strong",
+        "style",
+        "sub",
+        "summary",
+        "sup",
+        "svg",
+        "tbody",
+        "template",
+        "textarea",
+        "tfoot",
+        "thead",
+        "time",
+        "title",
+        "track",
+        "tt",
+        "u",
+        "var",
+        "video",
+        "wbr",
+    ]
+)
+
 
 def _html_edits(text: str) -> list[Edit]:
     """Comments, scripts and tags go, those of blocks leave a line end; character references are read."""
@@ -247,7 +348,10 @@ def _html_edits(text: str) -> list[Edit]:
             if new == match[0]:  # no name of HTML: &foo;
                 continue
         else:
-            new = "\n" if match[2] and match[2].lower() in _BLOCKS else ""
+            name = (match[2] or "").lower()
+            if name and name not in _ELEMENTS:  # x<y and y>z
+                continue
+            new = "\n" if name in _BLOCKS else ""
         edits.append(Edit(*match.span(), new))
     return edits
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 from fastserve.data.row import texts_of
 from fastserve.data.tag_scheme import read_spans
 
-_SPACE = re.compile(r"\s+")
-
 
 def text_of(row: Mapping[str, Any]) -> str:
     """All texts of a row as one, space counting as one space, and where its arguments are: what tells it from
     others."""
-    texts = [_SPACE.sub(" ", text).strip() for text in texts_of(row)]
+    texts = [" ".join(text.split()) for text in texts_of(row)]
     arguments = [
         f"{row[name]['start']} {row[name]['end']}" for name in ("head", "tail") if _is_span(row, name)
     ]
@@ -36,10 +33,10 @@ def _is_span(row: Mapping[str, Any], name: str) -> bool:
 
 def label_key(row: Mapping[str, Any]) -> int:
     """64 bits of what a row teaches, whatever the scheme of its tags."""
-    taught: list[object] = [row.get(name) for name in ("label", "labels", "entities", "answers")]
+    taught: list[object] = [row[name] for name in ("label", "labels", "entities", "answers") if name in row]
     if "tags" in row:
         taught.append(read_spans(row["tags"]))
-    return value_key(taught)
+    return value_key(taught) if taught else 0
 
 
 def value_key(value: object) -> int:

@@ -75,6 +75,8 @@ def groups_of_equal(
     >>> [group.tolist() for group in groups_of_equal(np.array([7, 3, 7], np.uint64))]
     [[0, 2]]
     """
+    if not len(keys):
+        return
     keys = keys.reshape(len(keys), -1)
     row_bytes = 8 * (keys.shape[1] + 1) * 4  # key and index, and what sorting copies
     if len(keys) * row_bytes <= memory_bytes:

@@ -7,7 +7,6 @@ and space as one space.
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 
 NUM_HASHES = 128
 _SHINGLE_CHARACTERS = 5
-_SPACE = re.compile(r"\s+")
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # 2^64 by the golden ratio, odd: Knuth's multiplicative hashing
 
 _Array = np.ndarray[Any, Any]
@@ -23,7 +21,7 @@ _Array = np.ndarray[Any, Any]
 
 def shingles(text: str) -> _Array:
     """Hashes of a text's different shingles, uint64, sorted. A text shorter than one has itself."""
-    folded = _SPACE.sub(" ", text.casefold().strip())
+    folded = " ".join(text.casefold().split())
     codes = np.frombuffer(folded.encode("utf-32-le", errors="surrogatepass"), np.uint32).astype(np.uint64)
     num = max(len(codes) - _SHINGLE_CHARACTERS + 1, 1)
     hashes = np.zeros(num, np.uint64)
