@@ -19,7 +19,7 @@ from fastserve.errors import OptionError
 if TYPE_CHECKING:
     from fastserve.engine.pipeline import Pipeline
 
-_OPTIONS = ("weights", "threads", "context_length", "backend", "device")
+_OPTIONS = ("weights", "kv_dtype", "threads", "context_length", "backend", "device")
 
 
 @click.command()

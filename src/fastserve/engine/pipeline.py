@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from fastserve.config import Backend, WeightsChoice
+from fastserve.config import Backend, KvDtype, WeightsChoice
 from fastserve.engine.encoder import Encoder
 from fastserve.engine.llm import LLM
 from fastserve.engine.load import LoadedModel
@@ -216,6 +216,7 @@ def pipeline(
     model: str | Path,
     *,
     weights: WeightsChoice = "auto",
+    kv_dtype: KvDtype = "f16",
     threads: int | None = None,
     context_length: int | None = None,
     backend: Backend = "native",
@@ -233,7 +234,8 @@ def pipeline(
     Args:
         task: one of text-classification, pair-classification, token-classification, relation-extraction,
             question-answering, multiple-choice, embedding; None: what the model was made for.
-        weights, threads, context_length, backend, device, max_batch_tokens, offline, name: as of `LLM`.
+        weights, kv_dtype, threads, context_length, backend, device, max_batch_tokens, offline, name: as of
+            `LLM`.
 
     Raises:
         OptionError: the task is unknown.
@@ -248,6 +250,7 @@ def pipeline(
         model,
         task=wanted,
         weights=weights,
+        kv_dtype=kv_dtype,
         threads=threads,
         context_length=context_length,
         backend=backend,
