@@ -60,8 +60,8 @@ PEERS = {
     "onnxruntime",
 }
 
-# Packages that several distributions share, by the one that we need.
-NAMESPACES = {"opentelemetry": "opentelemetry_sdk"}
+# Packages whose distribution has another name, or that several share, by the one that we need.
+NAMESPACES = {"yaml": "pyyaml", "opentelemetry": "opentelemetry_sdk"}
 
 # Who may import a heavy dependency, be it within a function.
 OWNERS: dict[str, set[str]] = {
@@ -74,6 +74,11 @@ OWNERS: dict[str, set[str]] = {
     "ray": {"deploy", "tune"},
     "torch": {"backends.torch", "tune", "compress", "evaluate", "explain"},
     "transformers": {"backends.torch", "tune", "compress", "evaluate", "explain"},
+    "accelerate": {"tune"},
+    "peft": {"tune"},
+    "optuna": {"tune"},
+    "sacrebleu": {"evaluate"},
+    "yaml": {"tune"},
     "matplotlib": {"evaluate", "explain"},
     "aiohttp": {"evaluate"},
     "huggingface_hub": {"hub"},

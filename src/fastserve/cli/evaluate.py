@@ -14,6 +14,7 @@ from fastserve.cli.report import print_json, print_table
 from fastserve.config import WeightsChoice
 
 if TYPE_CHECKING:
+    from fastserve.data.row import Row
     from fastserve.evaluate.bootstrap import Interval
     from fastserve.evaluate.task_evaluation import Evaluation
 
@@ -104,12 +105,12 @@ def evaluate(
         _print(evaluation, intervals)
 
 
-def _read_rows(folder: Path, data: Path, limit: int | None) -> list[Mapping[str, object]]:
+def _read_rows(folder: Path, data: Path, limit: int | None) -> list[Row]:
     from fastserve.data import load_data
     from fastserve.errors import DataError
     from fastserve.evaluate.task.table import task_of_folder
 
-    rows: list[Mapping[str, object]] = list(load_data(data, task_of_folder(folder).name))[:limit]
+    rows = list(load_data(data, task_of_folder(folder).name))[:limit]
     if not rows:
         raise DataError(f"{data} has no rows", hint="give a file with rows")
     return rows

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastserve.models.pooling import Pooling
 
 
-class EmbeddingModel(nn.Module):  # type: ignore[misc]
+class EmbeddingModel(nn.Module):
     """Both texts of a pair go through the same encoder; `embedding` is [pairs, 2, width], not scaled."""
 
     def __init__(self, encoder: Any, pooling: Pooling) -> None:

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,6 @@ from fastserve.evaluate.predictor import PredictorOptions, open_predictor
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.table import task_of_folder
 from fastserve.evaluate.task.task import LOWER_IS_BETTER, Prediction, Row, Scores, Task
-from fastserve.types import JsonObject
 
 _TIMED_ROWS = 30  # that are predicted one by one, for latency
 
@@ -51,10 +52,10 @@ class Evaluation:
     speed: Speed
     predictions: Seq[Prediction]
 
-    def to_json(self) -> JsonObject:
+    def to_json(self) -> dict[str, Any]:
         """Metrics by name, figures by label, the confusion matrix, reliability and speed."""
         scores = self.scores
-        document: JsonObject = {
+        document: dict[str, Any] = {
             "model": str(self.folder),
             "task": self.task.name,
             "backend": self.backend,
@@ -94,7 +95,7 @@ def evaluate_folder(
         started = time.perf_counter()
         predictions = predictor.predict(rows)
         seconds = time.perf_counter() - started
-        times = [_time(lambda row=row: predictor.predict([row])) for row in rows[:_TIMED_ROWS]]
+        times = [_time(partial(predictor.predict, [row])) for row in rows[:_TIMED_ROWS]]
     finally:
         predictor.close()
     latencies = sorted(1000 * value for value in times)

@@ -70,8 +70,8 @@ def _draw_confusion(scores: Scores) -> Figure:
     axes.set_xticks(ticks, labels, rotation=90)
     axes.set_yticks(ticks, labels)
     if len(labels) <= _MOST_CELLS_WITH_NUMBERS:
-        for row in ticks:
-            for column in ticks:
+        for row in range(len(labels)):
+            for column in range(len(labels)):
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour)
     return figure
@@ -112,11 +112,11 @@ def _page(evaluation: Evaluation, pictures: Seq[str], intervals: Mapping[str, In
         parts.append("<h2>More than the model it is compared with</h2>")
         parts.append(_table(("metric", "difference", "95 % interval", "how often better"), rows))
     if scores.by_label:
-        rows = [
+        of_labels = [
             (label, f"{f.precision:.3f}", f"{f.recall:.3f}", f"{f.f1:.3f}", str(f.support))
             for label, f in scores.by_label.items()
         ]
-        parts.append(_table(("label", "precision", "recall", "F1", "rows"), rows))
+        parts.append(_table(("label", "precision", "recall", "F1", "rows"), of_labels))
     parts += [f'<img src="{name}.png" alt="{name}">' for name in pictures]
     style = (
         "body{font-family:sans-serif;max-width:60rem;margin:2rem auto;color:#222;background:#fff}"

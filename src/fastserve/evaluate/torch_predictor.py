@@ -1,4 +1,5 @@
-"""Predictions by `transformers` on PyTorch: of what the native runtime does not have, and to compare it with."""
+"""Predictions by `transformers` on PyTorch: of what the native runtime does not have, and to compare it
+with."""
 
 from __future__ import annotations
 
@@ -85,5 +86,4 @@ class TorchPredictor:
             )[0]
         if not task.is_encoder_decoder:
             ids = ids[encoded["input_ids"].shape[1] :]
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text.strip()
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()

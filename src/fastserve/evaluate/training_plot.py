@@ -1,4 +1,5 @@
-"""Loss and metrics of a training run over its steps, as PNG and as one page of HTML that holds all of them."""
+"""Loss and metrics of a training run over its steps, as PNG and as one page of HTML that holds all of
+them."""
 
 from __future__ import annotations
 

@@ -54,7 +54,8 @@ def prepare_weights(model: Any, task: Task, options: TuneOptions) -> Any:
 
 
 def merge_adapter(model: Any) -> Any:
-    """The model with its adapter's weights added to its own: what `transformers` and the native runtime open."""
+    """The model with its adapter's weights added to its own: what `transformers` and the native runtime
+    open."""
     return model.merge_and_unload()
 
 
@@ -105,7 +106,8 @@ def _is_feedforward(name: str) -> bool:
 
 
 def _head_parameters(model: Any) -> set[str]:
-    """What is not of the pretrained body; of a language model, whose head is tied, the body is all there is."""
+    """What is not of the pretrained body; of a language model, whose head is tied, the body is all there
+    is."""
     prefix = f"{model.base_model_prefix}."
     names = {name for name, _ in model.named_parameters()}
     body = {name for name in names if name.startswith(prefix)}

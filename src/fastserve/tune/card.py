@@ -1,4 +1,5 @@
-"""The card of a training: what was made from what, how, and how good it is; Markdown, as model hubs show it."""
+"""The card of a training: what was made from what, how, and how good it is; Markdown, as model hubs show
+it."""
 
 from __future__ import annotations
 

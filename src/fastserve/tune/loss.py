@@ -51,7 +51,7 @@ class ClassLoss:
             label_smoothing=self.smoothing,
             reduction="sum",
         )
-        return total / _count(labels, num_items_in_batch)
+        return _mean(total, labels, num_items_in_batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class SetLoss:
         total = functional.binary_cross_entropy_with_logits(
             outputs["logits"].float(), target, reduction="sum"
         )
-        return total / _count(labels, num_items_in_batch)
+        return _mean(total, labels, num_items_in_batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class NumberLoss:
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         errors = outputs["logits"].float().squeeze(-1) - labels
-        return (errors**2).sum() / _count(labels, num_items_in_batch)
+        return _mean((errors**2).sum(), labels, num_items_in_batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +94,15 @@ class SpanLoss:
             for column, edge in enumerate(("start", "end"))
         )
         assert isinstance(total, Tensor)
-        return total / _count(labels, num_items_in_batch)
+        return _mean(total, labels, num_items_in_batch)
 
 
-def _count(labels: Tensor, num_items_in_batch: Any) -> Any:
-    """What is learned in the whole batch, or, where that is not known, in this part."""
-    return (labels != IGNORED).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+def _mean(total: Tensor, labels: Tensor, num_items_in_batch: Any) -> Tensor:
+    """`total` by what is learned in the whole batch, or, where that is not known, in this part."""
+    if num_items_in_batch is None:
+        return total / (labels != IGNORED).sum().clamp(min=1)
+    mean: Tensor = total / num_items_in_batch
+    return mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class ContrastiveLoss:
         scores = first @ second.T / self.temperature  # [pairs, pairs]
         target = torch.arange(len(scores), device=scores.device)
         total = functional.cross_entropy(scores, target, reduction="sum")
-        return total / _count(labels, num_items_in_batch)
+        return _mean(total, labels, num_items_in_batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class CosineLoss:
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
         first, second = functional.normalize(outputs["embedding"].float(), dim=-1).unbind(dim=1)
         errors = (first * second).sum(dim=-1) - labels
-        return (errors**2).sum() / _count(labels, num_items_in_batch)
+        return _mean((errors**2).sum(), labels, num_items_in_batch)
 
 
 def balanced_weights(targets: Tensor, num_classes: int) -> Tensor:

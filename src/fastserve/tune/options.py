@@ -1,4 +1,5 @@
-"""What can be chosen about a tuning run: frozen, validated, one name as field, flag and key of a config file."""
+"""What can be chosen about a tuning run: frozen, validated, one name as field, flag and key of a config
+file."""
 
 from __future__ import annotations
 

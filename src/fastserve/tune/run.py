@@ -259,10 +259,10 @@ class _Run:
             ddp_find_unused_parameters=False,
         )
 
-    def _draw_sometimes(self) -> Callable[[list[JsonObject]], None]:
+    def _draw_sometimes(self) -> Callable[[list[dict[str, Any]]], None]:
         last = time.monotonic()
 
-        def draw(log: list[JsonObject]) -> None:
+        def draw(log: list[dict[str, Any]]) -> None:
             nonlocal last
             if time.monotonic() - last > _PLOT_SECONDS:
                 plot_training(log, self.folder.plots, title=self._title, is_live=True)

@@ -58,7 +58,8 @@ class SourceModel:
         return Pooling.from_sentence_transformers(sentence.modules, sentence.pooling)
 
     def lineage(self) -> JsonObject:
-        """What the artifact says of where it came from: name, digest of the weights, and how they were read."""
+        """What the artifact says of where it came from: name, digest of the weights, and how they were
+        read."""
         formats = sorted({tensor.format.name.lower() for tensor in self.checkpoint.tensors.values()})
         return {
             "model": self.spec,

@@ -1,4 +1,5 @@
-"""`transformers.Trainer` on our tasks: our order of rows, losses and scores, and the best weights kept aside."""
+"""`transformers.Trainer` on our tasks: our order of rows, losses and scores, and the best weights kept
+aside."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         scores = self.score_dev()
         metrics = {f"eval_{name}": value for name, value in scores.metrics.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        handler: Any = self.callback_handler
+        self.control: TrainerControl = handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def score_dev(self) -> Scores:
@@ -209,7 +211,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         report: Report | None,
-        on_log: Callable[[list[JsonObject]], None] | None,
+        on_log: Callable[[list[dict[str, Any]]], None] | None,
         on_evaluate: Callable[[int, dict[str, float]], None] | None,
     ) -> None:
         self._report = report

@@ -144,7 +144,7 @@ class TokenClassification:
             tags[word], scores[word] = self.labels[best], float(shares[best])
         entities = []
         for start, end, label in entities_of_tags(tags, self._scheme()):
-            entity: JsonObject = {"label": label, "score": float(np.mean(scores[start:end]))}
+            entity: dict[str, Any] = {"label": label, "score": float(np.mean(scores[start:end]))}
             if offsets is None:
                 entity |= {"first_token": start, "end_token": end}
             else:
