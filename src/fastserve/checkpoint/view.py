@@ -1,4 +1,4 @@
-"""Tensors as a graph wants them where a checkpoint has them otherwise: views, which copy when they are read."""
+"""Tensors as a graph wants them where a checkpoint has them otherwise: views, which copy when read."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def transposed_back(tensor: StoredTensor) -> StoredTensor:
 
 
 def rows_regrouped(tensor: StoredTensor, shape: Sequence[int], axes: Sequence[int]) -> StoredTensor:
-    """Rows that are numbered by several indices, of which there are `shape`, in another order of these: that of
-    `axes[0]` changes slowest. Rows are whole blocks and groups, so any format will do.
+    """Rows that are numbered by several indices, of which there are `shape`, in another order of these: that
+    of `axes[0]` changes slowest. Rows are whole blocks and groups, so any format will do.
 
     Raises:
         CheckpointError: there are not so many rows.
