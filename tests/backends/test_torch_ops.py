@@ -155,3 +155,38 @@ def test_attention_that_cannot_be_is_refused(change: dict[str, object]) -> None:
     nodes = tuple(replace(n, **change) if isinstance(n, Attention) else n for n in graph.nodes)  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="attention"):
         check_graph(Graph(nodes, graph.outputs))
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_a_mixture_of_experts_by_its_definition(top_k: int, normalized: bool) -> None:
+    b = GraphBuilder()
+    names = [[f"{part}{expert}" for expert in range(5)] for part in ("gate", "up", "down")]
+    x = b.mixture_of_experts(
+        misaligned(b, "x", 6),
+        "router",
+        *names,
+        inner_width=7,
+        top_k=top_k,
+        normalized=normalized,
+        kind="relu",
+    )
+    actual, parameters = run(finish(b, x))
+    for row, expected in zip(rows_of(parameters["x"]), actual, strict=True):
+        shares = np.exp(parameters["router"] @ row)
+        shares /= shares.sum()
+        chosen = np.argsort(-shares)[:top_k]
+        total = shares[chosen].sum() if normalized else 1.0
+        out = np.zeros(6)
+        for expert in chosen:
+            inner = np.maximum(parameters[f"gate{expert}"] @ row, 0) * (parameters[f"up{expert}"] @ row)
+            out += shares[expert] / total * (parameters[f"down{expert}"] @ inner)
+        np.testing.assert_allclose(expected, out, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gate_of_one_column_is_for_the_whole_row() -> None:
+    b = GraphBuilder()
+    gate, up = misaligned(b, "gate", 1), misaligned(b, "up", 6)
+    actual, parameters = run(finish(b, b.gated_activation(gate, up, "sigmoid")))
+    expected = rows_of(parameters["up"]) / (1 + np.exp(-rows_of(parameters["gate"])))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastserve.graph.node import (
     Activation,
     ActivationKind,
@@ -15,6 +17,7 @@ from fastserve.graph.node import (
     L2Normalize,
     LayerNorm,
     Linear,
+    MixtureOfExperts,
     Node,
     Parameter,
     Pool,
@@ -129,8 +132,36 @@ class GraphBuilder:
         return self._add(Activation(x=x, kind=kind, out=out), out)
 
     def gated_activation(self, gate: Value, up: Value, kind: ActivationKind) -> Value:
-        out = self._value(gate.rows, gate.width)
+        out = self._value(up.rows, up.width)
         return self._add(GatedActivation(gate=gate, up=up, kind=kind, out=out), out)
+
+    def mixture_of_experts(
+        self,
+        x: Value,
+        router: str,
+        gates: Sequence[str],
+        ups: Sequence[str],
+        downs: Sequence[str],
+        *,
+        inner_width: int,
+        top_k: int,
+        normalized: bool,
+        kind: ActivationKind,
+    ) -> Value:
+        """`gates`, `ups` and `downs` name the weights of each expert."""
+        out = self._value(x.rows, x.width)
+        node = MixtureOfExperts(
+            x=x,
+            router=Parameter((router,), (len(gates), x.width)),
+            gates=tuple(Parameter((name,), (inner_width, x.width)) for name in gates),
+            ups=tuple(Parameter((name,), (inner_width, x.width)) for name in ups),
+            downs=tuple(Parameter((name,), (x.width, inner_width)) for name in downs),
+            top_k=top_k,
+            normalized=normalized,
+            kind=kind,
+            out=out,
+        )
+        return self._add(node, out)
 
     def soft_cap(self, x: Value, cap: float) -> Value:
         out = self._value(x.rows, x.width)

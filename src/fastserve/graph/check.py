@@ -18,6 +18,7 @@ from fastserve.graph.node import (
     L2Normalize,
     LayerNorm,
     Linear,
+    MixtureOfExperts,
     Node,
     Parameter,
     Pool,
@@ -108,6 +109,23 @@ def _attention_fits(node: Attention) -> bool:
     )
 
 
+def _gated_activation_fits(node: GatedActivation) -> bool:
+    is_gate = node.gate.rows is node.up.rows and node.gate.width in (1, node.up.width)
+    return is_gate and _is_same_shape(node.up, node.out)
+
+
+def _mixture_of_experts_fits(node: MixtureOfExperts) -> bool:
+    width, inner_width = node.x.width, node.gates[0].shape[0]
+    return (
+        _is_same_shape(node.x, node.out)
+        and node.router.shape == (node.num_experts, width)
+        and len(node.gates) == len(node.ups) == len(node.downs)
+        and all(p.shape == (inner_width, width) for p in (*node.gates, *node.ups))
+        and all(p.shape == (width, inner_width) for p in node.downs)
+        and 1 <= node.top_k <= node.num_experts
+    )
+
+
 def _soft_cap_fits(node: SoftCap) -> bool:
     return _elementwise_fits(node) and node.cap > 0
 
@@ -151,7 +169,8 @@ _FITS: Mapping[type[Node], Callable[[Any], bool]] = {
     Rope: _rope_fits,
     Attention: _attention_fits,
     Activation: _elementwise_fits,
-    GatedActivation: _elementwise_fits,
+    GatedActivation: _gated_activation_fits,
+    MixtureOfExperts: _mixture_of_experts_fits,
     SoftCap: _soft_cap_fits,
     Scale: _elementwise_fits,
     Slice: _slice_fits,

@@ -7,7 +7,7 @@ execution order. In a node, fields of type `Value` are inputs unless their name 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Literal, Self
@@ -21,7 +21,7 @@ class Rows(Enum):
     SEQUENCES = "sequences"
 
 
-ActivationKind = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh"]
+ActivationKind = Literal["silu", "gelu", "gelu_tanh", "relu", "tanh", "sigmoid"]
 IdSource = Literal["token_ids", "positions", "token_types"]
 PoolKind = Literal["mean", "first", "last"]
 
@@ -44,6 +44,13 @@ class Parameter:
 
     names: tuple[str, ...]
     shape: tuple[int, ...]  # [out, in] for a matrix, [width] for a vector
+
+    @classmethod
+    def stack(cls, parameters: Sequence[Parameter]) -> Parameter:
+        """Several, the rows of one below those of the other."""
+        names = tuple(name for parameter in parameters for name in parameter.names)
+        num_rows = sum(parameter.shape[0] for parameter in parameters)
+        return cls(names, (num_rows, *parameters[0].shape[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +91,16 @@ class Node:
         return tuple(value for name, value in self._values() if name.startswith("out"))
 
     def parameters(self) -> tuple[Parameter, ...]:
-        found = (getattr(self, f.name) for f in fields(self))
-        own = (field.weight if isinstance(field, RelativeBias) else field for field in found)
-        return tuple(p for p in own if isinstance(p, Parameter))
+        found: list[Parameter] = []
+        for f in fields(self):
+            match getattr(self, f.name):
+                case Parameter() as parameter:
+                    found.append(parameter)
+                case RelativeBias(weight=parameter):
+                    found.append(parameter)
+                case tuple() as several:  # of experts
+                    found += (item for item in several if isinstance(item, Parameter))
+        return tuple(found)
 
     def with_values(self, change: Callable[[Value], Value]) -> Self:
         """This node with every value v replaced by change(v)."""
@@ -248,12 +262,36 @@ class Activation(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedActivation(Node):
-    """out = kind(gate) * up."""
+    """out = kind(gate) * up. A gate of one column is for the whole row."""
 
     gate: Value
     up: Value
     kind: ActivationKind
     out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureOfExperts(Node):
+    """Row by row, out = sum of share(e) * downs[e](kind(gates[e](x)) * ups[e](x)) over the `top_k` experts e
+    that have the largest of softmax(router(x)) (Mixtral, arXiv 2401.04088, section 2.1).
+
+    An expert's share is that probability; `normalized`, it is divided by the sum of those of the chosen ones,
+    which makes it a softmax of their logits alone.
+    """
+
+    x: Value
+    router: Parameter  # [experts, width]
+    gates: tuple[Parameter, ...]  # of each expert, [inner width, width]
+    ups: tuple[Parameter, ...]
+    downs: tuple[Parameter, ...]  # [width, inner width]
+    top_k: int
+    normalized: bool
+    kind: ActivationKind
+    out: Value
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.gates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

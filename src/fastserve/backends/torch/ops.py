@@ -24,6 +24,7 @@ from fastserve.graph.node import (
     L2Normalize,
     LayerNorm,
     Linear,
+    MixtureOfExperts,
     Node,
     Pool,
     PoolKind,
@@ -41,6 +42,7 @@ _ACTIVATIONS: Mapping[ActivationKind, Callable[[torch.Tensor], torch.Tensor]] = 
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
     "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
 }
 
 
@@ -108,6 +110,21 @@ def activation(node: Activation, step: Step) -> None:
 
 def gated_activation(node: GatedActivation, step: Step) -> None:
     step.values[node.out] = _ACTIVATIONS[node.kind](step.values[node.gate]) * step.values[node.up]
+
+
+def mixture_of_experts(node: MixtureOfExperts, step: Step) -> None:
+    x = step.values[node.x]
+    shares = functional.linear(x, step.weights[node.router]).softmax(dim=1)
+    shares, experts = shares.topk(node.top_k, dim=1)  # [rows, top_k]
+    if node.normalized:
+        shares = shares / shares.sum(dim=1, keepdim=True)
+    out = torch.zeros_like(x)
+    for index, (gate, up, down) in enumerate(zip(node.gates, node.ups, node.downs, strict=True)):
+        rows, places = torch.where(experts == index)
+        gated = _ACTIVATIONS[node.kind](functional.linear(x[rows], step.weights[gate]))
+        inner = gated * functional.linear(x[rows], step.weights[up])
+        out.index_add_(0, rows, functional.linear(inner, step.weights[down]) * shares[rows, places, None])
+    step.values[node.out] = out
 
 
 def soft_cap(node: SoftCap, step: Step) -> None:
@@ -211,6 +228,7 @@ OPS: Mapping[type[Node], Callable[[Any, Step], None]] = {
     Attention: attention,
     Activation: activation,
     GatedActivation: gated_activation,
+    MixtureOfExperts: mixture_of_experts,
     SoftCap: soft_cap,
     Scale: scale,
     Slice: slice_columns,

@@ -32,8 +32,8 @@ def _merge(linears: list[Linear], index: int) -> list[Node]:
     x = linears[0].x
     merged = Linear(
         x=x,
-        weight=_stack([linear.weight for linear in linears]),
-        bias=_stack([linear.bias for linear in linears if linear.bias]) if linears[0].bias else None,
+        weight=Parameter.stack([linear.weight for linear in linears]),
+        bias=Parameter.stack([linear.bias for linear in linears if linear.bias]) if linears[0].bias else None,
         out=Value(index, x.rows, sum(linear.out.width for linear in linears)),
     )
     nodes: list[Node] = [merged]
@@ -42,9 +42,3 @@ def _merge(linears: list[Linear], index: int) -> list[Node]:
         nodes.append(Slice(x=merged.out, start=start, out=linear.out))
         start += linear.out.width
     return nodes
-
-
-def _stack(parameters: list[Parameter]) -> Parameter:
-    names = tuple(name for parameter in parameters for name in parameter.names)
-    num_rows = sum(parameter.shape[0] for parameter in parameters)
-    return Parameter(names, (num_rows, *parameters[0].shape[1:]))
