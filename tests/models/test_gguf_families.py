@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from decoder_configs import DECODERS, GEMMA3, LLAMA, Config
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, RopeScalingType, get_tensor_name_map, quants
 
+from decoder_configs import DECODERS, GEMMA3, LLAMA, Config
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.errors import CheckpointError, UnsupportedError

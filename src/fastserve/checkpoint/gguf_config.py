@@ -1,7 +1,7 @@
 """The config.json of the model in a GGUF file, from its metadata.
 
-Keys and their meaning are those of llama.cpp (gguf-py/gguf/constants.py, convert_hf_to_gguf.py). What it has in
-its code and not in the file is in ours too: the comments say where from.
+Keys and their meaning are those of llama.cpp (gguf-py/gguf/constants.py, convert_hf_to_gguf.py). What it has
+in its code and not in the file is in ours too: the comments say where from.
 """
 
 from __future__ import annotations

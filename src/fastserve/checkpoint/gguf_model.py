@@ -170,8 +170,8 @@ def _halves_of_heads(tensor: StoredTensor, count: int) -> StoredTensor:
 
 
 def _less_one(name: str, config: JsonObject) -> Change | None:
-    """Weights of Gemma's norms are stored as they are multiplied with; they were less 1. What the graph adds up
-    again is what is stored: exactly for 0.5 and more, within half a float32 step of 1 for less."""
+    """Weights of Gemma's norms are stored as they are multiplied with; they were less 1. What the graph adds
+    up again is what is stored: exactly for 0.5 and more, within half a float32 step of 1 for less."""
     return partial(shifted, offset=-1.0) if name.endswith("norm.weight") else None
 
 
