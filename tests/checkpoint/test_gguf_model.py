@@ -158,7 +158,6 @@ def test_linear_rope_scaling_is_kept(write_tiny_llama: Writer) -> None:
     [
         ({"llama.rope.dimension_count": 8}, "rotary embedding of 8 of 16 dimensions"),
         ({"llama.attention.value_length": 32}, "values of 32 dimensions beside keys of 16"),
-        ({"llama.attention.sliding_window": 64}, "sliding-window attention over 64 tokens"),
         ({"llama.attention.head_count": [4, 2]}, "head_count differs between layers"),
         ({"llama.rope.scaling.type": "other"}, "rope scaling 'other', supported are"),
     ],

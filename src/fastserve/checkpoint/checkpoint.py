@@ -10,7 +10,8 @@ from typing import Literal
 from fastserve.checkpoint.ending import eos_ids_of_folder, eos_ids_of_gguf
 from fastserve.checkpoint.file import read_bytes, read_json, read_optional_json
 from fastserve.checkpoint.gguf import GgufMetadata, read_gguf
-from fastserve.checkpoint.gguf_model import HfTensors, config_from_gguf
+from fastserve.checkpoint.gguf_config import config_from_gguf
+from fastserve.checkpoint.gguf_model import HfTensors
 from fastserve.checkpoint.quantization import assemble
 from fastserve.checkpoint.safetensors import Part, read_safetensors, read_sharded_safetensors
 from fastserve.checkpoint.sentence import (

@@ -6,13 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastserve.checkpoint.checkpoint import Checkpoint
-from fastserve.checkpoint.gguf_model import MODULES, ROPE_FREQS, llama3_factors
+from fastserve.checkpoint.gguf_config import ROPE_FREQS, llama3_factors
+from fastserve.checkpoint.gguf_model import MODULES
 from fastserve.checkpoint.gguf_writer import WrittenValue
 from fastserve.checkpoint.sentence import GGUF_POOLING, POOLING_FLAGS
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.errors import UnsupportedError
 from fastserve.types import JsonObject
 
+_WRITTEN = ("llama", "bert")
 # Keys that say how the source file was written, and not what the model is.
 _OF_THE_FILE = ("general.alignment", "general.file_type", "general.quantization_version")
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h
@@ -46,9 +48,9 @@ def architecture_of(checkpoint: Checkpoint) -> str:
         UnsupportedError: it is none that is written.
     """
     model_type = checkpoint.config.get("model_type")
-    if model_type not in MODULES:
+    if model_type not in _WRITTEN:
         raise UnsupportedError(
-            f"{checkpoint.path} has architecture {model_type!r}, written as GGUF are {', '.join(MODULES)}",
+            f"{checkpoint.path} has architecture {model_type!r}, written as GGUF are {', '.join(_WRITTEN)}",
             hint="use --to safetensors or --to compressed-tensors",
         )
     return str(model_type)

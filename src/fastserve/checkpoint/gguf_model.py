@@ -1,17 +1,16 @@
-"""A GGUF file in Hugging Face terms: config.json, parameter names, row order and special token ids."""
+"""The tensors of a GGUF file under their Hugging Face names, arranged as they are there."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fastserve.checkpoint.gguf import GgufFile, GgufMetadata
-from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor
+from fastserve.checkpoint.gguf import GgufFile
+from fastserve.checkpoint.gguf_config import ROPE_TENSORS
+from fastserve.checkpoint.tensor import StoredTensor
+from fastserve.checkpoint.view import Change, rows_regrouped, shifted, transposed_back
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.types import JsonObject
 
@@ -31,6 +30,42 @@ _LLAMA_MODULES = {
     "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
     "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
 }
+_QK_NORMS = {
+    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
+    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
+}
+_GEMMA2_MODULES = _LLAMA_MODULES | {
+    "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
+    "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+}
+_PHI3_MODULES = _LLAMA_MODULES | {
+    "blk.{}.attn_qkv": "model.layers.{}.self_attn.qkv_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.gate_up_proj",
+}
+_GPT2_MODULES = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+    "blk.{}.attn_norm": "transformer.h.{}.ln_1",
+    "blk.{}.attn_qkv": "transformer.h.{}.attn.c_attn",
+    "blk.{}.attn_output": "transformer.h.{}.attn.c_proj",
+    "blk.{}.ffn_norm": "transformer.h.{}.ln_2",
+    "blk.{}.ffn_up": "transformer.h.{}.mlp.c_fc",
+    "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
+}
+_GPTNEOX_MODULES = {
+    "token_embd": "gpt_neox.embed_in",
+    "output_norm": "gpt_neox.final_layer_norm",
+    "output": "embed_out",
+    "blk.{}.attn_norm": "gpt_neox.layers.{}.input_layernorm",
+    "blk.{}.attn_qkv": "gpt_neox.layers.{}.attention.query_key_value",
+    "blk.{}.attn_output": "gpt_neox.layers.{}.attention.dense",
+    "blk.{}.ffn_norm": "gpt_neox.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_up": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
+    "blk.{}.ffn_down": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+}
 _BERT_MODULES = {
     "token_embd": "embeddings.word_embeddings",
     "position_embd": "embeddings.position_embeddings",
@@ -45,52 +80,46 @@ _BERT_MODULES = {
     "blk.{}.ffn_down": "encoder.layer.{}.output.dense",
     "blk.{}.layer_output_norm": "encoder.layer.{}.output.LayerNorm",
 }
-MODULES = {"llama": _LLAMA_MODULES, "bert": _BERT_MODULES}
-
-ROPE_FREQS = "rope_freqs.weight"  # not a parameter: how Llama 3.1 files store their rope scaling
-_MAX_LAYERS = 10_000
-# What every Llama 3.1+ release uses, and what the files leave out (its config.json, "rope_scaling").
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-
-
-def config_from_gguf(file: GgufFile) -> JsonObject:
-    """The config.json that the model was converted from, as far as it decides what is computed.
-
-    Raises:
-        UnsupportedError: the architecture, or a variation of it, is not one of ours.
-        CheckpointError: a value is missing or out of range.
-    """
-    match file.architecture:
-        case "llama":
-            return _llama_config(file)
-        case "bert":
-            return _bert_config(file)
-        case other:
-            raise UnsupportedError(
-                f"{file.path} has architecture {other!r}, supported in GGUF are {', '.join(MODULES)}"
-            )
+# By general.architecture.
+MODULES: Mapping[str, Mapping[str, str]] = {
+    "llama": _LLAMA_MODULES,
+    "bert": _BERT_MODULES,
+    "qwen2": _LLAMA_MODULES,
+    "qwen3": _LLAMA_MODULES | _QK_NORMS,
+    "gemma": _LLAMA_MODULES,
+    "gemma2": _GEMMA2_MODULES,
+    "gemma3": _GEMMA2_MODULES | _QK_NORMS,
+    "phi3": _PHI3_MODULES,
+    "smollm3": _LLAMA_MODULES,
+    "gpt2": _GPT2_MODULES,
+    "gptneox": _GPTNEOX_MODULES,
+}
 
 
 class HfTensors(Mapping[str, StoredTensor]):
     """The tensors of a GGUF file under their Hugging Face names.
 
-    Conversion to GGUF reorders the rows of Llama's q and k for a rotary embedding of neighbouring pairs. They
-    come back in the order of halves; all others are views of the mapped file.
+    Conversion to GGUF moves some of them about (see `_ARRANGED`); they come back as they were. All others are
+    views of the mapped file.
     """
 
     def __init__(self, file: GgufFile, config: JsonObject) -> None:
         self._tensors = file.tensors
-        self._gguf_names = {hf_name(file, name): name for name in file.tensors if name != ROPE_FREQS}
-        self._heads: dict[str, int] = {}
-        if file.architecture == "llama":
-            self._heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-            for name in self._gguf_names:
-                self._check_heads(file, name)
+        self._gguf_names = {hf_name(file, name): name for name in file.tensors if name not in ROPE_TENSORS}
+        find_change = _ARRANGED.get(file.architecture, _keep)
+        self._changed: dict[str, StoredTensor] = {}
+        for name in self._gguf_names:
+            change = find_change(name, config)
+            if change is None:
+                continue
+            try:
+                self._changed[name] = change(self._stored(name))
+            except CheckpointError as error:
+                raise CheckpointError(f"{file.path}: {error.message}") from error
 
     def __getitem__(self, name: str) -> StoredTensor:
-        tensor = replace(self._tensors[self._gguf_names[name]], name=name)
-        heads = self._heads.get(name.split(".")[-2])
-        return tensor if heads is None else _in_halves(tensor, heads)
+        changed = self._changed.get(name)
+        return self._stored(name) if changed is None else changed
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._gguf_names)
@@ -98,13 +127,8 @@ class HfTensors(Mapping[str, StoredTensor]):
     def __len__(self) -> int:
         return len(self._gguf_names)
 
-    def _check_heads(self, file: GgufFile, name: str) -> None:
-        heads = self._heads.get(name.split(".")[-2])
-        rows = self._tensors[self._gguf_names[name]].shape[0]
-        if heads is not None and rows % (2 * heads):
-            raise CheckpointError(
-                f"{file.path}: {name} has {rows} rows, a multiple of {2 * heads} was expected"
-            )
+    def _stored(self, name: str) -> StoredTensor:
+        return replace(self._tensors[self._gguf_names[name]], name=name)
 
 
 def hf_name(file: GgufFile, name: str) -> str:
@@ -126,168 +150,51 @@ def hf_name(file: GgufFile, name: str) -> str:
     )
 
 
-def _in_halves(pairs: StoredTensor, heads: int) -> ComputedTensor:
-    """Rows (head, pair, element of the pair) as rows (head, element of the pair, pair).
-
-    Bytes are moved, for a row is a whole number of blocks.
-    """
-    num_rows = pairs.shape[0]
-    order = np.arange(num_rows).reshape(heads, num_rows // heads // 2, 2).swapaxes(1, 2).reshape(num_rows)
-    rows = pairs.data.reshape(num_rows, -1)
-    return ComputedTensor(
-        pairs.name, pairs.format, pairs.shape, lambda begin, end: rows[order[begin:end]].reshape(-1)
-    )
+def _keep(name: str, config: JsonObject) -> Change | None:
+    return None
 
 
-def _llama_config(file: GgufFile) -> JsonObject:
-    metadata = file.metadata
-    config = _transformer_config(file)
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    head_dim = metadata.integer("llama.attention.key_length") or hidden // heads
-    _refuse_variations(metadata, head_dim)
-    kv_heads = metadata.integer("llama.attention.head_count_kv") or heads
-    if not 0 < kv_heads <= heads or heads % kv_heads:
-        raise CheckpointError(f"{file.path}: {kv_heads} key-value heads do not divide {heads} heads")
-    rope = _rope_parameters(file, head_dim)
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **config,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": _positive(metadata, "llama.attention.layer_norm_rms_epsilon"),
-        "rope_theta": rope["rope_theta"],
-        "rope_parameters": rope,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
-        "tie_word_embeddings": "output.weight" not in file.tensors,
-    }
+def _in_halves(name: str, config: JsonObject) -> Change | None:
+    """Rows of Llama's q and k are (head, pair, element of the pair), for a rotary embedding of neighbours;
+    they were (head, element of the pair, pair)."""
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    count = heads.get(name.split(".")[-2])
+    return None if count is None else partial(_halves_of_heads, count=count)
 
 
-def _bert_config(file: GgufFile) -> JsonObject:
-    token_types = file.tensors.get("token_types.weight")
-    return {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        **_transformer_config(file),
-        "hidden_act": "gelu",
-        "layer_norm_eps": _positive(file.metadata, "bert.attention.layer_norm_epsilon"),
-        "type_vocab_size": 2 if token_types is None else token_types.shape[0],
-    }
+def _halves_of_heads(tensor: StoredTensor, count: int) -> StoredTensor:
+    rows = tensor.shape[0]
+    if rows % (2 * count):
+        raise CheckpointError(f"{tensor.name} has {rows} rows, a multiple of {2 * count} was expected")
+    return rows_regrouped(tensor, (count, rows // count // 2, 2), (0, 2, 1))
 
 
-def _transformer_config(file: GgufFile) -> dict[str, Any]:
-    """What every architecture has."""
-    metadata, architecture = file.metadata, file.architecture
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise CheckpointError(
-            f"{file.path} has no token_embd.weight matrix", hint="a vocabulary alone is no model"
-        )
-    config = {
-        "vocab_size": embedding.shape[0],
-        "hidden_size": _count(metadata, f"{architecture}.embedding_length"),
-        "intermediate_size": _count(metadata, f"{architecture}.feed_forward_length"),
-        "num_hidden_layers": _count(metadata, f"{architecture}.block_count"),
-        "num_attention_heads": _count(metadata, f"{architecture}.attention.head_count"),
-        "max_position_embeddings": _count(metadata, f"{architecture}.context_length"),
-    }
-    if config["hidden_size"] != embedding.shape[1]:
-        raise CheckpointError(
-            f"{file.path}: embedding_length is {config['hidden_size']},"
-            f" token_embd.weight has {embedding.shape[1]} columns"
-        )
-    if config["hidden_size"] % config["num_attention_heads"]:
-        raise CheckpointError(
-            f"{file.path}: {config['num_attention_heads']} heads do not divide width {config['hidden_size']}"
-        )
-    if config["num_hidden_layers"] > _MAX_LAYERS:
-        raise CheckpointError(
-            f"{file.path} claims {config['num_hidden_layers']} layers, the limit is {_MAX_LAYERS}"
-        )
-    ids = {name: metadata.integer(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")}
-    return config | {
-        "bos_token_id": ids["bos"],
-        "eos_token_id": ids["eos"],
-        "pad_token_id": ids["padding"],
-    }
+def _less_one(name: str, config: JsonObject) -> Change | None:
+    """Weights of Gemma's norms are stored as they are multiplied with; they were less 1. What the graph adds
+    up again is what is stored: exactly for 0.5 and more, within half a float32 step of 1 for less."""
+    return partial(shifted, offset=-1.0) if name.endswith("norm.weight") else None
 
 
-def _refuse_variations(metadata: GgufMetadata, head_dim: int) -> None:
-    """Refuse what would change the result and that the Llama of Hugging Face does not have."""
-    rope_dim = metadata.integer("llama.rope.dimension_count")
-    value_dim = metadata.integer("llama.attention.value_length")
-    window = metadata.integer("llama.attention.sliding_window")
-    if rope_dim not in (None, head_dim):
-        raise UnsupportedError(f"{metadata.path}: rotary embedding of {rope_dim} of {head_dim} dimensions")
-    if value_dim not in (None, head_dim):
-        raise UnsupportedError(f"{metadata.path}: values of {value_dim} dimensions beside keys of {head_dim}")
-    if window is not None and window < _count(metadata, "llama.context_length"):
-        raise UnsupportedError(f"{metadata.path}: sliding-window attention over {window} tokens")
+def _by_inputs(name: str, config: JsonObject) -> Change | None:
+    """Matrices of GPT-2 are [out, in]; they were [in, out]."""
+    return transposed_back if re.search(r"\.c_(attn|proj|fc)\.weight$", name) else None
 
 
-def _rope_parameters(file: GgufFile, head_dim: int) -> dict[str, Any]:
-    """`rope_parameters` of transformers 5: default, linear, yarn, or llama3 (recovered from its factors)."""
-    metadata = file.metadata
-    theta = metadata.number("llama.rope.freq_base")
-    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0 if theta is None else theta}
-    if not parameters["rope_theta"] > 0:
-        raise CheckpointError(f"{file.path}: llama.rope.freq_base is {theta}, a positive number was expected")
-    if ROPE_FREQS in file.tensors:
-        return parameters | _llama3_rope(file, parameters["rope_theta"], head_dim)
-    scaling = metadata.text("llama.rope.scaling.type")
-    match scaling:
-        case None | "none":
-            return parameters
-        case "linear" | "yarn":
-            parameters |= {"rope_type": scaling, "factor": _positive(metadata, "llama.rope.scaling.factor")}
-            original = metadata.integer("llama.rope.scaling.original_context_length")
-            if scaling == "yarn" and original is not None:
-                parameters["original_max_position_embeddings"] = original
-            return parameters
-        case other:
-            raise UnsupportedError(
-                f"{file.path} has rope scaling {other!r}, supported are linear, yarn and llama3"
-            )
+def _by_heads(name: str, config: JsonObject) -> Change | None:
+    """Rows of GPT-NeoX's fused matrix are (q/k/v, head, dimension); they were (head, q/k/v, dimension)."""
+    if not re.search(r"\.query_key_value\.(weight|bias)$", name):
+        return None
+    heads = config["num_attention_heads"]
+    return partial(rows_regrouped, shape=(3, heads, config["hidden_size"] // heads), axes=(1, 0, 2))
 
 
-def _llama3_rope(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
-    """The parameters whose frequency divisors the file stores; UnsupportedError where they are unusual."""
-    stored = file.tensors[ROPE_FREQS]
-    factors = stored.data.view("<f4").astype(np.float64) if stored.format.name == "F32" else np.zeros(0)
-    parameters = {"rope_type": "llama3", "factor": float(factors.max(initial=1.0)), **_LLAMA3_ROPE}
-    expected = llama3_factors({**parameters, "rope_theta": theta}, head_dim)
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-5):
-        raise UnsupportedError(f"{file.path}: {ROPE_FREQS} holds no rope scaling of Llama 3.1")
-    return parameters
-
-
-def llama3_factors(parameters: JsonObject, head_dim: int) -> NDArray[np.float64]:
-    """The divisors of frequencies [head_dim / 2] that `rope_parameters` of llama3 stand for.
-
-    Formula: _compute_llama3_parameters of transformers' modeling_rope_utils.py.
-    """
-    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    wavelengths = 2 * np.pi * parameters["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip(
-        (parameters["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0.0, 1.0
-    )
-    factors: NDArray[np.float64] = 1 / ((1 - smooth) / parameters["factor"] + smooth)
-    return factors
-
-
-def _count(metadata: GgufMetadata, key: str) -> int:
-    if isinstance(metadata.get(key), np.ndarray):
-        raise UnsupportedError(f"{metadata.path}: {key} differs between layers")
-    value = metadata.integer(key)
-    if value is None or value < 1:
-        raise CheckpointError(f"{metadata.path}: {key} is {value}, a positive integer was expected")
-    return value
-
-
-def _positive(metadata: GgufMetadata, key: str) -> float:
-    value = metadata.number(key)
-    if value is None or not 0 < value < float("inf"):
-        raise CheckpointError(f"{metadata.path}: {key} is {value}, a positive number was expected")
-    return value
+# What conversion moves about, and how to undo it, by general.architecture.
+_ARRANGED: Mapping[str, Callable[[str, JsonObject], Change | None]] = {
+    "llama": _in_halves,
+    "smollm3": _in_halves,
+    "gemma": _less_one,
+    "gemma2": _less_one,
+    "gemma3": _less_one,
+    "gpt2": _by_inputs,
+    "gptneox": _by_heads,
+}

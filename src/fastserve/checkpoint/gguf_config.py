@@ -1,0 +1,358 @@
+"""The config.json of the model in a GGUF file, from its metadata.
+
+Keys and their meaning are those of llama.cpp (gguf-py/gguf/constants.py, convert_hf_to_gguf.py). What it has
+in its code and not in the file is in ours too: the comments say where from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastserve.checkpoint.gguf import GgufFile, GgufMetadata
+from fastserve.errors import CheckpointError, UnsupportedError
+from fastserve.types import JsonObject
+
+# Not parameters: how files store the rope scaling of Llama 3.1 and of Phi-3.
+ROPE_FREQS = "rope_freqs.weight"
+_LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+ROPE_TENSORS = (ROPE_FREQS, *_LONGROPE_FACTORS.values())
+
+_MAX_LAYERS = 10_000
+# What every Llama 3.1+ release uses, and what the files leave out (its config.json, "rope_scaling").
+_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# Of the largest of each Gemma, whose scores are scaled by its own number: its layers (llama-model.cpp).
+_LARGEST_GEMMA_LAYERS = {"gemma2": 46, "gemma3": 62}
+_GEMMA3_LOCAL_THETA = 10_000.0  # llama-model.cpp, rope_freq_base_train_swa
+_SMOLLM3_INTERVAL = 4  # llama-model.cpp, n_no_rope_layer_step
+
+
+def config_from_gguf(file: GgufFile) -> JsonObject:
+    """The config.json that the model was converted from, as far as it decides what is computed.
+
+    Raises:
+        UnsupportedError: the architecture, or a variation of it, is not one of ours.
+        CheckpointError: a value is missing or out of range.
+    """
+    read = _READERS.get(file.architecture)
+    if read is None:
+        raise UnsupportedError(
+            f"{file.path} has architecture {file.architecture!r},"
+            f" supported in GGUF are {', '.join(_READERS)}",
+            hint="docs/guides/add-a-model.md says how to add one",
+        )
+    return read(file)
+
+
+def _read_llama(file: GgufFile) -> JsonObject:
+    """Llama, and Mistral, which the format does not tell from it but for its window."""
+    config = _llama_kind(file, "llama", "LlamaForCausalLM") | {
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+    }
+    window = _window(file)
+    if window is None or window >= config["max_position_embeddings"]:
+        return config
+    for flag in ("attention_bias", "mlp_bias"):
+        if config[flag]:
+            raise UnsupportedError(f"{file.path}: a sliding window of {window} tokens beside {flag}")
+    return config | {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "sliding_window": window,
+    }
+
+
+def _read_smollm3(file: GgufFile) -> JsonObject:
+    return _llama_kind(file, "smollm3", "SmolLM3ForCausalLM") | {
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+        "no_rope_layer_interval": _SMOLLM3_INTERVAL,
+    }
+
+
+def _read_qwen2(file: GgufFile) -> JsonObject:
+    return _llama_kind(file, "qwen2", "Qwen2ForCausalLM")
+
+
+def _read_qwen3(file: GgufFile) -> JsonObject:
+    has_bias = "blk.0.attn_q.bias" in file.tensors
+    return _llama_kind(file, "qwen3", "Qwen3ForCausalLM") | {"attention_bias": has_bias}
+
+
+def _read_gemma(file: GgufFile) -> JsonObject:
+    return _llama_kind(file, "gemma", "GemmaForCausalLM") | {"hidden_activation": "gelu_pytorch_tanh"}
+
+
+def _read_gemma2(file: GgufFile) -> JsonObject:
+    config = _llama_kind(file, "gemma2", "Gemma2ForCausalLM")
+    return config | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": _query_scalar(file, config),
+        "sliding_window": _window(file),
+        "attn_logit_softcapping": file.metadata.number("gemma2.attn_logit_softcapping"),
+        "final_logit_softcapping": file.metadata.number("gemma2.final_logit_softcapping"),
+    }
+
+
+def _read_gemma3(file: GgufFile) -> JsonObject:
+    config = _llama_kind(file, "gemma3_text", "Gemma3ForCausalLM")
+    full = config.pop("rope_parameters")
+    theta = file.metadata.number("gemma3.rope.freq_base_swa")
+    sliding = {"rope_type": "default", "rope_theta": _GEMMA3_LOCAL_THETA if theta is None else theta}
+    return config | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": _query_scalar(file, config),
+        "sliding_window": _window(file),
+        "final_logit_softcapping": file.metadata.number("gemma3.final_logit_softcapping"),
+        "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
+    }
+
+
+def _read_phi3(file: GgufFile) -> JsonObject:
+    config = _llama_kind(file, "phi3", "Phi3ForCausalLM", is_partial=True)
+    window = _window(file)
+    return config | {
+        # 0 says that there is none.
+        "sliding_window": window or None,
+        "original_max_position_embeddings": file.metadata.integer("phi3.rope.scaling.original_context_length")
+        or config["max_position_embeddings"],
+    }
+
+
+def _read_gpt2(file: GgufFile) -> JsonObject:
+    config = _transformer_config(file)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config["vocab_size"],
+        "n_embd": config["hidden_size"],
+        "n_inner": config["intermediate_size"],
+        "n_layer": config["num_hidden_layers"],
+        "n_head": config["num_attention_heads"],
+        "n_positions": config["max_position_embeddings"],
+        "layer_norm_epsilon": _positive(file.metadata, "gpt2.attention.layer_norm_epsilon"),
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        **{key: value for key, value in config.items() if key.endswith("_token_id")},
+    }
+
+
+def _read_gptneox(file: GgufFile) -> JsonObject:
+    config, metadata = _transformer_config(file), file.metadata
+    head_dim = config["hidden_size"] // config["num_attention_heads"]
+    is_parallel = metadata.flag("gptneox.use_parallel_residual")
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        **config,
+        "hidden_act": "gelu",
+        "layer_norm_eps": _positive(metadata, "gptneox.attention.layer_norm_epsilon"),
+        "use_parallel_residual": True if is_parallel is None else is_parallel,
+        "attention_bias": "blk.0.attn_qkv.bias" in file.tensors,
+        "rope_parameters": _rope_parameters(file, head_dim, is_partial=True),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+
+
+def _read_bert(file: GgufFile) -> JsonObject:
+    token_types = file.tensors.get("token_types.weight")
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        **_transformer_config(file),
+        "hidden_act": "gelu",
+        "layer_norm_eps": _positive(file.metadata, "bert.attention.layer_norm_epsilon"),
+        "type_vocab_size": 2 if token_types is None else token_types.shape[0],
+    }
+
+
+# By general.architecture.
+_READERS: Mapping[str, Callable[[GgufFile], JsonObject]] = {
+    "llama": _read_llama,
+    "bert": _read_bert,
+    "qwen2": _read_qwen2,
+    "qwen3": _read_qwen3,
+    "gemma": _read_gemma,
+    "gemma2": _read_gemma2,
+    "gemma3": _read_gemma3,
+    "phi3": _read_phi3,
+    "smollm3": _read_smollm3,
+    "gpt2": _read_gpt2,
+    "gptneox": _read_gptneox,
+}
+
+
+def _llama_kind(
+    file: GgufFile, model_type: str, class_name: str, *, is_partial: bool = False
+) -> dict[str, Any]:
+    """What is stored alike of all that are made like Llama. With `is_partial`, part of a head may turn."""
+    metadata, architecture = file.metadata, file.architecture
+    config = _transformer_config(file)
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    head_dim = metadata.integer(f"{architecture}.attention.key_length")
+    if head_dim is None:
+        if hidden % heads:
+            raise CheckpointError(f"{file.path}: {heads} heads do not divide width {hidden}")
+        head_dim = hidden // heads
+    value_dim = metadata.integer(f"{architecture}.attention.value_length")
+    if value_dim not in (None, head_dim):
+        raise UnsupportedError(f"{file.path}: values of {value_dim} dimensions beside keys of {head_dim}")
+    kv_heads = metadata.integer(f"{architecture}.attention.head_count_kv") or heads
+    if not 0 < kv_heads <= heads or heads % kv_heads:
+        raise CheckpointError(f"{file.path}: {kv_heads} key-value heads do not divide {heads} heads")
+    rope = _rope_parameters(file, head_dim, is_partial=is_partial)
+    return {
+        "architectures": [class_name],
+        "model_type": model_type,
+        **config,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": _positive(metadata, f"{architecture}.attention.layer_norm_rms_epsilon"),
+        "rope_theta": rope["rope_theta"],
+        "rope_parameters": rope,
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+
+
+def _transformer_config(file: GgufFile) -> dict[str, Any]:
+    """What every architecture has."""
+    metadata, architecture = file.metadata, file.architecture
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise CheckpointError(
+            f"{file.path} has no token_embd.weight matrix", hint="a vocabulary alone is no model"
+        )
+    config = {
+        "vocab_size": embedding.shape[0],
+        "hidden_size": _count(metadata, f"{architecture}.embedding_length"),
+        "intermediate_size": _count(metadata, f"{architecture}.feed_forward_length"),
+        "num_hidden_layers": _count(metadata, f"{architecture}.block_count"),
+        "num_attention_heads": _count(metadata, f"{architecture}.attention.head_count"),
+        "max_position_embeddings": _count(metadata, f"{architecture}.context_length"),
+    }
+    if config["hidden_size"] != embedding.shape[1]:
+        raise CheckpointError(
+            f"{file.path}: embedding_length is {config['hidden_size']},"
+            f" token_embd.weight has {embedding.shape[1]} columns"
+        )
+    if config["num_hidden_layers"] > _MAX_LAYERS:
+        raise CheckpointError(
+            f"{file.path} claims {config['num_hidden_layers']} layers, the limit is {_MAX_LAYERS}"
+        )
+    ids = {name: metadata.integer(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")}
+    return config | {
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ids["eos"],
+        "pad_token_id": ids["padding"],
+    }
+
+
+def _window(file: GgufFile) -> int | None:
+    return file.metadata.integer(f"{file.architecture}.attention.sliding_window")
+
+
+def _query_scalar(file: GgufFile, config: JsonObject) -> int:
+    """Of Gemma: scores are divided by its root. The file does not say; llama.cpp knows the largest model."""
+    if config["num_hidden_layers"] == _LARGEST_GEMMA_LAYERS[file.architecture]:
+        return int(config["hidden_size"]) // int(config["num_attention_heads"])
+    return int(config["head_dim"])
+
+
+def _rope_parameters(file: GgufFile, head_dim: int, *, is_partial: bool = False) -> dict[str, Any]:
+    """`rope_parameters` of transformers 5: default, linear, yarn, longrope, or llama3 (recovered from its
+    factors)."""
+    metadata, architecture = file.metadata, file.architecture
+    theta = metadata.number(f"{architecture}.rope.freq_base")
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0 if theta is None else theta}
+    if not parameters["rope_theta"] > 0:
+        raise CheckpointError(
+            f"{file.path}: {architecture}.rope.freq_base is {theta}, a positive number was expected"
+        )
+    rope_dim = metadata.integer(f"{architecture}.rope.dimension_count")
+    if rope_dim not in (None, head_dim):
+        if not is_partial:
+            raise UnsupportedError(f"{file.path}: rotary embedding of {rope_dim} of {head_dim} dimensions")
+        parameters["partial_rotary_factor"] = rope_dim / head_dim
+    elif is_partial:
+        parameters["partial_rotary_factor"] = 1.0
+    if ROPE_FREQS in file.tensors:
+        return parameters | _llama3_rope(file, parameters["rope_theta"], head_dim)
+    if any(name in file.tensors for name in _LONGROPE_FACTORS.values()):
+        return parameters | _longrope(file)
+    scaling = metadata.text(f"{architecture}.rope.scaling.type")
+    match scaling:
+        case None | "none":
+            return parameters
+        case "linear" | "yarn":
+            factor = _positive(metadata, f"{architecture}.rope.scaling.factor")
+            parameters |= {"rope_type": scaling, "factor": factor}
+            original = metadata.integer(f"{architecture}.rope.scaling.original_context_length")
+            if scaling == "yarn" and original is not None:
+                parameters["original_max_position_embeddings"] = original
+            return parameters
+        case other:
+            raise UnsupportedError(
+                f"{file.path} has rope scaling {other!r}, supported are linear, yarn, longrope and llama3"
+            )
+
+
+def _longrope(file: GgufFile) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"rope_type": "longrope"}
+    for key, name in _LONGROPE_FACTORS.items():
+        stored = file.tensors.get(name)
+        if stored is None or stored.format.name != "F32":
+            raise CheckpointError(f"{file.path}: {name} of its rope scaling is missing or not float32")
+        parameters[key] = stored.data.view("<f4").astype(np.float64).tolist()
+    scale = file.metadata.number(f"{file.architecture}.rope.scaling.attn_factor")
+    if scale is not None:
+        parameters["attention_factor"] = scale
+    original = file.metadata.integer(f"{file.architecture}.rope.scaling.original_context_length")
+    if original is not None:
+        parameters["original_max_position_embeddings"] = original
+    return parameters
+
+
+def _llama3_rope(file: GgufFile, theta: float, head_dim: int) -> dict[str, Any]:
+    """The parameters whose frequency divisors the file stores; UnsupportedError where they are unusual."""
+    stored = file.tensors[ROPE_FREQS]
+    factors = stored.data.view("<f4").astype(np.float64) if stored.format.name == "F32" else np.zeros(0)
+    parameters = {"rope_type": "llama3", "factor": float(factors.max(initial=1.0)), **_LLAMA3_ROPE}
+    expected = llama3_factors({**parameters, "rope_theta": theta}, head_dim)
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-5):
+        raise UnsupportedError(f"{file.path}: {ROPE_FREQS} holds no rope scaling of Llama 3.1")
+    return parameters
+
+
+def llama3_factors(parameters: JsonObject, head_dim: int) -> NDArray[np.float64]:
+    """The divisors of frequencies [head_dim / 2] that `rope_parameters` of llama3 stand for.
+
+    Formula: _compute_llama3_parameters of transformers' modeling_rope_utils.py.
+    """
+    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    wavelengths = 2 * np.pi * parameters["rope_theta"] ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = np.clip(
+        (parameters["original_max_position_embeddings"] / wavelengths - low) / (high - low), 0.0, 1.0
+    )
+    factors: NDArray[np.float64] = 1 / ((1 - smooth) / parameters["factor"] + smooth)
+    return factors
+
+
+def _count(metadata: GgufMetadata, key: str) -> int:
+    if isinstance(metadata.get(key), np.ndarray):
+        raise UnsupportedError(f"{metadata.path}: {key} differs between layers")
+    value = metadata.integer(key)
+    if value is None or value < 1:
+        raise CheckpointError(f"{metadata.path}: {key} is {value}, a positive integer was expected")
+    return value
+
+
+def _positive(metadata: GgufMetadata, key: str) -> float:
+    value = metadata.number(key)
+    if value is None or not 0 < value < float("inf"):
+        raise CheckpointError(f"{metadata.path}: {key} is {value}, a positive number was expected")
+    return value
