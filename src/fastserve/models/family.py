@@ -35,9 +35,17 @@ ModelConfig = DecoderConfig | EncoderConfig
 
 @dataclass(frozen=True, slots=True)
 class EncoderFamily:
-    """A page of `models`: its reader of configs, its encoder, which gives token vectors [tokens, hidden_size]
-    by the names of a checkpoint's tensors, and the heads that may follow."""
+    """A page of `models`.
 
+    Attributes:
+        title: what people call it.
+        read_config: reads a config.json.
+        encode: adds the encoder to a graph, by the names of a checkpoint's tensors; gives token vectors
+            [tokens, hidden_size].
+        heads: what may follow it.
+    """
+
+    title: str
     read_config: Callable[[JsonObject], EncoderConfig]
     encode: Callable[[GraphBuilder, EncoderConfig, Collection[str]], Value]
     heads: Callable[[EncoderConfig], HeadLayouts]
@@ -82,15 +90,16 @@ DECODER_FAMILIES: Mapping[str, DecoderFamily] = {
     ),
     "opt": DecoderFamily("OPT", ("OPTForCausalLM",), read_opt, build_opt),
 }
-_ROBERTA = EncoderFamily(read_roberta, encode_roberta, roberta_heads)
 ENCODER_FAMILIES: Mapping[str, EncoderFamily] = {
-    "bert": EncoderFamily(read_bert, encode_bert, bert_heads),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "mpnet": EncoderFamily(read_mpnet, encode_mpnet, mpnet_heads),
-    "distilbert": EncoderFamily(read_distilbert, encode_distilbert, distilbert_heads),
-    "albert": EncoderFamily(read_albert, encode_albert, albert_heads),
-    "modernbert": EncoderFamily(read_modernbert, encode_modernbert, modernbert_heads),
+    "bert": EncoderFamily("BERT, MiniLM, BGE, E5", read_bert, encode_bert, bert_heads),
+    "roberta": EncoderFamily("RoBERTa", read_roberta, encode_roberta, roberta_heads),
+    "xlm-roberta": EncoderFamily(
+        "XLM-R, multilingual E5, BGE-M3", read_roberta, encode_roberta, roberta_heads
+    ),
+    "mpnet": EncoderFamily("MPNet", read_mpnet, encode_mpnet, mpnet_heads),
+    "distilbert": EncoderFamily("DistilBERT", read_distilbert, encode_distilbert, distilbert_heads),
+    "albert": EncoderFamily("ALBERT", read_albert, encode_albert, albert_heads),
+    "modernbert": EncoderFamily("ModernBERT", read_modernbert, encode_modernbert, modernbert_heads),
 }
 
 

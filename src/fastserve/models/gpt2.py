@@ -22,6 +22,7 @@ from fastserve.models.config_value import (
 from fastserve.types import JsonObject
 
 # Stored as `Conv1D` of transformers has them, [in, out].
+_QKV = "attn.c_attn.weight"
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
@@ -63,11 +64,14 @@ def read_gpt2(config: JsonObject) -> Gpt2Config:
 
 
 def arrange_gpt2(config: Gpt2Config, tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
-    """The tensors with matrices as [out, in].
+    """The tensors with matrices as [out, in], which those that GPTQ or AWQ packed are already.
 
     Raises:
         UnsupportedError: a matrix is stored in blocks, which cannot be transposed.
     """
+    width = config.hidden_size
+    if any(name.endswith(_QKV) and tensors[name].shape == (3 * width, width) for name in tensors):
+        return tensors
     return Arranged(tensors, {name: transposed for name in tensors if name.endswith(_TRANSPOSED)})
 
 

@@ -1,0 +1,275 @@
+"""The table of docs/models.md: which families open from which formats, and compute what `transformers` does.
+
+`python tests/models/family_table.py` writes it; `test_family_table.py` fails where it is stale.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(CHECKOUT / "tests"), str(CHECKOUT / "tests" / "models")]
+
+from decoder_configs import DECODERS, LLAMA  # noqa: E402
+
+from fastserve.checkpoint.checkpoint import open_checkpoint  # noqa: E402
+from fastserve.checkpoint.conversion import Matrices  # noqa: E402
+from fastserve.checkpoint.convert_checkpoint import convert  # noqa: E402
+from fastserve.errors import UnsupportedError  # noqa: E402
+from fastserve.graph.node import Embedding, Linear  # noqa: E402
+from fastserve.models.family import (  # noqa: E402
+    DECODER_FAMILIES,
+    ENCODER_FAMILIES,
+    build_graph,
+    read_config,
+)
+from fastserve.types import Float32Array  # noqa: E402
+from parity import (  # noqa: E402
+    RANGE_BOUND,
+    compile_graph,
+    load_model,
+    range_error,
+    run_embeddings,
+    run_logits,
+)
+from tiny_encoders import ENCODERS, hf_encoder, hf_vectors  # noqa: E402
+from tiny_models import random_language_model  # noqa: E402
+
+DOCUMENT = CHECKOUT / "docs" / "models.md"
+SCRIPT = "tests/models/family_table.py"
+YES, NO = "yes", "–"
+
+TEXT: list[int] = np.random.default_rng(3).integers(5, 300, 40).tolist()
+
+# Widths that are whole blocks of 32, so that every format could hold the matrices.
+_WIDTHS = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "head_dim": 16,
+    "dim": 64,
+    "hidden_dim": 128,
+    "embedding_size": 32,
+    "n_embd": 64,
+    "ffn_dim": 128,
+    "word_embed_proj_dim": 64,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    config["model_type"]: {**config, **{key: _WIDTHS[key] for key in _WIDTHS.keys() & config.keys()}}
+    for name, config in {"llama": LLAMA, **DECODERS, **ENCODERS}.items()
+    if "," not in name
+}
+# The same text models inside another config.
+TEXT_PARTS = {"gemma3": "gemma3_text"}
+
+
+def save(model_type: str, folder: Path) -> Float32Array:
+    """Save a random model of a family and a tokenizer; give what it computes of TEXT: logits, or the mean of
+    its vectors."""
+    import torch
+
+    config = CONFIGS[model_type]
+    if model_type in ENCODER_FAMILIES:
+        model = hf_encoder(config)
+        expected = hf_vectors(model, TEXT).mean(0, keepdims=True)
+    else:
+        model = random_language_model(config)
+        with torch.no_grad():
+            expected = np.asarray(model(torch.tensor([TEXT])).logits[0].numpy())
+    model.save_pretrained(folder)
+    save_tokenizer(folder, is_encoder=model_type in ENCODER_FAMILIES)
+    return expected
+
+
+def save_tokenizer(folder: Path, *, is_encoder: bool) -> None:
+    """Every byte a token, or, of encoders, every letter a word piece."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    if is_encoder:
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        pieces = [*special, *(mark + chr(code) for mark in ("", "##") for code in range(33, 127))]
+        tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            "[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", [("[CLS]", 2), ("[SEP]", 3)]
+        )
+        tokenizer.add_special_tokens(special)
+        roles = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
+    else:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens(["<|endoftext|>"])
+        roles = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles))
+
+
+def matrices_of(folder: Path) -> Matrices:
+    checkpoint = open_checkpoint(folder)
+    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors.keys())
+    words = {node.weight for node in graph.nodes if isinstance(node, Embedding) and node.ids == "token_ids"}
+    linears = [node for node in graph.nodes if isinstance(node, Linear)]
+    heads = {node.weight for node in linears if node.out.width == checkpoint.config["vocab_size"]}
+    tables = words | heads
+    return Matrices(
+        linears={n for node in linears if node.weight not in tables for n in node.weight.names},
+        tables={name for weight in tables for name in weight.names},
+    )
+
+
+def keep(folder: Path, output: Path) -> Path:
+    return folder
+
+
+def converted(target: Any, weights: Any) -> Callable[[Path, Path], Path]:
+    def write(folder: Path, output: Path) -> Path:
+        convert(open_checkpoint(folder), target, weights, output, matrices_of(folder))
+        return output
+
+    return write
+
+
+def packed(method: str) -> Callable[[Path, Path], Path]:
+    """Linears as the libraries of GPTQ and AWQ pack them: 4 bits, groups of 32."""
+
+    def write(folder: Path, output: Path) -> Path:
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(folder / "model.safetensors")
+        is_transposed = json.loads((folder / "config.json").read_text())["model_type"] == "gpt2"
+        for name in sorted(matrices_of(folder).linears):
+            weight, module = tensors.pop(name).numpy(), name.removesuffix(".weight")
+            weight = weight.T if is_transposed else weight
+            tensors |= {f"{module}.{part}": tensor for part, tensor in pack(weight, method).items()}
+        output.mkdir()
+        save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
+        (output / "config.json").write_text(json.dumps(config))
+        return output
+
+    return write
+
+
+def pack(weight: Float32Array, method: str) -> dict[str, Any]:
+    """`qweight`, `qzeros` and `scales` of weight [out, in]: by columns of it for GPTQ (gptqmodel,
+    nn_modules/qlinear), by rows in an order of their own for AWQ (awq/modules/linear/gemm.py)."""
+    import torch
+
+    depth, width = weight.T.shape
+    groups = weight.T.reshape(depth // 32, 32, width)
+    scales = (np.abs(groups).max(1) / 7.5).astype(np.float16)
+    zero = 8
+    numbers = np.clip(np.rint(groups / scales[:, None].astype(np.float32)) + zero, 0, 15)
+    numbers = numbers.astype(np.uint32).reshape(depth, width)
+    zeros = np.full((depth // 32, width), zero, np.uint32)
+    order = [0, 2, 4, 6, 1, 3, 5, 7] if method == "awq" else range(8)
+
+    def to_words(eights: Any) -> Any:  # [..., 8] -> [...]
+        words = sum(eights[..., neighbour] << np.uint32(4 * i) for i, neighbour in enumerate(order))
+        return torch.from_numpy(np.ascontiguousarray(words).view(np.int32))
+
+    by_row = numbers.reshape(depth, width // 8, 8)
+    by_column = numbers.reshape(depth // 8, 8, width).swapaxes(1, 2)
+    stored_zeros = zeros if method == "awq" else zeros - 1
+    return {
+        "qweight": to_words(by_row if method == "awq" else by_column),
+        "qzeros": to_words(stored_zeros.reshape(len(zeros), width // 8, 8)),
+        "scales": torch.from_numpy(scales.copy()),
+    }
+
+
+# Title -> how a saved folder becomes one of that format, and the least correlation of what it computes with
+# what was saved: rounding to 4 bits leaves about this much, a row out of place next to nothing.
+FORMATS: Mapping[str, tuple[Callable[[Path, Path], Path], float]] = {
+    "safetensors": (keep, 1.0),
+    "GGUF": (converted("gguf", "int8"), 0.99),
+    "compressed-tensors int8": (converted("compressed-tensors", "int8"), 0.99),
+    "compressed-tensors int4": (converted("compressed-tensors", "int4:g32"), 0.8),
+    "GPTQ": (packed("gptq"), 0.8),
+    "AWQ": (packed("awq"), 0.8),
+}
+
+
+def compute(folder: Path, backend: str) -> Float32Array:
+    """What we compute of TEXT, in float32."""
+    graph, parameters = load_model(folder)
+    executable = compile_graph(backend, graph, parameters, max_context=64)
+    if "embedding" in graph.outputs:
+        return run_embeddings(executable, [TEXT])
+    return run_logits(executable, TEXT)
+
+
+def opens(folder: Path, expected: Float32Array, backend: str, least_correlation: float) -> bool:
+    """Whether a model opens; False where it is refused by name.
+
+    Raises:
+        AssertionError: it opens and computes something else.
+    """
+    try:
+        actual = compute(folder, backend)
+    except UnsupportedError:
+        return False
+    if least_correlation == 1.0:
+        assert range_error(actual, expected) < RANGE_BOUND
+    else:
+        correlation = np.corrcoef(actual.ravel(), expected.ravel())[0, 1]
+        assert correlation > least_correlation, f"{folder} correlates by {correlation:.4f}"
+    return True
+
+
+def cells(model_type: str, folder: Path) -> list[str]:
+    """A family's row of the table but for its names. `folder` is empty; the model is saved in it."""
+    saved = folder / "saved"
+    expected = save(model_type, saved)
+    found = [opens(saved, expected, backend, 1.0) for backend in ("native", "torch")]
+    for name, (write, least_correlation) in FORMATS.items():
+        if name == "safetensors":
+            continue
+        try:
+            written = write(saved, folder / name.replace(" ", "-"))
+        except UnsupportedError:
+            found.append(False)
+            continue
+        found.append(opens(written, expected, "torch", least_correlation))
+    return [YES if cell else NO for cell in found]
+
+
+def row(model_type: str, folder: Path) -> str:
+    families = {**DECODER_FAMILIES, **ENCODER_FAMILIES}
+    also = [other for other, own in TEXT_PARTS.items() if own == model_type]
+    names = ", ".join(f"`{name}`" for name in (model_type, *also))
+    return f"| {' | '.join([families[model_type].title, names, *cells(model_type, folder)])} |"
+
+
+HEADER = ("family", "`model_type`", "native", "torch", *(name for name in FORMATS if name != "safetensors"))
+
+
+def main() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    rows = ["| " + " | ".join(HEADER) + " |", "| " + " | ".join("---" for _ in HEADER) + " |"]
+    for model_type in CONFIGS:
+        with tempfile.TemporaryDirectory() as folder:
+            rows.append(row(model_type, Path(folder)))
+            print(rows[-1], flush=True)
+    table = "\n".join(rows)
+    pattern = r"(<!-- table families -->\n).*?(<!-- end of table -->)"
+    updated = re.sub(pattern, lambda match: f"{match[1]}{table}\n{match[2]}", text, flags=re.DOTALL)
+    DOCUMENT.write_text(updated, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
