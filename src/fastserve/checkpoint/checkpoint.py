@@ -98,7 +98,7 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 def open_folder(folder: Path, read_tensors: Callable[[JsonObject], Mapping[str, StoredTensor]]) -> Checkpoint:
-    """Open a Hugging Face folder; `read_tensors` gives its tensors by its config. Raises as `open_checkpoint`."""
+    """Open a Hugging Face folder whose tensors `read_tensors` gives. Raises as `open_checkpoint`."""
     config = read_json(folder / "config.json")
     template = _read_chat_template(folder)
     return Checkpoint(
