@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fastserve.checkpoint.checkpoint import open_checkpoint
-from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.convert import to_bf16, to_f32
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import OptionError
-from fastserve.evaluate.model_folder import to_bf16, write_safetensors
+from fastserve.evaluate.model_folder import write_model_folder
 from fastserve.evaluate.random_model import (
     SHAPES,
     make_byte_tokenizer,
@@ -136,8 +136,8 @@ def test_a_tensor_is_written_from_its_pieces(tmp_path: Path) -> None:
     import torch
 
     pieces = [np.arange(4, dtype=np.float32), np.arange(4, 6, dtype=np.float32)]
-    write_safetensors(tmp_path / "m.safetensors", {"a": (2, 3), "b": (6,)}, lambda name: pieces)
-    tensors = safetensors.torch.load_file(tmp_path / "m.safetensors")
+    write_model_folder(tmp_path, {}, "{}", {"a": (2, 3), "b": (6,)}, lambda name: pieces)
+    tensors = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert tensors["a"].dtype == torch.bfloat16
     assert tensors["a"].float().tolist() == [[0, 1, 2], [3, 4, 5]]
     assert tensors["b"].float().tolist() == [0, 1, 2, 3, 4, 5]

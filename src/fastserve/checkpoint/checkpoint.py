@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.errors import CheckpointError, ModelNotFoundError, UnsupportedError
 from fastserve.types import JsonObject
 
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     safetensors_files = sorted(path.glob("*.safetensors"))
     # Sources often add a GGUF conversion beside their own files: config.json says which is the model.
     if safetensors_files and (not gguf_files or (path / "config.json").is_file()):
-        return _open_folder(path, safetensors_files)
+        return open_folder(path, lambda config: assemble(path, config, _read_parts(path, safetensors_files)))
     if len(gguf_files) == 1 and not safetensors_files:
         return _open_file(gguf_files[0])
     if gguf_files:
@@ -98,14 +98,15 @@ def _open_file(path: Path) -> Checkpoint:
     )
 
 
-def _open_folder(folder: Path, safetensors_files: list[Path]) -> Checkpoint:
+def open_folder(folder: Path, read_tensors: Callable[[JsonObject], Mapping[str, StoredTensor]]) -> Checkpoint:
+    """Open a Hugging Face folder whose tensors `read_tensors` gives. Raises as `open_checkpoint`."""
     config = read_json(folder / "config.json")
     template = _read_chat_template(folder)
     return Checkpoint(
         path=folder,
         format="safetensors",
         config=config,
-        tensors=assemble(folder, config, _read_parts(folder, safetensors_files)),
+        tensors=read_tensors(config),
         eos_token_ids=eos_ids_of_folder(folder, config, template),
         chat_template=template,
         sentence=read_sentence_settings(folder),
@@ -153,8 +154,9 @@ def _decode(path: Path, text: bytes) -> str:
 
 def _refuse_pickle(files: Iterable[Path]) -> None:
     for file in files:
-        if file.suffix in _PICKLE_SUFFIXES:
+        if file.suffix in PICKLE_SUFFIXES:
             raise UnsupportedError(
                 f"{file} is a pickle, which can run any code when it is opened: not supported",
-                hint="convert it with transformers: model.save_pretrained(folder) writes safetensors",
+                hint="write its numbers alone: "
+                f"`fastserve convert {file.parent} --allow-pickle --to safetensors --output DIR`",
             )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from fastserve.checkpoint.conversion import ConvertedWeights, Target
 from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.report import format_bytes, print_json
+
+if TYPE_CHECKING:
+    from fastserve.checkpoint.checkpoint import Checkpoint
 
 
 @click.command()
@@ -39,26 +42,32 @@ from fastserve.cli.report import format_bytes, print_json
     metavar="DIR",
     help="The folder to write, which is not there yet.",
 )
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="SOURCE is a folder with pytorch_model.bin: read it through PyTorch's loader of weights alone.",
+)
 @json_option
 @offline_option
 def convert(
-    source: str, target: Target, weights: ConvertedWeights, output: Path, json: bool, offline: bool
+    source: str,
+    target: Target,
+    weights: ConvertedWeights,
+    output: Path,
+    allow_pickle: bool,
+    json: bool,
+    offline: bool,
 ) -> None:
     """Write a model in another format.
 
     What is stored as whole numbers with scales is moved where the new format holds it, and rounded anew where
     it does not; lines say how many tensors became what. Tokenizer, templates and settings come along.
     """
-    from fastserve.checkpoint.checkpoint import open_checkpoint
     from fastserve.checkpoint.conversion import Matrices
     from fastserve.checkpoint.convert_checkpoint import convert as convert_checkpoint
-    from fastserve.cli.progress_bar import download_progress
-    from fastserve.hub.resolve import resolve
     from fastserve.models.matrices import find_matrices
 
-    with download_progress(shown=not json) as progress:
-        path = resolve(source, offline=offline, progress=progress)
-    checkpoint = open_checkpoint(path)
+    checkpoint = _open_pickled(source) if allow_pickle else _open(source, offline=offline, shown=not json)
     # Plain numbers need no graph: models are written that we cannot run.
     matrices = Matrices() if target == "safetensors" else find_matrices(checkpoint)
     conversion = convert_checkpoint(checkpoint, target, weights, output, matrices)
@@ -68,8 +77,32 @@ def convert(
             for (change, reason), count in conversion.changes.most_common()
         ]
         size = {"size_bytes": conversion.num_bytes}
-        print_json({"source": str(path), "output": str(output), "to": target, **size, "changes": changes})
+        print_json(
+            {"source": str(checkpoint.path), "output": str(output), "to": target, **size, "changes": changes}
+        )
         return
     for line in conversion.lines:
         print(line)
     print(f"{output}: {format_bytes(conversion.num_bytes)}")
+
+
+def _open(source: str, *, offline: bool, shown: bool) -> Checkpoint:
+    from fastserve.checkpoint.checkpoint import open_checkpoint
+    from fastserve.cli.progress_bar import download_progress
+    from fastserve.hub.resolve import resolve
+
+    with download_progress(shown=shown) as progress:
+        path = resolve(source, offline=offline, progress=progress)
+    return open_checkpoint(path)
+
+
+def _open_pickled(source: str) -> Checkpoint:
+    from fastserve.errors import ModelNotFoundError
+    from fastserve.tune.pickled_checkpoint import open_pickled
+
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise ModelNotFoundError(
+            f"{source} is no folder", hint="--allow-pickle opens folders: download the model first"
+        )
+    return open_pickled(folder)

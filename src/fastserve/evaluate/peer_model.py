@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastserve.checkpoint.checkpoint import Checkpoint
-from fastserve.checkpoint.convert import to_f32
-from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
-from fastserve.evaluate.gguf_writer import write_gguf
-from fastserve.evaluate.model_folder import write_model_folder
-from fastserve.evaluate.w8a8_writer import write_w8a8
+from fastserve.checkpoint.conversion import ConvertedWeights, Target
+from fastserve.checkpoint.convert_checkpoint import convert
 from fastserve.evaluate.worker import EngineKind, Worker
-from fastserve.types import Float32Array
+from fastserve.models.matrices import find_matrices
 
 
 def peer_job(
@@ -33,8 +30,7 @@ def peer_job(
     if kind.form == "gguf":
         adapted["model"] = str(_as_gguf(checkpoint, peer_folder))
     elif kind.form == "w8a8" and job["weights"] in ("int8", "auto"):
-        adapted["model"] = str(peer_folder / "w8a8")
-        write_w8a8(checkpoint, _read_tokenizer(checkpoint), peer_folder / "w8a8")
+        adapted["model"] = str(_convert(checkpoint, "compressed-tensors", "int8", peer_folder))
     elif kind.form in ("folder", "w8a8"):
         adapted["model"] = str(_as_folder(checkpoint, peer_folder))
     if not kind.prepares:
@@ -46,26 +42,14 @@ def peer_job(
 def _as_gguf(checkpoint: Checkpoint, folder: Path) -> Path:
     if checkpoint.path.suffix == ".gguf":
         return checkpoint.path
-    path = folder / "model.gguf"
-    write_gguf(checkpoint, path)
-    return path
+    return next(_convert(checkpoint, "gguf", "f16", folder).glob("*.gguf"))
 
 
 def _as_folder(checkpoint: Checkpoint, folder: Path) -> Path:
     if checkpoint.format == "safetensors":
         return checkpoint.path
-    shapes = {name: checkpoint.tensors[name].shape for name in checkpoint.tensors}
-
-    def blocks(name: str) -> Iterator[Float32Array]:
-        yield to_f32(checkpoint.tensors[name])
-
-    config = {"architectures": ["LlamaForCausalLM"], **checkpoint.config}
-    write_model_folder(folder / "model", config, _read_tokenizer(checkpoint), shapes, blocks)
-    return folder / "model"
+    return _convert(checkpoint, "safetensors", "bf16", folder)
 
 
-def _read_tokenizer(checkpoint: Checkpoint) -> str:
-    """The text of tokenizer.json."""
-    if checkpoint.metadata is None:
-        return (checkpoint.path / "tokenizer.json").read_text(encoding="utf-8")
-    return str(build_from_gguf(checkpoint.metadata)[0].to_str())
+def _convert(checkpoint: Checkpoint, target: Target, weights: ConvertedWeights, folder: Path) -> Path:
+    return convert(checkpoint, target, weights, folder / "model", find_matrices(checkpoint)).output

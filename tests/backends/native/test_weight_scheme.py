@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,12 +13,14 @@ from fastserve.backends.native.weight_scheme import (
     STORED_SCHEMES,
     WeightScheme,
     choose_schemes,
+    kept_scheme,
 )
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.config import WeightFormat
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
+from stored_tensors import random_grouped
 
 
 @pytest.fixture
@@ -71,6 +73,41 @@ def test_stacked_matrices_of_different_stored_formats_become_float32_and_that_is
     tensors = store_as({"embed": q8, "q": q4, "k": q8, "head": q8})
     assert by_name(choose_schemes(graph, "stored", tensors))["q k"] == SCHEMES["f32"]
     assert "q and k are stored in different formats (q4_1, q8_0)" in caplog.text
+
+
+def grouped(names: str, **kind: Any) -> dict[str, StoredTensor]:
+    return {name: random_grouped(TensorFormat.BF16, (64, 96), name=name, **kind) for name in names.split()}
+
+
+@pytest.mark.parametrize(
+    ("weights", "bits", "group_size", "is_kept"),
+    [
+        ("int8", 8, 32, True),
+        ("int8", 4, 32, True),
+        ("int8:g64", 8, 96, True),
+        ("int4", 4, 32, True),
+        ("int4", 8, 32, False),
+        ("int8", 8, 16, False),
+        ("bf16", 8, 32, False),
+        ("stored", 8, 32, True),
+    ],
+)
+def test_whole_numbers_of_no_more_bits_are_kept(
+    graph: Graph, weights: WeightFormat, bits: int, group_size: int, is_kept: bool
+) -> None:
+    tensors = grouped("q k", bits=bits, group_size=group_size) | store_as(
+        {"embed": TensorFormat.BF16, "head": TensorFormat.BF16}
+    )
+    schemes = by_name(choose_schemes(graph, weights, tensors))
+    kept = kept_scheme(tensors["q"])
+    assert kept.format == ("bf16" if group_size == 16 else f"int{bits}")
+    assert (schemes["q k"] == kept) == is_kept
+    assert weights == "stored" or schemes["embed"] in (SCHEMES[weights], INT8)
+
+
+def test_stacked_whole_numbers_of_different_kinds_are_rounded(graph: Graph) -> None:
+    tensors = grouped("q", bits=8, group_size=32) | grouped("k", bits=4, group_size=32)
+    assert by_name(choose_schemes(graph, "int8", tensors))["q k"] == INT8
 
 
 @pytest.mark.parametrize(("causal", "storage"), [(True, "chosen"), (False, "dense")])
