@@ -121,6 +121,8 @@ BERT_FOR = {"architectures": ["BertForSequenceClassification"]}
     [
         ({}, {}, TaskSettings(task="embed")),
         ({"architectures": ["BertForMaskedLM"]}, {}, TaskSettings(task="embed")),
+        ({}, {"task": "embedding"}, TaskSettings(task="embed", is_declared=True)),
+        ({}, {"task": "summarization"}, TaskSettings(task="generate", is_declared=True)),
         (
             {**BERT_FOR, "id2label": {"1": "spam", "0": "ham"}},
             {"task": "text-classification", "max_length": 64},

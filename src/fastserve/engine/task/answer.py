@@ -10,12 +10,10 @@ import numpy as np
 from fastserve.checkpoint.tokenizer import Encoding
 from fastserve.engine.load import LoadedModel
 from fastserve.engine.task.prepared import Prepared, softmax
-from fastserve.engine.task.token_classification import stride_of
-from fastserve.engine.task.window import Window, cut, fit
+from fastserve.engine.task.window import Window, cut, fit, stride_of
 from fastserve.errors import OptionError
 from fastserve.types import Float32Array
 
-_DEFAULT_STRIDE = 128
 MAX_ANSWER_TOKENS = 30
 
 
@@ -57,7 +55,7 @@ def prepare_answer(
 
     Args:
         can_be_unanswerable: whether the answer may be that there is none.
-        stride: tokens that neighbouring windows share; None: as the model was trained, or 128.
+        stride: tokens that neighbouring windows share; None: as the model was trained, or 64.
 
     Raises:
         OptionError: the text is empty.
@@ -66,7 +64,7 @@ def prepare_answer(
     encoding = model.tokenizer.encode_with_origin(question.strip(), context)
     if 1 not in encoding.parts:
         raise OptionError("the context is empty", hint="give a text to find the answer in", option="context")
-    stride = stride_of(model, _DEFAULT_STRIDE) if stride is None else stride
+    stride = stride_of(model) if stride is None else stride
     windows = cut(model, encoding, part=1, stride=stride)
 
     def finish(logits: Seq[Float32Array]) -> Answer:

@@ -11,10 +11,9 @@ import numpy as np
 from fastserve.checkpoint.tokenizer import Encoding
 from fastserve.engine.load import LoadedModel
 from fastserve.engine.task.prepared import Prepared, softmax
-from fastserve.engine.task.window import Window, cut
+from fastserve.engine.task.window import Window, cut, stride_of
 from fastserve.types import Float32Array
 
-_DEFAULT_STRIDE = 64
 _WORD = re.compile(r"\w+|[^\w\s]")
 # Blocks of the Unicode standard whose scripts write no spaces between words: Thai and Lao, kana, Han.
 _UNSPACED = re.compile(
@@ -52,7 +51,8 @@ def prepare_tags(model: LoadedModel, text: str | Seq[str], *, stride: int | None
     around it.
 
     Args:
-        stride: tokens that neighbouring windows share; None: as the model was trained, or 64.
+        stride: tokens that neighbouring windows share; None: as the model was trained, or 64; a
+            fourth of the model's limit at most.
     """
     offsets = word_offsets(text) if isinstance(text, str) else None
     words: list[str] = list(text)
@@ -62,7 +62,7 @@ def prepare_tags(model: LoadedModel, text: str | Seq[str], *, stride: int | None
         return Prepared([], lambda _: {"entities": [], "tokens": [], "tags": [], "scores": []})
     encoding = model.tokenizer.encode_with_origin(words)
     if stride is None:
-        stride = stride_of(model, _DEFAULT_STRIDE)
+        stride = stride_of(model)
     windows = cut(model, encoding, part=0, stride=min(stride, model.context_length // 4))
     first_tokens = _first_tokens(encoding)
 
@@ -71,12 +71,6 @@ def prepare_tags(model: LoadedModel, text: str | Seq[str], *, stride: int | None
         return _tagging(model, words, found, text if isinstance(text, str) else None, offsets)
 
     return Prepared([window.input for window in windows], finish)
-
-
-def stride_of(model: LoadedModel, default: int) -> int:
-    """Tokens that windows of a long text share, as fastserve.json says."""
-    stride = model.checkpoint.card.get("stride", default)
-    return stride if type(stride) is int and stride >= 0 else default
 
 
 def word_offsets(text: str) -> list[tuple[int, int]]:

@@ -11,6 +11,8 @@ from fastserve.engine.load import LoadedModel
 from fastserve.errors import ContextLengthError
 from fastserve.models.config import EncoderConfig
 
+_DEFAULT_STRIDE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -79,6 +81,12 @@ def cut(model: LoadedModel, encoding: Encoding, *, part: int, stride: int) -> li
         if start + room >= len(place):
             break
     return windows
+
+
+def stride_of(model: LoadedModel) -> int:
+    """Tokens that neighbouring windows of a text share, as fastserve.json says."""
+    stride = model.checkpoint.card.get("stride", _DEFAULT_STRIDE)
+    return stride if type(stride) is int and stride >= 0 else _DEFAULT_STRIDE
 
 
 def _window(model: LoadedModel, encoding: Encoding, tokens: Seq[int]) -> Window:
