@@ -11,8 +11,8 @@ Span = tuple[int, int, str]
 def entities_of_tags(tags: Seq[str]) -> list[Span]:
     """The entities that tags spell, in any of IO, IOB1, IOB2, IOBES (E or L, S or U) and BMES.
 
-    A sequence that its scheme does not have is read as conlleval and seqeval do in their default mode: an entity
-    begins where none of its label goes on.
+    A sequence that its scheme does not have is read as conlleval and seqeval do in their default mode: an
+    entity begins where none of its label goes on.
 
     >>> entities_of_tags(["B-PER", "I-PER", "O", "I-LOC", "S-ORG"])
     [(0, 2, 'PER'), (3, 4, 'LOC'), (4, 5, 'ORG')]
