@@ -153,7 +153,7 @@ def allowed_packages(package: str) -> set[str]:
     if package in OPEN_MODULES:
         return OPEN_MODULES[package]
     if package == "":  # fastserve/__init__.py re-exports lazily what it names
-        return {"_version", "constraint", "engine", "types"}
+        return {"_version", "constraint", "engine", "evaluate", "types"}
     return reachable()[package] | {package} | OPEN_MODULES.keys()
 
 

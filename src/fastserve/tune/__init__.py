@@ -1,11 +1,28 @@
 """Tuning: from a pretrained model and labelled rows to a model directory that serves a task.
 
-Needs the extra `[tune]`; `tune` is the whole path, `TuneOptions` what can be chosen.
+`tune` is the whole path, and needs the extra `[tune]`; `TuneOptions` is what can be chosen.
 """
 
 from __future__ import annotations
 
-from fastserve.tune.options import TuneOptions
-from fastserve.tune.run import TuneResult, tune
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastserve.tune.options import TuneOptions
+    from fastserve.tune.run import TuneResult, tune
 
 __all__ = ["TuneOptions", "TuneResult", "tune"]
+
+_EXPORTS = {
+    "TuneOptions": "fastserve.tune.options",
+    **dict.fromkeys(("TuneResult", "tune"), "fastserve.tune.run"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is re-exported on first use, so that options can be read without what runs."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'fastserve.tune' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_EXPORTS[name]), name)

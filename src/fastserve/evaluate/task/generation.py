@@ -7,7 +7,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastserve.errors import DataError, OptionError
+from fastserve.checkpoint.chat_template import render_chat
+from fastserve.errors import DataError, OptionError, TemplateError
 from fastserve.evaluate.task.task import IGNORED, Examples, Features, Prediction, Row, Scores, place_of
 from fastserve.evaluate.text_overlap import overlap_metrics
 from fastserve.types import Float32Array, JsonObject
@@ -173,13 +174,15 @@ def render(messages: Seq[dict[str, str]], tokenizer: Any, place: str) -> tuple[s
 
 
 def _template(messages: Seq[dict[str, str]], tokenizer: Any, place: str, *, opens: bool) -> str:
-    from jinja2 import TemplateError
-
     try:
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=opens)
+        return render_chat(
+            tokenizer.chat_template,
+            list(messages),
+            special_tokens=tokenizer.special_tokens_map,
+            add_generation_prompt=opens,
+        )
     except TemplateError as error:
-        raise DataError(f"{place}: the chat template refuses the messages: {error}") from error
-    return text
+        raise DataError(f"{place}: {error.message}", hint=error.hint) from error
 
 
 def _lines(messages: Seq[dict[str, str]], end: str) -> tuple[str, list[tuple[int, int]]]:

@@ -1,0 +1,210 @@
+"""Tuning what writes texts: decoders, one in GGUF, with and without adapters, and an encoder-decoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastserve.data import load_data
+from fastserve.evaluate.predictor import PredictorOptions
+from fastserve.evaluate.task.generation import Generation, render
+from fastserve.evaluate.task.task import IGNORED
+from fastserve.evaluate.task_evaluation import evaluate_folder
+from fastserve.tune import TuneOptions, tune
+from tune.conftest import WORDS
+
+WriteRows = Callable[[str, list[dict[str, Any]]], Path]
+QUICK = TuneOptions(epochs=30, batch_size=8, learning_rate=5e-3, device="cpu", max_length=64)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> Any:
+    """Splits at spaces; a template writes roles in angle brackets."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "</s>", "<unk>", "<user>", "<assistant>", "<system>", *WORDS]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.add_tokens(["<user>", "<assistant>", "<system>"], special_tokens=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Any) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("decoder")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(word_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    word_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def copy_rows(count: int) -> list[dict[str, Any]]:
+    """The target is the source's first word, twice."""
+    words = ("Paris", "Rome", "Bonn", "Ann", "Bob")
+    return [
+        {"source": f"{words[i % 5]} is good .", "target": f"{words[i % 5]} {words[i % 5]}"}
+        for i in range(count)
+    ]
+
+
+def test_only_what_the_assistant_says_is_learned(word_tokenizer: Any) -> None:
+    messages = [
+        {"role": "system", "content": "who is Ann"},
+        {"role": "user", "content": "is Ann good ?"},
+        {"role": "assistant", "content": "yes ."},
+        {"role": "user", "content": "and Bob"},
+        {"role": "assistant", "content": "no"},
+    ]
+    task = Generation(name="dialogue", max_length=64)
+    examples = task.encode([{"messages": messages}], word_tokenizer, with_labels=True)
+    labels = [label for label in examples.features[0]["labels"] if label != IGNORED]
+    assert word_tokenizer.convert_ids_to_tokens(labels) == ["yes", ".", "</s>", "no", "</s>"]
+    text, answers = render(messages, word_tokenizer, "row 1")
+    assert [text[start:end] for start, end in answers] == ["yes .</s>", "no</s>"]
+
+
+def test_a_long_text_is_learned_in_pieces_none_of_it_lost(word_tokenizer: Any) -> None:
+    task = Generation(name="causal-lm", max_length=8)
+    text = " ".join(WORDS)
+    examples = task.encode([{"text": text}], word_tokenizer, with_labels=True)
+    assert [token for features in examples.features for token in features["input_ids"]] == [
+        *word_tokenizer(text)["input_ids"],
+        word_tokenizer.eos_token_id,
+    ]
+
+
+def test_a_decoder_learns_to_write_targets_and_the_native_runtime_writes_them(
+    tiny_decoder: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    train, dev = write_rows("train", copy_rows(40)), write_rows("dev", copy_rows(5))
+    result = tune(
+        "summarization",
+        model=str(tiny_decoder),
+        train=train,
+        dev=dev,
+        output=tmp_path / "out",
+        options=replace(QUICK, learning_rate=1e-2),
+    )
+    assert result.metrics["perplexity"] < 1.3
+    rows = load_data(dev, "summarization")
+    evaluation = evaluate_folder(result.path, rows, PredictorOptions(weights="f32", max_tokens=8))
+    assert evaluation.backend == "native"
+    assert evaluation.scores.metrics["exact_match"] == 1.0
+    assert evaluation.scores.metrics["rougeL"] == 1.0
+
+
+def test_an_adapter_is_merged_so_that_the_native_runtime_writes_what_torch_writes(
+    tiny_decoder: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": row["source"]},
+                {"role": "assistant", "content": row["target"]},
+            ]
+        }
+        for row in copy_rows(10)
+    ]
+    path = write_rows("rows", rows)
+    result = tune(
+        "dialogue",
+        model=str(tiny_decoder),
+        train=path,
+        output=tmp_path / "out",
+        options=replace(QUICK, epochs=4, method="lora", rank=16, alpha=64.0, learning_rate=1e-2),
+    )
+    native, torch = (
+        evaluate_folder(
+            result.path, rows, PredictorOptions(backend=backend, weights="f32", max_tokens=8)
+        ).predictions
+        for backend in ("native", "torch")
+    )
+    assert [one["text"] for one in native] == [one["text"] for one in torch]
+    assert (result.path / "adapter" / "adapter_config.json").is_file()
+
+
+def test_an_encoder_decoder_learns_to_write_targets(
+    word_tokenizer: Any, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(word_tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    word_tokenizer.save_pretrained(tmp_path / "t5")
+    train, dev = write_rows("train", copy_rows(40)), write_rows("dev", copy_rows(5))
+    result = tune(
+        "translation",
+        model=str(tmp_path / "t5"),
+        train=train,
+        dev=dev,
+        output=tmp_path / "out",
+        options=replace(QUICK, learning_rate=1e-2),
+    )
+    assert result.metrics["perplexity"] < 1.5
+    rows = load_data(dev, "translation")
+    evaluation = evaluate_folder(result.path, rows, PredictorOptions(max_tokens=8))
+    assert evaluation.backend == "torch"
+    assert evaluation.scores.metrics["exact_match"] == 1.0
+
+
+def test_a_gguf_file_is_tuned_by_its_dequantized_weights_which_the_lineage_says(
+    shared_data: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    rows = write_rows("rows", [{"text": f"Once upon a time there was a {word}."} for word in ("cat", "dog")])
+    model = shared_data / "model_stories260K" / "stories260K.gguf"
+    options = replace(QUICK, epochs=4, batch_size=2, learning_rate=1e-3, method="lora")
+    result = tune(
+        "causal-lm", model=str(model), train=rows, dev=rows, output=tmp_path / "out", options=options
+    )
+    lineage = json.loads((result.path / "fastserve.json").read_text("utf-8"))["lineage"]
+    assert lineage["parent"]["format"] == "gguf"
+    assert (result.path / "adapter" / "adapter_config.json").is_file()
+    log = [
+        json.loads(line) for line in (result.path / "training" / "log.jsonl").read_text("utf-8").splitlines()
+    ]
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert losses[-1] < losses[0] < 4.0  # a random model has ln 512 = 6.2
+    evaluation = evaluate_folder(result.path, load_data(rows, "causal-lm"), PredictorOptions(backend="torch"))
+    assert evaluation.scores.metrics["loss"] == pytest.approx(min(losses), rel=1e-4)
