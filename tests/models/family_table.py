@@ -19,7 +19,6 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(CHECKOUT / "tests"), str(CHECKOUT / "tests" / "models")]
 
 from decoder_configs import DECODERS, LLAMA  # noqa: E402
-
 from fastserve.checkpoint.checkpoint import open_checkpoint  # noqa: E402
 from fastserve.checkpoint.conversion import Matrices  # noqa: E402
 from fastserve.checkpoint.convert_checkpoint import convert  # noqa: E402

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from decoder_configs import DECODERS, Config
 
+from decoder_configs import DECODERS, Config
 from fastserve.errors import UnsupportedError
 from fastserve.graph.node import (
     Activation,

@@ -4,8 +4,8 @@ import re
 from typing import Any
 
 import pytest
-from decoder_configs import DECODERS
 
+from decoder_configs import DECODERS
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.models.family import read_config
 from fastserve.models.llama import LlamaConfig, read_llama
