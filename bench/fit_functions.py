@@ -1,5 +1,4 @@
-"""Fit the coefficients of `erf` and `tanh` in csrc/kernels/elementary.h: x * p(x^2) / q(x^2), least in relative
-error.
+"""Fit `erf` and `tanh` of csrc/kernels/elementary.h: x * p(x^2) / q(x^2), least in relative error.
 
 python bench/fit_functions.py
 """
