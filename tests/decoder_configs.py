@@ -77,6 +77,25 @@ OPT: Config = {
     "word_embed_proj_dim": 32,
 }
 
+MIXTRAL: Config = {**LLAMA, "model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
+QWEN2_MOE: Config = {
+    **LLAMA,
+    "model_type": "qwen2_moe",
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 20,
+}
+QWEN3_MOE: Config = {
+    **LLAMA,
+    "model_type": "qwen3_moe",
+    "head_dim": 10,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+}
+
 _LONG_FACTORS = {"short_factor": [1.0, 1.1, 1.3, 1.7], "long_factor": [1.5, 2.5, 4.0, 7.0]}
 
 # What is in the name is what differs from the family's plain form.
@@ -146,6 +165,27 @@ DECODERS: dict[str, Config] = {
     },
     "smollm3": SMOLLM3,
     "smollm3, windows": {**SMOLLM3, "use_sliding_window": True, "sliding_window": 6},
+    "mixtral": MIXTRAL,
+    "mixtral, window, one expert": {**MIXTRAL, "sliding_window": 11, "num_experts_per_tok": 1},
+    "qwen2_moe": QWEN2_MOE,
+    "qwen2_moe, normalized, windows, every second layer": {
+        **QWEN2_MOE,
+        "num_hidden_layers": 4,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 2,
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 3,
+        "qkv_bias": False,
+    },
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe, not normalized, window, a plain layer": {
+        **QWEN3_MOE,
+        "norm_topk_prob": False,
+        "mlp_only_layers": [1],
+        "use_sliding_window": True,
+        "sliding_window": 9,
+    },
     "gpt2": GPT2,
     "gpt2, untied, scaled by layer": {
         **GPT2,

@@ -20,6 +20,7 @@ from fastserve.graph.node import (
     GatedActivation,
     Graph,
     LayerNorm,
+    MixtureOfExperts,
     Node,
     RmsNorm,
     Rope,
@@ -150,6 +151,14 @@ def with_plain_rope_scale(node: Node) -> Node:
     return replace(node, table=replace(node.table, scale=1.0)) if isinstance(node, Rope) else node
 
 
+def with_one_expert_less(node: Node) -> Node:
+    return replace(node, top_k=node.top_k - 1) if isinstance(node, MixtureOfExperts) else node
+
+
+def with_shares_normalized_or_not(node: Node) -> Node:
+    return replace(node, normalized=not node.normalized) if isinstance(node, MixtureOfExperts) else node
+
+
 MUTATIONS: list[tuple[str, Callable[[Node], Node]]] = [
     ("llama, yarn rope", with_plain_rope_scale),
     ("llama, longrope", with_plain_rope_scale),
@@ -166,6 +175,9 @@ MUTATIONS: list[tuple[str, Callable[[Node], Node]]] = [
     ("gemma3", with_turns_one_percent_faster),
     ("gemma3", without_windows),
     ("phi3, longrope", with_plain_rope_scale),
+    ("mixtral", with_one_expert_less),
+    ("qwen2_moe", with_shares_normalized_or_not),
+    ("qwen3_moe", with_shares_normalized_or_not),
     ("gpt2", with_other_gelu),
     ("gpt2", with_eps_times_10),
     ("gpt2", with_positions_off_by_one),

@@ -20,6 +20,7 @@ from fastserve.models.gpt_neox import arrange_gpt_neox, build_gpt_neox, read_gpt
 from fastserve.models.head import Ending, Head, HeadLayouts, finish_with_embedding, finish_with_head
 from fastserve.models.llama import build_llama, read_llama
 from fastserve.models.mistral import read_mistral
+from fastserve.models.mixture import read_mixtral, read_qwen2_moe, read_qwen3_moe
 from fastserve.models.modernbert import encode_modernbert, modernbert_heads, read_modernbert
 from fastserve.models.mpnet import encode_mpnet, mpnet_heads, read_mpnet
 from fastserve.models.opt import build_opt, read_opt
@@ -84,6 +85,9 @@ DECODER_FAMILIES: Mapping[str, DecoderFamily] = {
     ),
     "phi3": DecoderFamily("Phi-3, Phi-3.5, Phi-4-mini", ("Phi3ForCausalLM",), read_phi3),
     "smollm3": DecoderFamily("SmolLM3", ("SmolLM3ForCausalLM",), read_smollm3),
+    "mixtral": DecoderFamily("Mixtral", ("MixtralForCausalLM",), read_mixtral),
+    "qwen2_moe": DecoderFamily("Qwen1.5-MoE, Qwen2-MoE", ("Qwen2MoeForCausalLM",), read_qwen2_moe),
+    "qwen3_moe": DecoderFamily("Qwen3-MoE", ("Qwen3MoeForCausalLM",), read_qwen3_moe),
     "gpt2": DecoderFamily("GPT-2", ("GPT2LMHeadModel",), read_gpt2, build_gpt2, arrange_gpt2),
     "gpt_neox": DecoderFamily(
         "GPT-NeoX, Pythia", ("GPTNeoXForCausalLM",), read_gpt_neox, build_gpt_neox, arrange_gpt_neox

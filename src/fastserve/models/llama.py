@@ -28,11 +28,33 @@ SLIDING, FULL = "sliding_attention", "full_attention"  # `layer_types` of transf
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """MLPs of which a router chooses some for each token.
+
+    Attributes:
+        width: of each.
+        has_normalized_shares: whether the shares of those that are chosen add up to 1.
+        shared_width: of one more MLP, which all tokens go through, in shares that a gate of its own gives.
+        module: the name of the whole within a layer.
+        parts: names of gate, up and down projection within an expert.
+    """
+
+    count: int
+    num_chosen: int
+    width: int
+    has_normalized_shares: bool
+    shared_width: int | None = None
+    module: str = "mlp"
+    parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """What may differ from layer to layer."""
 
     rope: RopeTables | None  # None: positions are not told
     window: int | None = None  # position p attends to p - window + 1 .. p
+    experts: Experts | None = None  # in place of an MLP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +229,13 @@ class _Builder:
         if self.config.has_output_norms:
             attended = self.norm(attended, f"{name}.post_attention_layernorm")
         x = self.b.add(x, attended)
-        hidden = self.mlp(self.norm(x, f"{name}.{before_mlp}"), f"{name}.mlp")
+        normed = self.norm(x, f"{name}.{before_mlp}")
+        experts = self.config.layers[layer_index].experts
+        hidden = (
+            self.mlp(normed, f"{name}.mlp", self.config.intermediate_size)
+            if experts is None
+            else self.mixture(normed, f"{name}.{experts.module}", experts)
+        )
         if self.config.has_output_norms:
             hidden = self.norm(hidden, f"{name}.post_feedforward_layernorm")
         return self.b.add(x, hidden)
@@ -263,12 +291,35 @@ class _Builder:
         )
         return self.project(attended, f"{name}.o_proj", config.hidden_size, has_bias=config.has_output_bias)
 
-    def mlp(self, x: Value, name: str) -> Value:
+    def mixture(self, x: Value, name: str, experts: Experts) -> Value:
+        b = self.b
+        gates, ups, downs = (
+            [f"{name}.experts.{index}.{part}.weight" for index in range(experts.count)]
+            for part in experts.parts
+        )
+        mixed = b.mixture_of_experts(
+            x,
+            f"{name}.gate.weight",
+            gates,
+            ups,
+            downs,
+            inner_width=experts.width,
+            top_k=experts.num_chosen,
+            normalized=experts.has_normalized_shares,
+            kind=self.config.activation,
+        )
+        if experts.shared_width is None:
+            return mixed
+        shared = self.mlp(x, f"{name}.shared_expert", experts.shared_width)
+        share = b.linear(x, f"{name}.shared_expert_gate.weight", width=1)
+        return b.add(mixed, b.gated_activation(share, shared, "sigmoid"))
+
+    def mlp(self, x: Value, name: str, width: int) -> Value:
         config = self.config
         gate, up = self.project_each(
             x,
             [f"{name}.gate_proj", f"{name}.up_proj"],
-            [config.intermediate_size] * 2,
+            [width] * 2,
             f"{name}.gate_up_proj",
             has_bias=config.has_mlp_bias,
         )
