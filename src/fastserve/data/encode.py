@@ -23,8 +23,8 @@ def open_tokenizer(path: str | os.PathLike[str]) -> tokenizers.Tokenizer:
     """The tokenizer of a model directory, a folder with a tokenizer.json, or a GGUF file.
 
     Raises:
-        CheckpointError, UnsupportedError: there is none, or it is of a kind that we do not have.
-        ModelNotFoundError: nothing is there.
+        DataError: nothing is there.
+        CheckpointError, UnsupportedError: there is no tokenizer, or it is of a kind that we do not have.
     """
     return _build(Path(path))[0]
 
@@ -38,18 +38,19 @@ def find_eos_id(path: str | os.PathLike[str]) -> int | None:
 
 def _build(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     """The tokenizer and its special tokens by role."""
+    if not folder.exists():
+        raise DataError(f"no model is at {folder}", hint="give its folder, or its .gguf file")
     backend: tokenizers.Tokenizer
     if folder.is_dir() and not list(folder.glob("*.gguf")):
         from fastserve.checkpoint.folder_tokenizer import build_from_folder
 
         backend, roles = build_from_folder(folder)
     else:
-        from fastserve.checkpoint.checkpoint import open_checkpoint
+        from fastserve.checkpoint.gguf import read_gguf
         from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
 
-        metadata = open_checkpoint(folder).metadata
-        assert metadata is not None  # of a GGUF file
-        backend, roles = build_from_gguf(metadata)
+        file = folder if folder.is_file() else min(folder.glob("*.gguf"))
+        backend, roles = build_from_gguf(read_gguf(file).metadata)
     backend.no_truncation()
     backend.no_padding()
     return backend, roles
@@ -79,8 +80,9 @@ def encode_data(
 
     Each becomes {"input_ids"}, with what its fields call for: "type_ids" of a pair; "label", an index into
     `labels`, or several as "labels" (a float stays as it is); "labels" of tags, one for each token: that of a
-    word at its first token, -100 elsewhere; "start" and "end" of the first answer, the tokens of its first
-    and last character, or 0 where there is none; "labels" of a target; "choices", each with "input_ids".
+    word at its first token, -100 elsewhere (a word that the tokenizer has no token for has none); "start" and
+    "end" of the first answer, the tokens of its first and last character, or 0 where there is none; "labels"
+    of a target; "choices", each with "input_ids".
 
     Args:
         rows: of one task, as `load_data` gives them.

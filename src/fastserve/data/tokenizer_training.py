@@ -38,6 +38,7 @@ def train_tokenizer(
         texts: read once; memory grows with the different words among them, not with their number.
         kind: `bpe` (byte-level, as GPT-2: texts come back as they were), `wordpiece` (as BERT) or `unigram`
             (as SentencePiece).
+            Training `bpe` again gives the same; the library's trainers of the others draw, without a seed.
         vocab_size: the most tokens, special ones included.
         lowercase: whether case is dropped first.
 
