@@ -12,7 +12,7 @@ import pytest
 
 from fastserve.cli.main import main
 from fastserve.data import load_data
-from fastserve.evaluate.predictor import PredictorOptions
+from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.task_evaluation import evaluate_folder
 from fastserve.tune import TuneOptions, tune
 from tune.conftest import city_rows, film_rows

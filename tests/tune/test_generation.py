@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastserve.data import load_data
-from fastserve.evaluate.predictor import PredictorOptions
+from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.task.generation import Generation, render
 from fastserve.evaluate.task.task import IGNORED
 from fastserve.evaluate.task_evaluation import evaluate_folder
@@ -20,51 +20,6 @@ from tune.conftest import WORDS
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 QUICK = TuneOptions(epochs=30, batch_size=8, learning_rate=5e-3, device="cpu", max_length=64)
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<{{ message.role }}>{{ message.content }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-@pytest.fixture(scope="session")
-def word_tokenizer() -> Any:
-    """Splits at spaces; a template writes roles in angle brackets."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "</s>", "<unk>", "<user>", "<assistant>", "<system>", *WORDS]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-    tokenizer.add_tokens(["<user>", "<assistant>", "<system>"], special_tokens=True)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
-
-
-@pytest.fixture(scope="session")
-def tiny_decoder(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Any) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("decoder")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(word_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    word_tokenizer.save_pretrained(folder)
-    return folder
 
 
 def copy_rows(count: int) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def evaluate(
     Prints metrics, figures by label, and speed. With --compare, how much better it is than another, with 95 %
     intervals of a paired bootstrap.
     """
-    from fastserve.evaluate.predictor import PredictorOptions
+    from fastserve.evaluate.prediction import PredictorOptions
     from fastserve.evaluate.task_evaluation import compare as compare_evaluations
     from fastserve.evaluate.task_evaluation import evaluate_folder
 

@@ -6,43 +6,13 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from fastserve.config import WeightsChoice
-from fastserve.errors import ContextLengthError, UnsupportedError
+from fastserve.errors import UnsupportedError
+from fastserve.evaluate.prediction import Predictor, PredictorOptions
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.generation import Generation
 from fastserve.evaluate.task.task import Prediction, Row, Task
-
-BackendChoice = Literal["auto", "native", "torch"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PredictorOptions:
-    """
-    Attributes:
-        backend: `auto` is native, or torch where the native runtime does not have the model.
-        weights, threads: of the native runtime.
-        truncate: cut texts that are longer than the model's limit instead of refusing them.
-        max_tokens: of a text that is generated.
-    """
-
-    backend: BackendChoice = "auto"
-    weights: WeightsChoice = "auto"
-    threads: int | None = None
-    truncate: bool = False
-    max_tokens: int = 128
-
-
-class Predictor(Protocol):
-    """Predictions for rows of one task, in their order. `backend` says what computes them."""
-
-    @property
-    def backend(self) -> str: ...
-
-    def predict(self, rows: Seq[Row]) -> list[Prediction]: ...
-
-    def close(self) -> None: ...
 
 
 def open_predictor(
@@ -127,16 +97,7 @@ class _NativeGenerator:
             prompts = [self._llm.chat_prompt(messages) for messages in asked]
         else:
             prompts = ["".join(f"{message['content']}\n" for message in messages) for messages in asked]
-        return [{"text": completion.text} for completion in self._llm.generate(prompts, params)]
+        return [{"text": completion.text.strip()} for completion in self._llm.generate(prompts, params)]
 
     def close(self) -> None:
         self._llm.close()
-
-
-def check_not_cut(num_cut: int, max_length: int, options: PredictorOptions) -> None:
-    """Raise ContextLengthError where rows had to be cut and nobody said that they may be."""
-    if num_cut and not options.truncate:
-        raise ContextLengthError(
-            f"{num_cut} rows are longer than the {max_length} tokens that the model was tuned with",
-            hint="--truncate cuts them",
-        )

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from fastserve.errors import OptionError
 from fastserve.evaluate.bootstrap import Interval, bootstrap
-from fastserve.evaluate.predictor import PredictorOptions, open_predictor
+from fastserve.evaluate.prediction import PredictorOptions
+from fastserve.evaluate.predictor import open_predictor
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.table import task_of_folder
 from fastserve.evaluate.task.task import LOWER_IS_BETTER, Prediction, Row, Scores, Task

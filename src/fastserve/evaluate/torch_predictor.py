@@ -13,7 +13,7 @@ import transformers
 
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.evaluate.embedding_model import EmbeddingModel
-from fastserve.evaluate.predictor import PredictorOptions, check_not_cut
+from fastserve.evaluate.prediction import PredictorOptions, check_not_cut
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.generation import Generation, render
 from fastserve.evaluate.task.task import Prediction, Row, Task, place_of
