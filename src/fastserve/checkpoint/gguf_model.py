@@ -45,7 +45,13 @@ _BERT_MODULES = {
     "blk.{}.ffn_down": "encoder.layer.{}.output.dense",
     "blk.{}.layer_output_norm": "encoder.layer.{}.output.LayerNorm",
 }
-MODULES = {"llama": _LLAMA_MODULES, "bert": _BERT_MODULES}
+_QWEN3_MODULES = {
+    **_LLAMA_MODULES,
+    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
+    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
+}
+MODULES = {"llama": _LLAMA_MODULES, "qwen2": _LLAMA_MODULES, "qwen3": _QWEN3_MODULES, "bert": _BERT_MODULES}
+_CAUSAL_MODELS = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 ROPE_FREQS = "rope_freqs.weight"  # not a parameter: how Llama 3.1 files store their rope scaling
 _MAX_LAYERS = 10_000
@@ -61,7 +67,7 @@ def config_from_gguf(file: GgufFile) -> JsonObject:
         CheckpointError: a value is missing or out of range.
     """
     match file.architecture:
-        case "llama":
+        case "llama" | "qwen2" | "qwen3":
             return _llama_config(file)
         case "bert":
             return _bert_config(file)
@@ -140,27 +146,30 @@ def _in_halves(pairs: StoredTensor, heads: int) -> ComputedTensor:
 
 
 def _llama_config(file: GgufFile) -> JsonObject:
-    metadata = file.metadata
+    """Of the Llama kind: of Qwen2 and 3 too."""
+    metadata, architecture = file.metadata, file.architecture
     config = _transformer_config(file)
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    head_dim = metadata.integer("llama.attention.key_length") or hidden // heads
-    _refuse_variations(metadata, head_dim)
-    kv_heads = metadata.integer("llama.attention.head_count_kv") or heads
+    head_dim = metadata.integer(f"{architecture}.attention.key_length") or hidden // heads
+    _refuse_variations(metadata, architecture, head_dim)
+    kv_heads = metadata.integer(f"{architecture}.attention.head_count_kv") or heads
     if not 0 < kv_heads <= heads or heads % kv_heads:
         raise CheckpointError(f"{file.path}: {kv_heads} key-value heads do not divide {heads} heads")
     rope = _rope_parameters(file, head_dim)
+    biases = {"attention_bias": "blk.0.attn_q.bias" in file.tensors}
+    if architecture == "llama":
+        biases["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [_CAUSAL_MODELS[architecture]],
+        "model_type": architecture,
         **config,
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": _positive(metadata, "llama.attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": _positive(metadata, f"{architecture}.attention.layer_norm_rms_epsilon"),
         "rope_theta": rope["rope_theta"],
         "rope_parameters": rope,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+        **({} if architecture == "qwen2" else biases),  # Qwen2's are there without being said
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
 
@@ -214,35 +223,40 @@ def _transformer_config(file: GgufFile) -> dict[str, Any]:
     }
 
 
-def _refuse_variations(metadata: GgufMetadata, head_dim: int) -> None:
-    """Refuse what would change the result and that the Llama of Hugging Face does not have."""
-    rope_dim = metadata.integer("llama.rope.dimension_count")
-    value_dim = metadata.integer("llama.attention.value_length")
-    window = metadata.integer("llama.attention.sliding_window")
+def _refuse_variations(metadata: GgufMetadata, architecture: str, head_dim: int) -> None:
+    """Refuse what would change the result and that the models of Hugging Face do not have."""
+    rope_dim = metadata.integer(f"{architecture}.rope.dimension_count")
+    value_dim = metadata.integer(f"{architecture}.attention.value_length")
+    window = metadata.integer(f"{architecture}.attention.sliding_window")
     if rope_dim not in (None, head_dim):
         raise UnsupportedError(f"{metadata.path}: rotary embedding of {rope_dim} of {head_dim} dimensions")
     if value_dim not in (None, head_dim):
         raise UnsupportedError(f"{metadata.path}: values of {value_dim} dimensions beside keys of {head_dim}")
-    if window is not None and window < _count(metadata, "llama.context_length"):
+    if window is not None and window < _count(metadata, f"{architecture}.context_length"):
         raise UnsupportedError(f"{metadata.path}: sliding-window attention over {window} tokens")
 
 
 def _rope_parameters(file: GgufFile, head_dim: int) -> dict[str, Any]:
     """`rope_parameters` of transformers 5: default, linear, yarn, or llama3 (recovered from its factors)."""
-    metadata = file.metadata
-    theta = metadata.number("llama.rope.freq_base")
+    metadata, architecture = file.metadata, file.architecture
+    theta = metadata.number(f"{architecture}.rope.freq_base")
     parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0 if theta is None else theta}
     if not parameters["rope_theta"] > 0:
-        raise CheckpointError(f"{file.path}: llama.rope.freq_base is {theta}, a positive number was expected")
+        raise CheckpointError(
+            f"{file.path}: {architecture}.rope.freq_base is {theta}, a positive number was expected"
+        )
     if ROPE_FREQS in file.tensors:
         return parameters | _llama3_rope(file, parameters["rope_theta"], head_dim)
-    scaling = metadata.text("llama.rope.scaling.type")
+    scaling = metadata.text(f"{architecture}.rope.scaling.type")
     match scaling:
         case None | "none":
             return parameters
         case "linear" | "yarn":
-            parameters |= {"rope_type": scaling, "factor": _positive(metadata, "llama.rope.scaling.factor")}
-            original = metadata.integer("llama.rope.scaling.original_context_length")
+            parameters |= {
+                "rope_type": scaling,
+                "factor": _positive(metadata, f"{architecture}.rope.scaling.factor"),
+            }
+            original = metadata.integer(f"{architecture}.rope.scaling.original_context_length")
             if scaling == "yarn" and original is not None:
                 parameters["original_max_position_embeddings"] = original
             return parameters
