@@ -25,6 +25,7 @@ from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tokenizer import Tokenizer as OurTokenizer
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.random_model import SHAPES, make_byte_tokenizer, write_random_model
+from fastserve.models.family import read_config
 from fastserve.models.matrices import find_matrices
 
 TINY = {**SHAPES["smollm2-135m"], "hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -89,7 +90,7 @@ def assert_library_has_the_same(checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("weights", ["auto", "int8", "int8:g32", "int4", "int4:g32", "int4:g128"])
+@pytest.mark.parametrize("weights", ["auto", "int8", "int8:g32", "w8a8", "int4", "int4:g32", "int4:g128"])
 def test_compressed_tensors_are_read_by_transformers(source: Path, weights: ConvertedWeights) -> None:
     written, lines = write(source, "compressed-tensors", weights)
     form = "int8" if weights == "auto" else weights
@@ -144,7 +145,7 @@ def test_values_are_rounded_to_blocks_as_by_the_gguf_library(source: Path, kind:
         assert np.array_equal(to_f32(written.tensors[name]), expected)
 
 
-@pytest.mark.parametrize("weights", ["int8", "int8:g32", "int4", "int4:g32"])
+@pytest.mark.parametrize("weights", ["int8", "int8:g32", "w8a8", "int4", "int4:g32"])
 def test_whole_numbers_go_to_gguf_and_back_exactly(source: Path, weights: ConvertedWeights) -> None:
     compressed, _ = write(source, "compressed-tensors", weights)
     written, lines = write(compressed.path, "gguf")
@@ -280,6 +281,37 @@ def test_an_encoder_goes_to_gguf(model_dir: Callable[[str], Path], tmp_path: Pat
     assert written.sentence.pooling == {"pooling_mode": "mean"}
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_qwen_goes_to_gguf_and_back(tmp_path: Path, model_type: str) -> None:
+    """Biases without a word, norms of heads, and rows in the order of halves."""
+    from transformers import AutoConfig
+
+    shape = {**TINY, "architectures": None, "model_type": model_type, "tie_word_embeddings": False}
+    del shape["attention_bias"], shape["mlp_bias"], shape["rope_theta"]
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape)).bfloat16()
+    model.save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "tokenizer.json").write_text(json.dumps(make_byte_tokenizer(320)))
+    written, _ = write(tmp_path / "source", "gguf")
+    source = open_checkpoint(tmp_path / "source")
+    assert same_bits(written.tensors, source.tensors)
+    assert read_config(written.config) == read_config(source.config)
+    library = {tensor.name for tensor in GGUFReader(written.path).tensors}
+    assert ("blk.0.attn_q.bias" in library) == (model_type == "qwen2")
+    assert ("blk.1.attn_k_norm.weight" in library) == (model_type == "qwen3")
+    compressed, _ = write(written.path, "compressed-tensors", "int8")
+    assert_transformers_has_the_same(compressed)
+
+
+def test_matrices_that_are_stored_the_other_way_round_are_not_compressed(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=320, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "source")
+    (tmp_path / "source" / "tokenizer.json").write_text(json.dumps(make_byte_tokenizer(320)))
+    with pytest.raises(UnsupportedError, match="has no matrices that can be compressed"):
+        write(tmp_path / "source", "compressed-tensors")
+
+
 def test_rope_scaling_of_llama_3_goes_to_gguf_and_back(tmp_path: Path) -> None:
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0}
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -333,7 +365,7 @@ def test_a_tokenizer_that_gguf_cannot_say_is_refused(source: Path) -> None:
 
 def test_activations_that_met_int8_still_do(source: Path) -> None:
     """int-quantized stays so, and packed int8 stays packed."""
-    for weights, form in (("int8", "int-quantized"), ("int8:g32", "pack-quantized")):
+    for weights, form in (("w8a8", "int-quantized"), ("int8", "pack-quantized")):
         first, _ = write(source, "compressed-tensors", weights)
         again, lines = write(first.path, "compressed-tensors")
         assert again.config["quantization_config"] == first.config["quantization_config"]

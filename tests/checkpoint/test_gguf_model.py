@@ -195,7 +195,9 @@ def test_an_unknown_tensor_and_an_unknown_architecture_are_named(
     experts = {"blk.0.ffn_gate_exps.weight": np.zeros((2, 96, 64), np.float32)}
     with pytest.raises(UnsupportedError, match=re.escape("tensor 'blk.0.ffn_gate_exps.weight' is unknown")):
         open_checkpoint(write_tiny_llama(tensors=experts))
-    with pytest.raises(UnsupportedError, match="architecture 'mamba', supported in GGUF are llama, bert"):
+    with pytest.raises(
+        UnsupportedError, match="architecture 'mamba', supported in GGUF are llama, qwen2, qwen3, bert"
+    ):
         open_checkpoint(write_gguf({}, {}, architecture="mamba"))
 
 

@@ -12,7 +12,9 @@ from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 
 Target = Literal["safetensors", "compressed-tensors", "gguf"]
-ConvertedWeights = Literal["auto", "f32", "f16", "bf16", "int8", "int8:g32", "int4", "int4:g32", "int4:g128"]
+ConvertedWeights = Literal[
+    "auto", "f32", "f16", "bf16", "int8", "int8:g32", "w8a8", "int4", "int4:g32", "int4:g128"
+]
 
 FLOATS = {"f32": TensorFormat.F32, "f16": TensorFormat.F16, "bf16": TensorFormat.BF16}
 

@@ -32,7 +32,7 @@ def export_metadata(checkpoint: Checkpoint) -> dict[str, WrittenValue]:
     from fastserve.checkpoint.gguf_tokenizer_export import export_tokenizer
 
     architecture = architecture_of(checkpoint)
-    metadata = _llama(checkpoint.config) if architecture == "llama" else _bert(checkpoint)
+    metadata = _bert(checkpoint) if architecture == "bert" else _llama(checkpoint)
     general: dict[str, WrittenValue] = {
         "general.architecture": architecture,
         "general.name": checkpoint.path.name,
@@ -97,11 +97,15 @@ def extra_tensors(checkpoint: Checkpoint) -> list[StoredTensor]:
     return [StoredTensor(ROPE_FREQS, TensorFormat.F32, factors.shape, factors.view(np.uint8))]
 
 
-def _llama(config: JsonObject) -> dict[str, WrittenValue | None]:
+def _llama(checkpoint: Checkpoint) -> dict[str, WrittenValue | None]:
+    """Of the Llama kind: of Qwen2 and 3 too."""
+    config = checkpoint.config
     rope = _rope(config)
     kind = rope["rope_type"]
     if kind not in ("default", "llama3", "linear", "yarn"):
-        raise UnsupportedError(f"rope scaling {kind!r} cannot be said in GGUF")
+        raise _cannot_say(checkpoint, f"rope scaling {kind!r}")
+    if config.get("use_sliding_window"):
+        raise _cannot_say(checkpoint, "sliding-window attention in some of its layers")
     heads, head_dim = config["num_attention_heads"], _head_dim(config)
     return {
         "vocab_size": config["vocab_size"],
@@ -144,18 +148,20 @@ def _pooling_type(checkpoint: Checkpoint) -> int | None:
     if sentence is None:
         return None
     if not any(str(module["type"]).endswith(".Normalize") for module in sentence.modules):
-        raise UnsupportedError(
-            f"{checkpoint.path} has embeddings of any length, which GGUF cannot say",
-            hint="use --to safetensors or --to compressed-tensors",
-        )
+        raise _cannot_say(checkpoint, "embeddings of any length")
     modes = {kind: code for code, kind in GGUF_POOLING.items()}
     set_ = [kind for kind, flag in POOLING_FLAGS.items() if sentence.pooling.get(flag)]
     mode = sentence.pooling.get("pooling_mode", set_[0] if len(set_) == 1 else None)
     if mode not in modes:
-        raise UnsupportedError(
-            f"{checkpoint.path} pools in a way that GGUF cannot say: {sentence.pooling!s:.120}"
-        )
+        raise _cannot_say(checkpoint, f"a way of pooling, {sentence.pooling!s:.120},")
     return modes[mode]
+
+
+def _cannot_say(checkpoint: Checkpoint, what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{checkpoint.path} has {what}, which cannot be said in GGUF",
+        hint="use --to safetensors or --to compressed-tensors",
+    )
 
 
 def _rope(config: JsonObject) -> JsonObject:

@@ -16,7 +16,7 @@ from fastserve.checkpoint.to_safetensors import write_folder
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.types import JsonObject
 
-_GROUP_SIZES = {"int8": 0, "int8:g32": 32, "int4": 64, "int4:g32": 32, "int4:g128": 128}
+_GROUP_SIZES = {"int8": 0, "int8:g32": 32, "w8a8": 0, "int4": 64, "int4:g32": 32, "int4:g128": 128}
 _ZEROS_OFF = "zero points are taken off"
 _FINE_GROUP = 32  # of what the format cannot hold and that is rounded to int8 for it
 
@@ -49,7 +49,7 @@ def to_compressed_tensors(
     with_int8 = {
         name
         for name, tensor in grouped.items()
-        if _is_int8_of_rows(tensor) and (meets_integers or name in rounded)
+        if _is_int8_of_rows(tensor) and (weights == "w8a8" or (meets_integers and name in kept))
     }
     compressed = CompressedWeights(grouped, with_int8, scale_format)
     written: list[WrittenTensor] = []
@@ -60,7 +60,8 @@ def to_compressed_tensors(
         stored_format = scale_format if tensor.format.block_elements > 1 else tensor.format
         conversion.note_floats(tensor, stored_format)
         written.append(floats(tensor, stored_format))
-    ignored = {name.removesuffix(WEIGHT) for name in matrices.linears if name not in grouped} | {"lm_head"}
+    others = (name for name, tensor in checkpoint.tensors.items() if len(tensor.shape) == 2)
+    ignored = {name.removesuffix(WEIGHT) for name in others if name not in grouped} | {"lm_head"}
     write_folder(checkpoint, folder, written, scale_format, compressed.config(ignored))
 
 

@@ -42,7 +42,7 @@ def to_gguf(
     """
     if weights not in ("auto", *FLOATS, *_ROUNDED):
         raise OptionError(
-            f"blocks of GGUF have 32 columns, which weights={weights!r} does not", hint="use int8 or int4"
+            f"blocks of GGUF have 32 columns, which weights={weights!r} does not say", hint="use int8 or int4"
         )
     architecture = architecture_of(checkpoint)
     metadata = export_metadata(checkpoint)

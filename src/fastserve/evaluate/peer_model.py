@@ -30,7 +30,7 @@ def peer_job(
     if kind.form == "gguf":
         adapted["model"] = str(_as_gguf(checkpoint, peer_folder))
     elif kind.form == "w8a8" and job["weights"] in ("int8", "auto"):
-        adapted["model"] = str(_convert(checkpoint, "compressed-tensors", "int8", peer_folder))
+        adapted["model"] = str(_convert(checkpoint, "compressed-tensors", "w8a8", peer_folder))
     elif kind.form in ("folder", "w8a8"):
         adapted["model"] = str(_as_folder(checkpoint, peer_folder))
     if not kind.prepares:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.conversion import Matrices
-from fastserve.graph.node import Embedding, Linear
-from fastserve.models.family import build_graph, read_config
+from fastserve.graph.node import Embedding, Graph, Linear
+from fastserve.models.family import arrange_tensors, build_graph, read_config
 
 
 def find_matrices(checkpoint: Checkpoint) -> Matrices:
@@ -14,13 +14,28 @@ def find_matrices(checkpoint: Checkpoint) -> Matrices:
     Raises:
         CheckpointError, UnsupportedError: the model is none that we have.
     """
-    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors.keys())
+    config = read_config(checkpoint.config)
+    arranged = arrange_tensors(config, checkpoint.tensors)
+    graph = build_graph(config, arranged.keys())
     embeddings = [node for node in graph.nodes if isinstance(node, Embedding)]
     tables = {node.weight for node in embeddings if node.ids == "token_ids"}
     multiplied = [node for node in graph.nodes if isinstance(node, Linear)]
-    tables |= {node.weight for node in multiplied if node.out == graph.outputs.get("logits")}
-    linears = {node.weight for node in multiplied} - tables
+    tables |= {head.weight} if (head := _find_head(graph)) is not None else set()
+    linears = {name for node in multiplied if node.weight not in tables for name in node.weight.names}
+    if (
+        arranged is not checkpoint.tensors
+    ):  # what is stored in another order is no matrix of outputs by inputs
+        linears = {name for name in linears if arranged[name] is checkpoint.tensors.get(name)}
     return Matrices(
-        linears=frozenset(name for weight in linears for name in weight.names),
+        linears=frozenset(linears),
         tables=frozenset(name for weight in tables for name in weight.names),
     )
+
+
+def _find_head(graph: Graph) -> Linear | None:
+    """The linear that makes the logits: rows may be chosen, and numbers capped, after it."""
+    makers = {getattr(node, "out", None): node for node in graph.nodes}
+    value = graph.outputs.get("logits")
+    while value is not None and not isinstance(node := makers.get(value), Linear):
+        value = getattr(node, "x", None)
+    return node if value is not None and isinstance(node, Linear) else None
