@@ -39,6 +39,11 @@ def label_key(row: Mapping[str, Any]) -> int:
     return value_key(taught) if taught else 0
 
 
+def id_key(value: object) -> int:
+    """64 bits of an id; never 0, which stands for none."""
+    return value_key(value) | 1
+
+
 def value_key(value: object) -> int:
     """64 bits of a value of JSON."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,16 +13,16 @@ _BUFFERED = 2**16
 
 
 class DiskColumn:
-    """A column of numbers in a file. `typecode` is one of the module `array`: Q for 64 bits, d for floats.
+    """Numbers in a new file. `typecode` is one of the module `array`: Q for 64 bits, d for floats.
 
-    Numbers are appended until `array` maps them; nothing can be appended then.
+    Numbers are appended until `array` maps them. No file stays open meanwhile.
     """
 
     def __init__(self, path: Path, typecode: str) -> None:
         self._path = path
         self._buffer = array(typecode)
-        self._file = path.open("wb")
         self._num_written = 0
+        path.write_bytes(b"")
 
     def __len__(self) -> int:
         return self._num_written + len(self._buffer)
@@ -38,21 +37,13 @@ class DiskColumn:
         import numpy as np
 
         self._flush()
-        self._file.close()
         if not self._num_written:
             return np.zeros(0, self._buffer.typecode)
         return np.memmap(self._path, self._buffer.typecode, "r+")
 
     def _flush(self) -> None:
         if self._buffer:
-            self._buffer.tofile(self._file)
+            with self._path.open("ab") as file:
+                self._buffer.tofile(file)
             self._num_written += len(self._buffer)
             del self._buffer[:]
-
-    def __enter__(self) -> DiskColumn:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()

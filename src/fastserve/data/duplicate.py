@@ -42,32 +42,30 @@ class DuplicateSearch:
 
     def find_equal(self, text_keys: _Array, label_keys: _Array) -> None:
         """Rows with equal texts: duplicates, or contested where their labels differ."""
-        for group in self._groups(text_keys):
-            by_split = sorted(group, key=lambda index: (-int(self._splits[index]), index))
-            first = by_split[0]
-            labels = {int(label_keys[first])}
-            for index in by_split[1:]:
-                if self._splits[index] != self._splits[first]:
-                    self._report("split-overlap", index, f"the text is that of {self._place(first)} too")
-                elif int(label_keys[index]) in labels:
-                    self._report("duplicate", index, f"the row is that of {self._place(first)} again")
-                else:
-                    message = f"{self._place(first)} labels the same text otherwise"
-                    if self._report("conflicting-label", index, message):
-                        labels.add(int(label_keys[index]))
-                        self.is_contested[[first, index]] = True
+        contested: dict[int, set[int]] = {}  # by the first of equal rows, the labels that others have
+        for index, first in self._later(text_keys):
+            label = int(label_keys[index])
+            if self._splits[index] != self._splits[first]:
+                self._report("split-overlap", index, f"the text is that of {self._place(first)} too")
+            elif label == int(label_keys[first]) or label in contested.get(first, ()):
+                self._report("duplicate", index, f"the row is that of {self._place(first)} again")
+            else:
+                message = f"{self._place(first)} labels the same text otherwise"
+                if self._report("conflicting-label", index, message):
+                    contested.setdefault(first, set()).add(label)
+                    self.is_contested[[first, index]] = True
 
     def find_alike(self, band_keys: _Array, threshold: float) -> None:
         """Rows whose texts are as similar as `threshold`: keys are [rows, bands]."""
-        with DiskColumn(self._folder / "pairs", "Q") as column:
-            for band in range(band_keys.shape[1]):
-                for group in self._groups(band_keys[:, band]):
-                    kept = group[self.is_kept[group]]
-                    for previous, index in pairwise(kept):
-                        column.append(int(index) << 32 | int(previous))
-                        if previous != kept[0]:
-                            column.append(int(index) << 32 | int(kept[0]))
-            pairs = column.array()
+        column = DiskColumn(self._folder / "pairs", "Q")
+        for band in range(band_keys.shape[1]):
+            for group in self._groups(band_keys[:, band]):
+                kept = group[self.is_kept[group]]
+                for previous, index in pairwise(kept):
+                    column.append(int(index) << 32 | int(previous))
+                    if previous != kept[0]:
+                        column.append(int(index) << 32 | int(kept[0]))
+        pairs = column.array()
         pairs.sort()
         for pair in _different(pairs):
             one, other = pair & 0xFFFFFFFF, pair >> 32
@@ -85,19 +83,25 @@ class DuplicateSearch:
     def find_equal_ids(self, id_keys: _Array, number: Callable[[int, int], None]) -> None:
         """Rows of one id; keys of rows without are 0. Repairs call `number` with the row and its number among
         those of its id, from 2."""
-        for group in self._groups(id_keys):
-            if id_keys[group[0]] == 0:
+        counts: dict[int, int] = {}
+        for index, first in self._later(id_keys):
+            if id_keys[index] == 0:
                 continue
-            first, count = group[0], 1
-            for index in group[1:]:
-                row = self._rows[index]
-                message = f"id {row['id']!r} is that of {self._place(first)} too"
-                action = self._log.report("duplicate-id", row.file, row.line, message)
-                if action in (ERROR, DROP):
-                    self.is_kept[index] = False
-                else:
-                    count += 1
-                    number(int(index), count)
+            message = f"id {self._rows[index]['id']!r} is that of {self._place(first)} too"
+            if self._report("duplicate-id", index, message):
+                counts[first] = counts.get(first, 1) + 1
+                number(index, counts[first])
+
+    def _later(self, keys: _Array) -> Iterator[tuple[int, int]]:
+        """Each row whose key another has that counts as their first, and that one, in the order of rows.
+        The first is of the highest split; within a split it is the earliest."""
+        first_of = np.full(len(keys), -1, np.int64)
+        for group in self._groups(keys):
+            first = group[np.argmax(self._splits[group])]
+            first_of[group] = first
+            first_of[first] = -1
+        for index in np.flatnonzero(first_of >= 0):
+            yield int(index), int(first_of[index])
 
     def _groups(self, keys: _Array) -> Iterator[_Array]:
         return groups_of_equal(keys, memory_bytes=self._memory_bytes, folder=self._folder)

@@ -22,11 +22,11 @@ from fastserve.data.augment import AUGMENTED_TASKS, Augmenter, AugmentOptions
 from fastserve.data.card import DataCard, ProblemExamples, SplitStatistics
 from fastserve.data.card_page import card_page
 from fastserve.data.clean import Cleaner, CleanOptions
+from fastserve.data.digest import id_key
 from fastserve.data.disk_rows import DiskRows, to_json_line
 from fastserve.data.duplicate import DuplicateSearch
 from fastserve.data.encode import find_eos_id, open_tokenizer
 from fastserve.data.external_sort import sort_lines
-from fastserve.data.load import free_id
 from fastserve.data.output_folder import replacing_folder
 from fastserve.data.pack import PACKINGS, pack_sequences
 from fastserve.data.problem import DROP, ERROR, PROBLEM_KINDS, Problem, ProblemLog
@@ -210,7 +210,6 @@ class _Preparation:
         self._output = output
         self._progress = progress
         self._examples = ProblemExamples()
-        self._problems = (output / "problems.jsonl").open("w", encoding="utf-8")
         self._log = ProblemLog(options.on_problem, sink=self._note_problem, raises_at_once=False)
         self._cleaner = Cleaner(options.clean, self._log)
         self._tag_readers: dict[int, TagReader] = {}
@@ -220,7 +219,7 @@ class _Preparation:
         self._labels: set[str | int | float] = set()
 
     def run(self, sources: Sequence[Sequence[Source]]) -> DataCard:
-        with self._problems:
+        with (self._output / "problems.jsonl").open("w", encoding="utf-8") as self._problems:
             spool = self._read(sources)
             with spool.rows(memory_bytes=0) as rows:
                 splits, is_kept = self._choose(spool, rows)
@@ -283,7 +282,7 @@ class _Preparation:
         )
         ids = spool.column("id")
         if ids.any():
-            search.find_equal_ids(ids, self._number_id(rows))
+            search.find_equal_ids(ids, self._number_id(rows, ids))
         self._progress("find duplicates", len(rows))
         search.find_equal(spool.column("text"), spool.column("label"))
         if options.near_duplicates is not None:
@@ -298,13 +297,19 @@ class _Preparation:
         splits[pool] = assign_splits(len(pool), options.split, **columns)
         return splits, search.is_kept
 
-    def _number_id(self, rows: DiskRows) -> Callable[[int, int], None]:
+    def _number_id(self, rows: DiskRows, ids: np.ndarray[Any, Any]) -> Callable[[int, int], None]:
+        """What gives a row that repeats an id a new one, which no row has."""
         taken: set[str] = set()
+        known: np.ndarray[Any, Any] | None = None
 
         def number(index: int, count: int) -> None:
+            nonlocal known
+            if known is None:
+                known = np.sort(ids)
             key = rows[index]["id"]
-            new = f"{key}-{count}"
-            self._new_ids[index] = new = free_id(key, taken) if new in taken else new
+            while (new := f"{key}-{count}") in taken or _is_in(known, id_key(new)):
+                count += 1
+            self._new_ids[index] = new
             taken.add(new)
 
         return number
@@ -488,6 +493,11 @@ class _Preparation:
     def _note_problem(self, problem: Problem) -> None:
         self._examples.add(problem)
         self._problems.write(json.dumps(problem.to_dict(), ensure_ascii=False) + "\n")
+
+
+def _is_in(sorted_keys: np.ndarray[Any, Any], key: int) -> bool:
+    at = int(np.searchsorted(sorted_keys, np.uint64(key)))
+    return at < len(sorted_keys) and int(sorted_keys[at]) == key
 
 
 def _random_key(seed: int) -> Callable[[bytes], bytes]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastserve.data.digest import label_key, text_key, text_of, value_key
+from fastserve.data.digest import id_key, label_key, text_key, text_of, value_key
 from fastserve.data.disk_column import DiskColumn
 from fastserve.data.disk_rows import DiskRows, RowWriter
 from fastserve.data.minhash import band_keys, choose_bands, shingles, signature
@@ -50,7 +50,7 @@ class Spool:
         columns = self._columns
         for half in text_key(row):
             columns["text"].append(half)
-        columns["id"].append(value_key(row["id"]) | 1 if "id" in row else 0)
+        columns["id"].append(id_key(row["id"]) if "id" in row else 0)
         columns["split"].append(split)
         columns["file"].append(file)
         for name, measure in self._measures.items():
