@@ -101,7 +101,7 @@ def tiny_decoder(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Any) 
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=128,
+        max_position_embeddings=256,
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,

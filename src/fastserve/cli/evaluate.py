@@ -16,6 +16,7 @@ from fastserve.config import WeightsChoice
 if TYPE_CHECKING:
     from fastserve.data.row import Row
     from fastserve.evaluate.bootstrap import Interval
+    from fastserve.evaluate.probe import ProbeReport
     from fastserve.evaluate.task_evaluation import Evaluation
 
 
@@ -42,6 +43,13 @@ if TYPE_CHECKING:
 @click.option("--max-tokens", type=click.IntRange(1), default=128, help="Of each text that is generated.")
 @click.option("--resamples", type=click.IntRange(10), default=1000, help="Of the bootstrap of --compare.")
 @click.option("--seed", type=int, default=0, help="Of the bootstrap.")
+@click.option(
+    "--probes",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Probe a classifier for bias: names, groups and negations swapped; by a JSON file, or our own.",
+)
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page and plots into that folder.")
 @click.option(
     "--predictions", type=click.Path(path_type=Path), help="Write predictions there, as JSON lines."
@@ -59,6 +67,7 @@ def evaluate(
     max_tokens: int,
     resamples: int,
     seed: int,
+    probes: str | None,
     report: Path | None,
     predictions: Path | None,
     json: bool,
@@ -69,6 +78,7 @@ def evaluate(
     intervals of a paired bootstrap.
     """
     from fastserve.evaluate.prediction import PredictorOptions
+    from fastserve.evaluate.probe import read_probes
     from fastserve.evaluate.task_evaluation import compare as compare_evaluations
     from fastserve.evaluate.task_evaluation import evaluate_folder
 
@@ -80,7 +90,8 @@ def evaluate(
         truncate=truncate,
         max_tokens=max_tokens,
     )
-    evaluation = evaluate_folder(folder, rows, options, note=_note)
+    chosen = None if probes is None else read_probes(Path(probes) if probes else None)
+    evaluation = evaluate_folder(folder, rows, options, probes=chosen, note=_note)
     intervals: Mapping[str, Interval] = {}
     other: Evaluation | None = None
     if compare is not None:
@@ -130,6 +141,26 @@ def _write_predictions(path: Path, evaluation: Evaluation) -> None:
             )
 
 
+def _print_probes(report: ProbeReport) -> None:
+    print()
+    rows = [
+        [
+            swap.name,
+            f"{swap.gap:.4f}",
+            swap.label,
+            f"{swap.groups[0]} over {swap.groups[1]}",
+            f"{swap.share_changed:.3f}",
+        ]
+        for swap in report.swaps
+    ]
+    print_table(["swap", "gap", "label", "groups", "templates whose label changes"], rows)
+    if (negation := report.negation) is not None:
+        print(
+            f"negation: the label changes in {negation.share_changed:.0%} of {negation.num_pairs} pairs, "
+            f"probabilities by {negation.mean_shift:.3f}"
+        )
+
+
 def _print(evaluation: Evaluation, intervals: Mapping[str, Interval]) -> None:
     scores, speed = evaluation.scores, evaluation.speed
     if intervals:
@@ -154,6 +185,8 @@ def _print(evaluation: Evaluation, intervals: Mapping[str, Interval]) -> None:
             for label, f in scores.by_label.items()
         ]
         print_table(["label", "precision", "recall", "f1", "rows"], rows)
+    if evaluation.probes is not None:
+        _print_probes(evaluation.probes)
     print()
     print(
         f"{evaluation.num_rows} rows by {evaluation.backend}: {speed.rows_per_second:.1f} rows/s, "

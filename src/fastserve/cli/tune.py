@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from fastserve.cli.engine_option import pack_options
 from fastserve.cli.option import json_option, network_forbidden, offline_option
 from fastserve.cli.report import print_json, print_table
+from fastserve.errors import OptionError
 from fastserve.tune.options import TuneOptions, read_option_file
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ _HELP: Mapping[str, str] = {
     "problem": "Of classification: one class, several at once, or a number; auto sees it from labels.",
     "temperature": "Of the contrastive loss of embeddings.",
     "instruction": "What a decoder is told before a text to translate or summarize.",
+    "processes": "On this machine, which share each batch; --batch-size is that of all of them.",
     "device": "Where to compute; auto is a GPU where there is one.",
     "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
 }
@@ -69,7 +71,19 @@ _HELP: Mapping[str, str] = {
 @click.option(
     "--config", type=click.Path(path_type=Path), help="TOML, YAML or JSON file of options; flags go first."
 )
+@click.option(
+    "--on-problem",
+    multiple=True,
+    metavar="KIND=ACTION",
+    help="What to do about a kind of problem in the rows, as of `fastserve prepare`.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run of this output, if there is one.")
+@click.option(
+    "--search",
+    type=click.Path(path_type=Path),
+    help="YAML, TOML or JSON file of options to search: lists of values, or {low, high, log}.",
+)
+@click.option("--trials", type=click.IntRange(1), default=20, help="Of --search.")
 @pack_options("options", TuneOptions(), _HELP)
 @json_option
 @offline_option
@@ -80,7 +94,10 @@ def tune(
     dev: Path | None,
     output: Path,
     config: Path | None,
+    on_problem: Sequence[str],
     resume: bool,
+    search: Path | None,
+    trials: int,
     options: TuneOptions,
     json: bool,
     offline: bool,
@@ -96,6 +113,9 @@ def tune(
         options = _with_config(options, config)
     if offline:
         click.get_current_context().with_resource(network_forbidden())
+    if search is not None:
+        _search(task, model, train, dev, output, search, trials, options, resume=resume, as_json=json)
+        return
     with _progress(shown=not json) as report:
         result = run_tune(
             task,
@@ -104,6 +124,7 @@ def tune(
             dev=dev,
             output=output,
             options=options,
+            on_problem=dict(text.partition("=")[::2] for text in on_problem),
             resume=resume,
             report=report,
         )
@@ -111,6 +132,48 @@ def tune(
         print_json(result.to_json())
     else:
         _print_result(result)
+
+
+def _search(
+    task: str,
+    model: str,
+    train: Path,
+    dev: Path | None,
+    output: Path,
+    space: Path,
+    trials: int,
+    options: TuneOptions,
+    *,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    from fastserve.tune.search import read_space, search
+
+    if dev is None:
+        raise OptionError("search needs dev rows", hint="give them with --dev", option="search")
+    with _progress(shown=not as_json) as report:
+        result = search(
+            task,
+            model=model,
+            train=train,
+            dev=dev,
+            output=output,
+            space=read_space(space),
+            trials=trials,
+            options=options,
+            resume=resume,
+            report=report,
+        )
+    if as_json:
+        print_json(result.to_json())
+        return
+    print(f"{result.num_complete} trials, {result.num_pruned} stopped early; the best has:")
+    rows = [
+        [name, str(value), f"{result.importance.get(name, 0):.2f}"]
+        for name, value in result.best_options.items()
+    ]
+    print_table(["option", "value", "importance"], rows)
+    _print_result(result.best)
 
 
 def _with_config(options: TuneOptions, path: Path) -> TuneOptions:
@@ -140,6 +203,8 @@ def _progress(*, shown: bool) -> Iterator[Callable[[Progress], None] | None]:
         bar.set_postfix(
             {n: f"{progress.figures[n]:.4g}" for n in names if n in progress.figures}, refresh=False
         )
+        if progress.step < bar.n:  # the next trial of a search
+            bar.reset(total=progress.num_steps)
         bar.update(progress.step - bar.n)
 
     try:
@@ -149,6 +214,8 @@ def _progress(*, shown: bool) -> Iterator[Callable[[Progress], None] | None]:
 
 
 def _print_result(result: TuneResult) -> None:
+    for kind, number in result.problems.items():
+        print(f"{number} x {kind}")
     if result.num_cut:
         print(f"{result.num_cut} training rows were cut at the longest example (--max-length)")
     if result.metrics:

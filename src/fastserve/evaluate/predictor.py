@@ -36,8 +36,9 @@ def open_predictor(
 
 def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
     if isinstance(task, Generation):
-        if task.is_encoder_decoder:
-            raise UnsupportedError("encoder-decoders run in PyTorch alone")
+        if task.is_encoder_decoder or task.name == "causal-lm":
+            what = "encoder-decoders" if task.is_encoder_decoder else "losses of given texts"
+            raise UnsupportedError(f"{what} are for PyTorch alone", hint="leave out --backend native")
         from fastserve.engine.llm import LLM
 
         return _NativeGenerator(LLM(folder, weights=options.weights, threads=options.threads), task, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ from fastserve.errors import OptionError
 from fastserve.evaluate.bootstrap import Interval, bootstrap
 from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.predictor import open_predictor
+from fastserve.evaluate.probe import ProbeReport, probe
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.table import task_of_folder
 from fastserve.evaluate.task.task import LOWER_IS_BETTER, Prediction, Row, Scores, Task
@@ -43,6 +44,7 @@ class Evaluation:
     Attributes:
         backend: what computed, `native` or `torch`.
         predictions: one for each row.
+        probes: what probes for bias found, where they were asked for.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class Evaluation:
     scores: Scores
     speed: Speed
     predictions: Seq[Prediction]
+    probes: ProbeReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Metrics by name, figures by label, the confusion matrix, reliability and speed."""
@@ -68,6 +71,8 @@ class Evaluation:
             document["by_label"] = {label: figures.to_json() for label, figures in scores.by_label.items()}
         if scores.confusion is not None:
             document["confusion"] = {"labels": list(scores.labels), "counts": scores.confusion.tolist()}
+        if self.probes is not None:
+            document["probes"] = self.probes.to_json()
         if scores.bins:
             document["reliability"] = [asdict(bin_) for bin_ in scores.bins]
         return document
@@ -78,9 +83,10 @@ def evaluate_folder(
     rows: Seq[Row],
     options: PredictorOptions | None = None,
     *,
+    probes: Mapping[str, Any] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Evaluation:
-    """Predict rows with a model directory, and score the predictions.
+    """Predict rows with a model directory, and score the predictions; run `probes` (`read_probes`) on it.
 
     Raises:
         UnsupportedError: nothing can run the model.
@@ -96,6 +102,13 @@ def evaluate_folder(
         started = time.perf_counter()
         predictions = predictor.predict(rows)
         seconds = time.perf_counter() - started
+        found = None
+        if probes is not None:
+            if task.name != "text-classification":
+                raise OptionError(
+                    f"probes are for text-classification, {folder} is for {task.name}", hint="leave them out"
+                )
+            found = probe(lambda texts: predictor.predict([{"text": text} for text in texts]), probes)
         times = [_time(partial(predictor.predict, [row])) for row in rows[:_TIMED_ROWS]]
     finally:
         predictor.close()
@@ -104,7 +117,7 @@ def evaluate_folder(
         len(rows) / seconds, statistics.median(latencies), latencies[int(0.95 * (len(latencies) - 1))]
     )
     scores = task.score(rows, predictions)
-    return Evaluation(folder, task, predictor.backend, len(rows), scores, speed, predictions)
+    return Evaluation(folder, task, predictor.backend, len(rows), scores, speed, predictions, found)
 
 
 def compare(

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastserve._version import __version__
-from fastserve.data import load_data
+from fastserve.data.load import load_data
+from fastserve.data.problem import ProblemLog
 from fastserve.errors import DataError, OptionError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
+from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.table import TaskOptions, check_metric, make_task
 from fastserve.evaluate.task.task import Row, Scores, Task
 from fastserve.evaluate.training_plot import plot_training
@@ -49,6 +51,7 @@ class TuneResult:
         seconds: of this process, from opening the rows to writing the model.
         num_cut: training rows of which something was cut off at `max_length`.
         resumed_at: the step that the run went on from, where it did.
+        problems: of the rows, by kind and what was done about them, how many.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class TuneResult:
     seconds: float
     num_cut: int
     resumed_at: int | None
+    problems: dict[str, int]
 
     def to_json(self) -> JsonObject:
         return {**asdict(self), "path": str(self.path)}
@@ -72,6 +76,7 @@ def tune(
     output: str | Path,
     dev: str | Path | None = None,
     options: TuneOptions | None = None,
+    on_problem: Mapping[str, str] | None = None,
     resume: bool = False,
     report: Callable[[Progress], None] | None = None,
     on_evaluate: Callable[[int, dict[str, float]], None] | None = None,
@@ -82,6 +87,8 @@ def tune(
         task: one of `fastserve.evaluate.task.table.TASK_NAMES`.
         model: a name, a source, a folder or a .gguf file, as everywhere.
         train, dev: files of rows, in any form that `fastserve.data` reads.
+        on_problem: what to do about a kind of problem in the rows, {"bad-label": "drop"}; see
+            `fastserve.data.PROBLEM_KINDS`.
         resume: go on with the unfinished run of this output, where there is one: its final weights are those
             of a run that never stopped, bit for bit on a CPU with as many threads.
         report: is told of each step.
@@ -96,53 +103,157 @@ def tune(
         DataError: rows that are no rows of the task.
         UnsupportedError: a library of the extra is missing, or the model has no head for the task.
     """
-    check_tune_libraries()
-    options = options or TuneOptions()
     started = time.monotonic()
-    folder = RunFolder(Path(output))
+    prepared = _prepare(task, model, train, dev, Path(output), options or TuneOptions(), on_problem or {})
+    checkpoint = prepared.folder.begin(prepared.request, resume=resume)
+    if prepared.options.processes > 1:
+        from fastserve.tune.processes import run_in_processes
+
+        return run_in_processes(
+            prepared.options.processes,
+            WorkerRequest(
+                task, model, str(train), dev and str(dev), str(output), prepared.options, on_problem
+            ),
+            report=report,
+            on_evaluate=on_evaluate,
+        )
+    return _Run(prepared, report, on_evaluate).run(checkpoint, started)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRequest:
+    """What a process that trains with others needs to know: the arguments of `tune`."""
+
+    task: str
+    model: str
+    train: str
+    dev: str | None
+    output: str
+    options: TuneOptions
+    on_problem: Mapping[str, str] | None
+
+
+def tune_as_worker(
+    request: WorkerRequest,
+    *,
+    report: Callable[[Progress], None] | None,
+    on_evaluate: Callable[[int, dict[str, float]], None] | None,
+) -> TuneResult:
+    """One process's part of a run that `tune` has begun. The first one reports, and writes the model."""
+    started = time.monotonic()
+    prepared = _prepare(
+        request.task,
+        request.model,
+        request.train,
+        request.dev,
+        Path(request.output),
+        request.options,
+        request.on_problem or {},
+    )
+    return _Run(prepared, report, on_evaluate).run(prepared.folder.last_checkpoint(), started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A run that has been checked, and not begun."""
+
+    folder: RunFolder
+    source: SourceModel
+    task: Task
+    options: TuneOptions
+    metric: str | None
+    rows: Seq[Row]
+    dev_rows: Seq[Row] | None
+    problems: dict[str, int]
+    lineage: JsonObject
+
+    @property
+    def request(self) -> JsonObject:
+        """What a run that is resumed must have been asked for too."""
+        return {key: self.lineage[key] for key in ("model", "data", "options")} | {"task": self.task.name}
+
+
+def _prepare(
+    task: str,
+    model: str,
+    train: str | Path,
+    dev: str | Path | None,
+    output: Path,
+    options: TuneOptions,
+    on_problem: Mapping[str, str],
+) -> _Prepared:
+    check_tune_libraries()
     _check_precision(options)
     if dev is None and (options.metric or options.patience):
         name = "metric" if options.metric else "patience"
         raise OptionError(f"{name} needs dev rows", hint="give them with --dev", option=name)
-
-    rows = _read(train, task)
-    dev_rows = None if dev is None else _read(dev, task)
+    log = ProblemLog(on_problem)
+    rows = _read(train, task, log)
+    dev_rows = None if dev is None else _read(dev, task, log)
+    problems = {f"{kind} ({action})": count for (kind, action), count in sorted(log.counts.items())}
+    if dev_rows is not None and (num_shared := _num_shared(rows, dev_rows)):
+        problems["dev rows that are training rows too (kept)"] = num_shared
     source = open_source_model(model, resolve(model))
     made = make_task(task, rows, _task_options(source, options))
     metric = None
     if dev_rows is not None:
         metric = options.metric or made.metrics[0]
         check_metric(made, metric)
-    check_plot(folder.plots.parent)
+    check_plot(output.parent)
     lineage = {
         "parent": source.lineage(),
         "model": model,
         "data": {"train": _digest(train), **({} if dev is None else {"dev": _digest(dev)})},
         "rows": {"train": len(rows), **({} if dev_rows is None else {"dev": len(dev_rows)})},
+        "problems": problems,
         "options": asdict(options),
         "versions": _versions(),
     }
-    request = {key: lineage[key] for key in ("model", "data", "options")} | {"task": task}
-    checkpoint = folder.begin(request, resume=resume) if _is_first_process() else folder.last_checkpoint()
-    return _Run(folder, source, made, options, metric, lineage, report, on_evaluate).run(
-        rows, dev_rows, checkpoint, started
-    )
+    folder = RunFolder(output)
+    return _Prepared(folder, source, made, options, metric, rows, dev_rows, problems, lineage)
+
+
+def _num_shared(rows: Seq[Row], dev_rows: Seq[Row]) -> int:
+    """How many dev rows are training rows too, word for word."""
+    seen = {json.dumps(row, sort_keys=True, default=str) for row in rows}
+    return sum(json.dumps(row, sort_keys=True, default=str) in seen for row in dev_rows)
+
+
+def default_metric(task: str, *, model: str, train: str | Path, options: TuneOptions) -> str:
+    """The metric that chooses the best weights of a task where none is named. Raises as `tune`."""
+    check_tune_libraries()
+    source = open_source_model(model, resolve(model))
+    return make_task(task, _read(train, task), _task_options(source, options)).metrics[0]
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    folder: RunFolder
-    source: SourceModel
-    task: Task
-    options: TuneOptions
-    metric: str | None
-    lineage: JsonObject
+    prepared: _Prepared
     report: Callable[[Progress], None] | None
     on_evaluate: Callable[[int, dict[str, float]], None] | None
 
-    def run(
-        self, rows: Seq[Row], dev_rows: Seq[Row] | None, checkpoint: Path | None, started: float
-    ) -> TuneResult:
+    @property
+    def folder(self) -> RunFolder:
+        return self.prepared.folder
+
+    @property
+    def source(self) -> SourceModel:
+        return self.prepared.source
+
+    @property
+    def task(self) -> Task:
+        return self.prepared.task
+
+    @property
+    def options(self) -> TuneOptions:
+        return self.prepared.options
+
+    @property
+    def metric(self) -> str | None:
+        return self.prepared.metric
+
+    def run(self, checkpoint: Path | None, started: float) -> TuneResult:
+        rows, dev_rows = self.prepared.rows, self.prepared.dev_rows
         import transformers
 
         from fastserve.tune.adapter import merge_adapter, prepare_weights
@@ -186,6 +297,7 @@ class _Run:
             seconds=time.monotonic() - started,
             num_cut=examples.num_cut,
             resumed_at=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+            problems=self.prepared.problems,
         )
         if _is_first_process():
             plot_training(log, self.folder.plots, title=self._title)
@@ -197,7 +309,7 @@ class _Run:
                 trained.save_pretrained(self.folder.path / "adapter")
                 adapter = self.folder.path / "adapter"
                 trained = merge_adapter(trained)
-            self._write(trained, result, rows, scores, adapter)
+            self._write(trained, result, scores, adapter)
             self.folder.finish(keep=self.options.keep_checkpoints)
         return result
 
@@ -256,7 +368,7 @@ class _Run:
             remove_unused_columns=False,
             report_to="none",
             disable_tqdm=True,
-            ddp_find_unused_parameters=False,
+            ddp_find_unused_parameters=isinstance(self.task, Embedding),  # the encoder's own pooler
         )
 
     def _draw_sometimes(self) -> Callable[[list[dict[str, Any]]], None]:
@@ -270,12 +382,11 @@ class _Run:
 
         return draw
 
-    def _write(
-        self, model: Any, result: TuneResult, rows: Seq[Row], scores: Scores | None, adapter: Path | None
-    ) -> None:
+    def _write(self, model: Any, result: TuneResult, scores: Scores | None, adapter: Path | None) -> None:
         from fastserve.tune.artifact import write_artifact
         from fastserve.tune.card import write_card
 
+        rows = self.prepared.rows
         facts = {
             "training rows": str(len(rows)),
             "steps": str(result.num_steps),
@@ -283,17 +394,24 @@ class _Run:
             "chosen by": self.metric or "nothing: there were no dev rows",
             "rows cut at the longest example": str(result.num_cut),
             "seconds": f"{result.seconds:.0f}",
+            "problems of the data": ", ".join(f"{n} {kind}" for kind, n in self.prepared.problems.items())
+            or "none",
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         }
         card = write_card(
-            task=self.task, options=self.options, lineage=self.lineage, train=rows, scores=scores, facts=facts
+            task=self.task,
+            options=self.options,
+            lineage=self.prepared.lineage,
+            train=rows,
+            scores=scores,
+            facts=facts,
         )
         write_artifact(
             self.folder.output,
             model=model,
             tokenizer=self.source.tokenizer,
             task=self.task,
-            lineage=self.lineage,
+            lineage=self.prepared.lineage,
             metrics=result.metrics,
             card=card,
             plots=self.folder.plots,
@@ -301,8 +419,8 @@ class _Run:
         )
 
 
-def _read(path: str | Path, task: str) -> list[Any]:
-    rows = list(load_data(path, task))
+def _read(path: str | Path, task: str, log: ProblemLog | None = None) -> list[Any]:
+    rows = list(load_data(path, task, log=log))
     if not rows:
         raise DataError(f"{path} has no rows", hint="give a file with rows")
     return rows

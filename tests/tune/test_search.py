@@ -1,0 +1,71 @@
+"""Hyper-parameter search: the better of what is tried becomes the output, and a killed search goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastserve.errors import OptionError
+from fastserve.tune import TuneOptions
+from fastserve.tune.search import Range, read_space, search
+from tune.conftest import film_rows
+
+WriteRows = Callable[[str, list[dict[str, Any]]], Path]
+SHORT = TuneOptions(epochs=4, batch_size=8, device="cpu", max_length=32)
+
+
+def test_the_best_trial_becomes_the_output_and_an_interrupted_search_goes_on(
+    tiny_encoder: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    rows = write_rows("rows", film_rows(32))
+    steps = 0
+
+    def stop_in_third_trial(progress: Any) -> None:
+        nonlocal steps
+        steps += progress.step == 1 and not progress.figures
+        if steps == 3:
+            raise InterruptedError
+
+    about = {"model": str(tiny_encoder), "train": rows, "dev": rows, "output": tmp_path / "out"}
+    space = {"learning_rate": (1e-7, 5e-3), "weight_decay": Range(0.0, 0.1)}
+    with pytest.raises(InterruptedError):
+        search(
+            "text-classification", **about, space=space, trials=5, options=SHORT, report=stop_in_third_trial
+        )
+    with pytest.raises(OptionError, match="--resume goes on with it"):
+        search("text-classification", **about, space=space, trials=5, options=SHORT)
+    result = search("text-classification", **about, space=space, trials=5, options=SHORT, resume=True)
+    assert result.num_complete + result.num_pruned == 5
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not (tmp_path / "out.search").exists()
+    trials = json.loads((tmp_path / "out" / "search" / "trials.json").read_text("utf-8"))["trials"]
+    best = max(trials, key=lambda trial: -1.0 if trial["value"] is None else trial["value"])
+    assert result.best.metrics["accuracy"] == best["value"]
+    assert result.best_options == best["options"]
+    assert [trial["state"] for trial in trials].count("fail") == 1
+    assert (tmp_path / "out" / "search" / "trials.png").is_file()
+
+
+def test_a_space_is_read_with_its_ranges_and_choices(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("learning-rate: {low: 1e-5, high: 1e-3, log: true}\nbatch_size: [8, 16]\n", "utf-8")
+    assert read_space(path) == {"learning_rate": Range(1e-5, 1e-3, log=True), "batch_size": (8, 16)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rate: [1]", "'rate' is no option that can be searched"),
+        ("epochs: {low: 3, high: 2}", "epochs is"),
+        ("epochs: [", "is broken"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(OptionError, match=message):
+        read_space(path)
