@@ -56,6 +56,12 @@ nb::ndarray<nb::numpy, T> new_array(std::initializer_list<std::size_t> shape) {
   return nb::ndarray<nb::numpy, T>(data, shape, owner);
 }
 
+std::vector<const Weight*> to_weights(const nb::list& list) {
+  std::vector<const Weight*> weights;
+  for (nb::handle weight : list) weights.push_back(&nb::cast<const Weight&>(weight));
+  return weights;
+}
+
 StoredMatrix to_stored_matrix(const std::tuple<std::string, Bytes, int32_t, int32_t>& source) {
   const auto& [format, data, rows, depth] = source;
   return {parse_stored_format(format), data.data(), static_cast<int64_t>(data.size()), rows, depth};
@@ -397,6 +403,17 @@ void bind_plan(nb::module_& m) {
             p.gated_activation(parse_activation(kind), gate, up, out);
           },
           "kind"_a, "gate"_a, "up"_a, "out"_a)
+      .def(
+          "mixture_of_experts",
+          [](Plan& p, const std::string& kind, Matrix x, Matrix logits, const nb::list& gates, const nb::list& ups,
+             const nb::list& downs, int32_t top_k, bool normalized, Matrix gathered, Matrix inner, Matrix results,
+             Matrix out) {
+            p.mixture_of_experts(parse_activation(kind), x, logits, {to_weights(gates), to_weights(ups), to_weights(downs)},
+                                 top_k, normalized, gathered, inner, results, out);
+          },
+          nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(), "kind"_a, "x"_a, "logits"_a,
+          "gates"_a, "ups"_a, "downs"_a, nb::kw_only(), "top_k"_a, "normalized"_a, "gathered"_a, "inner"_a,
+          "results"_a, "out"_a)
       .def("soft_cap", &Plan::soft_cap, "x"_a, "cap"_a, "out"_a)
       .def("scale", &Plan::scale, "x"_a, "factor"_a, "out"_a)
       .def("gather_rows", &Plan::gather_rows, "x"_a, "out"_a)

@@ -11,6 +11,22 @@
 
 namespace fastserve {
 
+// All arguments of a product with a weight but the result's; rows are counted from `row_begin`.
+inline LinearArgs linear_args(const Step& step, const Matrix& x, const Weight& weight, int32_t row_begin) {
+  const PackedWeight& w = weight.packed();
+  LinearArgs args{};
+  args.weight = &w;
+  if (is_integer(w.format)) {
+    const QuantizedLayout layout(w.depth, w.activation_group_size);
+    args.quantized = {reinterpret_cast<const int8_t*>(step.row(x, row_begin)), layout.row_bytes, layout.scales_offset,
+                      layout.corrections_offset};
+  } else {
+    args.x = step.row(x, row_begin);
+    args.x_stride = x.stride;
+  }
+  return args;
+}
+
 class LinearCall : public StripCall {
  public:
   LinearCall(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out)
@@ -47,19 +63,8 @@ class LinearCall : public StripCall {
     step.kernels.linear(args, 0, row_end - row_begin, panel_begin, panel_end);
   }
 
-  // All arguments but the result's; rows are counted from `row_begin`.
   LinearArgs inputs(const Step& step, int32_t row_begin) const {
-    const PackedWeight& w = weight_.packed();
-    LinearArgs args{};
-    args.weight = &w;
-    if (is_integer(w.format)) {
-      const QuantizedLayout layout(w.depth, w.activation_group_size);
-      args.quantized = {reinterpret_cast<const int8_t*>(step.row(x_, row_begin)), layout.row_bytes,
-                        layout.scales_offset, layout.corrections_offset};
-    } else {
-      args.x = step.row(x_, row_begin);
-      args.x_stride = x_.stride;
-    }
+    LinearArgs args = linear_args(step, x_, weight_, row_begin);
     args.bias = bias_.empty() ? nullptr : bias_.data();
     return args;
   }

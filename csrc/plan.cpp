@@ -6,6 +6,7 @@
 #include <string>
 
 #include "attention_calls.h"
+#include "expert_calls.h"
 #include "linear_calls.h"
 #include "refuse.h"
 #include "rowwise_calls.h"
@@ -247,7 +248,51 @@ void Plan::activation(ActivationKind kind, Matrix x, Matrix out) {
 
 void Plan::gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out) {
   check(gate), check(up), check(out);
+  if (gate.width != 1) check_equal("columns of a gate", gate.width, out.width);
   add_call(std::make_unique<GatedActivationCall>(kind, gate, up, out));
+}
+
+// A matrix with `top_k` rows for each row of a value.
+void Plan::check_expert_rows(const Matrix& places, int32_t top_k, const char* what, int32_t width) const {
+  check_equal(what, places.width, width);
+  const int64_t rows = places.rows == Rows::tokens ? limits_.max_tokens : limits_.max_outputs;
+  if (places.rows == Rows::sequences || places.is_in_strips() || !holds(places, rows * top_k))
+    refuse("rows of experts lie outside the plan's arena");
+}
+
+void Plan::check_experts(const std::vector<const Weight*>& weights, std::size_t count, const Matrix& x,
+                         int32_t rows) const {
+  check_equal("weights of experts", static_cast<int64_t>(weights.size()), static_cast<int64_t>(count));
+  for (const Weight* weight : weights) {
+    const PackedWeight& w = weight->packed();
+    check_equal("rows of an expert's weight", w.rows, rows);
+    check_equal("columns of an expert's weight", w.depth, x.width);
+    check_equal("whether rows of experts are quantized", x.is_quantized(), is_integer(w.format));
+    if (x.is_quantized())
+      check_equal("bytes of an expert's quantized row", QuantizedLayout(x).row_bytes,
+                  QuantizedLayout(w.depth, w.activation_group_size).row_bytes);
+  }
+}
+
+void Plan::mixture_of_experts(ActivationKind kind, Matrix x, Matrix logits, const Experts& experts, int32_t top_k,
+                              bool normalized, Matrix gathered, Matrix inner, Matrix results, Matrix out) {
+  check(x), check(logits), check(out);
+  check_equal("columns of a mixture's result", out.width, x.width);
+  check_range("experts of a row", top_k, 1, logits.width);
+  check_expert_rows(gathered, top_k, "columns of gathered rows", x.width);
+  check_expert_rows(inner, top_k, "columns within experts", inner.width);
+  check_expert_rows(results, top_k, "columns of experts' results", out.width);
+  const auto count = static_cast<std::size_t>(logits.width);
+  check_experts(experts.gates, count, gathered, inner.width);
+  check_experts(experts.ups, count, gathered, inner.width);
+  check_experts(experts.downs, count, inner, out.width);
+  if (inner.is_quantized()) check_whole_panels(inner);
+  const MixtureInputs inputs{out.rows, logits.width, top_k, std::make_shared<Routing>()};
+  add_call(std::make_unique<RouteExpertsCall>(inputs, normalized, logits));
+  add_call(std::make_unique<GatherExpertRowsCall>(inputs, x, gathered));
+  add_call(std::make_unique<ExpertGatedActivationCall>(inputs, kind, gathered, experts.gates, experts.ups, inner));
+  add_call(std::make_unique<ExpertLinearCall>(inputs, inner, experts.downs, results));
+  add_call(std::make_unique<CombineExpertsCall>(inputs, results, out));
 }
 
 void Plan::soft_cap(Matrix x, float cap, Matrix out) {

@@ -64,6 +64,13 @@ class Plan {
                       AttentionScores scores, Matrix out);
   void activation(ActivationKind kind, Matrix x, Matrix out);
   void gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out);
+  // One of several weights a row: `experts` have as many gates, ups and downs. `logits` are a router's; `gathered`,
+  // `inner` and `results` have a row for each of the `top_k` places of a row, and are for this op alone.
+  struct Experts {
+    std::vector<const Weight*> gates, ups, downs;
+  };
+  void mixture_of_experts(ActivationKind kind, Matrix x, Matrix logits, const Experts& experts, int32_t top_k,
+                          bool normalized, Matrix gathered, Matrix inner, Matrix results, Matrix out);
   void soft_cap(Matrix x, float cap, Matrix out);
   void scale(Matrix x, float factor, Matrix out);
   void gather_rows(Matrix x, Matrix out);
@@ -98,6 +105,8 @@ class Plan {
   void check(const Matrix& m) const;
   void check_in_strip(const Matrix& m) const;
   void check_linear(const Matrix& x, const Weight& weight, const std::vector<float>& bias, int32_t columns) const;
+  void check_expert_rows(const Matrix& places, int32_t top_k, const char* what, int32_t width) const;
+  void check_experts(const std::vector<const Weight*>& weights, std::size_t count, const Matrix& x, int32_t rows) const;
   void check_whole_panels(const Matrix& out) const;
   void check(const RopeTables& tables) const;
   void add_call(std::unique_ptr<Call> call);

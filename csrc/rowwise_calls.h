@@ -209,6 +209,7 @@ class ActivationCall : public RowwiseCall {
   Matrix x_;
 };
 
+// A gate of one column is for the whole row.
 class GatedActivationCall : public RowwiseCall {
  public:
   GatedActivationCall(ActivationKind kind, Matrix gate, Matrix up, Matrix out)
@@ -218,7 +219,11 @@ class GatedActivationCall : public RowwiseCall {
 
  protected:
   void run_row(const Step& step, int32_t row, float* out) const override {
-    step.kernels.gated_activation(kind_, step.row(gate_, row), step.row(up_, row), out_.width, out);
+    const float *gate = step.row(gate_, row), *up = step.row(up_, row);
+    if (gate_.width == out_.width) return step.kernels.gated_activation(kind_, gate, up, out_.width, out);
+    float factor;
+    step.kernels.activation(kind_, gate, 1, &factor);
+    step.kernels.scale(up, factor, out_.width, out);
   }
 
  private:

@@ -167,7 +167,8 @@ ActivationKind parse_activation(const std::string& name) {
                                                 {"gelu", ActivationKind::gelu},
                                                 {"gelu_tanh", ActivationKind::gelu_tanh},
                                                 {"relu", ActivationKind::relu},
-                                                {"tanh", ActivationKind::tanh}};
+                                                {"tanh", ActivationKind::tanh},
+                                                {"sigmoid", ActivationKind::sigmoid}};
   return parse("activation", name, table);
 }
 

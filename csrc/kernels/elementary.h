@@ -76,6 +76,7 @@ static inline F32 erf(F32 x) {
   return div(mul(x, p), q);
 }
 
+static inline F32 sigmoid(F32 x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x)))); }
 static inline F32 silu(F32 x) { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }
 static inline F32 gelu(F32 x) {
   return mul(mul(x, set1(0.5f)), add(set1(1.0f), erf(mul(x, set1(0.70710678118654752f)))));

@@ -55,7 +55,7 @@ enum class StoredFormat : int32_t {
 };
 // Ways to read memory, of which the fastest is the limit: one stream or four, with or without prefetching.
 enum class ReadKind : int32_t { plain, interleaved, prefetched, prefetched_interleaved, non_temporal };
-enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh };
+enum class ActivationKind : int32_t { silu, gelu, gelu_tanh, relu, tanh, sigmoid };
 
 // A slice of a panel of a CSR weight (see PackedWeight).
 struct CsrSlice {

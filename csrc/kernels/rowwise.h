@@ -58,6 +58,7 @@ static void activation(ActivationKind kind, const float* x, int32_t width, float
     case ActivationKind::gelu_tanh: return map(x, width, out, [](F32 a) { return gelu_tanh(a); });
     case ActivationKind::relu: return map(x, width, out, [](F32 a) { return relu(a); });
     case ActivationKind::tanh: return map(x, width, out, [](F32 a) { return tanh(a); });
+    case ActivationKind::sigmoid: return map(x, width, out, [](F32 a) { return sigmoid(a); });
   }
 }
 
@@ -73,6 +74,7 @@ static void gated_activation(ActivationKind kind, const float* g, const float* u
     case ActivationKind::gelu_tanh: return gate(g, up, width, out, [](F32 a) { return gelu_tanh(a); });
     case ActivationKind::relu: return gate(g, up, width, out, [](F32 a) { return relu(a); });
     case ActivationKind::tanh: return gate(g, up, width, out, [](F32 a) { return tanh(a); });
+    case ActivationKind::sigmoid: return gate(g, up, width, out, [](F32 a) { return sigmoid(a); });
   }
 }
 

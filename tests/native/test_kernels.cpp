@@ -56,6 +56,7 @@ double activate(ActivationKind kind, double x) {
       return x / 2 * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
     case ActivationKind::relu: return std::max(x, 0.0);
     case ActivationKind::tanh: return std::tanh(x);
+    case ActivationKind::sigmoid: return 1 / (1 + std::exp(-x));
   }
   return 0;
 }
@@ -84,8 +85,14 @@ void test_rows(const Kernels& k, int width) {
   k.l2_normalize(x.data(), 1e-12f, width, out.data());
   for (std::size_t i = 0; i < n; ++i) expected[i] = x[i] / std::sqrt(squares);
   check("l2_normalize");
+  k.scale(x.data(), -1.25f, width, out.data());
+  for (std::size_t i = 0; i < n; ++i) expected[i] = -1.25 * x[i];
+  check("scale");
+  k.soft_cap(x.data(), 1.25f, width, out.data());
+  for (std::size_t i = 0; i < n; ++i) expected[i] = 1.25 * std::tanh(x[i] / 1.25);
+  check("soft_cap");
   for (const ActivationKind kind : {ActivationKind::silu, ActivationKind::gelu, ActivationKind::gelu_tanh,
-                                    ActivationKind::relu, ActivationKind::tanh}) {
+                                    ActivationKind::relu, ActivationKind::tanh, ActivationKind::sigmoid}) {
     k.activation(kind, x.data(), width, out.data());
     for (std::size_t i = 0; i < n; ++i) expected[i] = activate(kind, x[i]);
     check("activation");
@@ -114,8 +121,12 @@ void test_not_a_number(const Kernels& k, int width, int place) {
   expect_nan("layer_norm", true);
   k.l2_normalize(broken.data(), 1e-12f, width, out.data());
   expect_nan("l2_normalize", true);
+  k.scale(broken.data(), 2.0f, width, out.data());
+  expect_nan("scale", false);
+  k.soft_cap(broken.data(), 2.0f, width, out.data());
+  expect_nan("soft_cap", false);
   for (const ActivationKind kind : {ActivationKind::silu, ActivationKind::gelu, ActivationKind::gelu_tanh,
-                                    ActivationKind::relu, ActivationKind::tanh}) {
+                                    ActivationKind::relu, ActivationKind::tanh, ActivationKind::sigmoid}) {
     k.activation(kind, broken.data(), width, out.data());
     expect_nan("activation", false);
     k.gated_activation(kind, broken.data(), x.data(), width, out.data());

@@ -54,6 +54,7 @@ UNARY: Mapping[str, Callable[[GraphBuilder, Value], Value]] = {
     "gelu_tanh": lambda b, x: b.activation(x, "gelu_tanh"),
     "relu": lambda b, x: b.activation(x, "relu"),
     "tanh": lambda b, x: b.activation(x, "tanh"),
+    "sigmoid": lambda b, x: b.activation(x, "sigmoid"),
 }
 
 
@@ -105,6 +106,13 @@ def test_add_and_norm_equal_torch_fused(
     fused = fuse_add_norm(graph)
     assert f"add_{norm}" in [node.op for node in fused.nodes]
     assert_equal_to_torch(fused, isa)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_gate_of_one_column_equals_torch(width: int, isa: str) -> None:
+    b = GraphBuilder()
+    gate, up = misaligned(b, "gate", 1), misaligned(b, "up", width, offset=5)
+    assert_equal_to_torch(b.finish(logits=b.gather_rows(b.gated_activation(gate, up, "sigmoid"))), isa)
 
 
 @pytest.mark.parametrize("depth", WIDTHS)

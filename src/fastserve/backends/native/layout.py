@@ -10,7 +10,7 @@ from fastserve.backends.native.chains import Chain, find_chains
 from fastserve.backends.native.fuse import fuse
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.graph.memory import MemoryPlan, plan_memory, rows_of
-from fastserve.graph.node import Graph, Linear, Parameter, Rows
+from fastserve.graph.node import Graph, Parameter, Rows
 from fastserve.types import Limits
 
 
@@ -48,9 +48,9 @@ def lay_out(
 ) -> Layout:
     """Lay out an optimized graph. `in_strips=False` takes all rows through one call after the other."""
 
-    def group_size_of(linear: Linear) -> int | None:
+    def group_size_of(matrix: Parameter) -> int | None:
         """Columns of its activations that share a scale (0: all); None where they stay floats."""
-        scheme = schemes[linear.weight]
+        scheme = schemes[matrix]
         return scheme.activation_group_size if scheme.is_integer else None
 
     fused = fuse(graph, group_size_of)

@@ -13,6 +13,7 @@ from fastserve.backends.native.fuse_linear_activation import LinearActivation, L
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.quantize_rows import QuantizeRows
+from fastserve.backends.native.route_experts import RoutedExperts
 from fastserve.backends.native.weights import Weights
 from fastserve.backends.relative_bias import bucket_of_distances
 from fastserve.graph.memory import MemoryPlan
@@ -72,6 +73,12 @@ class Lowering:
         if value is None:
             return _native.Matrix(0, 0, 0, _native.Rows.TOKENS)
         return self._matrix(value, value.width, None)
+
+    def expert_rows(self, value: Value, top_k: int, width: int, group_size: int | None) -> _native.Matrix:
+        """The place of a value whose rows hold `top_k` rows of `width` columns each, as a matrix of these."""
+        place = self.memory.placements[value]
+        stride = place.row_stride // top_k
+        return _native.Matrix(place.byte_offset, stride, width, _ROWS[value.rows], group_size)
 
     def _matrix(self, value: Value, width: int, group_size: int | None) -> _native.Matrix:
         place = self.memory.placements[value]
@@ -157,6 +164,8 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
             plan.activation(node.kind, at(node.x), at(node.out))
         case GatedActivation():
             plan.gated_activation(node.kind, at(node.gate), at(node.up), at(node.out))
+        case RoutedExperts():
+            _lower_routed_experts(node, to)
         case SoftCap():
             plan.soft_cap(at(node.x), node.cap, at(node.out))
         case Scale():
@@ -171,6 +180,23 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
             pass
         case _:
             raise AssertionError(f"{node.op} has no native call")
+
+
+def _lower_routed_experts(node: RoutedExperts, to: Lowering) -> None:
+    matrix, width = to.weights.matrix, node.x.width
+    to.plan.linear(to.matrix(node.x), matrix(node.router), None, to.matrix(node.out_logits))
+    to.plan.mixture_of_experts(
+        node.kind,
+        to.matrix(node.x),
+        to.matrix(node.out_logits),
+        *([matrix(weight) for weight in weights] for weights in (node.gates, node.ups, node.downs)),
+        top_k=node.top_k,
+        normalized=node.normalized,
+        gathered=to.expert_rows(node.out_gathered, node.top_k, width, node.gathered_group_size),
+        inner=to.expert_rows(node.out_inner, node.top_k, node.gates[0].shape[0], node.inner_group_size),
+        results=to.expert_rows(node.out_results, node.top_k, width, None),
+        out=to.matrix(node.out),
+    )
 
 
 def _attention_scores(node: Attention, to: Lowering) -> _native.AttentionScores:

@@ -10,7 +10,7 @@ from typing import Literal
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.config import WeightFormat
-from fastserve.graph.node import Attention, Embedding, Graph, Linear, Parameter
+from fastserve.graph.node import Attention, Embedding, Graph, Linear, MixtureOfExperts, Parameter
 
 logger = logging.getLogger(__name__)
 
@@ -156,10 +156,16 @@ def choose_schemes(
     - with int8 and int4, what is stored as whole numbers of no more bits is kept as it is;
     - with int4, embeddings and the head (the linear that makes the logits) are int8: 4 bits hurt them most;
     - in decoders, storage of integers that linears read is chosen by their zeros;
+    - those of experts that meet the same rows have one scheme, and routers are float32: a rounded one sends
+      rows elsewhere;
     - with "stored", each as the file has it. Stacked matrices that the file has in different formats become
       float32, which is logged.
     """
-    matrices = {node.weight for node in graph.nodes if isinstance(node, Embedding | Linear)}
+    mixtures = [node for node in graph.nodes if isinstance(node, MixtureOfExperts)]
+    experts = {
+        Parameter.stack(parts): parts for node in mixtures for parts in ((*node.gates, *node.ups), node.downs)
+    }
+    matrices = {node.weight for node in graph.nodes if isinstance(node, Embedding | Linear)} | set(experts)
     if weights == "stored":
         schemes = {parameter: _stored_scheme(parameter, tensors) for parameter in matrices}
     else:
@@ -167,6 +173,9 @@ def choose_schemes(
         kept_finer = _embeddings_and_head(graph) if scheme.format == "int4" else set()
         schemes = {parameter: INT8 if parameter in kept_finer else scheme for parameter in matrices}
         schemes |= _kept_as_they_are(schemes, tensors)
+    for stacked, parts in experts.items():
+        schemes |= dict.fromkeys(parts, schemes.pop(stacked))
+    schemes |= {node.router: SCHEMES["f32"] for node in mixtures}
     for parameter in _read_by_few_rows(graph):
         if schemes[parameter].is_integer and schemes[parameter].offset == "none":
             schemes[parameter] = replace(schemes[parameter], storage="chosen")
