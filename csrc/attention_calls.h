@@ -107,7 +107,8 @@ class AttentionCall : public StripCall {
       const int32_t last = task.first_position + task.num_rows - 1;
       const int32_t first = std::max(0, task.first_position - inputs_.scores.keys_before);
       const int32_t seen = last + 1 + std::min(inputs_.scores.keys_after, task.context_length - 1 - last);
-      const int64_t keys = std::max(0, std::min(task.end_split * kSplit, seen) - std::max(task.first_split * kSplit, first));
+      const int32_t begin = std::max(task.first_split * kSplit, first), end = std::min(task.end_split * kSplit, seen);
+      const int64_t keys = std::max(0, end - begin);
       total.bytes += 2 * keys * kv.block_bytes / kBlock;
       total.operations += 4 * keys * task.num_rows * inputs_.q.width;
     }

@@ -408,8 +408,9 @@ void bind_plan(nb::module_& m) {
           [](Plan& p, const std::string& kind, Matrix x, Matrix logits, const nb::list& gates, const nb::list& ups,
              const nb::list& downs, int32_t top_k, bool normalized, Matrix gathered, Matrix inner, Matrix results,
              Matrix out) {
-            p.mixture_of_experts(parse_activation(kind), x, logits, {to_weights(gates), to_weights(ups), to_weights(downs)},
-                                 top_k, normalized, gathered, inner, results, out);
+            const Plan::Experts experts{to_weights(gates), to_weights(ups), to_weights(downs)};
+            p.mixture_of_experts(parse_activation(kind), x, logits, experts, top_k, normalized, gathered, inner,
+                                 results, out);
           },
           nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(), "kind"_a, "x"_a, "logits"_a,
           "gates"_a, "ups"_a, "downs"_a, nb::kw_only(), "top_k"_a, "normalized"_a, "gathered"_a, "inner"_a,

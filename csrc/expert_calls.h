@@ -189,7 +189,7 @@ class ExpertProductCall : public Call {
   RowWriter writer_;
 };
 
-// kind(gates(x)) * ups(x), a panel at a time: where the result is quantized, groups that share a scale make whole panels.
+// kind(gates(x)) * ups(x), a panel at a time. Groups of columns that share a scale make whole panels.
 class ExpertGatedActivationCall : public ExpertProductCall {
  public:
   ExpertGatedActivationCall(MixtureInputs inputs, ActivationKind kind, Matrix x, std::vector<const Weight*> gates,

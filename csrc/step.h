@@ -107,8 +107,8 @@ struct RopeTables {
   int32_t dim = 0;  // 0: none
 };
 
-// How attention makes its scores, and which keys a row sees. The bias is added to those of head h by distance, key position
-// - query position: [num_heads][bias_stride(max_context)], from distance 1 - max_context on.
+// How attention makes its scores, and which keys a row sees. The bias is added by distance, which is key position - query
+// position: [num_heads][bias_stride(max_context)], from distance 1 - max_context on.
 struct AttentionScores {
   float scale;
   int32_t keys_before = kAllKeys, keys_after = 0;

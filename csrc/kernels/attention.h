@@ -218,12 +218,14 @@ static void scores_of_chunk(const QueryRows& rows, int32_t head_dim, const typen
 static inline int32_t vector_before(int32_t key) { return key / kLanes * kLanes; }
 
 // A row's scores of keys [begin, end) of a split: capped, where there is a cap, then with the bias of its distances.
-static inline void shape_scores(float* scores, int32_t begin, int32_t end, float cap, const float* bias) {
+FASTSERVE_NOINLINE static void shape_scores(float* scores, int32_t begin, int32_t end, float cap, const float* bias) {
   const F32 c = set1(cap), inverse = set1(1.0f / cap);
-  if (cap > 0)
-    for (int32_t i = vector_before(begin); i < end; i += kLanes) store(scores + i, soft_cap(load(scores + i), c, inverse));
-  if (bias)
-    for (int32_t i = vector_before(begin); i < end; i += kLanes) store(scores + i, add(load(scores + i), load(bias + i)));
+  for (int32_t i = vector_before(begin); i < end; i += kLanes) {
+    F32 score = load(scores + i);
+    if (cap > 0) score = soft_cap(score, c, inverse);
+    if (bias) score = add(score, load(bias + i));
+    store(scores + i, score);
+  }
 }
 
 // Turns scores [begin, end) of a split into weights, and what else is within the first and the last vector into zeros.
@@ -280,6 +282,24 @@ static inline void add_values(const typename Kv::type* const* blocks, int32_t wi
     add_values_at<R, 1, Kv>(blocks, width, weights, begin, end, column, sums, stride);
 }
 
+// The rows of a register tile that see from `rows.begins` on, keys [begin, begin + num_keys) of the split.
+template <int R, class Kv>
+FASTSERVE_NOINLINE static void add_values_within(const QueryRows& rows, int32_t row,
+                                                 const typename Kv::type* const* blocks, int32_t begin,
+                                                 int32_t num_keys, float* sums, int64_t stride) {
+  const float* weights = rows.scores + row * kSplit + begin;
+  const auto add_to_row = [&](int r, int32_t from, int32_t to) {
+    if (to > from) add_values<1, Kv>(blocks, rows.width, weights + r * kSplit, from, to, sums + r * stride, stride);
+  };
+  int32_t first = greater(0, most(rows.begins + row, R) - begin);  // all see [first, common)
+  int32_t common = greater(0, lesser(least(rows.ends + row, R) - begin, num_keys));
+  if (first >= common) first = common = 0;
+  for (int r = 0; r < R; ++r) add_to_row(r, greater(0, rows.begins[row + r] - begin), first);
+  if (common > first) add_values<R, Kv>(blocks, rows.width, weights, first, common, sums, stride);
+  for (int r = 0; r < R; ++r)
+    add_to_row(r, greater(common, rows.begins[row + r] - begin), lesser(rows.ends[row + r] - begin, num_keys));
+}
+
 // All rows, keys [begin, begin + num_keys) of the split. Keys that all rows of a register tile see go together; those
 // that only some see, row by row: their values may be anything, and must not even be multiplied by zero.
 template <class Kv>
@@ -288,18 +308,14 @@ static void add_values_of_chunk(const QueryRows& rows, const typename Kv::type* 
   each_row_tile<kQueryRows>(0, rows.num_rows, [&]<int R>(int32_t row) {
     const float* weights = rows.scores + row * kSplit + begin;
     float* sums = weighted_values(partials + row * stride);
-    const auto add_to_row = [&](int32_t r, int32_t from, int32_t to) {
-      if (to > from) add_values<1, Kv>(blocks, rows.width, weights + r * kSplit, from, to, sums + r * stride, stride);
-    };
-    int32_t first = 0, common = greater(0, lesser(least(rows.ends + row, R) - begin, num_keys));  // [first, common)
-    if (rows.begins) {
-      first = greater(0, most(rows.begins + row, R) - begin);
-      if (first >= common) first = common = 0;
-      for (int r = 0; r < R; ++r) add_to_row(r, greater(0, rows.begins[row + r] - begin), first);
+    if (rows.begins) return add_values_within<R, Kv>(rows, row, blocks, begin, num_keys, sums, stride);
+    const int32_t common = greater(0, lesser(least(rows.ends + row, R) - begin, num_keys));
+    if (common > 0) add_values<R, Kv>(blocks, rows.width, weights, 0, common, sums, stride);
+    for (int r = 0; r < R; ++r) {
+      const int32_t end = lesser(rows.ends[row + r] - begin, num_keys);
+      if (end > common)
+        add_values<1, Kv>(blocks, rows.width, weights + r * kSplit, common, end, sums + r * stride, stride);
     }
-    if (common > first) add_values<R, Kv>(blocks, rows.width, weights, first, common, sums, stride);
-    for (int r = 0; r < R; ++r)
-      add_to_row(r, greater(common, rows.begin_of(row + r) - begin), lesser(rows.ends[row + r] - begin, num_keys));
   });
 }
 
