@@ -148,6 +148,7 @@ DECODERS: dict[str, Config] = {
     "gemma3, capped logits, heads of 256": {
         **GEMMA3,
         "head_dim": 256,
+        "query_pre_attn_scalar": 256,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "final_logit_softcapping": 3.0,
