@@ -20,16 +20,16 @@ sys.path[:0] = [str(CHECKOUT / "tests"), str(CHECKOUT / "tests" / "models")]
 
 from decoder_configs import DECODERS, LLAMA  # noqa: E402
 from fastserve.checkpoint.checkpoint import open_checkpoint  # noqa: E402
-from fastserve.checkpoint.conversion import Matrices  # noqa: E402
 from fastserve.checkpoint.convert_checkpoint import convert  # noqa: E402
 from fastserve.errors import UnsupportedError  # noqa: E402
-from fastserve.graph.node import Embedding, Linear  # noqa: E402
+from fastserve.graph.node import Linear  # noqa: E402
 from fastserve.models.family import (  # noqa: E402
     DECODER_FAMILIES,
     ENCODER_FAMILIES,
     build_graph,
     read_config,
 )
+from fastserve.models.matrices import find_matrices  # noqa: E402
 from fastserve.types import Float32Array  # noqa: E402
 from parity import (  # noqa: E402
     RANGE_BOUND,
@@ -116,29 +116,26 @@ def save_tokenizer(folder: Path, *, is_encoder: bool) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(roles))
 
 
-def matrices_of(folder: Path) -> Matrices:
-    checkpoint = open_checkpoint(folder)
-    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors.keys())
-    words = {node.weight for node in graph.nodes if isinstance(node, Embedding) and node.ids == "token_ids"}
-    linears = [node for node in graph.nodes if isinstance(node, Linear)]
-    heads = {node.weight for node in linears if node.out.width == checkpoint.config["vocab_size"]}
-    tables = words | heads
-    return Matrices(
-        linears={n for node in linears if node.weight not in tables for n in node.weight.names},
-        tables={name for weight in tables for name in weight.names},
-    )
-
-
 def keep(folder: Path, output: Path) -> Path:
     return folder
 
 
 def converted(target: Any, weights: Any) -> Callable[[Path, Path], Path]:
     def write(folder: Path, output: Path) -> Path:
-        convert(open_checkpoint(folder), target, weights, output, matrices_of(folder))
+        checkpoint = open_checkpoint(folder)
+        convert(checkpoint, target, weights, output, find_matrices(checkpoint))
         return output
 
     return write
+
+
+def linears_of(folder: Path) -> list[str]:
+    """What GPTQ and AWQ pack: all linears but the head, in whatever order their rows lie."""
+    checkpoint = open_checkpoint(folder)
+    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors.keys())
+    tables = find_matrices(checkpoint).tables
+    linears = (node.weight.names for node in graph.nodes if isinstance(node, Linear))
+    return sorted({name for names in linears for name in names} - set(tables))
 
 
 def packed(method: str) -> Callable[[Path, Path], Path]:
@@ -149,7 +146,9 @@ def packed(method: str) -> Callable[[Path, Path], Path]:
 
         tensors = load_file(folder / "model.safetensors")
         is_transposed = json.loads((folder / "config.json").read_text())["model_type"] == "gpt2"
-        for name in sorted(matrices_of(folder).linears):
+        names = linears_of(folder)
+        assert names
+        for name in names:
             weight, module = tensors.pop(name).numpy(), name.removesuffix(".weight")
             weight = weight.T if is_transposed else weight
             tensors |= {f"{module}.{part}": tensor for part, tensor in pack(weight, method).items()}
