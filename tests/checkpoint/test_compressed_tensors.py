@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -233,6 +234,41 @@ def test_weights_that_are_not_compressed_are_refused(open_parts: OpenParts) -> N
     parts = {"a.weight": torch.ones((2, 2)), "a.weight_scale": torch.ones((2, 1))}
     with pytest.raises(UnsupportedError, match="floats beside scales"):
         open_parts(parts, config_of("int-quantized", INT8))
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=4)
+    | st.sampled_from(["pack-quantized", "awq"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["format", "config_groups", "weights", "num_bits", "sparsity_config", "quant_method"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(quantization=JSON, method=st.sampled_from(["compressed-tensors", "gptq", "awq", None]))
+@settings(deadline=1000, max_examples=150)
+def test_any_config_never_raises_anything_but_our_errors(
+    quantization: Any, method: str | None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "odd_config"
+    folder.mkdir(exist_ok=True)
+    save_file({**PACKED, **SPARSE}, folder / "model.safetensors")
+    if isinstance(quantization, dict) and method is not None:
+        quantization = {"quant_method": method, **quantization}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    with suppress(FastServeError):
+        open_checkpoint(folder)
 
 
 @given(data=st.data())

@@ -12,7 +12,7 @@ from fastserve.checkpoint.file import read_bytes, read_json, read_optional_json
 from fastserve.checkpoint.gguf import GgufMetadata, read_gguf
 from fastserve.checkpoint.gguf_config import config_from_gguf
 from fastserve.checkpoint.gguf_model import HfTensors
-from fastserve.checkpoint.quantization import assemble
+from fastserve.checkpoint.quantization import assemble, is_quantized
 from fastserve.checkpoint.safetensors import Part, read_safetensors, read_sharded_safetensors
 from fastserve.checkpoint.sentence import (
     SentenceSettings,
@@ -42,8 +42,13 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that tensors may be in."""
-        return (self.path,) if self.format == "gguf" else tuple(sorted(self.path.glob("*.safetensors")))
+        """The files that decide what the tensors are: those that they may be in, and the config where it says
+        how they are quantized.
+        """
+        if self.format == "gguf":
+            return (self.path,)
+        config = (self.path / "config.json",) if is_quantized(self.config) else ()
+        return (*sorted(self.path.glob("*.safetensors")), *config)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

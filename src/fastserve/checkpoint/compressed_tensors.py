@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.grouped_tensor import GroupedTensor, Groups, to_signed, unpack_bits
+from fastserve.checkpoint.marlin_24 import read_marlin_24
 from fastserve.checkpoint.safetensors import IntegerTensor, Part
 from fastserve.checkpoint.sparse_tensor import BitmaskRows
 from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor
@@ -28,7 +29,7 @@ from fastserve.types import Float32Array, JsonObject
 
 logger = logging.getLogger(__name__)
 
-_FORMATS = ("dense", "int-quantized", "naive-quantized", "pack-quantized", "mixed-precision")
+_FORMATS = ("dense", "int-quantized", "naive-quantized", "pack-quantized", "marlin-24", "mixed-precision")
 _SPARSE_FORMATS = ("dense", "sparse-bitmask", "sparse-24-bitmask")
 _PACKED_BITS = (2, 4, 8)  # others were packed in two ways by different versions of the library
 
@@ -65,6 +66,8 @@ def read_compressed_tensors(folder: Path, config: JsonObject, parts: Mapping[str
             integers[module] = _Integers(rows.shape, rows.read)
         else:
             found[f"{module}.weight"] = ComputedTensor(f"{module}.weight", rows.format, rows.shape, rows.read)
+    for module in _modules(left, ".scale_packed"):
+        found[f"{module}.weight"] = read_marlin_24(WeightParts(folder, module, left))
     for module in _modules(left, ".weight_packed"):
         found[f"{module}.weight"] = _read_packed(WeightParts(folder, module, left), _stated_bits(config))
     for module in _modules(left, ".weight_scale"):

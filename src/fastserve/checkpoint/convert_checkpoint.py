@@ -1,5 +1,5 @@
 """Writes a model in another format: whole numbers and scales are moved where it holds them, and what is
-rounded or dequantized is told. No more than some rows are in memory at a time.
+rounded or dequantized is told. Some rows are in memory at a time, or one matrix of queries or keys.
 """
 
 from __future__ import annotations

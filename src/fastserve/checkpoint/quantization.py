@@ -24,6 +24,16 @@ _READERS: Mapping[str, Reader] = {
 }
 
 
+def is_quantized(config: JsonObject) -> bool:
+    """Whether a config says how its tensors are quantized."""
+    return _quantization(config) is not None
+
+
+def _quantization(config: JsonObject) -> object:
+    """compression_config: as the first versions of compressed-tensors wrote it."""
+    return config.get("quantization_config", config.get("compression_config"))
+
+
 def assemble(folder: Path, config: JsonObject, parts: Mapping[str, Part]) -> Mapping[str, StoredTensor]:
     """The tensors of a folder, quantized ones under the names of the weights that they stand for.
 
@@ -31,8 +41,7 @@ def assemble(folder: Path, config: JsonObject, parts: Mapping[str, Part]) -> Map
         UnsupportedError: they are quantized in a way that we do not have.
         CheckpointError: parts are missing or contradict each other.
     """
-    # compression_config: as the first versions of compressed-tensors wrote it.
-    quantization = config.get("quantization_config", config.get("compression_config"))
+    quantization = _quantization(config)
     if quantization is None:
         return only_tensors(folder, parts)
     if not isinstance(quantization, dict):
