@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from decoder_configs import DECODERS, LLAMA
+from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.checkpoint.convert import to_f32
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.graph.node import Graph
-from fastserve.models.family import build_graph, read_config
+from fastserve.models.family import arrange_tensors, build_graph, read_config
 from fastserve.models.head import Head
 from fastserve.models.parameters import check_parameters
 from fastserve.models.task import TaskSettings, read_task
 from parity import BACKENDS, RANGE_BOUND, Run, compile_graph, make_batch, range_error
 from tiny_encoders import ENCODERS
 from tiny_heads import randomize
-from tiny_models import BERT_CONFIG, hf_parameters
+from tiny_models import BERT_CONFIG, hf_parameters, random_language_model
 
 TEXTS = [list(range(3, 43)), [7, 8, 9], [5], list(range(90, 20, -1))]
 NUM_LABELS = 5
@@ -30,6 +34,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "classifier_bias": True,
         "classifier_pooling": "mean",
         "classifier_activation": "relu",
+    },
+}
+_DECODERS = {
+    "llama": LLAMA,
+    **{
+        name: DECODERS[name]
+        for name in ("mistral", "qwen2", "qwen3", "gemma2", "phi3", "gpt2", "gpt_neox", "opt")
     },
 }
 CLASSES = ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice"]
@@ -91,6 +102,32 @@ def test_logits_are_those_of_the_class_of_transformers(name: str, ending: str) -
         runs = [(Run(executable, place), ids) for place, ids in enumerate(TEXTS)]
         actual = executable.run(make_batch(runs)).outputs["logits"]
         assert range_error(actual, stacked) < RANGE_BOUND, backend
+
+
+@pytest.mark.parametrize("name", _DECODERS)
+def test_decoders_classify_texts_as_the_class_of_transformers(name: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.for_model(**{**_DECODERS[name], "num_labels": NUM_LABELS})
+    model = random_language_model(config, AutoModelForSequenceClassification.from_config)
+    model.save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    own = read_config(checkpoint.config)
+    tensors = arrange_tensors(own, checkpoint.tensors)
+    settings = read_task(checkpoint.config, {}, is_decoder=True)
+    assert settings.task == "text-classification"
+    graph = build_graph(own, tensors, ending=settings.head)
+    assert check_parameters(graph, tensors) == ()
+    parameters = {name: to_f32(tensor) for name, tensor in tensors.items()}
+    expected = np.stack([hf_logits(model, ids) for ids in TEXTS])
+    for backend in BACKENDS:
+        try:
+            executable = compile_graph(backend, graph, parameters, max_context=128)
+        except UnsupportedError as error:
+            pytest.skip(error.message)
+        runs = [(Run(executable, place), ids) for place, ids in enumerate(TEXTS)]
+        actual = executable.run(make_batch(runs)).outputs["logits"]
+        assert range_error(actual, expected) < RANGE_BOUND, backend
 
 
 @pytest.mark.parametrize("ending", CLASSES)

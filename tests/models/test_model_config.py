@@ -119,10 +119,12 @@ def test_code_beside_a_class_that_transformers_has_too_is_not_needed() -> None:
     read_config({**LLAMA_CONFIG, "architectures": ["LlamaForCausalLM"], "auto_map": auto_map})
 
 
-def test_a_classifier_is_not_read_as_a_language_model() -> None:
-    with pytest.raises(UnsupportedError, match="'LlamaForSequenceClassification'") as caught:
-        read_config({**LLAMA_CONFIG, "architectures": ["LlamaForSequenceClassification"]})
-    assert caught.value.hint == "supported for model_type='llama' is LlamaForCausalLM"
+def test_a_class_with_another_head_is_not_read_as_a_language_model() -> None:
+    read_config({**LLAMA_CONFIG, "architectures": ["LlamaForSequenceClassification"]})
+    with pytest.raises(UnsupportedError, match="'LlamaForTokenClassification'") as caught:
+        read_config({**LLAMA_CONFIG, "architectures": ["LlamaForTokenClassification"]})
+    supported = "LlamaForCausalLM, LlamaForSequenceClassification"
+    assert caught.value.hint == f"supported for model_type='llama' is {supported}"
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -13,7 +13,7 @@ from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint, block_bytes, weights_bytes
 from fastserve.errors import ContextLengthError, MemoryLimitError
 from fastserve.graph.memory import plan_memory, rows_of
-from fastserve.graph.node import Attention, Graph, Parameter
+from fastserve.graph.node import Attention, Graph, Parameter, Rows
 from fastserve.types import Limits
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,11 @@ def plan_capacity(
         MemoryLimitError: `kv_memory` does not hold a block, or not the whole text that a step of an encoder
             takes.
     """
-    is_causal = all(node.causal for node in graph.nodes if isinstance(node, Attention))
-    max_tokens = _choose_batch_tokens(options, context_length, is_causal=is_causal)
+    # Of a head for whole texts each text is run at once, whatever its attention.
+    generates = all(node.causal for node in graph.nodes if isinstance(node, Attention)) and not any(
+        value.rows is Rows.SEQUENCES for value in graph.outputs.values()
+    )
+    max_tokens = _choose_batch_tokens(options, context_length, generates=generates)
     limits = Limits(
         max_tokens=max_tokens,
         max_outputs=_max_outputs(options, max_tokens),
@@ -92,7 +95,7 @@ def plan_capacity(
         max_context=context_length,
     )
     # A causal sequence keeps its keys and values from step to step; an encoder's live for one step.
-    most_tokens = context_length * limits.max_sequences if is_causal else limits.max_tokens
+    most_tokens = context_length * limits.max_sequences if generates else limits.max_tokens
     most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences
     layout = lay_out(graph, schemes, limits) if options.backend == "native" else None
     footprint = Footprint(
@@ -105,7 +108,7 @@ def plan_capacity(
     per_block = block_bytes(graph, options.kv_dtype, options.backend)
     if options.kv_memory_bytes is not None:
         num_blocks = options.kv_memory_bytes // per_block
-        _check_kv_memory(num_blocks, 1 if is_causal else limits.num_blocks, per_block)
+        _check_kv_memory(num_blocks, 1 if generates else limits.num_blocks, per_block)
     else:
         spare_bytes = MAX_DERIVED_KV_BYTES
         if available_bytes is not None:
@@ -116,8 +119,8 @@ def plan_capacity(
     )
 
 
-def _choose_batch_tokens(options: EngineOptions, context_length: int, *, is_causal: bool) -> int:
-    if is_causal:
+def _choose_batch_tokens(options: EngineOptions, context_length: int, *, generates: bool) -> int:
+    if generates:
         return options.max_batch_tokens or DECODER_BATCH_TOKENS
     return max(options.max_batch_tokens or ENCODER_BATCH_TOKENS, context_length)
 

@@ -175,8 +175,7 @@ def _draw(
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)
     graph = optimize(graph)
-    is_decoder = isinstance(config, DecoderConfig)
-    weights = choose_weights(options, is_decoder=is_decoder)
+    weights = choose_weights(options, generates=_settings(checkpoint, config).task == "generate")
     capacity = plan_capacity(
         graph,
         options,
@@ -298,11 +297,11 @@ def check_task(task: Task, settings: TaskSettings, name: str) -> None:
     )
 
 
-def choose_weights(options: EngineOptions, *, is_decoder: bool) -> WeightFormat:
+def choose_weights(options: EngineOptions, *, generates: bool) -> WeightFormat:
     """What `auto` comes to: see EngineOptions."""
     if options.weights != "auto":
         return options.weights
-    return "int8" if is_decoder and options.backend == "native" else "f32"
+    return "int8" if generates and options.backend == "native" else "f32"
 
 
 def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:

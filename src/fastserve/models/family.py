@@ -17,7 +17,14 @@ from fastserve.models.distilbert import distilbert_heads, encode_distilbert, rea
 from fastserve.models.gemma import read_gemma, read_gemma2, read_gemma3
 from fastserve.models.gpt2 import arrange_gpt2, build_gpt2, read_gpt2
 from fastserve.models.gpt_neox import arrange_gpt_neox, build_gpt_neox, read_gpt_neox
-from fastserve.models.head import Ending, Head, HeadLayouts, finish_with_embedding, finish_with_head
+from fastserve.models.head import (
+    Ending,
+    Head,
+    HeadLayouts,
+    finish_with_embedding,
+    finish_with_head,
+    replace_language_head,
+)
 from fastserve.models.llama import build_llama, read_llama
 from fastserve.models.mistral import read_mistral
 from fastserve.models.mixture import read_mixtral, read_qwen2_moe, read_qwen3_moe
@@ -119,7 +126,8 @@ def read_config(config: JsonObject) -> ModelConfig:
         raise CheckpointError("the model's config lacks model_type")
     if model_type in DECODER_FAMILIES:
         family = DECODER_FAMILIES[model_type]
-        _check_architectures(config, family.architectures)
+        classifiers = tuple(map(_classifier_of, family.architectures))
+        _check_architectures(config, family.architectures + classifiers)
         return family.read_config(config)
     if model_type in ENCODER_FAMILIES:
         _check_own_code(config)
@@ -137,16 +145,18 @@ def build_graph(
 ) -> Graph:
     """The graph of a model, before any pass.
 
-    A decoder's output is `logits` [output rows, vocab_size]. An encoder's is what its `ending` says: by a
-    `Pooling` (by default a mean, not normalized) `embedding` [sequences, hidden_size], by a `Head` `logits`,
-    [sequences, num_labels] or [tokens, num_labels]. `tensor_names` are those of the checkpoint, where a
-    family has several ways to name its parameters.
+    A decoder's output is `logits` [output rows, vocab_size], or, by a `Head` for classes of texts,
+    [sequences, num_labels]. An encoder's is what its `ending` says: by a `Pooling` (by default a mean, not
+    normalized) `embedding` [sequences, hidden_size], by a `Head` `logits`, [sequences, num_labels] or
+    [tokens, num_labels]. `tensor_names` are those of the checkpoint, where a family has several names for its
+    parameters.
 
     Raises:
         UnsupportedError: the family has no such head.
     """
     if isinstance(config, DecoderConfig):
-        return DECODER_FAMILIES[config.model_type].build(config, tensor_names)
+        graph = DECODER_FAMILIES[config.model_type].build(config, tensor_names)
+        return replace_language_head(graph, ending) if isinstance(ending, Head) else graph
     family = ENCODER_FAMILIES[config.model_type]
     b = GraphBuilder()
     x = family.encode(b, config, tensor_names)
@@ -178,8 +188,8 @@ def arrange_tensors(config: ModelConfig, tensors: Mapping[str, StoredTensor]) ->
 def _check_architectures(config: JsonObject, known: Collection[str]) -> None:
     """
     Raises:
-        UnsupportedError: the config names a class that is not the family's language model, such as a
-            classifier, or one of the checkpoint's own.
+        UnsupportedError: the config names a class that is not the family's language model or its classifier
+            of texts, such as one of the checkpoint's own.
     """
     for name in _architectures(config):
         if name not in known:
@@ -208,3 +218,12 @@ def _check_own_code(config: JsonObject) -> None:
 def _architectures(config: JsonObject) -> list[str]:
     named = config.get("architectures")
     return [str(name) for name in named] if isinstance(named, list) else []
+
+
+def _classifier_of(architecture: str) -> str:
+    """Of a language model's class, that which classifies texts.
+
+    >>> _classifier_of("LlamaForCausalLM"), _classifier_of("GPT2LMHeadModel")
+    ('LlamaForSequenceClassification', 'GPT2ForSequenceClassification')
+    """
+    return f"{architecture.removesuffix('ForCausalLM').removesuffix('LMHeadModel')}ForSequenceClassification"

@@ -6,8 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from fastserve.errors import UnsupportedError
 from fastserve.graph.builder import GraphBuilder
-from fastserve.graph.node import ActivationKind, Graph, PoolKind, Value
+from fastserve.graph.node import (
+    ActivationKind,
+    GatherRows,
+    Graph,
+    Linear,
+    Parameter,
+    Pool,
+    PoolKind,
+    Rows,
+    SoftCap,
+    Value,
+)
+from fastserve.graph.passes.drop_dead_nodes import drop_dead_nodes
 from fastserve.models.pooling import Pooling
 
 NORMALIZE_EPS = 1e-12  # of torch.nn.functional.normalize, which sentence-transformers calls
@@ -74,3 +87,27 @@ def finish_with_head(b: GraphBuilder, x: Value, head: Head, layout: HeadLayout) 
     classifier = layout.classifier
     logits = b.linear(x, f"{classifier}.weight", bias=f"{classifier}.bias", width=head.num_labels)
     return b.finish(logits=logits)
+
+
+def replace_language_head(graph: Graph, head: Head) -> Graph:
+    """A decoder's graph with `logits` [sequences, num_labels] instead of those of its vocabulary: what
+    `LlamaForSequenceClassification` and its like compute, of the last token's vector.
+
+    Raises:
+        UnsupportedError: a head of another kind.
+    """
+    if head.kind != "sequence-classification":
+        raise UnsupportedError(
+            f"a decoder for {head.kind} is not supported", hint="supported is sequence-classification"
+        )
+    producers = graph.producers()
+    node = producers[graph.outputs["logits"]]
+    while not isinstance(node, Linear):
+        assert isinstance(node, GatherRows | SoftCap), f"{node.op} follows the head"
+        node = producers[node.x]
+    x, index = node.x, graph.next_value_index()
+    last = Value(index, Rows.SEQUENCES, x.width)
+    logits = Value(index + 1, Rows.SEQUENCES, head.num_labels)
+    weight = Parameter(("score.weight",), (head.num_labels, x.width))
+    nodes = (*graph.nodes, Pool(x=x, kind="last", out=last), Linear(x=last, weight=weight, out=logits))
+    return drop_dead_nodes(Graph(nodes, {"logits": logits}))
