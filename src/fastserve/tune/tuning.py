@@ -57,7 +57,13 @@ def tune(
         return run_in_processes(
             prepared.options.processes,
             WorkerRequest(
-                task, model, str(train), dev and str(dev), str(output), prepared.options, on_problem
+                task,
+                model,
+                str(train),
+                None if dev is None else str(dev),
+                str(output),
+                prepared.options,
+                on_problem,
             ),
             report=report,
             on_evaluate=on_evaluate,
