@@ -107,7 +107,7 @@ def tune(
     OUTPUT is then a model directory with head and labels, a card of the training, and its curves. A run that
     was killed goes on with --resume, to the same weights.
     """
-    from fastserve.tune.run import tune as run_tune
+    from fastserve.tune.tuning import tune as run_tune
 
     if config is not None:
         options = _with_config(options, config)

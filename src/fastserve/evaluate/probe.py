@@ -68,8 +68,8 @@ class ProbeReport:
 def read_probes(path: Path | None) -> Mapping[str, Any]:
     """Probes of a JSON file, or those that come with fastserve, which are English.
 
-        {"swaps": [{"name": "gender", "templates": ["{} is late."], "groups": {"women": ["Mary"], "men":
-        ["John"]}}],
+        {"swaps": [{"name": "gender", "templates": ["{} is late."],
+                    "groups": {"women": ["Mary"], "men": ["John"]}}],
          "negations": [["It is good.", "It is not good."]]}
 
     Raises:

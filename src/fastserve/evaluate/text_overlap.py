@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence as Seq
 
-from fastserve.errors import DataError
+from fastserve.errors import DataError, UnsupportedError
 from fastserve.evaluate.answer_match import answer_tokens, is_word_alone
 
 
@@ -17,10 +17,16 @@ def overlap_metrics(said: Seq[str], targets: Seq[str]) -> dict[str, float]:
 
     Raises:
         DataError: there are no rows.
+        UnsupportedError: sacrebleu is not installed.
     """
     if not targets:
         raise DataError("there are no texts to score", hint="give rows")
-    from sacrebleu.metrics import BLEU, CHRF
+    try:
+        from sacrebleu.metrics import BLEU, CHRF
+    except ImportError as error:
+        raise UnsupportedError(
+            f"BLEU needs sacrebleu: {error}", hint="pip install 'fastserve-llm[tune]'"
+        ) from error
 
     letters = [char for target in targets for char in target if char.isalpha()]
     is_unspaced = sum(map(is_word_alone, letters)) > len(letters) / 2

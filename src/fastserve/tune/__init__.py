@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastserve.tune.options import TuneOptions
-    from fastserve.tune.run import TuneResult, tune
+    from fastserve.tune.run import TuneResult
+    from fastserve.tune.tuning import tune
 
 __all__ = ["TuneOptions", "TuneResult", "tune"]
 
 _EXPORTS = {
     "TuneOptions": "fastserve.tune.options",
-    **dict.fromkeys(("TuneResult", "tune"), "fastserve.tune.run"),
+    "TuneResult": "fastserve.tune.run",
+    "tune": "fastserve.tune.tuning",
 }
 
 

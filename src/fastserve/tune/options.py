@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastserve.errors import OptionError
+from fastserve.errors import OptionError, UnsupportedError
 from fastserve.option import check_choice, check_integer, check_number
 
 Method = Literal["full", "head", "last-layers", "lora", "dora", "ia3"]
@@ -197,8 +197,12 @@ def _parse(path: Path, text: str) -> Any:
         case ".json":
             return json.loads(text)
         case ".yaml" | ".yml":
-            import yaml
-
+            try:
+                import yaml
+            except ImportError as error:
+                raise UnsupportedError(
+                    f"{path} needs PyYAML: {error}", hint="pip install pyyaml, or write TOML or JSON"
+                ) from error
             try:
                 return yaml.safe_load(text)
             except yaml.YAMLError as error:

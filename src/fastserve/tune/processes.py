@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fastserve.errors import FastServeError, StepError
 from fastserve.tune.run import TuneResult, WorkerRequest, tune_as_worker
@@ -62,17 +63,18 @@ def run_in_processes(
 
 
 def _hear(
-    message: dict[str, object],
+    message: dict[str, Any],
     report: Callable[[Progress], None] | None,
     on_evaluate: Callable[[int, dict[str, float]], None] | None,
 ) -> TuneResult | None:
-    content: dict[str, object] = message["content"]  # type: ignore[assignment] # as _tell writes it
+    """Hand on what `_tell` wrote; the result, where it is that."""
+    content = message["content"]
     if message["kind"] == "progress" and report is not None:
-        report(Progress(**content))  # type: ignore[arg-type]
+        report(Progress(**content))
     elif message["kind"] == "evaluation" and on_evaluate is not None:
-        on_evaluate(**content)  # type: ignore[arg-type]
+        on_evaluate(content["step"], content["metrics"])
     elif message["kind"] == "result":
-        return TuneResult(**{**content, "path": Path(str(content["path"]))})  # type: ignore[arg-type]
+        return TuneResult(**{**content, "path": Path(content["path"])})
     return None
 
 

@@ -68,58 +68,6 @@ class TuneResult:
         return {**asdict(self), "path": str(self.path)}
 
 
-def tune(
-    task: str,
-    *,
-    model: str,
-    train: str | Path,
-    output: str | Path,
-    dev: str | Path | None = None,
-    options: TuneOptions | None = None,
-    on_problem: Mapping[str, str] | None = None,
-    resume: bool = False,
-    report: Callable[[Progress], None] | None = None,
-    on_evaluate: Callable[[int, dict[str, float]], None] | None = None,
-) -> TuneResult:
-    """Tune a pretrained model on labelled rows; `output` is a model directory afterwards.
-
-    Args:
-        task: one of `fastserve.evaluate.task.table.TASK_NAMES`.
-        model: a name, a source, a folder or a .gguf file, as everywhere.
-        train, dev: files of rows, in any form that `fastserve.data` reads.
-        on_problem: what to do about a kind of problem in the rows, {"bad-label": "drop"}; see
-            `fastserve.data.PROBLEM_KINDS`.
-        resume: go on with the unfinished run of this output, where there is one: its final weights are those
-            of a run that never stopped, bit for bit on a CPU with as many threads.
-        report: is told of each step.
-        on_evaluate: is told step and metrics of each evaluation; what it raises ends the run.
-
-    >>> tune("text-classification", model="all-minilm-l6-v2", train="train.jsonl", dev="dev.jsonl",
-    ...      output="spam").metrics  # doctest: +SKIP
-    {'accuracy': 0.99, ...}
-
-    Raises:
-        OptionError: an option that does not fit, such as a metric that the task does not have.
-        DataError: rows that are no rows of the task.
-        UnsupportedError: a library of the extra is missing, or the model has no head for the task.
-    """
-    started = time.monotonic()
-    prepared = _prepare(task, model, train, dev, Path(output), options or TuneOptions(), on_problem or {})
-    checkpoint = prepared.folder.begin(prepared.request, resume=resume)
-    if prepared.options.processes > 1:
-        from fastserve.tune.processes import run_in_processes
-
-        return run_in_processes(
-            prepared.options.processes,
-            WorkerRequest(
-                task, model, str(train), dev and str(dev), str(output), prepared.options, on_problem
-            ),
-            report=report,
-            on_evaluate=on_evaluate,
-        )
-    return _Run(prepared, report, on_evaluate).run(checkpoint, started)
-
-
 @dataclass(frozen=True, slots=True)
 class WorkerRequest:
     """What a process that trains with others needs to know: the arguments of `tune`."""
@@ -141,7 +89,7 @@ def tune_as_worker(
 ) -> TuneResult:
     """One process's part of a run that `tune` has begun. The first one reports, and writes the model."""
     started = time.monotonic()
-    prepared = _prepare(
+    prepared = prepare(
         request.task,
         request.model,
         request.train,
@@ -150,11 +98,11 @@ def tune_as_worker(
         request.options,
         request.on_problem or {},
     )
-    return _Run(prepared, report, on_evaluate).run(prepared.folder.last_checkpoint(), started)
+    return Run(prepared, report, on_evaluate).run(prepared.folder.last_checkpoint(), started)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class PreparedRun:
     """A run that has been checked, and not begun."""
 
     folder: RunFolder
@@ -173,7 +121,7 @@ class _Prepared:
         return {key: self.lineage[key] for key in ("model", "data", "options")} | {"task": self.task.name}
 
 
-def _prepare(
+def prepare(
     task: str,
     model: str,
     train: str | Path,
@@ -181,7 +129,9 @@ def _prepare(
     output: Path,
     options: TuneOptions,
     on_problem: Mapping[str, str],
-) -> _Prepared:
+) -> PreparedRun:
+    """Check all that can be checked before anything is trained. Arguments and errors as of
+    `fastserve.tune.tune`."""
     check_tune_libraries()
     _check_precision(options)
     if dev is None and (options.metric or options.patience):
@@ -210,7 +160,7 @@ def _prepare(
         "versions": _versions(),
     }
     folder = RunFolder(output)
-    return _Prepared(folder, source, made, options, metric, rows, dev_rows, problems, lineage)
+    return PreparedRun(folder, source, made, options, metric, rows, dev_rows, problems, lineage)
 
 
 def _num_shared(rows: Seq[Row], dev_rows: Seq[Row]) -> int:
@@ -227,8 +177,10 @@ def default_metric(task: str, *, model: str, train: str | Path, options: TuneOpt
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
-    prepared: _Prepared
+class Run:
+    """What a prepared run does in this process. The first process reports, and writes the model."""
+
+    prepared: PreparedRun
     report: Callable[[Progress], None] | None
     on_evaluate: Callable[[int, dict[str, float]], None] | None
 
@@ -253,6 +205,8 @@ class _Run:
         return self.prepared.metric
 
     def run(self, checkpoint: Path | None, started: float) -> TuneResult:
+        """Train, from a checkpoint on where there is one, and write the model directory. `started` is by
+        `time.monotonic`."""
         rows, dev_rows = self.prepared.rows, self.prepared.dev_rows
         import transformers
 

@@ -68,8 +68,9 @@ class RelationExtraction:
 def mark_entities(row: Row, markers: Seq[str]) -> str:
     """The text of a row with markers around its head and tail, which may come in either order.
 
-    >>> row = {"tokens": ["Ada", "of", "London"], "head": {"start": 0, "end": 1}, "tail": {"start": 2, "end":
-    3}} >>> mark_entities(row, MARKERS) '[E1] Ada [/E1] of [E2] London [/E2]'
+    >>> head, tail = {"start": 0, "end": 1}, {"start": 2, "end": 3}
+    >>> mark_entities({"tokens": ["Ada", "of", "London"], "head": head, "tail": tail}, MARKERS)
+    '[E1] Ada [/E1] of [E2] London [/E2]'
 
     Raises:
         DataError: an entity is not within the text, or both overlap.
