@@ -52,25 +52,24 @@ class _Transposed(ComputedTensor):
 
     def _columns(self, begin: int, end: int) -> NDArray[np.uint8]:
         source = self.source
-        if _is_in_blocks(source):
-            raise _cannot_transpose(source)
+        _check_transposable(source)
         elements = source.data.reshape(*source.shape, source.format.block_bytes)
         return np.ascontiguousarray(elements[:, begin:end].swapaxes(0, 1)).reshape(-1)
 
 
 def transposed(tensor: StoredTensor) -> StoredTensor:
-    """A matrix [columns, rows] as [rows, columns].
+    """A matrix [columns, rows] as [rows, columns]. Whole numbers with scales become the numbers that they
+    stand for.
 
     Raises:
-        UnsupportedError: it is stored in blocks or groups of columns.
+        UnsupportedError: it is stored in blocks of columns.
         CheckpointError: it is no matrix.
     """
     if isinstance(tensor, _Transposed):
         return tensor.source
     if len(tensor.shape) != 2:
         raise CheckpointError(f"{tensor.name} has shape {list(tensor.shape)}, a matrix was expected")
-    if _is_in_blocks(tensor):
-        raise _cannot_transpose(tensor)
+    _check_transposable(tensor)
     return _Transposed(tensor)
 
 
@@ -150,13 +149,9 @@ def _runs(order: NDArray[np.int64]) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(order, ends)]
 
 
-def _is_in_blocks(tensor: StoredTensor) -> bool:
-    return tensor.format.block_elements > 1 or isinstance(tensor, GroupedTensor)
-
-
-def _cannot_transpose(tensor: StoredTensor) -> UnsupportedError:
-    what = "whole numbers with scales" if isinstance(tensor, GroupedTensor) else tensor.format.value
-    return UnsupportedError(
-        f"{tensor.name} is stored as {what} and transposed: its blocks of columns cannot be turned into rows",
-        hint="take the model in float16, bfloat16 or float32, or as GGUF",
-    )
+def _check_transposable(tensor: StoredTensor) -> None:
+    if tensor.format.block_elements > 1:
+        raise UnsupportedError(
+            f"{tensor.name} is stored as {tensor.format.value} and transposed: its blocks cannot be turned",
+            hint="take the model in float16, bfloat16 or float32",
+        )
