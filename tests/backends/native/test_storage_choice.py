@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -171,9 +172,14 @@ def test_a_store_that_cannot_be_written_fails_no_run(measured: list[float], tmp_
     assert len(measured) == len(ZEROS)
 
 
-def test_measured_speeds_are_of_every_storage_and_number_of_rows() -> None:
+@pytest.mark.parametrize("scale_format", ["bf16", "f16"])
+def test_measured_speeds_are_of_every_storage_and_number_of_rows(
+    scale_format: Literal["bf16", "f16"],
+) -> None:
+    """Also for scales of float16, which only a file has."""
     trial = Trial(width=64, depth=128, copies=2, seconds=0)
-    speeds = measure_speeds(make_runtime(1), INT8, 0.9, (1, 20), trial=trial)
+    scheme = replace(INT8, scale_format=scale_format)
+    speeds = measure_speeds(make_runtime(1), scheme, 0.9, (1, 20), trial=trial)
     assert {name: set(by_rows) for name, by_rows in speeds.items()} == {
         "bitmask": {1, 20},
         "csr": {1, 20},
