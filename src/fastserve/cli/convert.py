@@ -44,6 +44,13 @@ if TYPE_CHECKING:
     help="The folder to write, which is not there yet.",
 )
 @click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Add the LoRA or DoRA adapter in this folder, as peft saves them. Matrices that it changes become "
+    "f32 unless --weights says otherwise.",
+)
+@click.option(
     "--allow-pickle",
     is_flag=True,
     help="SOURCE is a folder with pytorch_model.bin: read it through PyTorch's loader of weights alone.",
@@ -55,6 +62,7 @@ def convert(
     target: Target,
     weights: ConvertedWeights,
     output: Path,
+    adapter: Path | None,
     allow_pickle: bool,
     json: bool,
     offline: bool,
@@ -64,11 +72,14 @@ def convert(
     What is stored as whole numbers with scales is moved where the new format holds it, and rounded anew where
     it does not; lines say how many tensors became what. Tokenizer, templates and settings come along.
     """
+    from fastserve.checkpoint.adapter import merge_adapter, open_adapter
     from fastserve.checkpoint.conversion import Matrices
     from fastserve.checkpoint.convert_checkpoint import convert as convert_checkpoint
     from fastserve.models.matrices import find_matrices
 
     checkpoint = _open_pickled(source) if allow_pickle else _open(source, offline=offline, shown=not json)
+    if adapter is not None:
+        checkpoint = merge_adapter(checkpoint, open_adapter(adapter.expanduser()))
     # Plain numbers need no graph: models are written that we cannot run.
     matrices = Matrices() if target == "safetensors" else find_matrices(checkpoint)
     conversion = convert_checkpoint(checkpoint, target, weights, output, matrices)

@@ -1,0 +1,264 @@
+"""Reads adapters in the layout of peft (adapter_config.json, adapter_model.safetensors), LoRA and DoRA, and
+adds them to a model's own weights.
+
+Sources: Hu et al. 2021, arXiv 2106.09685, section 4.1 (W + alpha / r * B A); Kalajdzievski 2023, arXiv
+2312.03732 (alpha / sqrt(r)); Liu et al. 2024, arXiv 2402.09353, section 4 (DoRA); the files as
+peft.tuners.lora writes them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastserve.checkpoint.checkpoint import Checkpoint
+from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.file import read_json
+from fastserve.checkpoint.safetensors import only_tensors, read_safetensors
+from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor, TensorFormat
+from fastserve.errors import CheckpointError, ModelNotFoundError, UnsupportedError
+from fastserve.types import Float32Array, JsonObject
+
+_PREFIX = "base_model.model."
+_TENSOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.default)?(\.weight)?"
+)
+
+# What says how an adapter was trained or where it belongs; nothing of it changes what is computed.
+_IGNORED = frozenset(
+    (
+        "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision",
+        "inference_mode", "runtime_config", "megatron_core", "ensure_weight_tying", "target_modules",
+        "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "loftq_config",
+        "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
+    )
+)  # fmt: skip
+_READ = frozenset(
+    (
+        "r", "lora_alpha", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "use_rslora", "use_dora",
+        "bias", "modules_to_save", "init_lora_weights",
+    )
+)  # fmt: skip
+_INITS_THAT_KEEP_THE_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "loftq")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What is added to a matrix W [rows, columns]: scale * B A; `magnitudes` [rows] are then the lengths of
+    its rows (DoRA).
+
+    `a` is [rank, columns] and `b` [rows, rank], float32. W is stored as [columns, rows] if `is_transposed`.
+    """
+
+    a: Float32Array
+    b: Float32Array
+    scale: float
+    is_transposed: bool = False
+    magnitudes: Float32Array | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the stored matrix."""
+        shape = (self.b.shape[0], self.a.shape[1])
+        return shape[::-1] if self.is_transposed else shape
+
+    def added_to(self, stored: StoredTensor, begin: int, end: int) -> NDArray[np.uint8]:
+        """Rows of the stored matrix with the adapter in them, as bytes of float32."""
+        rows = to_f32(stored.rows(begin, end))
+        if self.is_transposed:
+            rows += np.float32(self.scale) * (self.b @ self.a[:, begin:end]).T
+        else:
+            rows += np.float32(self.scale) * (self.b[begin:end] @ self.a)
+        if self.magnitudes is not None:
+            lengths = np.linalg.norm(rows, axis=1)
+            rows *= (self.magnitudes[begin:end] / np.where(lengths == 0, 1, lengths))[:, None]
+        return np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter on disk. `matrices` are by the name of the module in the model that it was trained on."""
+
+    path: Path
+    base: str | None  # the model that it says it was trained on
+    matrices: Mapping[str, LowRank]
+
+
+def open_adapter(folder: Path) -> Adapter:
+    """Read an adapter.
+
+    Raises:
+        ModelNotFoundError: there is no such folder.
+        CheckpointError: files are missing or inconsistent.
+        UnsupportedError: another kind of adapter, or a setting that we do not compute.
+    """
+    if not folder.is_dir():
+        raise ModelNotFoundError(
+            f"{folder} is no folder", hint="name the folder of adapter_config.json and its weights"
+        )
+    config = read_json(folder / "adapter_config.json")
+    _check_config(config, folder)
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file() and (folder / "adapter_model.bin").is_file():
+        raise UnsupportedError(
+            f"{folder} has its weights in a pickle, which can run any code when it is opened: not supported",
+            hint="save the adapter again with a newer peft, which writes adapter_model.safetensors",
+        )
+    base = config.get("base_model_name_or_path")
+    matrices = _read_matrices(only_tensors(weights, read_safetensors(weights)), config, folder)
+    return Adapter(folder, base if isinstance(base, str) else None, matrices)
+
+
+def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
+    """The model with the adapter added to its matrices, which become float32 as they are read.
+
+    Raises:
+        CheckpointError: the adapter changes modules that the model has not, or of another shape; the first
+            are named.
+    """
+    found, problems = {}, []
+    for module, low_rank in adapter.matrices.items():
+        name = _tensor_name(module, checkpoint.tensors)
+        if name is None:
+            problems.append(f"{module} is not there")
+        elif checkpoint.tensors[name].shape != low_rank.shape:
+            shape = list(checkpoint.tensors[name].shape)
+            problems.append(f"{module} has shape {shape}, the adapter's {list(low_rank.shape)}")
+        else:
+            found[name] = low_rank
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointError(
+            f"{adapter.path} is no adapter of {checkpoint.path}: {shown}",
+            hint=f"it was trained on {adapter.base}"
+            if adapter.base
+            else "choose the model it was trained on",
+        )
+    return replace(checkpoint, tensors=_Merged(checkpoint.tensors, found))
+
+
+class _Merged(Mapping[str, StoredTensor]):
+    """A model's tensors, some with low-rank matrices added when they are read."""
+
+    def __init__(self, tensors: Mapping[str, StoredTensor], added: Mapping[str, LowRank]) -> None:
+        self._tensors = tensors
+        self._added = added
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        stored = self._tensors[name]
+        low_rank = self._added.get(name)
+        if low_rank is None:
+            return stored
+
+        def read(begin: int, end: int) -> NDArray[np.uint8]:
+            return low_rank.added_to(stored, begin, end)
+
+        return ComputedTensor(name, TensorFormat.F32, stored.shape, read)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _check_config(config: JsonObject, folder: Path) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnsupportedError(
+            f"{folder} is an adapter of type {kind!r}, supported is LORA (with or without DoRA)"
+        )
+    problems = [f"{key}={value!r}" for key, value in config.items() if value and key not in _IGNORED | _READ]
+    if config.get("bias", "none") != "none":
+        problems.append(f"bias={config['bias']!r}")
+    if config.get("modules_to_save"):
+        problems.append(f"modules_to_save={config['modules_to_save']!r}")
+    if config.get("use_dora") and config.get("fan_in_fan_out"):
+        problems.append("use_dora together with fan_in_fan_out")
+    init = config.get("init_lora_weights")
+    if init not in _INITS_THAT_KEEP_THE_BASE:
+        problems.append(f"init_lora_weights={init!r}, which changes the model itself")
+    if problems:
+        raise UnsupportedError(
+            f"{folder} has settings that are not supported: {', '.join(problems)}",
+            hint="merge it with peft: model.merge_and_unload().save_pretrained(folder)",
+        )
+
+
+def _read_matrices(
+    tensors: Mapping[str, StoredTensor], config: JsonObject, folder: Path
+) -> dict[str, LowRank]:
+    parts: dict[str, dict[str, Float32Array]] = {}
+    for name in tensors:
+        match = _TENSOR.fullmatch(name.removeprefix(_PREFIX))
+        if match is None:
+            raise UnsupportedError(
+                f"{folder} holds {name}, which is no part of a LoRA adapter",
+                hint="merge it with peft: model.merge_and_unload().save_pretrained(folder)",
+            )
+        parts.setdefault(match["module"], {})[match["part"]] = to_f32(tensors[name])
+    if not parts:
+        raise CheckpointError(f"{folder} is an adapter without weights")
+    return {module: _read_module(module, found, config, folder) for module, found in parts.items()}
+
+
+def _read_module(module: str, parts: Mapping[str, Float32Array], config: JsonObject, folder: Path) -> LowRank:
+    is_embedding = "embedding_A" in parts
+    a, b = (parts.get(f"embedding_{part}" if is_embedding else part) for part in "AB")
+    if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
+        shapes = {part: list(values.shape) for part, values in parts.items()}
+        raise CheckpointError(f"{folder}: the matrices of {module} do not fit together: {shapes}")
+    magnitudes = parts.get("magnitude_vector")
+    if bool(config.get("use_dora")) != (magnitudes is not None) or (magnitudes is not None and is_embedding):
+        raise CheckpointError(f"{folder}: use_dora and the tensors of {module} contradict each other")
+    if magnitudes is not None and magnitudes.size != b.shape[0]:
+        raise CheckpointError(f"{folder}: {module} has {magnitudes.size} magnitudes for {b.shape[0]} rows")
+    rank = a.shape[0]
+    alpha = _alpha(module, config, folder)
+    return LowRank(
+        a=a,
+        b=b,
+        scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        is_transposed=is_embedding or bool(config.get("fan_in_fan_out")),
+        magnitudes=None if magnitudes is None else magnitudes.reshape(-1),
+    )
+
+
+def _alpha(module: str, config: JsonObject, folder: Path) -> float:
+    """`lora_alpha`, or that of the first pattern that matches the end of the module's name, as in peft."""
+    patterns = config.get("alpha_pattern") or {}
+    alpha = config.get("lora_alpha")
+    if isinstance(patterns, dict):
+        for pattern, value in patterns.items():
+            if _ends_with(pattern, module, folder):
+                alpha = value
+                break
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise CheckpointError(f"{folder} has lora_alpha={alpha!r}, a number was expected")
+    return float(alpha)
+
+
+def _ends_with(pattern: str, module: str, folder: Path) -> bool:
+    """Patterns are the names of modules, whole or from a dot on; what peft reads as more is refused."""
+    plain = pattern.replace("\\.", ".").removeprefix("^").removesuffix("$")
+    if not re.fullmatch(r"[\w.-]+", plain):
+        raise UnsupportedError(
+            f"{folder} has the alpha_pattern {pattern!r}, supported are names of modules",
+            hint="merge it with peft: model.merge_and_unload().save_pretrained(folder)",
+        )
+    return module == plain or module.endswith(f".{plain}")
+
+
+def _tensor_name(module: str, tensors: Mapping[str, StoredTensor]) -> str | None:
+    """The module's matrix: the same model may be stored with or without the name of the class around it."""
+    name = f"{module}.weight"
+    if name in tensors:
+        return name
+    near = [known for known in tensors if known.endswith(f".{name}") or name.endswith(f".{known}")]
+    return near[0] if len(near) == 1 else None
