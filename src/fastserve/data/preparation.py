@@ -27,9 +27,10 @@ from fastserve.data.disk_rows import DiskRows, to_json_line
 from fastserve.data.duplicate import DuplicateSearch
 from fastserve.data.encode import find_eos_id, open_tokenizer
 from fastserve.data.external_sort import sort_lines
+from fastserve.data.leak import knows_labels
 from fastserve.data.output_folder import replacing_folder
 from fastserve.data.pack import PACKINGS, pack_sequences
-from fastserve.data.problem import DROP, ERROR, KEEP, PROBLEM_KINDS, Problem, ProblemLog
+from fastserve.data.problem import KEEP, PROBLEM_KINDS, Problem, ProblemLog
 from fastserve.data.read import PathOrPair, read_rows
 from fastserve.data.reader.option import ReadOptions
 from fastserve.data.row import Row, check_task, labels_of, texts_of
@@ -362,15 +363,10 @@ class _Preparation:
                 )
 
     def _knows_labels(self, row: Row, *, is_train: bool) -> bool:
-        labels = [label for label in labels_of(row) if not isinstance(label, float)]
         if is_train:
-            self._labels.update(labels)
+            self._labels.update(label for label in labels_of(row) if not isinstance(label, float))
             return True
-        for label in labels:
-            if label not in self._labels:
-                message = f"label {label!r} is not in training"
-                return self._log.report("unseen-label", row.file, row.line, message) not in (ERROR, DROP)
-        return True
+        return knows_labels(row, self._labels, self._log)
 
     def _write_rows(self, name: str, rows: Iterable[Row], statistics: SplitStatistics) -> None:
         lines = self._lines(name, rows, statistics)
