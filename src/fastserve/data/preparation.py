@@ -21,6 +21,7 @@ from fastserve._version import __version__
 from fastserve.data.augment import AUGMENTED_TASKS, Augmenter, AugmentOptions
 from fastserve.data.card import DataCard, ProblemExamples, SplitStatistics
 from fastserve.data.card_page import card_page
+from fastserve.data.check import RowChecker
 from fastserve.data.clean import Cleaner, CleanOptions
 from fastserve.data.digest import id_key
 from fastserve.data.disk_rows import DiskRows, to_json_line
@@ -212,6 +213,7 @@ class _Preparation:
         self._progress = progress
         self._examples = ProblemExamples()
         self._log = ProblemLog(options.on_problem, sink=self._note_problem, raises_at_once=False)
+        self._checker = RowChecker(options.task, self._log, options.labels)
         self._cleaner = Cleaner(options.clean, self._log)
         self._tag_readers: dict[int, TagReader] = {}
         self._outputs: dict[str, str] = {}
@@ -252,7 +254,7 @@ class _Preparation:
         tags = TagReader(self._log, target=options.tag_scheme, source=options.tags_in)
         self._tag_readers[file] = tags
         num_rows = 0
-        rows = read_rows(source.path, options.task, options=read, labels=options.labels, log=self._log)
+        rows = read_rows(source.path, options.task, options=read, log=self._log, checker=self._checker)
         for row in rows:
             num_rows += 1
             cleaned = self._cleaner.clean(row)
