@@ -101,15 +101,16 @@ def main() -> int:
         start = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
-        peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         kept, wrong = check_output(output / "train.jsonl", arguments.order)
     if kept != num_new:
         wrong.append(f"{kept} rows were kept of {num_new} different ones")
     if peak_bytes > parse_bytes("limit", arguments.limit):
         wrong.append(f"the peak of {peak_bytes / 1e6:.0f} MB is above {arguments.limit}")
     print(
-        f"{size / 1e9:.2f} GB, {num_rows} rows, {kept} kept: {seconds:.0f} s, "
-        f"{size / seconds / 1e6:.1f} MB/s, peak {peak_bytes / 1e6:.0f} MB"
+        f"{size / 1e9:.2f} GB, {num_rows} rows, {kept} kept: {seconds:.0f} s, of the processor "
+        f"{usage.ru_utime + usage.ru_stime:.0f} s, peak {peak_bytes / 1e6:.0f} MB"
     )
     for message in wrong:
         print(f"wrong: {message}")

@@ -22,6 +22,7 @@ SCRIPTS = [
     "huge_pages.py",
     "install_size.py",
     "peers.py",
+    "prepare_large.py",
     "quality.py",
     "serve_abuse.py",
     "serve_against_peers.py",
@@ -140,3 +141,10 @@ def test_rates_of_servers_are_compared_where_both_were_searched(bench: Path) -> 
     measured = {"fastserve": {"rate_held": 3.0}, "llama.cpp": {"rate_held": 0.5}, "vllm": {"rows": []}}
     assert ratios(measured) == {"llama.cpp": 6.0}
     assert ratios({"vllm": {"rate_held": 1.0}}) == {}
+
+
+def test_a_corpus_is_prepared_in_little_memory_and_checked(bench: Path) -> None:
+    command = [sys.executable, bench / "prepare_large.py", "--size", "3MB", "--memory", "1MiB"]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " kept: " in run.stdout

@@ -186,6 +186,12 @@ def test_labels_that_training_lacks_are_fatal_or_dropped(write: Write, tmp_path:
     assert written(tmp_path / "out", "dev") == [{"text": "Fine", "label": "pos"}]
 
 
+def test_labels_are_of_one_type_across_files(write: Write, tmp_path: Path) -> None:
+    one, other = write("a.jsonl", lines(films(4))), write("b.jsonl", lines([{"text": "x", "label": 1}]))
+    with pytest.raises(DataError, match=r"b.jsonl:1: label 1 is not text, as the labels before are"):
+        prepare([Source(one), Source(other)], tmp_path / "out", PrepareOptions("text-classification"))
+
+
 def test_ids_are_numbered_across_files(write: Write, tmp_path: Path) -> None:
     paths = [
         write(f"{name}.jsonl", lines([{"text": name, "label": "x", "id": 7}])) for name in ("a", "b", "c")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastserve.data import find_leaks, split_data
+from fastserve.data import ProblemLog, Row, check_splits, find_leaks, split_data
 from fastserve.errors import DataError, OptionError
 
 
@@ -104,3 +104,30 @@ def test_leaks_are_found_equal_and_alike() -> None:
     leaks = find_leaks(splits, threshold=0.7)
     assert [(leak.other_row.line, round(leak.similarity, 1)) for leak in leaks] == [(1, 1.0), (2, 0.8)]
     assert find_leaks(splits, threshold=0.95)[-1].similarity == 1.0
+
+
+def test_splits_of_files_are_checked_for_shared_texts_and_unseen_labels() -> None:
+    def row(text: str, label: str, line: int, file: str) -> Row:
+        return Row({"text": text, "label": label}, file=file, line=line)
+
+    splits = {
+        "train": [
+            row("a", "x", 1, "train.tsv"),
+            row("b", "x", 2, "train.tsv"),
+            row("c", "y", 3, "train.tsv"),
+        ],
+        "dev": [row("b ", "x", 1, "dev.tsv"), row("d", "z", 2, "dev.tsv")],
+        "test": [row("e", "y", 1, "test.tsv")],
+    }
+    with pytest.raises(DataError, match=r"train.tsv:2: the text is that of dev.tsv:1 too"):
+        check_splits(splits, ProblemLog())
+    with pytest.raises(DataError, match=r"dev.tsv:2: label 'z' is not in training"):
+        check_splits(splits, ProblemLog({"split-overlap": "drop"}))
+    log = ProblemLog({"split-overlap": "drop", "unseen-label": "drop"})
+    checked = check_splits(splits, log)
+    assert {name: [row.line for row in rows] for name, rows in checked.items()} == {
+        "train": [1, 3],
+        "dev": [1],
+        "test": [1],
+    }
+    assert check_splits(splits, ProblemLog({"split-overlap": "keep", "unseen-label": "keep"})) == splits

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fastserve.data.clean import Cleaner, CleanOptions
     from fastserve.data.disk_rows import DiskRows
     from fastserve.data.encode import encode_data, label_names, open_tokenizer
-    from fastserve.data.leak import Leak, find_leaks
+    from fastserve.data.leak import Leak, check_splits, find_leaks
     from fastserve.data.load import load_data
     from fastserve.data.pack import pack_sequences
     from fastserve.data.preparation import PrepareOptions, Source, prepare
@@ -42,6 +42,7 @@ __all__ = [
     "SplitOptions",
     "Vocabulary",
     "augment_data",
+    "check_splits",
     "convert_tags",
     "create_vocab",
     "detect_scheme",
@@ -64,7 +65,7 @@ _EXPORTS = {
     **dict.fromkeys(("CleanOptions", "Cleaner"), "fastserve.data.clean"),
     "DiskRows": "fastserve.data.disk_rows",
     **dict.fromkeys(("encode_data", "label_names", "open_tokenizer"), "fastserve.data.encode"),
-    **dict.fromkeys(("Leak", "find_leaks"), "fastserve.data.leak"),
+    **dict.fromkeys(("Leak", "check_splits", "find_leaks"), "fastserve.data.leak"),
     "load_data": "fastserve.data.load",
     "pack_sequences": "fastserve.data.pack",
     **dict.fromkeys(("PROBLEM_KINDS", "Problem", "ProblemLog"), "fastserve.data.problem"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import combinations
 from typing import Any, NamedTuple
 
 from fastserve.data.digest import text_key, text_of
 from fastserve.data.minhash import band_keys, choose_bands, shingles, signature, similarity
-from fastserve.data.row import Row
+from fastserve.data.problem import DROP, ERROR, ProblemLog
+from fastserve.data.row import Row, labels_of
 from fastserve.option import check_number
 
 
@@ -46,6 +48,44 @@ def find_leaks(
         if threshold is not None:
             leaks += _alike(one, placed[one], other, placed[other], threshold)
     return leaks
+
+
+def check_splits(splits: Mapping[str, Sequence[Row]], log: ProblemLog) -> dict[str, list[Row]]:
+    """Splits that were read from files of their own, train first, without what they must not share: problems
+    `split-overlap` (the row of the earlier split is dropped) and `unseen-label`, each with file and line.
+
+    >>> splits = {"train": [Row({"text": "a", "label": "x"})], "dev": [Row({"text": "b", "label": "y"})]}
+    >>> check_splits(splits, ProblemLog({"unseen-label": "drop"}))["dev"]
+    []
+
+    Raises:
+        DataError: a problem is fatal, and the log raises at once.
+    """
+    kept = {name: list(rows) for name, rows in splits.items()}
+    names = list(kept)
+    for at, name in enumerate(names):
+        later = {text_key(row): row.place for other in names[at + 1 :] for row in kept[other]}
+        kept[name] = [row for row in kept[name] if not _is_dropped(row, later.get(text_key(row)), log)]
+    known = {label for row in kept[names[0]] for label in labels_of(row)} if names else set()
+    for name in names[1:]:
+        kept[name] = [row for row in kept[name] if knows_labels(row, known, log)]
+    return kept
+
+
+def knows_labels(row: Row, known: AbstractSet[str | int | float], log: ProblemLog) -> bool:
+    """Whether a row of dev or test stays: reports a label that training, which has those `known`, lacks."""
+    for label in labels_of(row):
+        if not isinstance(label, float) and label not in known:
+            message = f"label {label!r} is not in training"
+            return log.report("unseen-label", row.file, row.line, message) not in (ERROR, DROP)
+    return True
+
+
+def _is_dropped(row: Row, other_place: str | None, log: ProblemLog) -> bool:
+    if other_place is None:
+        return False
+    message = f"the text is that of {other_place} too"
+    return log.report("split-overlap", row.file, row.line, message) in (ERROR, DROP)
 
 
 def _equal(one: str, ones: Sequence[Row], other: str, others: Sequence[Row]) -> list[Leak]:

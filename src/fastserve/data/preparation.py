@@ -21,15 +21,17 @@ from fastserve._version import __version__
 from fastserve.data.augment import AUGMENTED_TASKS, Augmenter, AugmentOptions
 from fastserve.data.card import DataCard, ProblemExamples, SplitStatistics
 from fastserve.data.card_page import card_page
+from fastserve.data.check import RowChecker
 from fastserve.data.clean import Cleaner, CleanOptions
 from fastserve.data.digest import id_key
 from fastserve.data.disk_rows import DiskRows, to_json_line
 from fastserve.data.duplicate import DuplicateSearch
 from fastserve.data.encode import find_eos_id, open_tokenizer
 from fastserve.data.external_sort import sort_lines
+from fastserve.data.leak import knows_labels
 from fastserve.data.output_folder import replacing_folder
 from fastserve.data.pack import PACKINGS, pack_sequences
-from fastserve.data.problem import DROP, ERROR, KEEP, PROBLEM_KINDS, Problem, ProblemLog
+from fastserve.data.problem import KEEP, PROBLEM_KINDS, Problem, ProblemLog
 from fastserve.data.read import PathOrPair, read_rows
 from fastserve.data.reader.option import ReadOptions
 from fastserve.data.row import Row, check_task, labels_of, texts_of
@@ -211,6 +213,7 @@ class _Preparation:
         self._progress = progress
         self._examples = ProblemExamples()
         self._log = ProblemLog(options.on_problem, sink=self._note_problem, raises_at_once=False)
+        self._checker = RowChecker(options.task, self._log, options.labels)
         self._cleaner = Cleaner(options.clean, self._log)
         self._tag_readers: dict[int, TagReader] = {}
         self._outputs: dict[str, str] = {}
@@ -251,7 +254,7 @@ class _Preparation:
         tags = TagReader(self._log, target=options.tag_scheme, source=options.tags_in)
         self._tag_readers[file] = tags
         num_rows = 0
-        rows = read_rows(source.path, options.task, options=read, labels=options.labels, log=self._log)
+        rows = read_rows(source.path, options.task, options=read, log=self._log, checker=self._checker)
         for row in rows:
             num_rows += 1
             cleaned = self._cleaner.clean(row)
@@ -362,15 +365,10 @@ class _Preparation:
                 )
 
     def _knows_labels(self, row: Row, *, is_train: bool) -> bool:
-        labels = [label for label in labels_of(row) if not isinstance(label, float)]
         if is_train:
-            self._labels.update(labels)
+            self._labels.update(label for label in labels_of(row) if not isinstance(label, float))
             return True
-        for label in labels:
-            if label not in self._labels:
-                message = f"label {label!r} is not in training"
-                return self._log.report("unseen-label", row.file, row.line, message) not in (ERROR, DROP)
-        return True
+        return knows_labels(row, self._labels, self._log)
 
     def _write_rows(self, name: str, rows: Iterable[Row], statistics: SplitStatistics) -> None:
         lines = self._lines(name, rows, statistics)

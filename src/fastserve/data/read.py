@@ -43,10 +43,12 @@ def read_rows(
     options: ReadOptions | None = None,
     labels: Sequence[str] | None = None,
     log: ProblemLog | None = None,
+    checker: RowChecker | None = None,
 ) -> Iterator[Row]:
     """The rows of a file, one by one, in bounded memory but for JSON documents.
 
     With a `task`, rows have its fields, and each is checked: a label against `labels`, where they are given.
+    A `checker` of your own knows the rows of other files too: all labels are to be of one type.
     What concerns several rows (ids, tag schemes) is for `load_data`. Without a task, rows are as they stand.
 
     >>> for row in read_rows("train.jsonl", "text-classification"):  # doctest: +SKIP
@@ -65,7 +67,7 @@ def read_rows(
     if task is None:
         yield from read_raw(path, None, options, log)
         return
-    checker = RowChecker(task, log, labels)
+    checker = checker or RowChecker(task, log, labels)
     for raw in read_raw(path, task, options, log):
         row = checker.check(to_task(raw, task, options, log))
         if row is not None:

@@ -114,6 +114,8 @@ def _elements_of_document(text: str) -> Iterator[tuple[str | None, int, Any]]:
         _DECODER.decode(text[start:])
         return
     members = list(_arrays(text, start))
+    if not members:
+        raise ValueError("the object holds no array of rows")
     for key, position in members:
         name = key if len(members) > 1 or key not in ("data", "examples", "rows") else None
         yield from ((name, at, value) for at, value in _elements(text, position))
