@@ -41,29 +41,61 @@ def randomize(model: Any, *, seed: int = 0) -> Any:
     return model.eval()
 
 
-def save_bert_head(
-    folder: Path, ending: str, *, labels: Sequence[str] = (), card: Any = None, **options: Any
-) -> Path:
-    """A random `Bert{ending}` with a tokenizer of letters and a few words; `card` is its fastserve.json."""
-    import torch
-    import transformers
-    from transformers import BertConfig, BertTokenizerFast
+def save_bert_head(folder: Path, ending: str, **options: Any) -> Path:
+    """A random `Bert{ending}` with a tokenizer of letters and a few words; options as of `_save`."""
+    from transformers import BertTokenizerFast
 
     folder.mkdir(parents=True, exist_ok=True)
-    fields = {key: value for key, value in BERT_CONFIG.items() if key not in ("model_type", "vocab_size")}
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast(vocab=str(vocabulary), do_lower_case=True)
+    return _save(folder, BERT_CONFIG, ending, tokenizer, **options)
+
+
+def save_roberta_head(folder: Path, ending: str, **options: Any) -> Path:
+    """A random `Roberta{ending}` with a tokenizer of pairs of bytes; options as of `_save`."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    library = ByteLevelBPETokenizer(add_prefix_space=True)
+    library.train_from_iterator(
+        [" ".join(_WORDS), "".join(_HAN)] * 2, vocab_size=300, special_tokens=special, min_frequency=1
+    )
+    model = json.loads(library.to_str())["model"]
+    merges = [tuple(merge) for merge in model["merges"]]
+    tokenizer = RobertaTokenizer(vocab=model["vocab"], merges=merges, add_prefix_space=True)
+    fields = {**BERT_CONFIG, "model_type": "roberta", "max_position_embeddings": 130}
+    return _save(folder, fields, ending, tokenizer, **options)
+
+
+def _save(
+    folder: Path,
+    fields: dict[str, Any],
+    ending: str,
+    tokenizer: Any,
+    *,
+    labels: Sequence[str] = (),
+    card: Any = None,
+    **options: Any,
+) -> Path:
+    """A random model of a head, with a tokenizer. `card` is its fastserve.json, `options` are of its config."""
+    import torch
+    import transformers
+
+    tokenizer.add_special_tokens({"additional_special_tokens": _MARKERS})
     if labels:
         options["id2label"] = dict(enumerate(labels))
         options["label2id"] = {label: index for index, label in enumerate(labels)}
-    config = BertConfig(**fields, vocab_size=len(VOCABULARY), **options)
-    model = randomize(getattr(transformers, f"Bert{ending}")(config))
+    fields = {**fields, "vocab_size": len(tokenizer), **options}
+    config = transformers.AutoConfig.for_model(**fields)
+    model = randomize(getattr(transformers, f"AutoModel{ending}").from_config(config))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.startswith(("classifier.weight", "qa_outputs.weight")):
+            if name.startswith(("classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight")):
                 parameter.mul_(4)  # so that the likeliest label is not one among equals
     model.save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
-    tokenizer.add_special_tokens({"additional_special_tokens": _MARKERS})
     tokenizer.save_pretrained(folder)
     (folder / "vocab.txt").unlink(missing_ok=True)
     if card is not None:

@@ -9,7 +9,7 @@ import pytest
 
 import fastserve
 from fastserve.evaluate.task.table import task_of_folder
-from tiny_heads import open_with_transformers, save_bert_head
+from tiny_heads import open_with_transformers, save_bert_head, save_roberta_head
 
 pytest.importorskip("fastserve._native")
 
@@ -94,10 +94,11 @@ def predict_as_the_trainer(folder: Path, head: str, rows: list[dict[str, Any]]) 
     return task.decode(rows, examples, logits)
 
 
+@pytest.mark.parametrize("save", [save_bert_head, save_roberta_head])
 @pytest.mark.parametrize("name", CASES)
-def test_predictions_that_are_served_are_those_of_the_trainer(name: str, tmp_path: Path) -> None:
+def test_predictions_that_are_served_are_those_of_the_trainer(name: str, save: Any, tmp_path: Path) -> None:
     head, labels, card, options, rows = CASES[name]
-    folder = save_bert_head(tmp_path / "model", head, labels=labels, card=card, **options)
+    folder = save(tmp_path / "model", head, labels=labels, card=card, **options)
     expected = predict_as_the_trainer(folder, head, rows)
     with fastserve.pipeline(None, folder) as pipe:
         assert pipe.task == card["task"]
