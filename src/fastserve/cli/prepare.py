@@ -6,7 +6,7 @@ import json as json_library
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,18 +16,20 @@ from fastserve.cli.report import print_json
 from fastserve.config import parse_bytes
 from fastserve.data.augment import AugmentOptions, read_synonyms
 from fastserve.data.clean import NORMAL_FORMS, CleanOptions
+from fastserve.data.order import ORDERS
 from fastserve.data.pack import PACKINGS
-from fastserve.data.preparation import MODEL_TOKENIZER, ORDERS, PrepareOptions, Source
-from fastserve.data.preparation import prepare as prepare_data
 from fastserve.data.privacy import PII_KINDS
 from fastserve.data.problem import ACTIONS, PROBLEM_KINDS
 from fastserve.data.reader.option import FORMATS, UNITS, ReadOptions
 from fastserve.data.row import TASKS
-from fastserve.data.segment import SEGMENTERS
-from fastserve.data.split import SplitOptions
+from fastserve.data.segment import MODEL_TOKENIZER, SEGMENTERS
 from fastserve.data.tag_scheme import SCHEMES
 from fastserve.data.tokenizer_training import TOKENIZER_KINDS
 from fastserve.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from fastserve.data.preparation import Source
+    from fastserve.data.split import SplitOptions
 
 _STRATIFIED = ("text-classification", "pair-classification", "relation-extraction")
 _DEFAULT_RATIO = 0.1
@@ -177,6 +179,9 @@ def prepare(
     --on-problem says. DIR gets train.jsonl, dev.jsonl, test.jsonl, a data card (card.txt, card.html,
     data.json) and all problems (problems.jsonl).
     """
+    from fastserve.data.preparation import PrepareOptions
+    from fastserve.data.preparation import prepare as prepare_data
+
     options = PrepareOptions(
         task=task,
         read=ReadOptions(**_picked(ReadOptions, values), fields=values["fields_"]),
@@ -250,6 +255,8 @@ def _pii_kinds(names: tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _split_options(task: str, values: Mapping[str, Any], *, has_dev: bool, has_test: bool) -> SplitOptions:
+    from fastserve.data.split import SplitOptions
+
     ratios = {}
     for name, is_given in (("dev", has_dev), ("test", has_test)):
         ratio = values[f"{name}_ratio"]
@@ -302,6 +309,8 @@ def _find_tokenizer(name: str | None, *, offline: bool) -> Path | None:
 def _sources(
     option: str, files: Sequence[Path], labels: Sequence[str | None], *, is_parallel: bool
 ) -> list[Source]:
+    from fastserve.data.preparation import Source
+
     if is_parallel:
         if len(files) % 2:
             raise OptionError(

@@ -29,13 +29,21 @@ from fastserve.data.duplicate import DuplicateSearch
 from fastserve.data.encode import find_eos_id, open_tokenizer
 from fastserve.data.external_sort import sort_lines
 from fastserve.data.leak import knows_labels
+from fastserve.data.order import ORDERS, order_key
 from fastserve.data.output_folder import replacing_folder
 from fastserve.data.pack import PACKINGS, pack_sequences
 from fastserve.data.problem import KEEP, PROBLEM_KINDS, Problem, ProblemLog
 from fastserve.data.read import PathOrPair, read_rows
 from fastserve.data.reader.option import ReadOptions
 from fastserve.data.row import Row, check_task, labels_of, texts_of
-from fastserve.data.segment import SEGMENTERS, Segmenter, open_segmenter, segment_row, tokenizer_segmenter
+from fastserve.data.segment import (
+    MODEL_TOKENIZER,
+    SEGMENTERS,
+    Segmenter,
+    open_segmenter,
+    segment_row,
+    tokenizer_segmenter,
+)
 from fastserve.data.split import SPLITS, SplitOptions, assign_splits
 from fastserve.data.spool import Spool
 from fastserve.data.tag_repair import TagReader
@@ -49,9 +57,6 @@ from fastserve.data.tokenizer_training import (
 from fastserve.data.vocabulary import WordCounter, choose_words, words_of_rows
 from fastserve.errors import DataError, OptionError
 from fastserve.option import INT64_MAX, check_choice, check_integer, check_number
-
-ORDERS = ("input", "random", "length")
-MODEL_TOKENIZER = "tokenizer"
 
 Progress = Callable[[str, int], None]
 """Told a step and how many rows it has done."""
@@ -374,7 +379,7 @@ class _Preparation:
         lines = self._lines(name, rows, statistics)
         options = self._options
         if options.order != "input":
-            key = len if options.order == "length" else _random_key(options.split.seed)
+            key = order_key(options.order, options.split.seed)
             lines = sort_lines(lines, key, memory_bytes=options.memory_bytes, folder=self._scratch)
         with (self._output / f"{name}.jsonl").open("wb") as file:
             for line in lines:
@@ -504,11 +509,6 @@ class _Preparation:
 def _is_in(sorted_keys: np.ndarray[Any, Any], key: int) -> bool:
     at = int(np.searchsorted(sorted_keys, np.uint64(key)))
     return at < len(sorted_keys) and int(sorted_keys[at]) == key
-
-
-def _random_key(seed: int) -> Callable[[bytes], bytes]:
-    salt = seed.to_bytes(8, "little")
-    return lambda line: hashlib.blake2b(line, digest_size=8, key=salt).digest()
 
 
 def _by_kind(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:

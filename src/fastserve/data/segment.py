@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 SEGMENTERS = ("words", "characters", "jieba")
+MODEL_TOKENIZER = "tokenizer"  # what a row is segmented by where a model is named
 
 # Han, kana, Thai, Lao, Khmer and Burmese have no space between words: each character is one.
 _NO_SPACE = (
