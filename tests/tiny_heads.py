@@ -80,7 +80,7 @@ def _save(
     card: Any = None,
     **options: Any,
 ) -> Path:
-    """A random model of a head, with a tokenizer. `card`: its fastserve.json; `options`: of its config."""
+    """A random model of a head, with a tokenizer; `card` is its fastserve.json, `options` of its config."""
     import torch
     import transformers
 
