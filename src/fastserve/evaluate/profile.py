@@ -9,7 +9,13 @@ from fastserve.backends.native.executable import CallProfile
 from fastserve.evaluate.machine import MachineLimits
 
 # Ops that multiply with a matrix of weights.
-LINEARS = ("linear", "linear_activation", "linear_gated_activation")
+LINEARS = (
+    "linear",
+    "linear_activation",
+    "linear_gated_activation",
+    "expert_gated_activation",
+    "expert_linear",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

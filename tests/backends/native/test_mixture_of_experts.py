@@ -10,6 +10,7 @@ from fastserve.backends.native.executable import NativeExecutable, compile_nativ
 from fastserve.backends.native.weight_scheme import SCHEMES, choose_schemes
 from fastserve.backends.torch.executable import compile_torch
 from fastserve.config import WeightFormat
+from fastserve.evaluate.profile import LINEARS
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.check import check_graph
 from fastserve.graph.node import Graph, MixtureOfExperts
@@ -116,6 +117,7 @@ def test_the_profile_tells_its_parts_apart() -> None:
     parts = {call.op: call.shape for call in calls}
     assert parts["expert_gated_activation"] == "128x64 of 5"
     assert parts["expert_linear"] == "64x128 of 5"
+    assert {"expert_gated_activation", "expert_linear"} <= set(LINEARS)
     assert {"route_experts", "gather_expert_rows", "combine_experts"} <= parts.keys()
 
 
