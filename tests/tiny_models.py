@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def random_language_model(config: Any, kind: Any = None, *, seed: int = 0) -> An
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(config, dict):
-        config = AutoConfig.for_model(**config)
+        config = AutoConfig.for_model(**deepcopy(config))
     model = AutoModelForCausalLM.from_config(config) if kind is None else kind(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

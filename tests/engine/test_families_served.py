@@ -29,6 +29,8 @@ FAMILIES = [
     "gemma3",
     "phi3, window, partial rotary",
     "smollm3, windows",
+    "mixtral",
+    "qwen2_moe",
     "gpt2",
     "gpt_neox",
     "opt",

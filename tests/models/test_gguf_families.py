@@ -4,6 +4,7 @@ converter writes them, against the same models there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ FAMILIES: dict[str, tuple[str, Config]] = {
     "mistral, window": ("llama", DECODERS["mistral, window"]),
     "qwen2": ("qwen2", DECODERS["qwen2"]),
     "qwen3": ("qwen3", DECODERS["qwen3"]),
+    "mixtral": ("llama", DECODERS["mixtral"]),
+    "qwen2_moe": ("qwen2moe", DECODERS["qwen2_moe"]),
+    "qwen3_moe": ("qwen3moe", DECODERS["qwen3_moe"]),
     "gemma": ("gemma", DECODERS["gemma"]),
     "gemma2": ("gemma2", {**DECODERS["gemma2"], "query_pre_attn_scalar": 10}),
     # What GGUF does not say, and is so in llama.cpp: every sixth layer sees all, windows turn by 10,000.
@@ -66,7 +70,7 @@ def write_gguf(
     add_metadata(writer, architecture, config)
     arch = next(arch for arch, name in ARCHITECTURES.items() if name == architecture)
     to_gguf = get_tensor_name_map(arch, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in split_experts(model.state_dict()):
         if name in ("lm_head.weight", "embed_out.weight") and config.tie_word_embeddings:
             continue
         there = to_gguf.get_name(name, (".weight", ".bias"))
@@ -85,10 +89,26 @@ def write_gguf(
     writer.close()
 
 
+def split_experts(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Transformers 5 holds gates and ups of all experts in one tensor [experts, 2 * width, hidden]; the
+    format has one for each [experts, width, hidden]."""
+    for name, tensor in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            gate, up = tensor.chunk(2, dim=1)
+            yield name.replace("gate_up_proj", "gate_proj.weight"), gate
+            yield name.replace("gate_up_proj", "up_proj.weight"), up
+        elif name.endswith("experts.down_proj"):
+            yield f"{name}.weight", tensor
+        else:
+            yield name, tensor
+
+
 ARCHITECTURES = {
     MODEL_ARCH.LLAMA: "llama",
     MODEL_ARCH.QWEN2: "qwen2",
     MODEL_ARCH.QWEN3: "qwen3",
+    MODEL_ARCH.QWEN2MOE: "qwen2moe",
+    MODEL_ARCH.QWEN3MOE: "qwen3moe",
     MODEL_ARCH.GEMMA: "gemma",
     MODEL_ARCH.GEMMA2: "gemma2",
     MODEL_ARCH.GEMMA3: "gemma3",
@@ -122,7 +142,14 @@ def add_metadata(writer: GGUFWriter, architecture: str, config: Any) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    if getattr(config, "sliding_window", None) and architecture not in ("qwen2", "qwen3"):
+    if experts := getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if hasattr(config, "moe_intermediate_size"):
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if hasattr(config, "shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if getattr(config, "sliding_window", None) and not architecture.startswith("qwen"):
         writer.add_sliding_window(config.sliding_window)
     if parameters["rope_type"] == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
@@ -146,6 +173,8 @@ def arrange(architecture: str, name: str, values: Float32Array, config: Any) -> 
         return values + np.float32(1)
     if architecture == "gpt2" and name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
         return values.T
+    if name.endswith("shared_expert_gate.weight"):
+        return values.reshape(-1)
     if architecture == "gptneox" and "query_key_value" in name:
         heads = config.num_attention_heads
         by_head = values.reshape(heads, 3, config.hidden_size // heads, *values.shape[1:])

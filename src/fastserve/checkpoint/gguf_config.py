@@ -48,7 +48,9 @@ def config_from_gguf(file: GgufFile) -> JsonObject:
 
 
 def _read_llama(file: GgufFile) -> JsonObject:
-    """Llama, and Mistral, which the format does not tell from it but for its window."""
+    """Llama, and what the format tells from it by its keys alone: Mistral has a window, Mixtral experts."""
+    if file.metadata.integer("llama.expert_count"):
+        return _read_mixtral(file)
     config = _llama_kind(file, "llama", "LlamaForCausalLM") | {
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
@@ -63,6 +65,42 @@ def _read_llama(file: GgufFile) -> JsonObject:
         "architectures": ["MistralForCausalLM"],
         "model_type": "mistral",
         "sliding_window": window,
+    }
+
+
+def _read_mixtral(file: GgufFile) -> JsonObject:
+    return _llama_kind(file, "mixtral", "MixtralForCausalLM") | {
+        "num_local_experts": _count(file.metadata, "llama.expert_count"),
+        "num_experts_per_tok": _count(file.metadata, "llama.expert_used_count"),
+        "sliding_window": _window(file),
+    }
+
+
+def _read_qwen2moe(file: GgufFile) -> JsonObject:
+    return _llama_kind(file, "qwen2_moe", "Qwen2MoeForCausalLM") | {
+        **_qwen_experts(file, has_normalized_shares=False),
+        "shared_expert_intermediate_size": _count(
+            file.metadata, "qwen2moe.expert_shared_feed_forward_length"
+        ),
+        "qkv_bias": "blk.0.attn_q.bias" in file.tensors,
+    }
+
+
+def _read_qwen3moe(file: GgufFile) -> JsonObject:
+    return _llama_kind(file, "qwen3_moe", "Qwen3MoeForCausalLM") | {
+        **_qwen_experts(file, has_normalized_shares=True),
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+    }
+
+
+def _qwen_experts(file: GgufFile, *, has_normalized_shares: bool) -> dict[str, Any]:
+    """Whether shares are normalized is in the code of llama.cpp (llama-model.cpp, build_moe_ffn's norm_w)."""
+    prefix = f"{file.architecture}.expert"
+    return {
+        "num_experts": _count(file.metadata, f"{prefix}_count"),
+        "num_experts_per_tok": _count(file.metadata, f"{prefix}_used_count"),
+        "moe_intermediate_size": _count(file.metadata, f"{prefix}_feed_forward_length"),
+        "norm_topk_prob": has_normalized_shares,
     }
 
 
@@ -176,6 +214,8 @@ _READERS: Mapping[str, Callable[[GgufFile], JsonObject]] = {
     "bert": _read_bert,
     "qwen2": _read_qwen2,
     "qwen3": _read_qwen3,
+    "qwen2moe": _read_qwen2moe,
+    "qwen3moe": _read_qwen3moe,
     "gemma": _read_gemma,
     "gemma2": _read_gemma2,
     "gemma3": _read_gemma3,

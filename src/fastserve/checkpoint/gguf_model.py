@@ -34,6 +34,25 @@ _QK_NORMS = {
     "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
     "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
 }
+# One tensor holds all experts; the second {} is the expert's index.
+_MIXTRAL_EXPERTS = {
+    "blk.{}.ffn_gate_inp": "model.layers.{}.block_sparse_moe.gate",
+    "blk.{}.ffn_gate_exps": "model.layers.{}.block_sparse_moe.experts.{}.w1",
+    "blk.{}.ffn_up_exps": "model.layers.{}.block_sparse_moe.experts.{}.w3",
+    "blk.{}.ffn_down_exps": "model.layers.{}.block_sparse_moe.experts.{}.w2",
+}
+_QWEN_EXPERTS = {
+    "blk.{}.ffn_gate_inp": "model.layers.{}.mlp.gate",
+    "blk.{}.ffn_gate_exps": "model.layers.{}.mlp.experts.{}.gate_proj",
+    "blk.{}.ffn_up_exps": "model.layers.{}.mlp.experts.{}.up_proj",
+    "blk.{}.ffn_down_exps": "model.layers.{}.mlp.experts.{}.down_proj",
+}
+_QWEN_SHARED_EXPERT = {
+    "blk.{}.ffn_gate_inp_shexp": "model.layers.{}.mlp.shared_expert_gate",
+    "blk.{}.ffn_gate_shexp": "model.layers.{}.mlp.shared_expert.gate_proj",
+    "blk.{}.ffn_up_shexp": "model.layers.{}.mlp.shared_expert.up_proj",
+    "blk.{}.ffn_down_shexp": "model.layers.{}.mlp.shared_expert.down_proj",
+}
 _GEMMA2_MODULES = _LLAMA_MODULES | {
     "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
     "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
@@ -82,10 +101,12 @@ _BERT_MODULES = {
 }
 # By general.architecture.
 MODULES: Mapping[str, Mapping[str, str]] = {
-    "llama": _LLAMA_MODULES,
+    "llama": _LLAMA_MODULES | _MIXTRAL_EXPERTS,
     "bert": _BERT_MODULES,
     "qwen2": _LLAMA_MODULES,
     "qwen3": _LLAMA_MODULES | _QK_NORMS,
+    "qwen2moe": _LLAMA_MODULES | _QWEN_EXPERTS | _QWEN_SHARED_EXPERT,
+    "qwen3moe": _LLAMA_MODULES | _QK_NORMS | _QWEN_EXPERTS,
     "gemma": _LLAMA_MODULES,
     "gemma2": _GEMMA2_MODULES,
     "gemma3": _GEMMA2_MODULES | _QK_NORMS,
@@ -104,35 +125,50 @@ class HfTensors(Mapping[str, StoredTensor]):
     """
 
     def __init__(self, file: GgufFile, config: JsonObject) -> None:
-        self._tensors = file.tensors
-        self._gguf_names = {hf_name(file, name): name for name in file.tensors if name not in ROPE_TENSORS}
+        self._tensors: dict[str, StoredTensor] = {}
+        for name, tensor in file.tensors.items():
+            if name not in ROPE_TENSORS:
+                self._tensors |= _renamed(hf_name(file, name), tensor)
         find_change = _ARRANGED.get(file.architecture, _keep)
         self._changed: dict[str, StoredTensor] = {}
-        for name in self._gguf_names:
+        for name, tensor in self._tensors.items():
             change = find_change(name, config)
             if change is None:
                 continue
             try:
-                self._changed[name] = change(self._stored(name))
+                self._changed[name] = change(tensor)
             except CheckpointError as error:
                 raise CheckpointError(f"{file.path}: {error.message}") from error
 
     def __getitem__(self, name: str) -> StoredTensor:
         changed = self._changed.get(name)
-        return self._stored(name) if changed is None else changed
+        return self._tensors[name] if changed is None else changed
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._gguf_names)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._gguf_names)
+        return len(self._tensors)
 
-    def _stored(self, name: str) -> StoredTensor:
-        return replace(self._tensors[self._gguf_names[name]], name=name)
+
+def _renamed(name: str, tensor: StoredTensor) -> dict[str, StoredTensor]:
+    """A tensor under its Hugging Face name, or the matrices of all experts that it holds under theirs."""
+    if "{}" in name:
+        count, *shape = tensor.shape
+        size = tensor.format.num_bytes(tuple(shape))
+        return {
+            (own := name.format(index)): StoredTensor(
+                own, tensor.format, tuple(shape), tensor.data[index * size : (index + 1) * size]
+            )
+            for index in range(count)
+        }
+    if name.endswith("shared_expert_gate.weight") and len(tensor.shape) == 1:
+        return {name: StoredTensor(name, tensor.format, (1, *tensor.shape), tensor.data)}
+    return {name: replace(tensor, name=name)}
 
 
 def hf_name(file: GgufFile, name: str) -> str:
-    """The Hugging Face name of a GGUF tensor.
+    """The Hugging Face name of a GGUF tensor; with {} in place of the index where it holds all experts.
 
     Raises:
         UnsupportedError: the architecture has no such tensor in the variations that we have.
@@ -143,10 +179,10 @@ def hf_name(file: GgufFile, name: str) -> str:
         gguf_module = f"{prefix or ''}{'' if layer is None else '{}'}{rest}"
         module = MODULES[file.architecture].get(gguf_module)
         if module is not None:
-            return f"{module.format(layer)}.{kind}"
+            return f"{module.replace('{}', layer or '', 1)}.{kind}"
     raise UnsupportedError(
         f"{file.path}: tensor {name!r} is unknown for architecture {file.architecture!r}",
-        hint="mixtures of experts and multimodal variations are not supported",
+        hint="variations for images and sound are not supported",
     )
 
 
