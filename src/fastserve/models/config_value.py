@@ -24,6 +24,11 @@ _ACTIVATIONS: dict[str, ActivationKind] = {
     "tanh": "tanh",
 }
 
+# Beyond what any model has, and little enough that a graph and its tables are made in no time.
+MAX_COUNT = 2**24
+MAX_LAYERS = 512
+_LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+
 
 def require(config: JsonObject, *keys: str) -> None:
     """
@@ -58,9 +63,23 @@ def read_count(config: JsonObject, key: str, *, default: int | None = None) -> i
         value = default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(
-            f"the model's config has {key}={value!r}; it must be a whole number of at least 1"
+            f"the model's config has {key}={_shown(value)}; it must be a whole number of at least 1"
+        )
+    limit = MAX_LAYERS if key in _LAYER_KEYS else MAX_COUNT
+    if value > limit:
+        raise CheckpointError(
+            f"the model's config has {key}={_shown(value)}, the limit is {limit}",
+            hint="take config.json from the model's source again",
         )
     return value
+
+
+def _shown(value: object) -> str:
+    """The value for a message: digits without end are none of Python's to write."""
+    if isinstance(value, int) and abs(value) >= 10**30:
+        return "a number of more than 30 digits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read_index(config: JsonObject, key: str, *, default: int) -> int:
@@ -113,7 +132,7 @@ def read_activation(config: JsonObject, *, default: str, key: str = "hidden_act"
     """The activation by its name in `transformers`. Raises UnsupportedError where it is none of ours."""
     name = config.get(key)
     name = default if name is None else name
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise UnsupportedError(
             f"the model's config has {key}={name!r}, which is not supported",
             hint=f"supported are {', '.join(_ACTIVATIONS)}",

@@ -122,8 +122,9 @@ def read_config(config: JsonObject) -> ModelConfig:
         UnsupportedError: an architecture, or a feature of one, that we do not have; or a model's own code.
     """
     model_type = config.get("model_type")
-    if model_type is None:
-        raise CheckpointError("the model's config lacks model_type")
+    if not isinstance(model_type, str):
+        problem = "lacks model_type" if model_type is None else "has a model_type that is no text"
+        raise CheckpointError(f"the model's config {problem}")
     if model_type in DECODER_FAMILIES:
         family = DECODER_FAMILIES[model_type]
         classifiers = tuple(map(_classifier_of, family.architectures))

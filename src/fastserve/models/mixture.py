@@ -79,6 +79,8 @@ def _read_qwen_moe(config: JsonObject, *, has_shared: bool) -> LlamaConfig:
     )
     step = read_count(config, "decoder_sparse_step", default=1)
     plain = config.get("mlp_only_layers") or []
+    if not isinstance(plain, list):
+        raise CheckpointError(f"the model's config has mlp_only_layers={plain!r}; it must be a list")
     sparse = [index for index in range(model.num_layers) if index not in plain and (index + 1) % step == 0]
     return _with_experts(model, experts, sparse)
 

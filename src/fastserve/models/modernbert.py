@@ -66,7 +66,7 @@ def read_modernbert(config: JsonObject) -> ModernBertConfig:
     check_divides("num_attention_heads", num_heads, "hidden_size", hidden_size)
     num_layers = read_count(config, "num_hidden_layers")
     pool = config.get("classifier_pooling", "cls")
-    if pool not in _CLASSIFIER_POOLS:
+    if not isinstance(pool, str) or pool not in _CLASSIFIER_POOLS:
         raise CheckpointError(f"the model's config has classifier_pooling={pool!r}; it must be cls or mean")
     return ModernBertConfig(
         model_type=str(config["model_type"]),

@@ -117,6 +117,8 @@ def read_rope(
         UnsupportedError: a kind of scaling, or a parameter, that we do not compute.
     """
     parameters = rope_parameters(config) if parameters is None else parameters
+    if not isinstance(parameters, Mapping):
+        raise CheckpointError(f"the model's rope parameters must be a mapping, not {parameters!r}")
     unknown = sorted(parameters.keys() - _KNOWN_PARAMETERS)
     if unknown:
         raise UnsupportedError(
@@ -124,7 +126,7 @@ def read_rope(
             hint=f"supported are {', '.join(sorted(_KNOWN_PARAMETERS))}",
         )
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind not in _SCALINGS:
+    if not isinstance(kind, str) or kind not in _SCALINGS:
         raise UnsupportedError(
             f"rope type {kind!r} is not supported", hint=f"supported are {', '.join(_SCALINGS)}"
         )
