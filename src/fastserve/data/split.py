@@ -79,7 +79,7 @@ def split_data(
 
     >>> rows = [{"text": str(number), "label": number % 2} for number in range(10)]
     >>> {name: len(part) for name, part in split_data(rows, stratify=True, dev_ratio=0.2).items()}
-    {'train': 6, 'dev': 2, 'test': 2}
+    {'train': 7, 'dev': 2, 'test': 1}
 
     Raises:
         DataError: a row lacks the field of group or time, or its time cannot be read.
