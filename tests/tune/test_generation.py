@@ -107,6 +107,7 @@ def test_an_adapter_is_merged_so_that_the_native_runtime_writes_what_torch_write
     assert (result.path / "adapter" / "adapter_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_learns_to_write_targets(
     word_tokenizer: Any, write_rows: WriteRows, tmp_path: Path
 ) -> None:

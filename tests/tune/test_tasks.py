@@ -101,6 +101,7 @@ CASES = {
 _TASK = {"multi-label": "text-classification", "regression": "text-classification"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_tiny_model_learns_what_can_be_learned(
     case: str, tiny_encoder: Path, write_rows: WriteRows, tmp_path: Path
