@@ -93,7 +93,6 @@ class Parameters {
   std::vector<float> up_bias = random_vector(kInner, 9);
   RopeTables rope;
 
- private:
   static Weight make(const WeightScheme& scheme, int rows, int depth, unsigned seed, const Kernels& kernels,
                      ThreadPool& pool) {
     const std::vector<float> values = random_vector(static_cast<std::size_t>(rows * depth), seed);
@@ -287,6 +286,59 @@ class Model {
   std::unique_ptr<Plan> plan_;
 };
 
+// A mixture of experts of embedded tokens.
+class Mixture {
+ public:
+  static constexpr int kExperts = 5, kTopK = 2;
+
+  Mixture(const Kernels& kernels, int num_threads, const WeightScheme& scheme) : pool_(num_threads) {
+    const WeightScheme floats{WeightFormat::f32, ScaleFormat::bf16, WeightOffset::none, 0, 0};
+    const auto make = [&](const WeightScheme& as, int rows, int depth) {
+      const auto seed = static_cast<unsigned>(weights_.size());
+      weights_.push_back(std::make_unique<Weight>(Parameters::make(as, rows, depth, seed, kernels, pool_)));
+      return weights_.back().get();
+    };
+    const Weight *table = make(floats, kVocab, kWidth), *router = make(floats, kExperts, kWidth);
+    Plan::Experts experts;
+    for (int e = 0; e < kExperts; ++e) {
+      experts.gates.push_back(make(scheme, kInner, kWidth));
+      experts.ups.push_back(make(scheme, kInner, kWidth));
+      experts.downs.push_back(make(scheme, kWidth, kInner));
+    }
+    Places places(InStrips::no);
+    const auto add = [&](int width, int group_size = Matrix::kFloats) {
+      return places.add(Readers::others, width, group_size);
+    };
+    const auto add_expert_rows = [&](int width, int group_size) {
+      const Matrix first = add(width, group_size);
+      for (int k = 1; k < kTopK; ++k) add(width, group_size);
+      return first;
+    };
+    const int group_size = is_integer(scheme.format) ? scheme.activation_group_size : Matrix::kFloats;
+    const Matrix x = add(kWidth), logits = add(kExperts), gathered = add_expert_rows(kWidth, group_size),
+                 inner = add_expert_rows(kInner, group_size), results = add_expert_rows(kWidth, Matrix::kFloats);
+    out_ = add(kWidth);
+    const PlanLimits limits{kMaxTokens,  kMaxTokens, kMaxSequences, kSequenceBlocks * kMaxSequences,
+                            kMaxContext, kVocab,     1,             false};
+    plan_ = std::make_unique<Plan>(places.arena_bytes, limits, kernels, pool_);
+    plan_->embedding(IdSource::token_ids, *table, x);
+    plan_->linear(x, *router, {}, logits);
+    plan_->mixture_of_experts(ActivationKind::silu, x, logits, experts, kTopK, true, gathered, inner, results, out_);
+  }
+
+  // The results of all tokens.
+  std::vector<float> run(const Batch& batch) {
+    plan_->run(batch, nullptr, nullptr, nullptr);
+    return {plan_->data(out_), plan_->data(out_) + batch.num_tokens * kWidth};
+  }
+
+ private:
+  ThreadPool pool_;
+  std::vector<std::unique_ptr<Weight>> weights_;
+  Matrix out_{};
+  std::unique_ptr<Plan> plan_;
+};
+
 std::string sizes_of(const std::vector<int>& numbers) {
   std::string text;
   for (int number : numbers) (text += ' ') += std::to_string(number);
@@ -332,6 +384,27 @@ void test_models(const Kernels& kernels, const WeightScheme& scheme, const std::
                           std::to_string(int(scheme.format)) + ", sequences" + sizes_of(lengths));
         }
       }
+}
+
+// A token has the same bits wherever it is, in any batch and on any number of threads.
+void test_mixtures(const Kernels& kernels, const WeightScheme& scheme, const std::vector<int>& numbers_of_threads) {
+  std::vector<std::vector<float>> of_token(kVocab);
+  for (int threads : numbers_of_threads) {
+    Mixture mixture(kernels, threads, scheme);
+    for (const std::vector<int>& lengths : batches()) {
+      const Sequences sequences(lengths);
+      const std::vector<float> results = mixture.run(sequences.batch());
+      for (std::size_t row = 0; row < sequences.token_ids.size(); ++row) {
+        const auto first = results.begin() + static_cast<std::ptrdiff_t>(row) * kWidth;
+        const std::vector<float> result(first, first + kWidth);
+        std::vector<float>& expected = of_token[static_cast<std::size_t>(sequences.token_ids[row])];
+        if (expected.empty()) expected = result;
+        expect_same(result, expected, std::string(kernels.name) + " mixture, threads " + std::to_string(threads) +
+                                          ", format " + std::to_string(int(scheme.format)) + ", row " +
+                                          std::to_string(row) + " of sequences" + sizes_of(lengths));
+      }
+    }
+  }
 }
 
 // Chains of the calls [1, 4) and [5, 9) of 10, and where sequences have one, that of [0, 9) about them.
@@ -397,6 +470,8 @@ void test_schedules() {
 void test_all(const Kernels& kernels) {
   test_models(kernels, {WeightFormat::int8, ScaleFormat::bf16, WeightOffset::none, 0, kGroup}, {1, 2, 3});
   test_models(kernels, {WeightFormat::int4, ScaleFormat::bf16, WeightOffset::zero_point, kGroup, kGroup}, {3});
+  test_mixtures(kernels, {WeightFormat::f32, ScaleFormat::bf16, WeightOffset::none, 0, 0}, {1, 3});
+  test_mixtures(kernels, {WeightFormat::int8, ScaleFormat::bf16, WeightOffset::none, 0, kGroup}, {1, 3});
 }
 
 }  // namespace
