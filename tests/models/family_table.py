@@ -68,6 +68,8 @@ _WIDTHS = {
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 128,
     "word_embed_proj_dim": 64,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
 }
 
 
