@@ -7,11 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.checkpoint.folder_tokenizer import build_from_folder
+from fastserve.checkpoint.gguf import GgufMetadata, StringArray
+from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import CheckpointError, UnsupportedError
 
@@ -121,3 +124,58 @@ def test_a_damaged_tokenizer_json_is_refused_or_works_within_a_second(
         tokenizer = Tokenizer(*build_from_folder(folder))
         tokenizer.decode(tokenizer.encode(TEXT))
     assert time.process_time() - start < 1
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "gpt2": {"tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.merges": ["a b"]},
+    "llama": {"tokenizer.ggml.scores": [0.0, -1.0, -2.0, -3.0], "tokenizer.ggml.token_type": [2, 1, 1, 1]},
+    "t5": {
+        "tokenizer.ggml.scores": [0.0, -1.0, -2.0, -3.0],
+        "tokenizer.ggml.token_type": [2, 1, 1, 1],
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 3,
+        "tokenizer.ggml.precompiled_charsmap": b"\4\0\0\0\0\0\0\0ab\0",
+    },
+    "bert": {"tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.cls_token_id": 1},
+}
+BAD: tuple[Any, ...] = (
+    -1, 4, 2**31, 2**40, 0.5, float("nan"), float("inf"), True, "", "x", ["a"], ["a", "a", "a", "a"],
+    [""] * 4,
+    [0], [-1.0, float("nan"), 0.0, 1.0], [99, 99, 99, 99], ["a" * 5000] * 4, ["\0"], b"\xff" * 9,
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_gguf_metadata_that_no_tokenizer_has_is_refused_or_works_within_a_second(
+    data: st.DataObject,
+) -> None:
+    kind = data.draw(st.sampled_from(sorted(KINDS)))
+    values: dict[str, Any] = {
+        "tokenizer.ggml.model": kind,
+        "tokenizer.ggml.tokens": ["<unk>", "a", "b", "ab"],
+        **KINDS[kind],
+    }
+    for _ in range(data.draw(st.integers(1, 3))):
+        values[data.draw(st.sampled_from(sorted(values)))] = data.draw(st.sampled_from(BAD))
+    metadata = GgufMetadata(Path("bad.gguf"), {key: as_stored(value) for key, value in values.items()})
+    start = time.process_time()
+    with suppress(CheckpointError, UnsupportedError):
+        tokenizer = Tokenizer(*build_from_gguf(metadata))
+        tokenizer.decode(tokenizer.encode(TEXT))
+    assert time.process_time() - start < 1
+
+
+def as_stored(value: Any) -> Any:
+    """As a GGUF file's reader gives it: lists are arrays, of texts or of numbers."""
+    if isinstance(value, bytes):
+        return np.frombuffer(value, np.uint8)
+    if isinstance(value, list) and isinstance(value[0], str):
+        stored, offsets = b"", [0]
+        for text in value:
+            stored += len(text.encode()).to_bytes(8, "little") + text.encode()
+            offsets.append(len(stored))
+        return StringArray(Path("bad.gguf"), memoryview(stored), offsets)
+    if isinstance(value, list):
+        return np.array(value, np.float32 if isinstance(value[0], float) else np.int32)
+    return value
