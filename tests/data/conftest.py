@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("data", deadline=None, max_examples=50)
+settings.load_profile("data")
 
 
 @pytest.fixture
