@@ -257,7 +257,7 @@ JSON = st.recursive(
 
 
 @given(quantization=JSON, method=st.sampled_from(["compressed-tensors", "gptq", "awq", None]))
-@settings(deadline=1000, max_examples=150)
+@settings(deadline=1000, max_examples=80)
 def test_any_config_never_raises_anything_but_our_errors(
     quantization: Any, method: str | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
