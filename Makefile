@@ -22,8 +22,11 @@ chat: $(VENV)/built
 	@$(BIN)/fastserve download $(MODEL)
 	@$(BIN)/fastserve chat $(MODEL)
 
+# Files of tests are shared out among so many processes; many tests use all cores themselves.
+TEST_PROCESSES ?= 2
+
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
