@@ -83,7 +83,8 @@ def test_only_the_module_of_the_command_asked_for_is_imported() -> None:
         (["models"], "error: missing command; see `fastserve models --help`"),
         (
             ["models", "zzz"],
-            "error: no command is named 'zzz'; choose one of list, show, alias, promote, verify, remove",
+            "error: no command is named 'zzz'; choose one of list, search, show, alias, promote, verify,"
+            " remove",
         ),
         (["download", "x", "y"], "error: got unexpected extra argument (y); see `fastserve download --help`"),
         (["probe", "-x"], "error: no option is named -x; see `fastserve probe --help`"),
@@ -248,7 +249,7 @@ def test_a_reader_that_goes_away_is_not_complained_about() -> None:
     ("words", "completions"),
     [
         ("fastserve g", ["generate"]),
-        ("fastserve models ", ["list", "show", "alias", "promote", "verify", "remove"]),
+        ("fastserve models ", ["list", "search", "show", "alias", "promote", "verify", "remove"]),
     ],
 )
 def test_the_shell_completes_commands(words: str, completions: list[str]) -> None:

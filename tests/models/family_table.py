@@ -65,8 +65,6 @@ _WIDTHS = {
     "embedding_size": 32,
     "n_embd": 64,
     "ffn_dim": 128,
-    "moe_intermediate_size": 64,
-    "shared_expert_intermediate_size": 128,
     "word_embed_proj_dim": 64,
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 64,

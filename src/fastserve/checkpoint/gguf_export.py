@@ -14,7 +14,7 @@ from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.errors import UnsupportedError
 from fastserve.types import JsonObject
 
-_WRITTEN = ("llama", "bert")
+_WRITTEN = ("llama", "qwen2", "qwen3", "bert")
 # Keys that say how the source file was written, and not what the model is.
 _OF_THE_FILE = ("general.alignment", "general.file_type", "general.quantization_version")
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h

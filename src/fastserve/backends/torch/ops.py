@@ -154,7 +154,9 @@ def l2_normalize(node: L2Normalize, step: Step) -> None:
 
 def _rms_norm(x: torch.Tensor, node: RmsNorm | AddRmsNorm, step: Step) -> torch.Tensor:
     weight = node.offset + step.weights[node.weight]
-    groups = x.reshape(x.shape[0], -1, len(weight))  # [rows, groups, columns of a group]
+    groups = x.reshape(
+        x.shape[0], x.shape[1] // len(weight), len(weight)
+    )  # [rows, groups, columns of a group]
     return (weight * (groups * torch.rsqrt(groups.square().mean(2, keepdim=True) + node.eps))).flatten(1)
 
 
@@ -168,7 +170,7 @@ def _soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
 
 
 def _split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
-    return x.reshape(x.shape[0], -1, head_dim)  # [tokens, heads, head_dim]
+    return x.reshape(x.shape[0], x.shape[1] // head_dim, head_dim)  # [tokens, heads, head_dim]
 
 
 def _attend(node: Attention, q: torch.Tensor, sequence: SequenceRows, step: Step) -> torch.Tensor:
