@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _without_deadline() -> Iterator[None]:
-    """How long an example of hypothesis takes says how busy the machine is."""
-    settings.register_profile("data", deadline=None, max_examples=50)
-    before = settings.get_current_profile_name()
-    settings.load_profile("data")
-    yield
-    settings.load_profile(before)
 
 
 @pytest.fixture

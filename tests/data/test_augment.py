@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.data import AugmentOptions, augment_data, read_synonyms
@@ -19,6 +19,7 @@ WORDS = st.lists(
 )
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(WORDS, st.data())
 def test_entities_of_a_text_keep_their_words(words: list[str], data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(words) - 1))
@@ -36,6 +37,7 @@ def test_entities_of_a_text_keep_their_words(words: list[str], data: st.DataObje
         assert variant["text"] != row["text"]
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(WORDS, st.data())
 def test_tags_and_arguments_of_tokens_keep_theirs(words: list[str], data: st.DataObject) -> None:
     tags = [data.draw(st.sampled_from(["O", "B-X"])) for _ in words]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastserve.data.clean import Cleaner, CleanOptions
@@ -16,6 +16,7 @@ def clean(text: str, **options: object) -> str:
     return Cleaner(CleanOptions(**options), ProblemLog()).clean_text(text)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(st.text())
 @example("e\u0301\u0323 한글 ｶﾞ \u1100\u1161\u11a8 ﬁ \u09c7\u09be")
 @pytest.mark.parametrize("form", ["NFC", "NFKC"])
@@ -94,6 +95,7 @@ def test_entities_move_with_their_text() -> None:
     assert found == ["Zoë", "Anne"]
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(st.text("ae\u0308\u200b <b>\n", max_size=30), st.integers(0, 29), st.integers(1, 10))
 def test_answers_are_in_their_context_whatever_is_cleaned(text: str, start: int, length: int) -> None:
     answer = text[start : start + length]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.data.edit import Edit, apply_edits, move_offset
@@ -15,6 +15,7 @@ def edited_texts(draw: st.DrawFn) -> tuple[str, list[Edit]]:
     return text, [Edit(start, end, draw(st.text("XY", max_size=3))) for start, end in pairs]
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(edited_texts(), st.integers(0, 12), st.integers(0, 12))
 def test_a_span_that_no_edit_touches_has_the_same_text_after(
     edited: tuple[str, list[Edit]], start: int, length: int
@@ -30,6 +31,7 @@ def test_a_span_that_no_edit_touches_has_the_same_text_after(
     assert text[start:end] in after[moved[0] : moved[1]]
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(edited_texts())
 def test_the_ends_of_a_text_are_the_ends_after(edited: tuple[str, list[Edit]]) -> None:
     text, edits = edited

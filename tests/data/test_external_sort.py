@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.data.external_sort import groups_of_equal, sort_lines
@@ -33,6 +33,7 @@ def test_too_little_memory_is_refused() -> None:
         list(sort_lines([], len, memory_bytes=100))
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(st.lists(st.integers(0, 9), max_size=60), st.sampled_from([64, 1000, 2**20]), st.integers(1, 2))
 def test_groups_of_equal_keys_are_those_of_a_dict(values: list[int], memory_bytes: int, parts: int) -> None:
     spread = np.array(values, np.uint64) * np.uint64(0x9E3779B97F4A7C15)

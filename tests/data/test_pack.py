@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.data import pack_sequences
@@ -13,6 +13,7 @@ from fastserve.errors import OptionError
 SEQUENCES = st.lists(st.integers(0, 25).map(lambda length: list(range(length))), max_size=40)
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(SEQUENCES, st.integers(2, 16), st.sampled_from(PACKINGS), st.booleans())
 def test_packs_hold_every_token_once_and_are_no_longer_than_may_be(
     sequences: list[list[int]], length: int, how: str, has_end: bool
@@ -27,6 +28,7 @@ def test_packs_hold_every_token_once_and_are_no_longer_than_may_be(
         assert 0 not in pack.lengths
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(SEQUENCES, st.integers(2, 16))
 def test_concatenation_leaves_only_the_last_pack_short_and_keeps_the_order(
     sequences: list[list[int]], length: int
@@ -38,6 +40,7 @@ def test_concatenation_leaves_only_the_last_pack_short_and_keeps_the_order(
     assert all(len(pack.input_ids) == length for pack in packs[:-1])
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(SEQUENCES, st.integers(8, 16))
 def test_best_fit_cuts_no_sequence_that_fits(sequences: list[list[int]], length: int) -> None:
     packs = list(pack_sequences(sequences, length, how="best-fit"))

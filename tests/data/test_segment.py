@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.data import train_tokenizer
@@ -12,6 +12,7 @@ from fastserve.data.tag_scheme import read_spans
 from fastserve.errors import OptionError
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(st.text(max_size=40), st.sampled_from(["words", "characters"]))
 def test_words_are_what_stands_at_their_places_and_nothing_but_space_is_between(text: str, name: str) -> None:
     words = open_segmenter(name)(text)
@@ -37,6 +38,7 @@ def test_a_tokenizer_segments_into_its_tokens() -> None:
     assert "".join(word.text for word in words) == text.replace(" ", "")
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(st.data())
 def test_entities_become_tags_that_say_the_same(data: st.DataObject) -> None:
     text = data.draw(st.text("ab中 ,", min_size=1, max_size=20))

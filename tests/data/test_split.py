@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.data import ProblemLog, Row, check_splits, find_leaks, split_data
@@ -15,6 +15,7 @@ def rows_of(labels: list[Any]) -> list[dict[str, Any]]:
     return [{"text": f"text {index}", "label": label} for index, label in enumerate(labels)]
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(st.integers(0, 200), st.floats(0, 0.4), st.floats(0, 0.4), st.integers(0, 9), st.booleans())
 def test_every_row_is_in_one_split_and_the_sizes_are_as_asked(
     num_rows: int, dev: float, test: float, seed: int, stratify: bool
@@ -43,6 +44,7 @@ def test_labels_have_their_share_of_each_split_and_rare_ones_are_in_train() -> N
     assert counts["train"]["c"] == 1
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=80), st.integers(0, 5), st.booleans())
 def test_groups_stay_together(groups: list[int], seed: int, stratify: bool) -> None:
     rows = [{"text": str(at), "label": at % 2, "author": group} for at, group in enumerate(groups)]

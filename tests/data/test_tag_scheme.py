@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.data.tag_scheme import (
@@ -36,6 +36,7 @@ def has_neighbours(spans: list[Span]) -> bool:
     return any((one.end, one.label) == (other.start, other.label) for one, other in pairwise(spans))
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(sentences(), st.sampled_from([scheme for scheme in SCHEMES if scheme != "io"]))
 def test_what_is_written_in_a_scheme_is_of_it_and_reads_back(
     sentence: tuple[list[Span], int], scheme: str
@@ -46,6 +47,7 @@ def test_what_is_written_in_a_scheme_is_of_it_and_reads_back(
     assert read_spans(tags) == spans
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(sentences(), st.sampled_from(SCHEMES), st.sampled_from(SCHEMES))
 def test_converting_there_and_back_gives_the_same_tags(
     sentence: tuple[list[Span], int], source: str, target: str
@@ -60,6 +62,7 @@ def test_converting_there_and_back_gives_the_same_tags(
 PREFIXES = st.sampled_from(["O", "B-X", "I-X", "E-X", "S-X", "M-X", "B-Y", "I-Y", "E-Y", "S-Y"])
 
 
+@settings(deadline=None)  # it says how busy the machine is
 @given(st.lists(PREFIXES, max_size=6))
 def test_a_sentence_fits_a_scheme_just_where_writing_its_entities_gives_it_again(tags: list[str]) -> None:
     # The second implementation: a scheme has one way to write each set of entities.
