@@ -20,7 +20,7 @@ from fastserve.checkpoint.charsmap import check_charsmap
 from fastserve.checkpoint.file import read_bytes
 from fastserve.errors import CheckpointError, UnsupportedError
 
-MAX_PIECES = 2**20  # the largest vocabularies have some 260,000
+MAX_PIECES = 2**19  # the largest vocabularies have some 260,000
 
 # enum SentencePiece.Type, which GGUF files use too.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -72,17 +72,18 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
 
 
 def _read_model(data: bytes, path: Path) -> SentencePieceModel:
-    pieces: list[_Piece] = []
+    stored: list[bytes] = []
     trainer, normalizer = b"", b""
     for number, value in _fields(data):
         if number == 1:
-            if len(pieces) == MAX_PIECES:
+            if len(stored) == MAX_PIECES:  # before any of them is read, which takes longer
                 raise ValueError(f"it has more than {MAX_PIECES} pieces")
-            pieces.append(_read_piece(_as_bytes(value)))
+            stored.append(_as_bytes(value))
         elif number == 2:
             trainer = _as_bytes(value)
         elif number == 3:
             normalizer = _as_bytes(value)
+    pieces = list(map(_read_piece, stored))
     if not pieces:
         raise ValueError("it has no pieces")
     if len({piece.text for piece in pieces}) != len(pieces):
