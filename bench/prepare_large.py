@@ -9,7 +9,6 @@ Every fifth row repeats an earlier one, however far back: what is kept is counte
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import resource
@@ -22,6 +21,7 @@ from pathlib import Path
 from random import Random
 
 from fastserve.config import parse_bytes
+from report import make_parser, publish
 
 _REPEAT_EVERY = 5
 _SEED = 20261127
@@ -75,7 +75,7 @@ def check_output(path: Path, order: str) -> tuple[int, list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser(__doc__)
     parser.add_argument("--size", default="2GB", help="of the corpus")
     parser.add_argument("--row-bytes", type=int, default=1000, help="of a row, about")
     parser.add_argument("--memory", default="256MiB", help="for sorting and looking for duplicates")
@@ -108,10 +108,21 @@ def main() -> int:
         wrong.append(f"{kept} rows were kept of {num_new} different ones")
     if peak_bytes > parse_bytes("limit", arguments.limit):
         wrong.append(f"the peak of {peak_bytes / 1e6:.0f} MB is above {arguments.limit}")
-    print(
-        f"{size / 1e9:.2f} GB, {num_rows} rows, {kept} kept: {seconds:.0f} s, of the processor "
-        f"{usage.ru_utime + usage.ru_stime:.0f} s, peak {peak_bytes / 1e6:.0f} MB"
-    )
+    results = {
+        "corpus_bytes": size,
+        "rows": num_rows,
+        "kept": kept,
+        "seconds": seconds,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": peak_bytes,
+    }
+    table = [
+        ("corpus", f"{size / 1e9:.3f} GB, {num_rows} rows"),
+        ("kept", f"{kept} rows of {num_new} different ones"),
+        ("time", f"{seconds:.0f} s, of the processor {results['processor_seconds']:.0f} s"),
+        ("peak of memory", f"{peak_bytes / 1e6:.0f} MB"),
+    ]
+    publish(arguments, results, table)
     for message in wrong:
         print(f"wrong: {message}")
     return 1 if wrong else 0
