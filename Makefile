@@ -22,11 +22,14 @@ chat: $(VENV)/built
 	@$(BIN)/fastserve download $(MODEL)
 	@$(BIN)/fastserve chat $(MODEL)
 
-# Files of tests are shared out among so many processes; many tests use all cores themselves.
+# Files of tests are shared out among so many processes; many tests use all cores themselves. A browser that others
+# keep waiting shows streams late: it comes alone.
 TEST_PROCESSES ?= 2
+IN_BROWSER := tests/serve/browser
 
 test: check
-	$(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --ignore $(IN_BROWSER) --numprocesses $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" $(IN_BROWSER)
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -m slow
