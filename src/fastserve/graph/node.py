@@ -365,5 +365,15 @@ class Graph:
     def producers(self) -> dict[Value, Node]:
         return {value: node for node in self.nodes for value in node.outputs()}
 
+    def head(self) -> Linear | None:
+        """The linear that makes the logits: rows may be chosen, and numbers capped, after it."""
+        makers, value = self.producers(), self.outputs.get("logits")
+        while value is not None:
+            node = makers[value]
+            if isinstance(node, Linear):
+                return node
+            value = getattr(node, "x", None)
+        return None
+
     def next_value_index(self) -> int:
         return 1 + max((v.index for node in self.nodes for v in node.outputs()), default=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.conversion import Matrices
-from fastserve.graph.node import Embedding, Graph, Linear
+from fastserve.graph.node import Embedding, Linear
 from fastserve.models.family import arrange_tensors, build_graph, read_config
 
 
@@ -20,7 +20,7 @@ def find_matrices(checkpoint: Checkpoint) -> Matrices:
     embeddings = [node for node in graph.nodes if isinstance(node, Embedding)]
     tables = {node.weight for node in embeddings if node.ids == "token_ids"}
     multiplied = [node for node in graph.nodes if isinstance(node, Linear)]
-    tables |= {head.weight} if (head := _find_head(graph)) is not None else set()
+    tables |= {head.weight} if (head := graph.head()) is not None else set()
     linears = {name for node in multiplied if node.weight not in tables for name in node.weight.names}
     if (
         arranged is not checkpoint.tensors
@@ -30,12 +30,3 @@ def find_matrices(checkpoint: Checkpoint) -> Matrices:
         linears=frozenset(linears),
         tables=frozenset(name for weight in tables for name in weight.names),
     )
-
-
-def _find_head(graph: Graph) -> Linear | None:
-    """The linear that makes the logits: rows may be chosen, and numbers capped, after it."""
-    makers = {getattr(node, "out", None): node for node in graph.nodes}
-    value = graph.outputs.get("logits")
-    while value is not None and not isinstance(node := makers.get(value), Linear):
-        value = getattr(node, "x", None)
-    return node if value is not None and isinstance(node, Linear) else None

@@ -56,6 +56,13 @@ def test_int4_leaves_embedding_and_head_int8(graph: Graph, weights: WeightFormat
     assert schemes == {"embed": INT8, "q k": SCHEMES[weights], "head": INT8}
 
 
+def test_int4_leaves_a_head_int8_whose_logits_are_capped_afterwards() -> None:
+    b = GraphBuilder()
+    x = b.linear(b.embedding("token_ids", "embed", size=40, width=96), "q", width=64)
+    graph = optimize(b.finish(logits=b.soft_cap(b.gather_rows(b.linear(x, "head", width=40)), 30.0)))
+    assert by_name(choose_schemes(graph, "int4", {})) == {"embed": INT8, "q": SCHEMES["int4"], "head": INT8}
+
+
 def test_stored_is_the_files_own_format_matrix_by_matrix(graph: Graph) -> None:
     q8, q4 = TensorFormat.Q8_0, TensorFormat.Q4_1
     tensors = store_as({"embed": q8, "q": q4, "k": q4, "head": TensorFormat.BF16})

@@ -217,12 +217,9 @@ def _describe(tensor: StoredTensor) -> str:
 
 
 def _embeddings_and_head(graph: Graph) -> set[Parameter]:
-    logits = graph.outputs.get("logits")
-    return {
-        node.weight
-        for node in graph.nodes
-        if isinstance(node, Embedding) or (isinstance(node, Linear) and node.out == logits)
-    }
+    found = {node.weight for node in graph.nodes if isinstance(node, Embedding)}
+    head = graph.head()
+    return found if head is None else found | {head.weight}
 
 
 def _read_by_few_rows(graph: Graph) -> set[Parameter]:
