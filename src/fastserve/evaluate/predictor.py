@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastserve.errors import UnsupportedError
+from fastserve.errors import ContextLengthError, UnsupportedError
 from fastserve.evaluate.prediction import Predictor, PredictorOptions
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.generation import Generation
@@ -63,6 +63,14 @@ class _NativePredictor:
     backend = "native"
 
     def predict(self, rows: Seq[Row]) -> list[Prediction]:
+        try:
+            return self._predict(rows)
+        except ContextLengthError as error:
+            raise ContextLengthError(
+                error.message, hint="split the text, or cut it with --truncate"
+            ) from error
+
+    def _predict(self, rows: Seq[Row]) -> list[Prediction]:
         found = list(self._pipeline.predict(rows, truncate=self._options.truncate))
         if isinstance(self._task, Embedding):
             pairs = [{"text": row["text_pair"]} for row in rows]
