@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--calm-tokens", type=int, default=32, help="of each of those")
     parser.add_argument("--flood-rate", type=float, default=50.0, help="requests a second of the flood")
     parser.add_argument("--flood-limit", type=int, default=6, help="requests a minute that it may send")
-    parser.add_argument("--rounds", type=int, default=7, help="without the flood, and with it")
+    parser.add_argument("--rounds", type=int, default=9, help="of three parts each")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window, or a part of a round")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
@@ -197,7 +197,8 @@ class Calm:
 async def flood(site: Site, arguments: argparse.Namespace) -> dict[str, Any]:
     """A tenant's requests without a flood of another's, beside one that is sent elsewhere, and with it, in
     turns, at the same times. The flood's sender is on the server's machine: what it takes itself is in the
-    second, and what the third has beyond that is what the server's refusals take."""
+    second, a fifth of a refusal of the server's with it, as somebody has to refuse there too. What the third
+    has beyond that is what the server's refusals take more."""
     observed = {kind: Calm() for kind in FLOODS}
     rounds: list[dict[str, dict[str, float]]] = []
     outcomes: Counter[str] = Counter()

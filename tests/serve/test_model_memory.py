@@ -330,6 +330,24 @@ def test_a_model_whose_load_fails_is_left_alone_for_a_while_and_pushes_nobody_ou
     run(main)
 
 
+def test_what_there_was_no_memory_for_is_told_so_in_the_pause_too_and_whoever_tries_again_is_joined() -> None:
+    async def main() -> None:
+        models = Models({"a": 1}, budget=None, retry_seconds=LONG)
+        models.openers["a"].errors.append(MemoryLimitError("it needs more than there is"))
+        for _ in range(2):
+            with pytest.raises(ModelMemoryError, match="could not be loaded: it needs more than there is"):
+                await models.ask("a")
+        models.openers["a"].gate = threading.Event()
+        trying = asyncio.create_task(models.memory.load(models.entries["a"]))
+        await until(lambda: models.entries["a"].state == "loading")
+        asking = asyncio.create_task(models.ask("a"))
+        await asyncio.sleep(0)
+        models.openers["a"].gate.set()
+        await asyncio.gather(trying, asking)
+
+    run(main)
+
+
 def test_so_many_wait_for_a_model_as_may() -> None:
     async def main() -> None:
         models = Models({"a": 1}, budget=1, max_waiting=2)

@@ -54,7 +54,7 @@ class ModelEntry:
         self.state: ModelState = "unloaded"
         self.model: ServedModel | None = None
         self.changing: asyncio.Future[None] | None = None  # while it is loading or unloading
-        self.error: str | None = None  # of the last load, if that failed
+        self.failure: FastServeError | None = None  # of the last load, if that failed
         self.policy: str | None = None  # that it goes on by when it is loaded; None: that of its options
         self.num_uses = 0  # by leases, and by what goes on after them
         self.waiting: deque[Lease] = deque()
@@ -72,6 +72,11 @@ class ModelEntry:
     def of(cls, model: ServedModel) -> ModelEntry:
         """Of a model that is loaded, and stays."""
         return cls(model.name, model=model)
+
+    @property
+    def error(self) -> str | None:
+        """Why its last load failed, if it did."""
+        return None if self.failure is None else self.failure.message
 
     @property
     def num_requests(self) -> int:
@@ -114,7 +119,7 @@ class ModelEntry:
     def set_loaded(self, model: ServedModel) -> None:
         self.model = model
         self.plan = plan_of(model.model)
-        self.state, self.error = "loaded", None
+        self.state, self.failure = "loaded", None
         self._num_failures = 0
         self.num_loads += 1
         self._loaded_seconds = self._used_seconds = time.monotonic()

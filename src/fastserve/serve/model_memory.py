@@ -121,7 +121,7 @@ class ModelMemory:
             is_urgent: try to load it also where that has failed just now.
 
         Raises:
-            RequestError: its last load has failed just now.
+            RequestError, ModelMemoryError: its last load has failed just now, and nobody tries another.
             QueueFullError: as many requests wait for the model as may.
             ClosedError: the server ends.
         """
@@ -132,9 +132,9 @@ class ModelMemory:
         if self._is_closed:
             raise _closed_error()
         pause_seconds = entry.seconds_until_retry(self._retry_seconds, _MOST_RETRY_SECONDS)
-        if pause_seconds and not is_urgent:
-            hint = f"it is tried again in {pause_seconds:.2g} seconds"
-            raise self._not_loaded(entry, entry.error or "", hint)
+        is_tried = bool(entry.waiting) or entry.state == "loading"
+        if pause_seconds and entry.failure is not None and not (is_urgent or is_tried):
+            raise self._to_answer(entry, entry.failure, f"it is tried again in {pause_seconds:.2g} seconds")
         if self._max_waiting is not None and len(entry.waiting) >= self._max_waiting:
             seconds = max(1.0, entry.load_seconds / max(entry.num_loads, 1))
             raise QueueFullError(
@@ -355,8 +355,12 @@ class ModelMemory:
     def _note_failure(self, entry: ModelEntry, error: FastServeError) -> FastServeError:
         """What those who wait are told."""
         entry.num_failed_loads += 1
-        entry.error = error.message
+        entry.failure = error
         logger.warning("the model %s could not be loaded: %s", entry.name, error)
+        return self._to_answer(entry, error)
+
+    def _to_answer(self, entry: ModelEntry, error: FastServeError, hint: str | None = None) -> FastServeError:
+        """What those are told who want a model whose load has failed so."""
         if isinstance(error, ModelMemoryError):
             return error
         if isinstance(error, MemoryLimitError):  # of the machine, whatever the budget says
@@ -364,11 +368,8 @@ class ModelMemory:
                 f"the model {entry.name!r} could not be loaded: {error.message}",
                 hint=self._remedy([e for e in self.entries if e.state == "loaded" and not e.is_pinned]),
             )
-        return self._not_loaded(entry, error.message)
-
-    def _not_loaded(self, entry: ModelEntry, reason: str, hint: str | None = None) -> RequestError:
         return RequestError(
-            f"the model {entry.name!r} could not be loaded: {reason}",
+            f"the model {entry.name!r} could not be loaded: {error.message}",
             status=503,
             code="model_not_loaded",
             param="model",
