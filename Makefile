@@ -98,12 +98,12 @@ clean-all: clean
 	rm -rf $(VENV)
 
 # The tools of the build live in the environment, not in one that pip throws away: the next build is incremental.
-# cmake and ninja are those of the index, whatever the system has.
+# cmake and ninja are those of the index, whatever the system has; setuptools builds what comes as source only (jieba).
 $(VENV)/tools: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "FastServe needs Python 3.11 or later; name one: make PYTHON=python3.12")'
 	@echo "Making the virtual environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "cmake", "ninja", sep="\n")' > $(VENV)/tools.txt
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "cmake", "ninja", "setuptools>=70.1", sep="\n")' > $(VENV)/tools.txt
 	@$(PIP) install -r $(VENV)/tools.txt
 	@touch $@
 
