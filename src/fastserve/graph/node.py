@@ -367,13 +367,13 @@ class Graph:
 
     def head(self) -> Linear | None:
         """The linear that makes the logits: rows may be chosen, and numbers capped, after it."""
-        makers, value = self.producers(), self.outputs.get("logits")
-        while value is not None:
-            node = makers[value]
-            if isinstance(node, Linear):
-                return node
-            value = getattr(node, "x", None)
-        return None
+        if "logits" not in self.outputs:
+            return None
+        makers = self.producers()
+        node = makers[self.outputs["logits"]]
+        while isinstance(node, (GatherRows, SoftCap, Scale)):
+            node = makers[node.x]
+        return node if isinstance(node, Linear) else None
 
     def next_value_index(self) -> int:
         return 1 + max((v.index for node in self.nodes for v in node.outputs()), default=-1)
