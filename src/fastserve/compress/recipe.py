@@ -5,4 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # Where each step's class is: imported when a recipe names it.
-STEPS: Mapping[str, str] = {}
+STEPS: Mapping[str, str] = {
+    "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+}

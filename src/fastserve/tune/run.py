@@ -213,6 +213,7 @@ class Run:
         from fastserve.tune.adapter import merge_adapter, prepare_weights
         from fastserve.tune.loss import loss_of
         from fastserve.tune.trainer import BestWeights, DevRows, Reporter, TaskTrainer
+        from fastserve.tune.zeros import KeepZeros
 
         transformers.set_seed(self.options.seed)
         model = load_model(self.source, self.task, dropout=self.options.dropout)
@@ -227,6 +228,8 @@ class Run:
         if self.metric is not None:
             best = BestWeights(self.folder.best, self.metric, patience=self.options.patience)
             callbacks.append(best)
+        if self.options.keep_zeros:
+            callbacks.append(KeepZeros(model))
         trainer = TaskTrainer(
             model=model,
             args=self._training_arguments(has_dev=dev is not None),
