@@ -1,6 +1,7 @@
 """Recipes: lists of steps with options, by name or in a file, checked before anything is done.
 
-A file (YAML, TOML, JSON) holds `steps`, each a step's name, or the name with its options, or another recipe to include:
+A file (YAML, TOML, JSON) holds `steps`, each a step's name, or the name with its options, or another recipe
+to include:
 
     calibration: {sequences: 128, length: 512}
     steps:
