@@ -104,6 +104,9 @@ def test_an_adapter_is_merged_so_that_the_native_runtime_writes_what_torch_write
         for backend in ("native", "torch")
     )
     assert [one["text"] for one in native] == [one["text"] for one in torch]
+    assert [one["num_tokens"] for one in native] == [one["num_tokens"] for one in torch]
+    losses = [one["loss_sum"] for one in torch]
+    assert [one["loss_sum"] for one in native] == pytest.approx(losses, abs=1e-2)
     assert (result.path / "adapter" / "adapter_config.json").is_file()
 
 
@@ -162,5 +165,8 @@ def test_a_gguf_file_is_tuned_by_its_dequantized_weights_which_the_lineage_says(
     ]
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert losses[-1] < losses[0] < 4.0  # a random model has ln 512 = 6.2
-    evaluation = evaluate_folder(result.path, load_data(rows, "causal-lm"), PredictorOptions(backend="torch"))
-    assert evaluation.scores.metrics["loss"] == pytest.approx(min(losses), rel=1e-4)
+    for backend in ("torch", "native"):
+        given = PredictorOptions(backend=backend, weights="f32")
+        evaluation = evaluate_folder(result.path, load_data(rows, "causal-lm"), given)
+        assert evaluation.backend == backend
+        assert evaluation.scores.metrics["loss"] == pytest.approx(min(losses), rel=1e-3)
