@@ -212,7 +212,8 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
             metrics = run(trial)
             seconds = round(time.monotonic() - started, 1)
             runs.append({"seed": seed, "side": side, "metrics": metrics, "seconds": seconds})
-            print(f"{name} seed {seed} {side}: {chosen.metric} {metrics[chosen.metric]:.4f}, {seconds} s", flush=True)
+            value = metrics[chosen.metric]
+            print(f"{name} seed {seed} {side}: {chosen.metric} {value:.4f}, {seconds} s", flush=True)
         conditions = describe_conditions(arguments)
         about = {"set": name, "task": chosen.task, "metric": chosen.metric, "settings": asdict(settings)}
         arguments.results.mkdir(parents=True, exist_ok=True)
