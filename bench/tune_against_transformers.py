@@ -85,7 +85,10 @@ def run_script(trial: Trial) -> dict[str, float]:
     batches, num_batches = make_batches(examples.features, tokenizer.pad_token_id, trial)
     num_steps = num_batches * settings.epochs
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.order), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY
+        parameter_groups(model, settings.order),
+        lr=settings.learning_rate,
+        weight_decay=WEIGHT_DECAY,
+        fused=True,
     )
     schedule = transformers.get_linear_schedule_with_warmup(
         optimizer, math.ceil(WARMUP * num_steps), num_steps
