@@ -23,7 +23,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,25 @@ class Trial:
     seed: int
 
 
-def run_script(trial: Trial) -> dict[str, float]:
-    """The plain loop. Returns the metrics of the dev rows."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What trained weights are worth on the dev rows, and what they say of each."""
+
+    metrics: dict[str, float]
+    predictions: Sequence[Mapping[str, Any]]
+
+    def share_alike(self, other: Outcome) -> float:
+        """Of how many rows both say the same."""
+        pairs = zip(self.predictions, other.predictions, strict=True)
+        alike = [
+            all(one[name] == two[name] for name in ("label", "tags", "answer") if name in one)
+            for one, two in pairs
+        ]
+        return statistics.mean(alike)
+
+
+def run_script(trial: Trial) -> Outcome:
+    """The plain loop, and what its weights say of the dev rows."""
     import torch
     import transformers
 
@@ -106,7 +123,8 @@ def run_script(trial: Trial) -> dict[str, float]:
             optimizer.zero_grad()
     encoded = task.encode(trial.dev, tokenizer, with_labels=False)
     logits, _ = run_examples(model, encoded.features, pad_token_id=tokenizer.pad_token_id, batch_size=32)
-    return task.score(trial.dev, task.decode(trial.dev, encoded, logits)).metrics
+    predictions = task.decode(trial.dev, encoded, logits)
+    return Outcome(task.score(trial.dev, predictions).metrics, predictions)
 
 
 def parameter_groups(model: Any, order: str) -> list[dict[str, Any]]:
@@ -149,8 +167,8 @@ def make_batches(
     return batches, len(loader)
 
 
-def run_fastserve(trial: Trial) -> dict[str, float]:
-    """`fastserve tune`, and then `fastserve evaluate`. Returns the metrics of the dev rows."""
+def run_fastserve(trial: Trial) -> Outcome:
+    """`fastserve tune`, and then `fastserve evaluate` of the dev rows."""
     from fastserve.evaluate.prediction import PredictorOptions
     from fastserve.evaluate.task_evaluation import evaluate_folder
     from fastserve.tune import TuneOptions, tune
@@ -173,9 +191,9 @@ def run_fastserve(trial: Trial) -> dict[str, float]:
         result = tune(
             trial.task, model=settings.model, train=path, output=Path(folder) / "model", options=options
         )
-        return evaluate_folder(
-            result.path, trial.dev, PredictorOptions(weights="f32", truncate=True)
-        ).scores.metrics
+        predictor = PredictorOptions(weights="f32", truncate=True)
+        evaluation = evaluate_folder(result.path, trial.dev, predictor)
+        return Outcome(evaluation.scores.metrics, evaluation.predictions)
 
 
 SIDES = {"script": run_script, "fastserve": run_fastserve}
@@ -210,13 +228,16 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
         if seed in done:
             continue
         trial = Trial(chosen.task, settings, train, dev, seed)
+        outcomes = {}
         for side, run in SIDES.items():
-            started = time.monotonic()
-            metrics = run(trial)
-            seconds = round(time.monotonic() - started, 1)
-            runs.append({"seed": seed, "side": side, "metrics": metrics, "seconds": seconds})
+            started = time.process_time()
+            outcomes[side] = run(trial)
+            seconds = round(time.process_time() - started, 1)
+            metrics = outcomes[side].metrics
+            runs.append({"seed": seed, "side": side, "metrics": metrics, "cpu_seconds": seconds})
             value = metrics[chosen.metric]
-            print(f"{name} seed {seed} {side}: {chosen.metric} {value:.4f}, {seconds} s", flush=True)
+            print(f"{name} seed {seed} {side}: {chosen.metric} {value:.4f}, {seconds} s of CPU", flush=True)
+        runs[-1]["share_alike"] = outcomes["fastserve"].share_alike(outcomes["script"])
         conditions = describe_conditions(arguments)
         about = {"set": name, "task": chosen.task, "metric": chosen.metric, "settings": asdict(settings)}
         arguments.results.mkdir(parents=True, exist_ok=True)
