@@ -106,3 +106,10 @@ def make_adapter(folder: Path, model: Any, name: str, *, seed: int, rank: int = 
                 torch.nn.init.normal_(parameter, std=0.2)
         wrapped.save_pretrained(folder, save_embedding_layers=False)
     return wrapped.eval()
+
+
+def make_stories_adapter(folder: Path, stories: Path, *, seed: int, **config: Any) -> Path:
+    """A random adapter of the model that writes stories, strong enough to change what it writes."""
+    model = transformers.LlamaForCausalLM.from_pretrained(stories)
+    make_adapter(folder, model, "llama", seed=seed, **config)
+    return folder

@@ -25,6 +25,7 @@ from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor, TensorForm
 from fastserve.errors import CheckpointError, ModelNotFoundError, UnsupportedError
 from fastserve.types import Float32Array, JsonObject
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _PREFIX = "base_model.model."
 _MAX_NAMED = 5  # problems in one message
 _TENSOR = re.compile(
@@ -104,9 +105,9 @@ def open_adapter(folder: Path) -> Adapter:
         raise ModelNotFoundError(
             f"{folder} is no folder", hint="name the folder of adapter_config.json and its weights"
         )
-    config = read_json(folder / "adapter_config.json")
+    config = read_json(folder / ADAPTER_FILES[0])
     _check_config(config, folder)
-    weights = folder / "adapter_model.safetensors"
+    weights = folder / ADAPTER_FILES[1]
     if not weights.is_file() and (folder / "adapter_model.bin").is_file():
         raise UnsupportedError(
             f"{folder} has its weights in a pickle, which can run any code when it is opened: not supported",
