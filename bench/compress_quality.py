@@ -1,8 +1,7 @@
-"""What quantization costs a language model: perplexity on wikitext-2 (valid) by method and grid, the same windows
-and the same calibration for all.
+"""What quantization costs a language model: perplexity on wikitext-2 (valid) by method and grid.
 
-Windows come from the beginning of the text, calibration from its second half. Weights are what the methods give,
-dequantized; activations are float32, but for W8A8, where each token's are rounded to int8.
+Windows are of the first half of the text, the same for all, and calibration of the second. Weights are what
+methods give, dequantized; activations are float32, but for W8A8, where each token's are rounded to int8.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ def main() -> None:
 def describe(result: dict[str, Any]) -> str:
     if "increase" not in result:
         return ""
-    increase = result["increase"]
-    return f"{increase['value']:+7.2%} ({increase['low']:+.2%} .. {increase['high']:+.2%}), {result['seconds']:.0f} s"
+    value, low, high = (result["increase"][key] for key in ("value", "low", "high"))
+    return f"{value:+7.2%} ({low:+.2%} .. {high:+.2%}), {result['seconds']:.0f} s"
 
 
 def measure(arguments: Any) -> dict[str, Any]:

@@ -155,7 +155,8 @@ def _rows_of(value: Value, graph: Graph) -> Fold | None:
     if len(graph.consumers()[value]) != 1:
         return None
     if isinstance(maker, Slice):
-        maker, first_row = graph.producers()[maker.x], maker.start
+        first_row = maker.start
+        maker = graph.producers()[maker.x]
     if not isinstance(maker, Linear) or not _is_alone(maker, graph):
         return None
     return Fold(maker, value.width, first_row)
