@@ -30,6 +30,7 @@ STEPS: Mapping[str, str] = {
     "awq": "fastserve.compress.quantize.awq:Awq",
     "gptq": "fastserve.compress.quantize.step:Gptq",
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+    "mixed": "fastserve.compress.quantize.mixed:Mixed",
     "rtn": "fastserve.compress.quantize.step:Rtn",
     "smoothquant": "fastserve.compress.quantize.smoothquant:SmoothQuant",
 }
