@@ -1,7 +1,7 @@
 """What quantization costs an encoder: the accuracy of the nearest centroid of its embeddings, on banking77.
 
-Each label's centroid is the mean of some texts' embeddings; other texts go to the label whose centroid has the
-largest cosine. Calibration is on yet others.
+Each label's centroid is the mean of some texts' embeddings; other texts go to the label whose centroid has
+the largest cosine. Calibration is on yet others.
 """
 
 from __future__ import annotations
