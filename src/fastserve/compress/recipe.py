@@ -7,4 +7,6 @@ from collections.abc import Mapping
 # Where each step's class is: imported when a recipe names it.
 STEPS: Mapping[str, str] = {
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+    "sparsegpt": "fastserve.compress.prune.sparsegpt:SparseGpt",
+    "wanda": "fastserve.compress.prune.wanda:Wanda",
 }
