@@ -28,6 +28,8 @@ from fastserve.types import JsonObject
 # Where each step's class is: imported when a recipe names it.
 STEPS: Mapping[str, str] = {
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+    "sparsegpt": "fastserve.compress.prune.sparsegpt:SparseGpt",
+    "wanda": "fastserve.compress.prune.wanda:Wanda",
 }
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
