@@ -9,6 +9,7 @@ from pathlib import Path
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
@@ -175,7 +176,11 @@ def _draw(
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)
     graph = optimize(graph)
-    weights = choose_weights(options, generates=_settings(checkpoint, config).task == "generate")
+    weights = choose_weights(
+        options,
+        generates=_settings(checkpoint, config).task == "generate",
+        has_integers=any(isinstance(tensor, GroupedTensor) for tensor in checkpoint.tensors.values()),
+    )
     capacity = plan_capacity(
         graph,
         options,
@@ -308,11 +313,13 @@ def check_task(task: Task, settings: TaskSettings, name: str) -> None:
     )
 
 
-def choose_weights(options: EngineOptions, *, generates: bool) -> WeightFormat:
+def choose_weights(options: EngineOptions, *, generates: bool, has_integers: bool) -> WeightFormat:
     """What `auto` comes to: see EngineOptions."""
     if options.weights != "auto":
         return options.weights
-    return "int8" if generates and options.backend == "native" else "f32"
+    if options.backend != "native":
+        return "f32"
+    return "int8" if generates else "stored" if has_integers else "f32"
 
 
 def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
