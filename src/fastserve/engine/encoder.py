@@ -19,29 +19,50 @@ from fastserve.types import Batch, Executable, Float32Array
 class EncoderInput:
     """What an encoder reads at once: token ids with their special tokens, within the model's context.
 
-    `token_types` are as many; None is all zero, and must be for a model without such.
+    `token_types` are as many; None is all zero, and must be for a model without such. `member` is the one of
+    an ensemble that reads it.
     """
 
     token_ids: Seq[int]
     token_types: Seq[int] | None = None
+    member: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """An executable and its blocks."""
+
+    executable: Executable
+    pool: BlockPool
+
+
 class Encoder:
-    """Runs an encoder. What comes of a text does not depend on what else is in the batch.
+    """Runs an encoder, or the members of an ensemble. What comes of a text does not depend on what else is in
+    the batch.
 
     Args:
+        executable: of the model, or of the first member.
         head: that the model ends in; None where it gives embeddings.
+        others: executables of the other members, which end as the first one does.
     """
 
-    def __init__(self, executable: Executable, head: Head | None = None) -> None:
-        self._executable = executable
+    def __init__(
+        self, executable: Executable, head: Head | None = None, *, others: Seq[Executable] = ()
+    ) -> None:
         self._output = "embedding" if head is None else "logits"
         self._is_per_token = head is not None and head.is_per_token
-        limits = executable.limits
-        self._pool = BlockPool(num_blocks=limits.num_blocks, block_size=executable.block_size)
+        self._members = [
+            _Member(one, BlockPool(num_blocks=one.limits.num_blocks, block_size=one.block_size))
+            for one in (executable, *others)
+        ]
+
+    @property
+    def max_inputs(self) -> int:
+        """Most inputs of a step."""
+        return sum(member.executable.limits.max_sequences for member in self._members)
 
     def embed(self, texts: Seq[Seq[int]]) -> Float32Array:
         """Embed texts, given as token ids with their special tokens, each within the model's context.
@@ -57,27 +78,31 @@ class Encoder:
         return [result for group in self.groups(inputs) for result in self.run(group)] if inputs else []
 
     def run(self, inputs: Seq[EncoderInput]) -> list[Float32Array]:
-        """As `run_all`, of inputs that fit one step."""
-        tables = [self._pool.allocate(self._pool.blocks_for(len(input_))) for input_ in inputs]
-        try:
-            batch = build_encoder_batch(inputs, tables)
-            rows = self._executable.run(batch).outputs[self._output].copy()
-        finally:
-            self._pool.free(list(chain.from_iterable(tables)))
-        if self._is_per_token:
-            return np.split(rows, batch.sequence_starts[1:-1])
-        return list(rows)
+        """As `run_all`, of inputs that fit one step: a run of each member that has some."""
+        if len(self._members) == 1:
+            return self._run_member(self._members[0], inputs)
+        results: dict[int, Float32Array] = {}
+        for index, member in enumerate(self._members):
+            places = [place for place, input_ in enumerate(inputs) if input_.member == index]
+            if places:
+                found = self._run_member(member, [inputs[place] for place in places])
+                results.update(zip(places, found, strict=True))
+        return [results[place] for place in range(len(inputs))]
 
     def groups(self, inputs: Seq[EncoderInput]) -> Iterator[Seq[EncoderInput]]:
         """Inputs in their order, in as few groups as steps can take, the largest of which has as few tokens
         as it can: a rest of a text or two would leave threads without work.
         """
-        lengths = [len(input_) for input_ in inputs]
-        low, high = max(lengths), self._executable.limits.max_tokens
-        starts = self._cut(lengths, high)
+        low = max(len(input_) for input_ in inputs)
+        high = max(member.executable.limits.max_tokens for member in self._members)
+        sizes = [
+            (input_.member, len(input_), self._members[input_.member].pool.blocks_for(len(input_)))
+            for input_ in inputs
+        ]
+        starts = self._cut(sizes, high)
         while low < high:
             most_tokens = (low + high) // 2
-            evener = self._cut(lengths, most_tokens)
+            evener = self._cut(sizes, most_tokens)
             if len(evener) > len(starts):
                 low = most_tokens + 1
             else:
@@ -85,18 +110,35 @@ class Encoder:
         for start, end in pairwise([*starts, len(inputs)]):
             yield inputs[start:end]
 
-    def _cut(self, lengths: Seq[int], most_tokens: int) -> list[int]:
-        """Where groups of texts of these lengths start, each as long as `most_tokens` and a step allow."""
-        limits = self._executable.limits
+    def _run_member(self, member: _Member, inputs: Seq[EncoderInput]) -> list[Float32Array]:
+        tables = [member.pool.allocate(member.pool.blocks_for(len(input_))) for input_ in inputs]
+        try:
+            batch = build_encoder_batch(inputs, tables)
+            rows = member.executable.run(batch).outputs[self._output].copy()
+        finally:
+            member.pool.free(list(chain.from_iterable(tables)))
+        if self._is_per_token:
+            return np.split(rows, batch.sequence_starts[1:-1])
+        return list(rows)
+
+    def _cut(self, sizes: Seq[tuple[int, int, int]], most_tokens: int) -> list[int]:
+        """Where groups of inputs start, each as long as a step allows, with at most `most_tokens` of each
+        member. Of each input `sizes` has its member, tokens and blocks."""
+        limits = [member.executable.limits for member in self._members]
         starts = [0]
-        num_tokens = num_blocks = 0
-        for index, length in enumerate(lengths):
-            blocks = self._pool.blocks_for(length)
-            num_tokens, num_blocks = num_tokens + length, num_blocks + blocks
-            is_full = index - starts[-1] == limits.max_sequences
-            if is_full or num_tokens > most_tokens or num_blocks > limits.num_blocks:
+        loads = [(0, 0, 0)] * len(limits)  # inputs, tokens and blocks of each member
+        for index, (member, tokens, blocks) in enumerate(sizes):
+            num_inputs, num_tokens, num_blocks = loads[member]
+            most = limits[member]
+            if (
+                num_inputs == most.max_sequences
+                or num_tokens + tokens > min(most_tokens, most.max_tokens)
+                or num_blocks + blocks > most.num_blocks
+            ):
                 starts.append(index)
-                num_tokens, num_blocks = length, blocks
+                loads = [(0, 0, 0)] * len(limits)
+                num_inputs, num_tokens, num_blocks = 0, 0, 0
+            loads[member] = num_inputs + 1, num_tokens + tokens, num_blocks + blocks
         return starts
 
 
