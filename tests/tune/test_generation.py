@@ -16,7 +16,7 @@ from fastserve.evaluate.task.generation import Generation, render
 from fastserve.evaluate.task.task import IGNORED
 from fastserve.evaluate.task_evaluation import evaluate_folder
 from fastserve.tune import TuneOptions, tune
-from tune.conftest import WORDS
+from tune.conftest import OVERLAP_KEPT, WORDS
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 QUICK = TuneOptions(epochs=30, batch_size=8, learning_rate=5e-3, device="cpu", max_length=64)
@@ -66,6 +66,7 @@ def test_a_decoder_learns_to_write_targets_and_the_native_runtime_writes_them(
         model=str(tiny_decoder),
         train=train,
         dev=dev,
+        on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
         options=replace(QUICK, learning_rate=1e-2),
     )
@@ -104,6 +105,9 @@ def test_an_adapter_is_merged_so_that_the_native_runtime_writes_what_torch_write
         for backend in ("native", "torch")
     )
     assert [one["text"] for one in native] == [one["text"] for one in torch]
+    assert [one["num_tokens"] for one in native] == [one["num_tokens"] for one in torch]
+    losses = [one["loss_sum"] for one in torch]
+    assert [one["loss_sum"] for one in native] == pytest.approx(losses, abs=1e-2)
     assert (result.path / "adapter" / "adapter_config.json").is_file()
 
 
@@ -206,6 +210,7 @@ def test_an_encoder_decoder_learns_to_write_targets(
         model=str(tiny_t5),
         train=train,
         dev=dev,
+        on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
         options=replace(QUICK, learning_rate=1e-2),
     )
@@ -223,7 +228,13 @@ def test_a_gguf_file_is_tuned_by_its_dequantized_weights_which_the_lineage_says(
     model = shared_data / "model_stories260K" / "stories260K.gguf"
     options = replace(QUICK, epochs=4, batch_size=2, learning_rate=1e-3, method="lora")
     result = tune(
-        "causal-lm", model=str(model), train=rows, dev=rows, output=tmp_path / "out", options=options
+        "causal-lm",
+        model=str(model),
+        train=rows,
+        dev=rows,
+        on_problem=OVERLAP_KEPT,
+        output=tmp_path / "out",
+        options=options,
     )
     lineage = json.loads((result.path / "fastserve.json").read_text("utf-8"))["lineage"]
     assert lineage["parent"]["format"] == "gguf"
@@ -233,5 +244,8 @@ def test_a_gguf_file_is_tuned_by_its_dequantized_weights_which_the_lineage_says(
     ]
     losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
     assert losses[-1] < losses[0] < 4.0  # a random model has ln 512 = 6.2
-    evaluation = evaluate_folder(result.path, load_data(rows, "causal-lm"), PredictorOptions(backend="torch"))
-    assert evaluation.scores.metrics["loss"] == pytest.approx(min(losses), rel=1e-4)
+    for backend in ("torch", "native"):
+        given = PredictorOptions(backend=backend, weights="f32")
+        evaluation = evaluate_folder(result.path, load_data(rows, "causal-lm"), given)
+        assert evaluation.backend == backend
+        assert evaluation.scores.metrics["loss"] == pytest.approx(min(losses), rel=1e-3)

@@ -11,7 +11,7 @@ import pytest
 
 from fastserve.errors import OptionError
 from fastserve.tune import TuneOptions, tune
-from tune.conftest import WORDS, film_rows
+from tune.conftest import OVERLAP_KEPT, WORDS, film_rows
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 QUICK = TuneOptions(epochs=12, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32, stride=8)
@@ -114,6 +114,7 @@ def test_a_tiny_model_learns_what_can_be_learned(
         model=str(tiny_encoder),
         train=train,
         dev=dev,
+        on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
         options=replace(QUICK, metric=metric, epochs=30 if case == "multi-label" else 12),
     )
@@ -133,6 +134,7 @@ def test_methods_change_what_they_say_and_end_in_plain_weights(
         model=str(tiny_encoder),
         train=rows,
         dev=rows,
+        on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
         options=replace(QUICK, epochs=2, method=method, last_layers=1),
     )
