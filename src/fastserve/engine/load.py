@@ -9,6 +9,7 @@ from pathlib import Path
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.quantization import is_quantized
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
@@ -170,12 +171,16 @@ def _draw(
         options, model_context(checkpoint, config), usual_context=_usual_context(checkpoint, config)
     )
     computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
-    graph = build_graph(computed, checkpoint.tensors.keys(), ending=_read_ending(checkpoint, config))
+    graph = build_graph(computed, checkpoint.tensors.keys(), ending=read_ending(checkpoint, config))
     for name in check_parameters(graph, checkpoint.tensors):
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)
     graph = optimize(graph)
-    weights = choose_weights(options, generates=_settings(checkpoint, config).task == "generate")
+    weights = choose_weights(
+        options,
+        generates=_settings(checkpoint, config).task == "generate",
+        has_whole_numbers=is_quantized(checkpoint.config),
+    )
     capacity = plan_capacity(
         graph,
         options,
@@ -297,11 +302,15 @@ def check_task(task: Task, settings: TaskSettings, name: str) -> None:
     )
 
 
-def choose_weights(options: EngineOptions, *, generates: bool) -> WeightFormat:
+def choose_weights(options: EngineOptions, *, generates: bool, has_whole_numbers: bool) -> WeightFormat:
     """What `auto` comes to: see EngineOptions."""
     if options.weights != "auto":
         return options.weights
-    return "int8" if generates and options.backend == "native" else "f32"
+    if options.backend != "native":
+        return "f32"
+    if generates:
+        return "int8"
+    return "stored" if has_whole_numbers else "f32"
 
 
 def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
@@ -324,7 +333,8 @@ def _settings(checkpoint: Checkpoint, config: ModelConfig) -> TaskSettings:
     return read_task(checkpoint.config, checkpoint.card, is_decoder=isinstance(config, DecoderConfig))
 
 
-def _read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
+def read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
+    """The head of a model, or how it makes an embedding; None of what writes text."""
     sentence = checkpoint.sentence
     if (head := _settings(checkpoint, config).head) is not None:
         return head
