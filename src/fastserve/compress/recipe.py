@@ -26,7 +26,9 @@ from fastserve.tune.options import read_mapping
 from fastserve.types import JsonObject
 
 # Where each step's class is: imported when a recipe names it.
-STEPS: Mapping[str, str] = {}
+STEPS: Mapping[str, str] = {
+    "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+}
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 

@@ -9,6 +9,8 @@ from itertools import accumulate, chain, pairwise
 
 import numpy as np
 
+from fastserve.engine.adapter import ServedAdapter
+from fastserve.engine.adapter_slots import AdapterSlots
 from fastserve.engine.batch import pad_block_tables
 from fastserve.engine.block import BlockPool
 from fastserve.models.head import Head
@@ -19,11 +21,13 @@ from fastserve.types import Batch, Executable, Float32Array
 class EncoderInput:
     """What an encoder reads at once: token ids with their special tokens, within the model's context.
 
-    `token_types` are as many; None is all zero, and must be for a model without such.
+    `token_types` are as many; None is all zero, and must be for a model without such. `adapter` is beside the
+    model.
     """
 
     token_ids: Seq[int]
     token_types: Seq[int] | None = None
+    adapter: ServedAdapter | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -41,15 +45,17 @@ class Encoder:
         self._output = "embedding" if head is None else "logits"
         self._is_per_token = head is not None and head.is_per_token
         limits = executable.limits
+        self._adapter_slots = AdapterSlots(limits.num_adapter_slots)
         self._pool = BlockPool(num_blocks=limits.num_blocks, block_size=executable.block_size)
 
-    def embed(self, texts: Seq[Seq[int]]) -> Float32Array:
-        """Embed texts, given as token ids with their special tokens, each within the model's context.
+    def embed(self, texts: Seq[Seq[int]], *, adapter: ServedAdapter | None = None) -> Float32Array:
+        """Embed texts, given as token ids with their special tokens, each within the model's context, all
+        with one adapter or none.
 
         Returns float32 [texts, width].
         """
         assert texts, "nothing to embed"
-        return np.stack(self.run_all([EncoderInput(text) for text in texts]))
+        return np.stack(self.run_all([EncoderInput(text, adapter=adapter) for text in texts]))
 
     def run_all(self, inputs: Seq[EncoderInput]) -> list[Float32Array]:
         """What comes of each: an embedding [width], or logits [labels], or [tokens, labels] where each token
@@ -60,7 +66,7 @@ class Encoder:
         """As `run_all`, of inputs that fit one step."""
         tables = [self._pool.allocate(self._pool.blocks_for(len(input_))) for input_ in inputs]
         try:
-            batch = build_encoder_batch(inputs, tables)
+            batch = build_encoder_batch(inputs, tables, adapter_slots=self._slots_for(inputs))
             rows = self._executable.run(batch).outputs[self._output].copy()
         finally:
             self._pool.free(list(chain.from_iterable(tables)))
@@ -68,16 +74,25 @@ class Encoder:
             return np.split(rows, batch.sequence_starts[1:-1])
         return list(rows)
 
+    def _slots_for(self, inputs: Seq[EncoderInput]) -> list[int] | None:
+        """Where the adapters of these inputs lie, once they are there; None where there are none."""
+        if all(input_.adapter is None for input_ in inputs):
+            return None
+        self._adapter_slots.begin(())
+        for input_ in inputs:
+            self._adapter_slots.use(input_.adapter)
+        self._adapter_slots.write(self._executable)
+        return [self._adapter_slots.slot_of(input_.adapter) for input_ in inputs]
+
     def groups(self, inputs: Seq[EncoderInput]) -> Iterator[Seq[EncoderInput]]:
         """Inputs in their order, in as few groups as steps can take, the largest of which has as few tokens
         as it can: a rest of a text or two would leave threads without work.
         """
-        lengths = [len(input_) for input_ in inputs]
-        low, high = max(lengths), self._executable.limits.max_tokens
-        starts = self._cut(lengths, high)
+        low, high = max(map(len, inputs)), self._executable.limits.max_tokens
+        starts = self._cut(inputs, high)
         while low < high:
             most_tokens = (low + high) // 2
-            evener = self._cut(lengths, most_tokens)
+            evener = self._cut(inputs, most_tokens)
             if len(evener) > len(starts):
                 low = most_tokens + 1
             else:
@@ -85,22 +100,31 @@ class Encoder:
         for start, end in pairwise([*starts, len(inputs)]):
             yield inputs[start:end]
 
-    def _cut(self, lengths: Seq[int], most_tokens: int) -> list[int]:
-        """Where groups of texts of these lengths start, each as long as `most_tokens` and a step allow."""
+    def _cut(self, inputs: Seq[EncoderInput], most_tokens: int) -> list[int]:
+        """Where groups of inputs start, each as long as `most_tokens` and a step allow."""
         limits = self._executable.limits
         starts = [0]
         num_tokens = num_blocks = 0
-        for index, length in enumerate(lengths):
+        adapters: set[ServedAdapter] = set()
+        for index, input_ in enumerate(inputs):
+            length = len(input_)
             blocks = self._pool.blocks_for(length)
-            num_tokens, num_blocks = num_tokens + length, num_blocks + blocks
-            is_full = index - starts[-1] == limits.max_sequences
-            if is_full or num_tokens > most_tokens or num_blocks > limits.num_blocks:
+            own = set() if input_.adapter is None else {input_.adapter}
+            num_tokens, num_blocks, adapters = num_tokens + length, num_blocks + blocks, adapters | own
+            if (
+                index - starts[-1] == limits.max_sequences
+                or num_tokens > most_tokens
+                or num_blocks > limits.num_blocks
+                or len(adapters) > limits.num_adapter_slots
+            ):
                 starts.append(index)
-                num_tokens, num_blocks = length, blocks
+                num_tokens, num_blocks, adapters = length, blocks, own
         return starts
 
 
-def build_encoder_batch(inputs: Seq[EncoderInput], block_tables: Seq[Seq[int]]) -> Batch:
+def build_encoder_batch(
+    inputs: Seq[EncoderInput], block_tables: Seq[Seq[int]], *, adapter_slots: Seq[int] | None = None
+) -> Batch:
     """The batch of whole inputs. It has no output rows: encoders give a row a sequence, or a row a token."""
     lengths = [len(input_) for input_ in inputs]
     token_types = None
@@ -115,4 +139,5 @@ def build_encoder_batch(inputs: Seq[EncoderInput], block_tables: Seq[Seq[int]]) 
         block_tables=pad_block_tables(block_tables),
         output_rows=np.empty(0, np.int32),
         token_types=token_types,
+        adapter_slots=None if adapter_slots is None else np.array(adapter_slots, np.int32),
     )

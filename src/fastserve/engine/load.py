@@ -171,7 +171,7 @@ def _draw(
         options, model_context(checkpoint, config), usual_context=_usual_context(checkpoint, config)
     )
     computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
-    graph = build_graph(computed, checkpoint.tensors.keys(), ending=read_ending(checkpoint, config))
+    graph = _build(checkpoint, computed)
     for name in check_parameters(graph, checkpoint.tensors):
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)
@@ -189,6 +189,15 @@ def _draw(
         available_bytes=available_bytes,
     )
     return _Blueprint(graph, weights, context_length, capacity)
+
+
+def graph_of(model: LoadedModel) -> Graph:
+    """The graph of a model, before any pass."""
+    return _build(model.checkpoint, model.config)
+
+
+def _build(checkpoint: Checkpoint, config: ModelConfig) -> Graph:
+    return build_graph(config, checkpoint.tensors.keys(), ending=read_ending(checkpoint, config))
 
 
 def _open_draft(
@@ -279,6 +288,8 @@ def _draft_options(
         weights=options.draft_weights,
         kv_memory=footprint.kv_bytes // _DRAFT_KV_SHARE if kv_bytes is None else kv_bytes,
         context_length=min(context_length, model_context(checkpoint, config)),
+        adapters=None,
+        max_adapters=0,
     )
 
 
