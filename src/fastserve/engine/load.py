@@ -9,7 +9,7 @@ from pathlib import Path
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
-from fastserve.checkpoint.quantization import is_quantized
+from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
@@ -179,7 +179,7 @@ def _draw(
     weights = choose_weights(
         options,
         generates=_settings(checkpoint, config).task == "generate",
-        has_whole_numbers=is_quantized(checkpoint.config),
+        has_integers=any(isinstance(tensor, GroupedTensor) for tensor in checkpoint.tensors.values()),
     )
     capacity = plan_capacity(
         graph,
@@ -313,15 +313,13 @@ def check_task(task: Task, settings: TaskSettings, name: str) -> None:
     )
 
 
-def choose_weights(options: EngineOptions, *, generates: bool, has_whole_numbers: bool) -> WeightFormat:
+def choose_weights(options: EngineOptions, *, generates: bool, has_integers: bool) -> WeightFormat:
     """What `auto` comes to: see EngineOptions."""
     if options.weights != "auto":
         return options.weights
     if options.backend != "native":
         return "f32"
-    if generates:
-        return "int8"
-    return "stored" if has_whole_numbers else "f32"
+    return "int8" if generates else "stored" if has_integers else "f32"
 
 
 def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
