@@ -291,7 +291,7 @@ def graph_of(model: LoadedModel) -> Graph:
 
 
 def _build(checkpoint: Checkpoint, config: ModelConfig) -> Graph:
-    return build_graph(config, checkpoint.tensors.keys(), ending=_read_ending(checkpoint, config))
+    return build_graph(config, checkpoint.tensors.keys(), ending=read_ending(checkpoint, config))
 
 
 def _open_draft(
@@ -442,7 +442,8 @@ def _settings(checkpoint: Checkpoint, config: ModelConfig) -> TaskSettings:
     return read_task(checkpoint.config, checkpoint.card, is_decoder=isinstance(config, DecoderConfig))
 
 
-def _read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
+def read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
+    """The head of a model, or how it makes an embedding; None of what writes text."""
     sentence = checkpoint.sentence
     if (head := _settings(checkpoint, config).head) is not None:
         return head
