@@ -27,7 +27,11 @@ from fastserve.types import JsonObject
 
 # Where each step's class is: imported when a recipe names it.
 STEPS: Mapping[str, str] = {
+    "awq": "fastserve.compress.quantize.awq:Awq",
+    "gptq": "fastserve.compress.quantize.step:Gptq",
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+    "rtn": "fastserve.compress.quantize.step:Rtn",
+    "smoothquant": "fastserve.compress.quantize.smoothquant:SmoothQuant",
     "sparsegpt": "fastserve.compress.prune.sparsegpt:SparseGpt",
     "wanda": "fastserve.compress.prune.wanda:Wanda",
 }
