@@ -18,10 +18,9 @@ from fastserve.compress.prune.recover import Recover
 from fastserve.compress.prune.structure import find_structure
 from fastserve.compress.prune.structured import Structured
 from fastserve.compress.prune.taylor import score_by_taylor
-from fastserve.compress.prune.training import tune_model, write_trainable
+from fastserve.compress.prune.training import read_tuning, tune_model, write_trainable
 from fastserve.compress.step import Context, Targets, WorkingModel
 from fastserve.errors import DataError, OptionError
-from fastserve.tune import TuneOptions
 from stored_tensors import random_grouped
 from tune.conftest import film_rows, tiny_decoder, tiny_encoder, word_tokenizer, write_rows
 
@@ -29,6 +28,7 @@ __all__ = ["tiny_decoder", "tiny_encoder", "word_tokenizer", "write_rows"]
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 TUNE = {"epochs": 2, "batch_size": 8, "learning_rate": 5e-3, "device": "cpu", "max_length": 32}
+TRAIN = film_rows(32)
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def context(write_rows: WriteRows, tmp_path: Path) -> Context:
     return make_context(
         tmp_path,
         task="text-classification",
-        train=write_rows("train", film_rows(32)),
-        dev=write_rows("dev", film_rows(12)),
+        train=write_rows("train", TRAIN),
+        dev=write_rows("dev", [row for row in film_rows(60)[32:] if row not in TRAIN]),
         calibration=random_sequences(25, 4, 12),
     )
 
@@ -110,15 +110,10 @@ def test_the_schedule_is_cubic_and_ends_where_it_should() -> None:
 def test_gradual_pruning_comes_to_its_sparsity_by_steps_that_keep_what_went_before(
     tiny_encoder: Path, context: Context
 ) -> None:
-    steps: list[WorkingModel] = []
-
-    class Watching(Context):
-        pass
-
     model = open_working_model(tiny_encoder)
     last = Gradual(sparsity=0.75, steps=2, tune=TUNE).run(model, context)
-    steps = [Magnitude(sparsity=sparsity_at(1, 2, first=0, last=0.75)).run(model, context), last]
-    first, final = zeros_of(steps[0]), zeros_of(steps[1])
+    once = Magnitude(sparsity=sparsity_at(1, 2, first=0, last=0.75)).run(model, context)
+    first, final = zeros_of(once), zeros_of(last)
     for name, zeros in first.items():
         assert zeros.mean() == pytest.approx(0.65625, abs=0.01)
         assert final[f"bert.{name}"].mean() == pytest.approx(0.75, abs=0.01)
@@ -128,9 +123,9 @@ def test_gradual_pruning_comes_to_its_sparsity_by_steps_that_keep_what_went_befo
 def test_a_ticket_has_early_weights_where_the_trained_ones_are_large(
     tiny_encoder: Path, context: Context
 ) -> None:
-    options = TuneOptions(**TUNE, keep_zeros=True)  # type: ignore[arg-type]
-    early = tune_model(open_working_model(tiny_encoder), context, options, step="lottery")
-    trained = tune_model(early, context, options, step="lottery")
+    tuning = read_tuning(TUNE)
+    early = tune_model(open_working_model(tiny_encoder), context, tuning, step="lottery")
+    trained = tune_model(early, context, tuning, step="lottery")
     ticket = rewind(early, Magnitude(sparsity=0.5, scope="global").run(trained, context), Targets())
     name = "bert.encoder.layer.0.output.dense.weight"
     kept = all_values(ticket)[name] != 0

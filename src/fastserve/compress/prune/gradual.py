@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fastserve.compress.prune.magnitude import Magnitude
 from fastserve.compress.prune.pattern import read_pattern
 from fastserve.compress.prune.sparsegpt import SparseGpt
-from fastserve.compress.prune.training import read_tune_options, tune_model
+from fastserve.compress.prune.training import read_tuning, tune_model
 from fastserve.compress.prune.wanda import Wanda
 from fastserve.compress.step import Context, Targets, WorkingModel
 from fastserve.errors import OptionError
@@ -38,7 +38,7 @@ class Gradual:
         steps: how often it prunes and tunes.
         method: the step that prunes, with its own defaults.
         pattern: `unstructured`, or blocks as `1x4`.
-        tune: options of `fastserve tune` by name, of each time.
+        tune: options of `fastserve tune` by name, of each time; and `on_problem`.
 
     Raises:
         OptionError: a number out of range, N:M, which has no steps between, or an option that tuning does not
@@ -63,7 +63,7 @@ class Gradual:
                 hint="choose unstructured or a block, or prune at once and recover",
                 option="pattern",
             )
-        read_tune_options(self.tune)
+        read_tuning(self.tune)
 
     @property
     def calibrates(self) -> bool:
@@ -71,10 +71,10 @@ class Gradual:
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
-        options = read_tune_options(self.tune, context)
+        tuning = read_tuning(self.tune, context)
         for step in range(1, self.steps + 1):
             context.progress("gradual", step - 1, self.steps)
             share = sparsity_at(step, self.steps, first=self.first, last=self.sparsity)
             prune = _METHODS[self.method](sparsity=share, pattern=self.pattern, targets=self.targets)
-            model = tune_model(prune.run(model, context), context, options, step="gradual")
+            model = tune_model(prune.run(model, context), context, tuning, step="gradual")
         return model

@@ -12,7 +12,7 @@ import numpy as np
 from fastserve.checkpoint.convert import to_f32
 from fastserve.compress.prune.magnitude import Magnitude
 from fastserve.compress.prune.matrix import write_matrix
-from fastserve.compress.prune.training import read_tune_options, tune_model
+from fastserve.compress.prune.training import read_tuning, tune_model
 from fastserve.compress.step import Context, Targets, WorkingModel
 from fastserve.option import check_integer, check_number
 
@@ -26,7 +26,7 @@ class Lottery:
         sparsity: share of entries that are gone in the end.
         rounds: of pruning; each takes the same share of what is left.
         rewind_steps: of the optimizer, after which weights are the early ones.
-        tune: options of `fastserve tune` by name, of each round.
+        tune: options of `fastserve tune` by name, of each round; and `on_problem`.
 
     Raises:
         OptionError: a number out of range, or an option that tuning does not have.
@@ -42,7 +42,7 @@ class Lottery:
         check_number("sparsity", self.sparsity, 0.0, 0.999, is_low_open=True)
         check_integer("rounds", self.rounds, low=1)
         check_integer("rewind_steps", self.rewind_steps, low=1)
-        read_tune_options(self.tune)
+        read_tuning(self.tune)
 
     @property
     def calibrates(self) -> bool:
@@ -50,17 +50,18 @@ class Lottery:
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
-        options = read_tune_options(self.tune, context)
-        beginning = replace(options, max_steps=self.rewind_steps, warmup=0.0, schedule="constant")
+        tuning = read_tuning(self.tune, context)
+        options = replace(tuning.options, max_steps=self.rewind_steps, warmup=0.0, schedule="constant")
+        beginning = replace(tuning, options=options)
         early = tune_model(model, context, beginning, step="lottery")
         ticket = early
         for number in range(1, self.rounds + 1):
             context.progress("lottery", number - 1, self.rounds + 1)
-            trained = tune_model(ticket, context, options, step="lottery")
+            trained = tune_model(ticket, context, tuning, step="lottery")
             share = 1 - (1 - self.sparsity) ** (number / self.rounds)
             prune = Magnitude(sparsity=share, scope="global", targets=self.targets)
             ticket = rewind(early, prune.run(trained, context), self.targets)
-        return tune_model(ticket, context, options, step="lottery")
+        return tune_model(ticket, context, tuning, step="lottery")
 
 
 def rewind(early: WorkingModel, pruned: WorkingModel, targets: Targets) -> WorkingModel:

@@ -114,7 +114,7 @@ def find_structure(model: WorkingModel) -> Structure:
     return Structure(
         graph=graph,
         keys=FAMILIES[model_type],
-        num_layers=config.num_layers,
+        num_layers=len(attentions),
         stem=stem[1],
         attentions=tuple(_attention(graph, node, makers) for node in attentions),
         feed_forwards=_feed_forwards(graph, makers),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,46 @@ from fastserve.compress.calibration import torch_threads
 from fastserve.compress.prune.heads import missing_heads, with_all_heads, without_last_heads
 from fastserve.compress.step import Context, WorkingModel
 from fastserve.errors import DataError, OptionError
+from fastserve.option import check_kind
 from fastserve.tune import TuneOptions, tune
 from fastserve.tune.trainer import Progress
 
 TASK_WITHOUT_LABELS = "causal-lm"
 
 
-def read_tune_options(values: Mapping[str, Any], context: Context | None = None) -> TuneOptions:
-    """The options of tuning that a step names; zeros are kept, whatever they say.
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How pruned models are tuned: zeros are kept.
+
+    Attributes:
+        on_problem: what to do about problems of the rows, as of `fastserve.tune.tune`.
+    """
+
+    options: TuneOptions
+    on_problem: Mapping[str, str]
+
+
+def read_tuning(values: Mapping[str, Any], context: Context | None = None) -> Tuning:
+    """What a step's option `tune` says: options of `fastserve tune` by name, and `on_problem`.
 
     Raises:
         OptionError: one that tuning does not have, or a value out of range.
     """
     known = {field.name for field in fields(TuneOptions)} - {"keep_zeros"}
     named = {str(name).replace("-", "_"): value for name, value in values.items()}
+    on_problem = named.pop("on_problem", {})
+    check_kind("on_problem", on_problem, Mapping, "a mapping of kinds of problems to actions")
     if unknown := sorted(named.keys() - known):
         raise OptionError(
             f"tune: {unknown[0]!r} is no option of tuning a pruned model",
-            hint=f"options are {', '.join(sorted(known))}",
+            hint=f"options are on_problem, {', '.join(sorted(known))}",
             option="tune",
         )
     seed = {} if context is None else {"seed": context.seed}
-    return TuneOptions(**{**seed, **named, "keep_zeros": True})
+    return Tuning(TuneOptions(**{**seed, **named, "keep_zeros": True}), dict(on_problem))
 
 
-def tune_model(model: WorkingModel, context: Context, options: TuneOptions, *, step: str) -> WorkingModel:
+def tune_model(model: WorkingModel, context: Context, tuning: Tuning, *, step: str) -> WorkingModel:
     """The model after tuning on the context's rows. Its tensors are mapped from a folder in
     `context.scratch`, which has tokenizer, labels and settings too.
 
@@ -58,7 +73,7 @@ def tune_model(model: WorkingModel, context: Context, options: TuneOptions, *, s
     """
     train = training_rows(context, step)
     _refuse_quantized(model, step)
-    folder = context.scratch / f"{step}-{_digest(model, context, options)}"
+    folder = context.scratch / f"{step}-{_digest(model, context, tuning)}"
     source, output = folder / "source", folder / "tuned"
     if not output.exists():
         write_trainable(model, source)
@@ -73,7 +88,8 @@ def tune_model(model: WorkingModel, context: Context, options: TuneOptions, *, s
                 train=train,
                 dev=context.dev,
                 output=output,
-                options=options,
+                options=tuning.options,
+                on_problem=tuning.on_problem,
                 resume=True,
                 report=report,
             )
@@ -113,9 +129,9 @@ def _refuse_quantized(model: WorkingModel, step: str) -> None:
             )
 
 
-def _digest(model: WorkingModel, context: Context, options: TuneOptions) -> str:
+def _digest(model: WorkingModel, context: Context, tuning: Tuning) -> str:
     """Of all that decides what tuning gives."""
-    digest = hashlib.sha256(repr((sorted(asdict(options).items(), key=str), context.task)).encode())
+    digest = hashlib.sha256(repr((tuning, context.task)).encode())
     for path in (context.train, context.dev):
         digest.update(b"" if path is None else path.read_bytes())
     digest.update(repr(sorted(model.config.items(), key=str)).encode())
