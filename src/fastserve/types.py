@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 MAX_TOP_LOGPROBS = 20
+NO_ADAPTER = -1  # in Batch.adapter_slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +155,11 @@ class Batch:
     block_tables: Int32Array  # [S, blocks of the longest]
     output_rows: Int32Array  # [R] rows whose logits are wanted
     token_types: Int32Array | None = None  # [T] segment ids of encoders; None is all zero
+    adapter_slots: Int32Array | None = None  # [S] of each sequence's adapter, NO_ADAPTER without; None: all
+    # Of decoders that read sources: an encoder has stored the source_lengths[s] keys and values of sequence
+    # s's source in the blocks source_block_tables[s].
+    source_lengths: Int32Array | None = None  # [S]
+    source_block_tables: Int32Array | None = None  # [S, blocks of the longest source]
     sampling: SamplingBatch | None = None  # of the R output rows; None leaves the choice to the caller
 
     @property
@@ -186,6 +192,16 @@ class Limits:
     max_sequences: int = 64
     num_blocks: int = 256  # KV blocks in the pool
     max_context: int = 8192  # positions a sequence may reach; sizes the rotary table
+    num_adapter_slots: int = 0  # adapters that one step may use; 0: none are ever set
+    max_adapter_rank: int = 64  # of each matrix of an adapter
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankMatrices:
+    """What an adapter adds to a matrix W [out, in]: up @ down, any scaling included."""
+
+    down: Float32Array  # [rank, in]
+    up: Float32Array  # [out, rank]
 
 
 class Executable(Protocol):
@@ -224,6 +240,18 @@ class Executable(Protocol):
         """
         ...
 
+    def set_adapter(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
+        """Have sequences of this slot (`Batch.adapter_slots`) use an adapter from the next step on, in place
+        of what was there; None empties the slot. Not while a step runs.
+
+        Args:
+            matrices: by the name of the tensor that each is added to, which is a linear's; copied.
+
+        Raises:
+            OptionError: there is no such slot, or a matrix has no linear, another shape, or too high a rank.
+        """
+        ...
+
     def read_block(self, block: int, out: UInt8Array) -> None:
         """Copy a block's keys and values of all layers out, bit by bit, in an order of the backend's own.
 
@@ -245,6 +273,20 @@ class Executable(Protocol):
 
         Raises:
             ValueError: there is no such block.
+        """
+        ...
+
+
+@runtime_checkable
+class SourceExecutable(Executable, Protocol):
+    """An encoder and the decoder that reads what it stores, over one KV pool. `run` is the decoder's."""
+
+    def encode(self, batch: Batch) -> None:
+        """Read whole sources: afterwards the blocks named in the batch hold their keys and values, which
+        steps of the decoder find by `source_block_tables`.
+
+        Raises:
+            OptionError: as `run`.
         """
         ...
 

@@ -7,10 +7,13 @@ from typing import Any
 
 from fastserve.graph.node import (
     Activation,
+    AdaptedLinear,
+    AdapterDown,
     Add,
     AddLayerNorm,
     AddRmsNorm,
     Attention,
+    CrossAttention,
     Embedding,
     GatedActivation,
     GatherRows,
@@ -28,6 +31,7 @@ from fastserve.graph.node import (
     Scale,
     Slice,
     SoftCap,
+    StoreSource,
     Value,
 )
 
@@ -69,6 +73,14 @@ def _linear_fits(node: Linear) -> bool:
     )
 
 
+def _adapter_down_fits(node: AdapterDown) -> bool:
+    return node.out.rows is node.x.rows and node.weight.shape[1] == node.x.width
+
+
+def _adapted_linear_fits(node: AdaptedLinear) -> bool:
+    return _linear_fits(node) and node.low.rows is node.out.rows
+
+
 def _rms_norm_fits(node: RmsNorm) -> bool:
     shape = node.weight.shape
     return _is_same_shape(node.x, node.out) and len(shape) == 1 and node.x.width % shape[0] == 0
@@ -106,6 +118,20 @@ def _attention_fits(node: Attention) -> bool:
         and (node.window is None or node.window >= 1)
         and (node.soft_cap is None or node.soft_cap > 0)
         and (node.bias is None or node.bias.weight.shape[1:] == (node.num_heads,))
+    )
+
+
+def _store_source_fits(node: StoreSource) -> bool:
+    is_of_tokens = node.k.rows is Rows.TOKENS and _is_same_shape(node.k, node.v)
+    return is_of_tokens and node.k.width == node.num_kv_heads * node.head_dim
+
+
+def _cross_attention_fits(node: CrossAttention) -> bool:
+    return (
+        node.q.rows is Rows.TOKENS
+        and _is_same_shape(node.q, node.out)
+        and node.q.width == node.num_heads * node.head_dim
+        and node.num_heads % node.num_kv_heads == 0
     )
 
 
@@ -161,6 +187,8 @@ def _is_matrix(parameter: Parameter) -> bool:
 _FITS: Mapping[type[Node], Callable[[Any], bool]] = {
     Embedding: _embedding_fits,
     Linear: _linear_fits,
+    AdapterDown: _adapter_down_fits,
+    AdaptedLinear: _adapted_linear_fits,
     RmsNorm: _rms_norm_fits,
     LayerNorm: _layer_norm_fits,
     Add: _elementwise_fits,
@@ -168,6 +196,8 @@ _FITS: Mapping[type[Node], Callable[[Any], bool]] = {
     AddLayerNorm: _add_norm_fits,
     Rope: _rope_fits,
     Attention: _attention_fits,
+    StoreSource: _store_source_fits,
+    CrossAttention: _cross_attention_fits,
     Activation: _elementwise_fits,
     GatedActivation: _gated_activation_fits,
     MixtureOfExperts: _mixture_of_experts_fits,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from fastserve.backends.relative_bias import bucket_of_distances
 from fastserve.graph.memory import MemoryPlan
 from fastserve.graph.node import (
     Activation,
+    AdaptedLinear,
+    AdapterDown,
     Add,
     AddLayerNorm,
     AddRmsNorm,
     Attention,
+    CrossAttention,
     Embedding,
     GatedActivation,
     GatherRows,
@@ -31,6 +34,7 @@ from fastserve.graph.node import (
     LayerNorm,
     Linear,
     Node,
+    Parameter,
     Pool,
     RelativeBias,
     RmsNorm,
@@ -40,6 +44,7 @@ from fastserve.graph.node import (
     Scale,
     Slice,
     SoftCap,
+    StoreSource,
     Value,
 )
 from fastserve.types import Float32Array
@@ -63,6 +68,7 @@ class Lowering:
     rope_tables: Mapping[RopeTable, tuple[_native.FloatTable, _native.FloatTable]]
     bias_tables: Mapping[RelativeBias, _native.FloatTable]
     chains: Sequence[Chain] = ()
+    adapter_tables: Mapping[Parameter, _native.AdapterTable] = field(default_factory=dict)
 
     def quantized(self, value: Value, width: int, group_size: int) -> _native.Matrix:
         """The place of a value that holds quantized rows of `width` columns."""
@@ -130,9 +136,13 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
             is_gated = isinstance(node, LinearGatedActivation)
             call = plan.linear_gated_activation if is_gated else plan.linear_activation
             call(node.kind, at(node.x), to.weights.matrix(node.weight), bias, at(node.out))
+        case AdapterDown():
+            plan.adapter_down(at(node.x), to.adapter_tables[node.weight], at(node.out))
         case Linear():
             bias = vector(node.bias) if node.bias else None
             plan.linear(at(node.x), to.weights.matrix(node.weight), bias, at(node.out))
+            if isinstance(node, AdaptedLinear):
+                plan.adapter_up(at(node.low), to.adapter_tables[node.weight], at(node.out))
         case QuantizeRows():
             plan.quantize_rows(at(node.x), to.quantized(node.out, node.x.width, node.group_size))
         case RmsNorm():
@@ -154,12 +164,16 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
         case RopeAttention():
             cosines, sines = to.rope_tables[node.table]
             q, k, v, dim = at(node.q), at(node.k), at(node.v), node.table.dim
-            pool, layer, scores = to.kv_pool, kv_layer(node), _attention_scores(node, to)
+            pool, layer, scores = to.kv_pool, node.pool_layer, _attention_scores(node, to)
             plan.rope_attention(q, k, v, cosines, sines, dim, pool, layer, scores, at(node.out))
         case Attention():
             q, k, v = at(node.q), at(node.k), at(node.v)
             scores = _attention_scores(node, to)
-            plan.attention(q, k, v, to.kv_pool, kv_layer(node), scores, at(node.out))
+            plan.attention(q, k, v, to.kv_pool, node.pool_layer, scores, at(node.out))
+        case StoreSource():
+            plan.store_source(at(node.k), at(node.v), to.kv_pool, node.pool_layer)
+        case CrossAttention():
+            plan.cross_attention(at(node.q), to.kv_pool, node.pool_layer, node.scale, at(node.out))
         case Activation():
             plan.activation(node.kind, at(node.x), at(node.out))
         case GatedActivation():
@@ -218,12 +232,6 @@ def _norm_weight(node: RmsNorm | AddRmsNorm, to: Lowering) -> Float32Array:
 
 def _norm_bias(node: LayerNorm | AddLayerNorm, to: Lowering) -> Float32Array:
     return to.weights.vector(node.bias) if node.bias else np.zeros(node.x.width, np.float32)
-
-
-def kv_layer(node: Attention) -> int:
-    """The layer of the KV pool that an attention uses. Bidirectional attention reads nothing of earlier
-    steps, so all of its layers share the first."""
-    return node.layer_index if node.causal else 0
 
 
 def make_rope_table(table: RopeTable, max_context: int) -> tuple[_native.FloatTable, _native.FloatTable]:
