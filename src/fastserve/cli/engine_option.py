@@ -29,7 +29,8 @@ model_argument = click.argument(
 # What is to be said of a field; its flag, type and default are its own.
 _ENGINE_HELP: Mapping[str, str] = {
     "weights": "Format of the weights in memory: f32 is exact, stored as the file has it, int4 the smallest; "
-    "auto is int8 for text generation and f32 for encoders. gN are columns that share a scale.",
+    "auto is int8 for text generation, f32 for encoders (stored for quantized ones). gN are columns that "
+    "share a scale.",
     "kv_dtype": "Format in which past tokens are kept (their keys and values); f32 is exact and takes twice "
     "the memory.",
     "threads": "Threads to compute with; by default as many as there are cores for this process.",

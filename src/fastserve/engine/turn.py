@@ -286,7 +286,9 @@ class Round:
                 break
             if victim.sequence_id in self._has_turn:
                 continue
-            if not victim.is_held and not self._policy.outranks(better, victim):
+            if not victim.is_held and not (
+                self._policy.outranks(better, victim) and self._has_gained(victim)
+            ):
                 continue
             seconds = self._residency.eviction_seconds(victim)
             is_guarded = self._policy.is_guarded and not victim.is_held
@@ -300,6 +302,12 @@ class Round:
             self._guard.spend(seconds)
             self._residents().remove(victim)
             self._evict(victim, better)
+
+    def _has_gained(self, resident: Sequence) -> bool:
+        """Whether its stay has brought a token: where no guard prices evictions, those who lose what they
+        have computed anew before it does would displace each other for ever."""
+        is_dropped_again = resident.num_evictions > 0 and not self._residency.is_cheaper_to_move(resident)
+        return self._policy.is_guarded or not is_dropped_again or resident.num_uncomputed_tokens <= 1
 
     def _is_behind(self, sequence: Sequence, other: Sequence) -> bool:
         """Whether it comes after another in the order, which is more than the policy's ranks."""
