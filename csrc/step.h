@@ -68,6 +68,7 @@ struct Batch {
   const int32_t* context_lengths;
   const int32_t* block_tables;
   const int32_t* output_rows;
+  const int32_t* adapter_slots = nullptr;  // null: no sequence has an adapter
 };
 
 // Some rows that a thread takes through a chain of calls, and its own memory for what only these read and write.
@@ -79,6 +80,8 @@ struct Strip {
   bool holds(const Matrix& m) const { return m.is_in_strips() && (has_whole_sequences || !m.needs_whole_sequences); }
 };
 
+struct AdapterRuns;
+
 // What every call of a step reads.
 struct Step {
   const Kernels& kernels;
@@ -87,6 +90,7 @@ struct Step {
   const std::vector<int32_t>& token_types;  // [tokens]
   const AttentionSchedule& attention;
   float* attention_partials;  // [attention.num_partials()][num_heads][partial_floats]
+  const AdapterRuns* adapter_runs;
   const Strip* strip = nullptr;
 
   float* row(const Matrix& m, int64_t r) const {

@@ -23,6 +23,7 @@ Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 MAX_TOP_LOGPROBS = 20
+NO_ADAPTER = -1  # in Batch.adapter_slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +155,7 @@ class Batch:
     block_tables: Int32Array  # [S, blocks of the longest]
     output_rows: Int32Array  # [R] rows whose logits are wanted
     token_types: Int32Array | None = None  # [T] segment ids of encoders; None is all zero
+    adapter_slots: Int32Array | None = None  # [S] of each sequence's adapter, NO_ADAPTER without; None: all
     sampling: SamplingBatch | None = None  # of the R output rows; None leaves the choice to the caller
 
     @property
@@ -186,6 +188,16 @@ class Limits:
     max_sequences: int = 64
     num_blocks: int = 256  # KV blocks in the pool
     max_context: int = 8192  # positions a sequence may reach; sizes the rotary table
+    num_adapter_slots: int = 0  # adapters that one step may use; 0: none are ever set
+    max_adapter_rank: int = 64  # of each matrix of an adapter
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankMatrices:
+    """What an adapter adds to a matrix W [out, in]: up @ down, any scaling included."""
+
+    down: Float32Array  # [rank, in]
+    up: Float32Array  # [out, rank]
 
 
 class Executable(Protocol):
@@ -221,6 +233,18 @@ class Executable(Protocol):
 
         Raises:
             OptionError: the batch exceeds `limits` or is inconsistent.
+        """
+        ...
+
+    def set_adapter(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
+        """Have sequences of this slot (`Batch.adapter_slots`) use an adapter from the next step on, in place
+        of what was there; None empties the slot. Not while a step runs.
+
+        Args:
+            matrices: by the name of the tensor that each is added to, which is a linear's; copied.
+
+        Raises:
+            OptionError: there is no such slot, or a matrix has no linear, another shape, or too high a rank.
         """
         ...
 

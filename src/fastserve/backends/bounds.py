@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastserve.errors import OptionError
 from fastserve.graph.node import Attention, Embedding, Graph, IdSource
-from fastserve.types import Batch, Limits
+from fastserve.types import NO_ADAPTER, Batch, Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,10 @@ class BatchBounds:
         if batch.token_types is not None:
             _check_length("token_types", batch.token_types, batch.num_tokens)
             _check_ids("token_types", batch.token_types, self.num_token_types)
+        if batch.adapter_slots is not None:
+            _check_length("adapter_slots", batch.adapter_slots, batch.num_sequences)
+            slots = batch.adapter_slots[batch.adapter_slots != NO_ADAPTER]
+            _check_ids("adapter_slots", slots, self.limits.num_adapter_slots)
 
     def _check_counts(self, batch: Batch) -> None:
         for option, count in (

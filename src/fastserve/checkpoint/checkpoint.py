@@ -12,6 +12,7 @@ from fastserve.checkpoint.file import read_bytes, read_json, read_optional_json
 from fastserve.checkpoint.gguf import GgufMetadata, read_gguf
 from fastserve.checkpoint.gguf_config import config_from_gguf
 from fastserve.checkpoint.gguf_model import HfTensors
+from fastserve.checkpoint.packed_weights import PACKED_FILE
 from fastserve.checkpoint.quantization import assemble, is_quantized
 from fastserve.checkpoint.safetensors import Part, read_safetensors, read_sharded_safetensors
 from fastserve.checkpoint.sentence import (
@@ -123,7 +124,9 @@ def open_folder(folder: Path, read_tensors: Callable[[JsonObject], Mapping[str, 
 
 
 def _read_parts(folder: Path, files: list[Path]) -> Mapping[str, Part]:
-    """The order is that of transformers: model.safetensors, its index, and then a single file of any name."""
+    """The order is that of transformers: model.safetensors, its index, and then a single file of any name.
+    What is packed is read where the config says so (`quantization.py`)."""
+    files = [file for file in files if file.name != PACKED_FILE]
     whole = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
     if whole in files:
@@ -132,6 +135,8 @@ def _read_parts(folder: Path, files: list[Path]) -> Mapping[str, Part]:
         return read_sharded_safetensors(index)
     if len(files) == 1:
         return read_safetensors(files[0])
+    if not files:
+        return {}
     raise CheckpointError(
         f"{folder} has {len(files)} .safetensors files and no {index.name} that says what is in which",
         hint="download the model again, its index included",

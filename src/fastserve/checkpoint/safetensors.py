@@ -87,6 +87,13 @@ def read_safetensors(path: Path) -> dict[str, Part]:
     return parts
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a file's header keeps beside its tensors. Raises as `read_safetensors`."""
+    entry = _split(path, map_file(path))[0].get("__metadata__", {})
+    _check_metadata(path, entry)
+    return dict(entry)
+
+
 def only_tensors(path: Path, parts: Mapping[str, Part]) -> dict[str, StoredTensor]:
     """The tensors of a checkpoint that has nothing else.
 

@@ -63,6 +63,7 @@ _HELP: Mapping[str, str] = {
     "processes": "On this machine, which share each batch; --batch-size is that of all of them.",
     "device": "Where to compute; auto is a GPU where there is one.",
     "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
+    "keep_zeros": "Zeros of the source's matrices stay zeros: a pruned model stays pruned.",
 }
 
 

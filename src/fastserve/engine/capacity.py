@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from fastserve.backends.native.adapters import adapter_bytes
 from fastserve.backends.native.cores import count_cores
 from fastserve.backends.native.layout import Layout, lay_out
 from fastserve.backends.native.weight_scheme import WeightScheme
@@ -93,13 +94,15 @@ def plan_capacity(
         max_sequences=options.max_sequences,
         num_blocks=-(-context_length // BLOCK_SIZE),  # at least
         max_context=context_length,
+        num_adapter_slots=options.num_adapter_slots,
+        max_adapter_rank=options.max_adapter_rank,
     )
     # A causal sequence keeps its keys and values from step to step; an encoder's live for one step.
     most_tokens = context_length * limits.max_sequences if generates else limits.max_tokens
     most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences
     layout = lay_out(graph, schemes, limits) if options.backend == "native" else None
     footprint = Footprint(
-        weights_bytes=weights_bytes(graph, schemes),
+        weights_bytes=weights_bytes(graph, schemes) + adapter_bytes(graph, schemes, limits),
         activation_bytes=layout.num_bytes(options.threads or count_cores().threads)
         if layout
         else plan_memory(graph, rows_of(limits)).size_bytes,

@@ -9,6 +9,8 @@ from itertools import accumulate, chain, pairwise
 
 import numpy as np
 
+from fastserve.engine.adapter import ServedAdapter
+from fastserve.engine.adapter_slots import AdapterSlots
 from fastserve.engine.batch import pad_block_tables
 from fastserve.engine.block import BlockPool
 from fastserve.models.head import Head
@@ -19,24 +21,45 @@ from fastserve.types import Batch, Executable, Float32Array
 class EncoderInput:
     """What an encoder reads at once: token ids with their special tokens, within the model's context.
 
-    `token_types` are as many; None is all zero, and must be for a model without such. `member` is the one of
-    an ensemble that reads it.
+    `token_types` are as many; None is all zero, and must be for a model without such. `adapter` is beside the
+    model. `member` is the one of an ensemble that reads it.
     """
 
     token_ids: Seq[int]
     token_types: Seq[int] | None = None
+    adapter: ServedAdapter | None = None
     member: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
 class _Member:
-    """An executable and its blocks."""
+    """An executable, its blocks and its adapters."""
 
-    executable: Executable
-    pool: BlockPool
+    def __init__(self, executable: Executable) -> None:
+        self.executable = executable
+        self.pool = BlockPool(num_blocks=executable.limits.num_blocks, block_size=executable.block_size)
+        self._adapter_slots = AdapterSlots(executable.limits.num_adapter_slots)
+
+    def run(self, inputs: Seq[EncoderInput], output: str) -> tuple[Float32Array, Batch]:
+        """The rows of an output, of inputs that fit one step, and the batch that gave them."""
+        tables = [self.pool.allocate(self.pool.blocks_for(len(input_))) for input_ in inputs]
+        try:
+            batch = build_encoder_batch(inputs, tables, adapter_slots=self._slots_for(inputs))
+            return self.executable.run(batch).outputs[output].copy(), batch
+        finally:
+            self.pool.free(list(chain.from_iterable(tables)))
+
+    def _slots_for(self, inputs: Seq[EncoderInput]) -> list[int] | None:
+        """Where the adapters of these inputs lie, once they are there; None where there are none."""
+        if all(input_.adapter is None for input_ in inputs):
+            return None
+        self._adapter_slots.begin(())
+        for input_ in inputs:
+            self._adapter_slots.use(input_.adapter)
+        self._adapter_slots.write(self.executable)
+        return [self._adapter_slots.slot_of(input_.adapter) for input_ in inputs]
 
 
 class Encoder:
@@ -54,23 +77,21 @@ class Encoder:
     ) -> None:
         self._output = "embedding" if head is None else "logits"
         self._is_per_token = head is not None and head.is_per_token
-        self._members = [
-            _Member(one, BlockPool(num_blocks=one.limits.num_blocks, block_size=one.block_size))
-            for one in (executable, *others)
-        ]
+        self._members = [_Member(one) for one in (executable, *others)]
 
     @property
     def max_inputs(self) -> int:
         """Most inputs of a step."""
         return sum(member.executable.limits.max_sequences for member in self._members)
 
-    def embed(self, texts: Seq[Seq[int]]) -> Float32Array:
-        """Embed texts, given as token ids with their special tokens, each within the model's context.
+    def embed(self, texts: Seq[Seq[int]], *, adapter: ServedAdapter | None = None) -> Float32Array:
+        """Embed texts, given as token ids with their special tokens, each within the model's context, all
+        with one adapter or none.
 
         Returns float32 [texts, width].
         """
         assert texts, "nothing to embed"
-        return np.stack(self.run_all([EncoderInput(text) for text in texts]))
+        return np.stack(self.run_all([EncoderInput(text, adapter=adapter) for text in texts]))
 
     def run_all(self, inputs: Seq[EncoderInput]) -> list[Float32Array]:
         """What comes of each: an embedding [width], or logits [labels], or [tokens, labels] where each token
@@ -93,16 +114,13 @@ class Encoder:
         """Inputs in their order, in as few groups as steps can take, the largest of which has as few tokens
         as it can: a rest of a text or two would leave threads without work.
         """
-        low = max(len(input_) for input_ in inputs)
+        low = max(map(len, inputs))
         high = max(member.executable.limits.max_tokens for member in self._members)
-        sizes = [
-            (input_.member, len(input_), self._members[input_.member].pool.blocks_for(len(input_)))
-            for input_ in inputs
-        ]
-        starts = self._cut(sizes, high)
+        blocks = [self._members[one.member].pool.blocks_for(len(one)) for one in inputs]
+        starts = self._cut(inputs, blocks, high)
         while low < high:
             most_tokens = (low + high) // 2
-            evener = self._cut(sizes, most_tokens)
+            evener = self._cut(inputs, blocks, most_tokens)
             if len(evener) > len(starts):
                 low = most_tokens + 1
             else:
@@ -111,38 +129,49 @@ class Encoder:
             yield inputs[start:end]
 
     def _run_member(self, member: _Member, inputs: Seq[EncoderInput]) -> list[Float32Array]:
-        tables = [member.pool.allocate(member.pool.blocks_for(len(input_))) for input_ in inputs]
-        try:
-            batch = build_encoder_batch(inputs, tables)
-            rows = member.executable.run(batch).outputs[self._output].copy()
-        finally:
-            member.pool.free(list(chain.from_iterable(tables)))
+        rows, batch = member.run(inputs, self._output)
         if self._is_per_token:
             return np.split(rows, batch.sequence_starts[1:-1])
         return list(rows)
 
-    def _cut(self, sizes: Seq[tuple[int, int, int]], most_tokens: int) -> list[int]:
-        """Where groups of inputs start, each as long as a step allows, with at most `most_tokens` of each
-        member. Of each input `sizes` has its member, tokens and blocks."""
+    def _cut(self, inputs: Seq[EncoderInput], blocks: Seq[int], most_tokens: int) -> list[int]:
+        """Where groups of inputs, which take so many `blocks`, start: each as long as a step allows, with at
+        most `most_tokens` of each member."""
         limits = [member.executable.limits for member in self._members]
         starts = [0]
-        loads = [(0, 0, 0)] * len(limits)  # inputs, tokens and blocks of each member
-        for index, (member, tokens, blocks) in enumerate(sizes):
-            num_inputs, num_tokens, num_blocks = loads[member]
-            most = limits[member]
+        loads = [_NO_LOAD] * len(limits)
+        for index, (input_, own_blocks) in enumerate(zip(inputs, blocks, strict=True)):
+            most = limits[input_.member]
+            load = _add(loads[input_.member], input_, own_blocks)
             if (
-                num_inputs == most.max_sequences
-                or num_tokens + tokens > min(most_tokens, most.max_tokens)
-                or num_blocks + blocks > most.num_blocks
+                load[0] > most.max_sequences
+                or load[1] > min(most_tokens, most.max_tokens)
+                or load[2] > most.num_blocks
+                or len(load[3]) > most.num_adapter_slots
             ):
                 starts.append(index)
-                loads = [(0, 0, 0)] * len(limits)
-                num_inputs, num_tokens, num_blocks = 0, 0, 0
-            loads[member] = num_inputs + 1, num_tokens + tokens, num_blocks + blocks
+                loads = [_NO_LOAD] * len(limits)
+                load = _add(_NO_LOAD, input_, own_blocks)
+            loads[input_.member] = load
         return starts
 
 
-def build_encoder_batch(inputs: Seq[EncoderInput], block_tables: Seq[Seq[int]]) -> Batch:
+_Load = tuple[int, int, int, frozenset[ServedAdapter]]
+"""What a member has to run in one step: inputs, tokens, blocks, adapters."""
+
+_NO_LOAD: _Load = (0, 0, 0, frozenset())
+
+
+def _add(load: _Load, input_: EncoderInput, blocks: int) -> _Load:
+    num_inputs, num_tokens, num_blocks, adapters = load
+    if input_.adapter is not None:
+        adapters |= {input_.adapter}
+    return num_inputs + 1, num_tokens + len(input_), num_blocks + blocks, adapters
+
+
+def build_encoder_batch(
+    inputs: Seq[EncoderInput], block_tables: Seq[Seq[int]], *, adapter_slots: Seq[int] | None = None
+) -> Batch:
     """The batch of whole inputs. It has no output rows: encoders give a row a sequence, or a row a token."""
     lengths = [len(input_) for input_ in inputs]
     token_types = None
@@ -157,4 +186,5 @@ def build_encoder_batch(inputs: Seq[EncoderInput], block_tables: Seq[Seq[int]]) 
         block_tables=pad_block_tables(block_tables),
         output_rows=np.empty(0, np.int32),
         token_types=token_types,
+        adapter_slots=None if adapter_slots is None else np.array(adapter_slots, np.int32),
     )

@@ -236,12 +236,18 @@ def _open_members(
     """The members of an ensemble called `name`, all of them fit for it, before weights of any are read."""
     if options.speculation == "draft":
         check_task("generate", folder.settings, name)
+    if options.adapters:
+        raise UnsupportedError(
+            f"the model {name!r} is an ensemble, beside which there are no adapters",
+            hint="load its members alone, with adapters",
+        )
     opened = [_open(path) for path in folder.members]
     return opened, folder.make_mix([_settings(*own) for own in opened])
 
 
 def _member_options(folder: EnsembleFolder, options: EngineOptions) -> EngineOptions:
-    """Members share the memory for keys and values that the options name."""
+    """Members share the memory for keys and values that the options name, and have no adapters."""
+    options = replace(options, adapters=None, max_adapters=0)
     if options.kv_memory_bytes is None:
         return options
     return replace(options, kv_memory=options.kv_memory_bytes // len(folder.members))
@@ -264,7 +270,7 @@ def _draw(
         options, model_context(checkpoint, config), usual_context=_usual_context(checkpoint, config)
     )
     computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
-    graph = build_graph(computed, checkpoint.tensors.keys(), ending=_read_ending(checkpoint, config))
+    graph = _build(checkpoint, computed)
     for name in check_parameters(graph, checkpoint.tensors):
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)
@@ -278,6 +284,15 @@ def _draw(
         available_bytes=available_bytes,
     )
     return _Blueprint(graph, weights, context_length, capacity)
+
+
+def graph_of(model: LoadedModel) -> Graph:
+    """The graph of a model, before any pass."""
+    return _build(model.checkpoint, model.config)
+
+
+def _build(checkpoint: Checkpoint, config: ModelConfig) -> Graph:
+    return build_graph(config, checkpoint.tensors.keys(), ending=_read_ending(checkpoint, config))
 
 
 def _open_draft(
@@ -368,6 +383,8 @@ def _draft_options(
         weights=options.draft_weights,
         kv_memory=footprint.kv_bytes // _DRAFT_KV_SHARE if kv_bytes is None else kv_bytes,
         context_length=min(context_length, model_context(checkpoint, config)),
+        adapters=None,
+        max_adapters=0,
     )
 
 

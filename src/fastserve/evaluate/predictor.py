@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastserve.engine.ensemble import open_ensemble
 from fastserve.errors import ContextLengthError, UnsupportedError
-from fastserve.evaluate.prediction import Predictor, PredictorOptions
+from fastserve.evaluate.label_tokenizer import LabelTokenizer
+from fastserve.evaluate.prediction import Predictor, PredictorOptions, check_not_cut
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.generation import Generation
-from fastserve.evaluate.task.task import Prediction, Row, Task
+from fastserve.evaluate.task.task import IGNORED, Prediction, Row, Task
 
 
 def open_predictor(
@@ -37,9 +40,10 @@ def open_predictor(
 
 def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
     if isinstance(task, Generation):
-        if task.is_encoder_decoder or task.name == "causal-lm":
-            what = "encoder-decoders" if task.is_encoder_decoder else "losses of given texts"
-            raise UnsupportedError(f"{what} are for PyTorch alone", hint="leave out --backend native")
+        if task.is_encoder_decoder:
+            raise UnsupportedError(
+                "encoder-decoders are for PyTorch alone", hint="leave out --backend native"
+            )
         from fastserve.engine.llm import LLM
 
         return _NativeGenerator(LLM(folder, weights=options.weights, threads=options.threads), task, options)
@@ -91,7 +95,8 @@ class _NativePredictor:
 
 @dataclass(frozen=True, slots=True)
 class _NativeGenerator:
-    """Greedy completions of an LLM: of the chat before the last answer, or of a source."""
+    """Losses of what is to be written, and greedy completions of an LLM: of the chat before the last answer,
+    or of a source."""
 
     _llm: Any
     _task: Generation
@@ -102,17 +107,37 @@ class _NativeGenerator:
     def predict(self, rows: Seq[Row]) -> list[Prediction]:
         from fastserve.types import SamplingParams
 
+        predictions = self._score(rows)
         if self._task.name == "causal-lm":
-            raise UnsupportedError(
-                "perplexity is computed in PyTorch alone", hint="leave out --backend native"
-            )
+            return predictions
         params = SamplingParams(max_tokens=self._options.max_tokens, temperature=0.0)
         asked = [self._task.messages_of(row)[:-1] for row in rows]
         if self._llm.model.checkpoint.chat_template is not None:
             prompts = [self._llm.chat_prompt(messages) for messages in asked]
         else:
             prompts = ["".join(f"{message['content']}\n" for message in messages) for messages in asked]
-        return [{"text": completion.text.strip()} for completion in self._llm.generate(prompts, params)]
+        completions = self._llm.generate(prompts, params)
+        for prediction, completion in zip(predictions, completions, strict=True):
+            prediction["text"] = completion.text.strip()
+        return predictions
+
+    def _score(self, rows: Seq[Row]) -> list[Prediction]:
+        """Sums of losses, as the trainer's own evaluation has them."""
+        from fastserve.types import SamplingParams
+
+        model = self._llm.model
+        tokenizer = LabelTokenizer(model.tokenizer, model.checkpoint.chat_template)
+        task = replace(self._task, max_length=min(self._task.max_length, model.context_length))
+        examples = task.encode(rows, tokenizer, with_labels=True)
+        check_not_cut(examples.num_cut, task.max_length, self._options)
+        params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        texts = [features["input_ids"] for features in examples.features]
+        sums = []
+        for features, scored in zip(examples.features, self._llm.generate(texts, params), strict=True):
+            losses = [-token.logprob for token in scored.checked().prompt_logprobs]
+            learned = [label != IGNORED for label in features["labels"][1:]]
+            sums.append(np.array([np.dot(losses, learned), sum(learned)]))
+        return task.decode(rows, examples, sums)
 
     def close(self) -> None:
         self._llm.close()

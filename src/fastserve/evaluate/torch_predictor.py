@@ -71,7 +71,7 @@ class TorchPredictor:
 
     def _write(self, task: Generation, row: Row) -> str:
         if task.is_encoder_decoder:
-            encoded = self._tokenizer(row["source"], return_tensors="pt")
+            encoded = self._tokenizer(task.source_of(row), return_tensors="pt")
         else:
             text, answers = render(task.messages_of(row), self._tokenizer, place_of(row))
             prompt = text[: answers[-1][0]]

@@ -37,7 +37,9 @@ def open_model(
     model = load_model(path, options, name=name)
     if model.task == "generate":
         return AsyncLLM(model, options, name=name, turnstile=turnstile)
-    return AsyncEncoder(model, name=name, max_waiting=options.max_waiting, turnstile=turnstile)
+    return AsyncEncoder(
+        model, name=name, options=options, max_waiting=options.max_waiting, turnstile=turnstile
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

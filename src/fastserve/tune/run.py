@@ -34,7 +34,12 @@ if TYPE_CHECKING:
     from fastserve.tune.trainer import BestWeights, DevRows, Progress, TaskTrainer
 
 _PLOT_SECONDS = 10.0  # between two drawings of the curves of a run that goes on
-_OPTIMIZERS = {"adamw": "adamw_torch", "sgd": "sgd", "adafactor": "adafactor", "adamw-8bit": "adamw_bnb_8bit"}
+_OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",  # a tenth of the time of the loop over weights, on a CPU too
+    "sgd": "sgd",
+    "adafactor": "adafactor",
+    "adamw-8bit": "adamw_bnb_8bit",
+}
 _VERSIONS_OF = ("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy")
 
 
@@ -210,9 +215,10 @@ class Run:
         rows, dev_rows = self.prepared.rows.train, self.prepared.rows.dev
         import transformers
 
-        from fastserve.tune.adapter import merge_adapter, prepare_weights
+        from fastserve.tune.adapter import merge_adapter, prepare_weights, save_adapter
         from fastserve.tune.loss import loss_of
         from fastserve.tune.trainer import BestWeights, DevRows, Reporter, TaskTrainer
+        from fastserve.tune.zeros import KeepZeros
 
         transformers.set_seed(self.options.seed)
         model = load_model(self.source, self.task, dropout=self.options.dropout)
@@ -227,6 +233,8 @@ class Run:
         if self.metric is not None:
             best = BestWeights(self.folder.best, self.metric, patience=self.options.patience)
             callbacks.append(best)
+        if self.options.keep_zeros:
+            callbacks.append(KeepZeros(model))
         trainer = TaskTrainer(
             model=model,
             args=self._training_arguments(has_dev=dev is not None),
@@ -260,7 +268,7 @@ class Run:
                 self._write_lines("problems.jsonl", [problem.to_dict() for problem in problems])
             adapter = None
             if self.options.is_adapter:
-                trained.save_pretrained(self.folder.path / "adapter")
+                save_adapter(trained, self.folder.path / "adapter")
                 adapter = self.folder.path / "adapter"
                 trained = merge_adapter(trained)
             self._write(trained, result, scores, adapter)
@@ -390,6 +398,7 @@ def _task_options(source: SourceModel, options: TuneOptions) -> TaskOptions:
         problem=None if options.problem == "auto" else options.problem,
         instruction=options.instruction,
         is_encoder_decoder=bool(source.config.get("is_encoder_decoder")),
+        decoder_start=source.config.get("decoder_start_token_id"),
     )
 
 

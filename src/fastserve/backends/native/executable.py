@@ -11,6 +11,7 @@ from typing import get_args
 
 import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
+from fastserve.backends.native.adapters import NativeAdapters
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.layout import Layout, lay_out
@@ -22,9 +23,9 @@ from fastserve.backends.native.weights import Weights
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.config import KvDtype, WeightFormat
 from fastserve.errors import OptionError, UnsupportedError
-from fastserve.graph.node import Attention, Graph, Rope, Rows
+from fastserve.graph.node import Attention, Graph, RelativeBias, Rope, RopeTable, Rows
 from fastserve.option import check_choice, check_integer
-from fastserve.types import Batch, Limits, StepResult, UInt8Array
+from fastserve.types import NO_ADAPTER, Batch, Limits, LowRankMatrices, StepResult, UInt8Array
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,59 @@ def compile_layout(
     runtime = make_runtime(threads, isa)
     packed = Weights(runtime, tensors, layout.schemes, cache, storage_choice)
     bounds = BatchBounds.from_graph(layout.source, limits, _native.BLOCK_SIZE)
-    plan = _native.Plan(
+    ops = [node.producer if isinstance(node, QuantizedResult) else node for node in layout.graph.nodes]
+    kv_pool = _make_kv_pool([op for op in ops if isinstance(op, Attention)], limits, kv_dtype)
+    tables = {op.table for op in ops if isinstance(op, Rope | RopeAttention)}
+    biases = {op.bias for op in ops if isinstance(op, Attention) and op.bias}
+    shared = _Shared(
         runtime,
+        bounds,
+        packed,
+        kv_pool,
+        {t: make_rope_table(t, bounds.num_positions) for t in tables},
+        {b: make_bias_table(b, packed, bounds.num_positions) for b in biases},
+    )
+    adapters = None
+    if layout.adapted is not None:
+        adapters = NativeAdapters(runtime, layout.source, tensors, layout.schemes, limits)
+    plain = _make_plan(layout, shared)
+    adapted = None
+    if layout.adapted is not None and adapters is not None:
+        adapted = _make_plan(layout.adapted, shared, adapters)
+    packed.keep()
+    storages = packed.storages()
+    if storages.keys() - {"dense"}:
+        counts = ", ".join(f"{count} {storage}" for storage, count in sorted(storages.items()))
+        logger.info("matrices by storage: %s", counts)
+    return NativeExecutable(runtime, kv_pool, bounds, plain, adapted, adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the plans of one executable have in common."""
+
+    runtime: _native.Runtime
+    bounds: BatchBounds
+    weights: Weights
+    kv_pool: _native.KvPool
+    rope_tables: Mapping[RopeTable, tuple[_native.FloatTable, _native.FloatTable]]
+    bias_tables: Mapping[RelativeBias, _native.FloatTable]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPlan:
+    """A plan, and where the graph's outputs lie in its arena."""
+
+    plan: _native.Plan
+    outputs: Mapping[str, _native.Matrix]
+    rows_of: Mapping[str, Rows]
+
+
+def _make_plan(layout: Layout, shared: _Shared, adapters: NativeAdapters | None = None) -> CompiledPlan:
+    bounds = shared.bounds
+    limits = bounds.limits
+    plan = _native.Plan(
+        shared.runtime,
         layout.memory.size_bytes,
         max_tokens=limits.max_tokens,
         max_outputs=limits.max_outputs,
@@ -103,28 +155,19 @@ def compile_layout(
         num_token_types=bounds.num_token_types,
         needs_whole_sequences=bounds.needs_whole_sequences,
     )
-    ops = [node.producer if isinstance(node, QuantizedResult) else node for node in layout.graph.nodes]
-    kv_pool = _make_kv_pool([op for op in ops if isinstance(op, Attention)], limits, kv_dtype)
-    tables = {op.table for op in ops if isinstance(op, Rope | RopeAttention)}
-    biases = {op.bias for op in ops if isinstance(op, Attention) and op.bias}
     lowering = Lowering(
         plan,
         layout.memory,
-        packed,
-        kv_pool,
-        {t: make_rope_table(t, bounds.num_positions) for t in tables},
-        {b: make_bias_table(b, packed, bounds.num_positions) for b in biases},
+        shared.weights,
+        shared.kv_pool,
+        shared.rope_tables,
+        shared.bias_tables,
         layout.chains,
+        {} if adapters is None else adapters.tables,
     )
     lower(layout.graph, lowering)
-    packed.keep()
-    storages = packed.storages()
-    if storages.keys() - {"dense"}:
-        counts = ", ".join(f"{count} {storage}" for storage, count in sorted(storages.items()))
-        logger.info("matrices by storage: %s", counts)
     outputs = {name: lowering.matrix(value) for name, value in layout.graph.outputs.items()}
-    rows_of = {name: value.rows for name, value in layout.graph.outputs.items()}
-    return NativeExecutable(runtime, plan, kv_pool, bounds, outputs, rows_of)
+    return CompiledPlan(plan, outputs, {name: value.rows for name, value in layout.graph.outputs.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +191,18 @@ class NativeExecutable:
     def __init__(
         self,
         runtime: _native.Runtime,
-        plan: _native.Plan,
         kv_pool: _native.KvPool,
         bounds: BatchBounds,
-        outputs: Mapping[str, _native.Matrix],
-        rows_of: Mapping[str, Rows],
+        plain: CompiledPlan,
+        adapted: CompiledPlan | None = None,
+        adapters: NativeAdapters | None = None,
     ) -> None:
         self._runtime = runtime
-        self._plan = plan
         self._kv_pool = kv_pool
         self._bounds = bounds
-        self._outputs = outputs
-        self._rows_of = rows_of
+        self._plain = plain
+        self._adapted = adapted  # for steps that have adapters
+        self._adapters = adapters
 
     @property
     def limits(self) -> Limits:
@@ -194,16 +237,23 @@ class NativeExecutable:
     def profiling(self) -> Iterator[list[CallProfile]]:
         """Profile the runs within the context; the list is filled when it ends."""
         calls: list[CallProfile] = []
-        self._plan.start_profile()
+        plans = [compiled.plan for compiled in (self._plain, self._adapted) if compiled is not None]
+        for plan in plans:
+            plan.start_profile()
         try:
             yield calls
         finally:
-            self._plan.stop_profile()
-            calls += (CallProfile(*row) for row in self._plan.profile())
+            for plan in plans:
+                plan.stop_profile()
+                calls += (CallProfile(*row) for row in plan.profile())
 
     def run(self, batch: Batch) -> StepResult:
+        compiled = self._plain
+        slots = batch.adapter_slots
+        if self._adapted is not None and slots is not None and (slots != NO_ADAPTER).any():
+            compiled = self._adapted
         try:
-            sampled = self._plan.run(batch, self._outputs.get("logits"))
+            sampled = compiled.plan.run(batch, compiled.outputs.get("logits"))
         except ValueError as error:
             raise OptionError(str(error)) from error
         num_rows = {
@@ -212,8 +262,8 @@ class NativeExecutable:
             Rows.SEQUENCES: batch.num_sequences,
         }
         outputs = {
-            name: self._plan.view(matrix, num_rows[self._rows_of[name]])
-            for name, matrix in self._outputs.items()
+            name: compiled.plan.view(matrix, num_rows[compiled.rows_of[name]])
+            for name, matrix in compiled.outputs.items()
             if sampled is None or name != "logits"
         }
         if sampled is None:
@@ -227,6 +277,11 @@ class NativeExecutable:
             top_token_ids=top_token_ids,
             top_logprobs=top_logprobs,
         )
+
+    def set_adapter(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
+        if self._adapters is None:
+            raise OptionError(f"the adapter slot {slot} is one too many: there are none")
+        self._adapters.set(slot, matrices)
 
     def read_block(self, block: int, out: UInt8Array) -> None:
         self._kv_pool.read_block(block, out)

@@ -8,15 +8,26 @@ from typing import get_args
 import numpy as np
 import torch
 
+from fastserve.backends.adapter import AdapterSites, PlacedMatrices
 from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.torch.ops import OPS
 from fastserve.backends.torch.sample import sample
-from fastserve.backends.torch.step import KvLayer, Step
+from fastserve.backends.torch.step import AddedRows, KvLayer, Step
+from fastserve.backends.torch.step import PlacedMatrices as TorchMatrices
 from fastserve.config import KvDtype
 from fastserve.errors import OptionError
 from fastserve.graph.node import Attention, Graph, Parameter
+from fastserve.graph.passes import add_adapters
 from fastserve.option import check_choice
-from fastserve.types import Batch, Float32Array, Limits, StepResult, UInt8Array
+from fastserve.types import (
+    NO_ADAPTER,
+    Batch,
+    Float32Array,
+    Limits,
+    LowRankMatrices,
+    StepResult,
+    UInt8Array,
+)
 
 
 def compile_torch(
@@ -62,7 +73,8 @@ def compile_torch(
         }
     except torch.OutOfMemoryError as error:
         raise MemoryError(str(error)) from error
-    return TorchExecutable(graph, weights, kv, BatchBounds.from_graph(graph, limits, block_size))
+    sites = AdapterSites(graph, {name: len(array) for name, array in parameters.items()}, limits)
+    return TorchExecutable(graph, weights, kv, BatchBounds.from_graph(graph, limits, block_size), sites)
 
 
 class TorchExecutable:
@@ -74,8 +86,14 @@ class TorchExecutable:
         weights: Mapping[Parameter, torch.Tensor],
         kv: Mapping[int, KvLayer],
         bounds: BatchBounds,
+        sites: AdapterSites,
     ) -> None:
         self._graph = graph
+        self._adapted_graph = add_adapters(graph, bounds.limits.max_adapter_rank)
+        self._sites = sites
+        self._adapters: dict[Parameter, list[TorchMatrices | None]] = {
+            weight: [None] * bounds.limits.num_adapter_slots for weight in sites.weights
+        }
         self._weights = weights
         self._kv = kv
         self._bounds = bounds
@@ -111,9 +129,16 @@ class TorchExecutable:
 
     def _run(self, batch: Batch) -> StepResult:
         step = Step.from_batch(
-            batch, weights=self._weights, kv=self._kv, block_size=self.block_size, device=self._device
+            batch,
+            weights=self._weights,
+            kv=self._kv,
+            block_size=self.block_size,
+            device=self._device,
+            adapters=self._adapters,
         )
-        for node in self._graph.nodes:
+        slots = batch.adapter_slots
+        is_adapted = slots is not None and (slots != NO_ADAPTER).any()
+        for node in (self._adapted_graph if is_adapted else self._graph).nodes:
             OPS[type(node)](node, step)
         outputs = {name: step.values[value].cpu().numpy() for name, value in self._graph.outputs.items()}
         if batch.sampling is None:
@@ -127,6 +152,10 @@ class TorchExecutable:
             top_token_ids=sampled.top_token_ids,
             top_logprobs=sampled.top_logprobs,
         )
+
+    def set_adapter(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
+        for weight, placed in self._sites.place(slot, matrices or {}).items():
+            self._adapters[weight][slot] = None if placed is None else self._to_torch(placed)
 
     def read_block(self, block: int, out: UInt8Array) -> None:
         self._check_size("out", out)
@@ -144,6 +173,15 @@ class TorchExecutable:
     def copy_block(self, source: int, target: int) -> None:
         for part, copy in zip(self._parts(source), self._parts(target), strict=True):
             copy.copy_(part)
+
+    def _to_torch(self, placed: PlacedMatrices) -> TorchMatrices:
+        return TorchMatrices(
+            torch.tensor(placed.down, device=self._device),
+            tuple(
+                AddedRows(part.first_row, part.first_rank, torch.tensor(part.up, device=self._device))
+                for part in placed.parts
+            ),
+        )
 
     def _parts(self, block: int) -> list[torch.Tensor]:
         """The bytes of a block: keys, values, keys, ... layer by layer. Views."""
