@@ -197,3 +197,6 @@ def _print(evaluation: Evaluation, intervals: Mapping[str, Interval]) -> None:
         f"{evaluation.num_rows} rows by {evaluation.backend}: {speed.rows_per_second:.1f} rows/s, "
         f"one alone {speed.latency_ms_median:.1f} ms (p95 {speed.latency_ms_p95:.1f} ms)"
     )
+    if (energy := evaluation.energy) is not None:
+        joules = f"{energy.joules_per_row:.3g} J a row, {energy.joules_per_token:.3g} J a token"
+        print(f"the machine consumed {joules}")
