@@ -237,12 +237,18 @@ def _open_members(
     """The members of an ensemble called `name`, all of them fit for it, before weights of any are read."""
     if options.speculation == "draft":
         check_task("generate", folder.settings, name)
+    if options.adapters:
+        raise UnsupportedError(
+            f"the model {name!r} is an ensemble, beside which there are no adapters",
+            hint="load its members alone, with adapters",
+        )
     opened = [_open(path) for path in folder.members]
     return opened, folder.make_mix([_settings(*own) for own in opened])
 
 
 def _member_options(folder: EnsembleFolder, options: EngineOptions) -> EngineOptions:
-    """Members share the memory for keys and values that the options name."""
+    """Members share the memory for keys and values that the options name, and have no adapters."""
+    options = replace(options, adapters=None, max_adapters=0)
     if options.kv_memory_bytes is None:
         return options
     return replace(options, kv_memory=options.kv_memory_bytes // len(folder.members))
