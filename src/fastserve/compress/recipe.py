@@ -27,7 +27,9 @@ from fastserve.types import JsonObject
 
 # Where each step's class is: imported when a recipe names it.
 STEPS: Mapping[str, str] = {
+    "gptq": "fastserve.compress.quantize.step:Gptq",
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+    "rtn": "fastserve.compress.quantize.step:Rtn",
 }
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
