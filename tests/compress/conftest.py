@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +27,15 @@ def story_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     path.write_text("".join(lines), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[[str, Iterable[Mapping[str, Any]]], Path]:
+    """A function of a name and rows that writes them as JSON lines."""
+
+    def write(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write

@@ -56,7 +56,7 @@ class LazyCommandGroup(CommandGroup):
 
 class CommandWithSubcommands(click.Command):
     """A command whose first argument may be the name of another: `{"diff": "fastserve.cli.compress_diff"}`
-    runs that module's `compress_diff` for `compress diff ...`. The name wins over an argument of that spelling.
+    runs that module's `compress_diff` for `compress diff ...`. The name wins over an argument spelled so.
     """
 
     def __init__(self, *, modules: Mapping[str, str], **attributes: Any) -> None:

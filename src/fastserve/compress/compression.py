@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -150,7 +150,7 @@ class CompressRun:
     limit: int | None
     seed: int
     threads: int | None
-    judges: dict[str, Judge] = field(default_factory=dict)
+    judge: Judge | None
 
     @property
     def request(self) -> JsonObject:
@@ -233,8 +233,8 @@ class CompressRun:
         progress("probes", 0, 1)
         probes = make_probes(model, artifact, threads=self.threads)
         quality = None
-        if self.data.judged is not None:
-            quality = self.judge(progress).judge(artifact)
+        if self.judge is not None:
+            quality = self.judge.judge(artifact, progress)
         speeds = measure_speeds(
             {"before": self.checkpoint.path, "after": artifact}, threads=self.threads, progress=progress
         )
@@ -259,20 +259,6 @@ class CompressRun:
         write_settings(artifact, card)
         write_report(report, artifact, name=self.folder.output.name)
         return report
-
-    def judge(self, progress: Progress) -> Judge:
-        """Made once."""
-        assert self.data.judged is not None
-        if "judge" not in self.judges:
-            self.judges["judge"] = open_judge(
-                self.checkpoint.path,
-                self.data.judged,
-                limit=self.limit,
-                threads=self.threads,
-                seed=self.seed,
-                progress=progress,
-            )
-        return self.judges["judge"]
 
     def conclude(self, artifact: Path, report: JsonObject, *, accept: bool) -> CompressResult:
         """Give the artifact its name, unless the budget is not kept and it is not accepted so."""
@@ -324,6 +310,9 @@ def prepare(
     if parsed is not None:
         _check_budget(parsed, checkpoint, data)
     check_finite(checkpoint)
+    judge = None
+    if data.judged is not None:
+        judge = open_judge(path, data.judged, limit=limit, threads=threads, seed=seed)
     return CompressRun(
         spec=str(model),
         checkpoint=checkpoint,
@@ -334,6 +323,7 @@ def prepare(
         limit=limit,
         seed=seed,
         threads=threads,
+        judge=judge,
     )
 
 
