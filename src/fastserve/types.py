@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,6 +156,10 @@ class Batch:
     output_rows: Int32Array  # [R] rows whose logits are wanted
     token_types: Int32Array | None = None  # [T] segment ids of encoders; None is all zero
     adapter_slots: Int32Array | None = None  # [S] of each sequence's adapter, NO_ADAPTER without; None: all
+    # Of decoders that read sources: an encoder has stored the source_lengths[s] keys and values of sequence
+    # s's source in the blocks source_block_tables[s].
+    source_lengths: Int32Array | None = None  # [S]
+    source_block_tables: Int32Array | None = None  # [S, blocks of the longest source]
     sampling: SamplingBatch | None = None  # of the R output rows; None leaves the choice to the caller
 
     @property
@@ -269,6 +273,20 @@ class Executable(Protocol):
 
         Raises:
             ValueError: there is no such block.
+        """
+        ...
+
+
+@runtime_checkable
+class SourceExecutable(Executable, Protocol):
+    """An encoder and the decoder that reads what it stores, over one KV pool. `run` is the decoder's."""
+
+    def encode(self, batch: Batch) -> None:
+        """Read whole sources: afterwards the blocks named in the batch hold their keys and values, which
+        steps of the decoder find by `source_block_tables`.
+
+        Raises:
+            OptionError: as `run`.
         """
         ...
 

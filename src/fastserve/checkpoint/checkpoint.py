@@ -81,6 +81,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         names = ", ".join(file.name for file in gguf_files + safetensors_files)
         raise CheckpointError(f"{path} holds several models: {names}", hint="name one of the .gguf files")
     _refuse_pickle(sorted(path.iterdir()))
+    if "ensemble" in read_optional_json(path / "fastserve.json"):
+        raise UnsupportedError(f"{path} is an ensemble of models", hint="name one of the folders in it")
     raise CheckpointError(
         f"{path} holds no model", hint="expected are config.json with *.safetensors, or one .gguf file"
     )

@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": "fastserve.cli.doctor",
     "download": "fastserve.cli.download",
     "embed": "fastserve.cli.embed",
+    "ensemble": "fastserve.cli.ensemble",
     "evaluate": "fastserve.cli.evaluate",
     "generate": "fastserve.cli.generate",
     "keys": "fastserve.cli.keys",

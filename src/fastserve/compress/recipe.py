@@ -30,6 +30,8 @@ STEPS: Mapping[str, str] = {
     "gptq": "fastserve.compress.quantize.step:Gptq",
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
     "rtn": "fastserve.compress.quantize.step:Rtn",
+    "sparsegpt": "fastserve.compress.prune.sparsegpt:SparseGpt",
+    "wanda": "fastserve.compress.prune.wanda:Wanda",
 }
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"

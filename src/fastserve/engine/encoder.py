@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, chain, pairwise
+from typing import Self
 
 import numpy as np
 
@@ -22,31 +23,92 @@ class EncoderInput:
     """What an encoder reads at once: token ids with their special tokens, within the model's context.
 
     `token_types` are as many; None is all zero, and must be for a model without such. `adapter` is beside the
-    model.
+    model; `member` is the one of an ensemble that reads it.
     """
 
     token_ids: Seq[int]
     token_types: Seq[int] | None = None
     adapter: ServedAdapter | None = None
+    member: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """An executable, its blocks, and the adapters beside it."""
+
+    executable: Executable
+    pool: BlockPool
+    adapter_slots: AdapterSlots
+
+    @classmethod
+    def of(cls, executable: Executable) -> Self:
+        limits = executable.limits
+        pool = BlockPool(num_blocks=limits.num_blocks, block_size=executable.block_size)
+        return cls(executable, pool, AdapterSlots(limits.num_adapter_slots))
+
+    def slots_for(self, inputs: Seq[EncoderInput]) -> list[int] | None:
+        """Where the adapters of these inputs lie, once they are there; None where there are none."""
+        if all(input_.adapter is None for input_ in inputs):
+            return None
+        self.adapter_slots.begin(())
+        for input_ in inputs:
+            self.adapter_slots.use(input_.adapter)
+        self.adapter_slots.write(self.executable)
+        return [self.adapter_slots.slot_of(input_.adapter) for input_ in inputs]
+
+
+@dataclass(slots=True)
+class _Load:
+    """What a member has to do in a step that is put together."""
+
+    num_inputs: int = 0
+    num_tokens: int = 0
+    num_blocks: int = 0
+    adapters: set[ServedAdapter] = field(default_factory=set)
+
+    def takes(self, input_: EncoderInput, member: _Member, most_tokens: int) -> bool:
+        """Whether one more fits."""
+        limits = member.executable.limits
+        adapters = self.adapters if input_.adapter is None else self.adapters | {input_.adapter}
+        return (
+            self.num_inputs < limits.max_sequences
+            and self.num_tokens + len(input_) <= min(most_tokens, limits.max_tokens)
+            and self.num_blocks + member.pool.blocks_for(len(input_)) <= limits.num_blocks
+            and len(adapters) <= limits.num_adapter_slots
+        )
+
+    def add(self, input_: EncoderInput, member: _Member) -> None:
+        self.num_inputs += 1
+        self.num_tokens += len(input_)
+        self.num_blocks += member.pool.blocks_for(len(input_))
+        if input_.adapter is not None:
+            self.adapters.add(input_.adapter)
+
+
 class Encoder:
-    """Runs an encoder. What comes of a text does not depend on what else is in the batch.
+    """Runs an encoder, or the members of an ensemble. What comes of a text does not depend on what else is in
+    the batch.
 
     Args:
+        executable: of the model, or of the first member.
         head: that the model ends in; None where it gives embeddings.
+        others: executables of the other members, which end as the first one does.
     """
 
-    def __init__(self, executable: Executable, head: Head | None = None) -> None:
-        self._executable = executable
+    def __init__(
+        self, executable: Executable, head: Head | None = None, *, others: Seq[Executable] = ()
+    ) -> None:
         self._output = "embedding" if head is None else "logits"
         self._is_per_token = head is not None and head.is_per_token
-        limits = executable.limits
-        self._adapter_slots = AdapterSlots(limits.num_adapter_slots)
-        self._pool = BlockPool(num_blocks=limits.num_blocks, block_size=executable.block_size)
+        self._members = [_Member.of(one) for one in (executable, *others)]
+
+    @property
+    def max_inputs(self) -> int:
+        """Most inputs of a step."""
+        return sum(member.executable.limits.max_sequences for member in self._members)
 
     def embed(self, texts: Seq[Seq[int]], *, adapter: ServedAdapter | None = None) -> Float32Array:
         """Embed texts, given as token ids with their special tokens, each within the model's context, all
@@ -63,32 +125,23 @@ class Encoder:
         return [result for group in self.groups(inputs) for result in self.run(group)] if inputs else []
 
     def run(self, inputs: Seq[EncoderInput]) -> list[Float32Array]:
-        """As `run_all`, of inputs that fit one step."""
-        tables = [self._pool.allocate(self._pool.blocks_for(len(input_))) for input_ in inputs]
-        try:
-            batch = build_encoder_batch(inputs, tables, adapter_slots=self._slots_for(inputs))
-            rows = self._executable.run(batch).outputs[self._output].copy()
-        finally:
-            self._pool.free(list(chain.from_iterable(tables)))
-        if self._is_per_token:
-            return np.split(rows, batch.sequence_starts[1:-1])
-        return list(rows)
-
-    def _slots_for(self, inputs: Seq[EncoderInput]) -> list[int] | None:
-        """Where the adapters of these inputs lie, once they are there; None where there are none."""
-        if all(input_.adapter is None for input_ in inputs):
-            return None
-        self._adapter_slots.begin(())
-        for input_ in inputs:
-            self._adapter_slots.use(input_.adapter)
-        self._adapter_slots.write(self._executable)
-        return [self._adapter_slots.slot_of(input_.adapter) for input_ in inputs]
+        """As `run_all`, of inputs that fit one step: a run of each member that has some."""
+        if len(self._members) == 1:
+            return self._run_member(self._members[0], inputs)
+        results: dict[int, Float32Array] = {}
+        for index, member in enumerate(self._members):
+            places = [place for place, input_ in enumerate(inputs) if input_.member == index]
+            if places:
+                found = self._run_member(member, [inputs[place] for place in places])
+                results.update(zip(places, found, strict=True))
+        return [results[place] for place in range(len(inputs))]
 
     def groups(self, inputs: Seq[EncoderInput]) -> Iterator[Seq[EncoderInput]]:
         """Inputs in their order, in as few groups as steps can take, the largest of which has as few tokens
         as it can: a rest of a text or two would leave threads without work.
         """
-        low, high = max(map(len, inputs)), self._executable.limits.max_tokens
+        low = max(len(input_) for input_ in inputs)
+        high = max(member.executable.limits.max_tokens for member in self._members)
         starts = self._cut(inputs, high)
         while low < high:
             most_tokens = (low + high) // 2
@@ -100,25 +153,27 @@ class Encoder:
         for start, end in pairwise([*starts, len(inputs)]):
             yield inputs[start:end]
 
+    def _run_member(self, member: _Member, inputs: Seq[EncoderInput]) -> list[Float32Array]:
+        tables = [member.pool.allocate(member.pool.blocks_for(len(input_))) for input_ in inputs]
+        try:
+            batch = build_encoder_batch(inputs, tables, adapter_slots=member.slots_for(inputs))
+            rows = member.executable.run(batch).outputs[self._output].copy()
+        finally:
+            member.pool.free(list(chain.from_iterable(tables)))
+        if self._is_per_token:
+            return np.split(rows, batch.sequence_starts[1:-1])
+        return list(rows)
+
     def _cut(self, inputs: Seq[EncoderInput], most_tokens: int) -> list[int]:
-        """Where groups of inputs start, each as long as `most_tokens` and a step allow."""
-        limits = self._executable.limits
+        """Where groups of inputs start, each as long as a step allows, with at most `most_tokens` of each
+        member."""
         starts = [0]
-        num_tokens = num_blocks = 0
-        adapters: set[ServedAdapter] = set()
+        loads = [_Load() for _ in self._members]
         for index, input_ in enumerate(inputs):
-            length = len(input_)
-            blocks = self._pool.blocks_for(length)
-            own = set() if input_.adapter is None else {input_.adapter}
-            num_tokens, num_blocks, adapters = num_tokens + length, num_blocks + blocks, adapters | own
-            if (
-                index - starts[-1] == limits.max_sequences
-                or num_tokens > most_tokens
-                or num_blocks > limits.num_blocks
-                or len(adapters) > limits.num_adapter_slots
-            ):
+            if not loads[input_.member].takes(input_, self._members[input_.member], most_tokens):
                 starts.append(index)
-                num_tokens, num_blocks, adapters = length, blocks, own
+                loads = [_Load() for _ in self._members]
+            loads[input_.member].add(input_, self._members[input_.member])
         return starts
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from fastserve.backends.native.weight_scheme import choose_schemes
@@ -14,7 +16,10 @@ from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
 from fastserve.engine.capacity import Capacity, choose_context_length, plan_capacity
+from fastserve.engine.encoder import Encoder
+from fastserve.engine.ensemble import EnsembleFolder, open_ensemble
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint
+from fastserve.engine.mix import Mix
 from fastserve.engine.processor import processor_name
 from fastserve.errors import MemoryLimitError, OptionError, UnsupportedError
 from fastserve.graph.node import Graph
@@ -25,7 +30,7 @@ from fastserve.models.head import Ending
 from fastserve.models.parameters import check_parameters
 from fastserve.models.pooling import Pooling
 from fastserve.models.task import Task, TaskSettings, read_task
-from fastserve.types import Executable, Limits
+from fastserve.types import Executable, Float64Array, Limits
 
 _DRAFT_KV_SHARE = 4  # a draft model has a fourth of the model's KV memory, unless options say otherwise
 
@@ -35,7 +40,11 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A model ready to run. `weights` and `context_length` are what the options came to; `draft` guesses at
-    its tokens, where the options ask for it."""
+    its tokens, where the options ask for it.
+
+    Of an ensemble, `settings`, `context_length` and `footprint` are those of the whole, the rest is that of
+    the first member. `member_index` is a member's place in one.
+    """
 
     checkpoint: Checkpoint
     config: ModelConfig
@@ -46,10 +55,26 @@ class LoadedModel:
     context_length: int
     footprint: Footprint
     draft: LoadedModel | None = None
+    ensemble: Ensemble | None = None
+    member_index: int = 0
 
     @property
     def task(self) -> Task:
         return self.settings.task
+
+    @property
+    def members(self) -> tuple[LoadedModel, ...]:
+        """Of an ensemble, in their order; a model that is none is its own only one."""
+        return (self,) if self.ensemble is None else self.ensemble.members
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Models that predict the same labels, each with its own tokenizer, and how they become one: `mix` is a
+    `fastserve.engine.mix.Mix` of what each says."""
+
+    members: tuple[LoadedModel, ...]
+    mix: Callable[[Seq[Float64Array]], Float64Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +83,7 @@ class ModelPlan:
 
     settings: TaskSettings
     context_length: int
-    kv_bytes: int  # of the model itself
+    kv_bytes: int  # of the model itself; 0 of an ensemble, whose members are reckoned each for itself
     total_bytes: int
 
     @property
@@ -78,9 +103,11 @@ def plan_model(
     Raises:
         As `load_model`, but for MemoryLimitError where there is not enough: that is for the caller to say.
     """
-    checkpoint, config = _open(path)
     if available_bytes is None:
         available_bytes = available_memory_bytes()
+    if (folder := open_ensemble(path)) is not None:
+        return _plan_ensemble(folder, options, name or str(path), available_bytes)
+    checkpoint, config = _open(path)
     draft = _open_draft(checkpoint, config, options, name or str(path))
     blueprint = _draw(checkpoint, config, options, available_bytes)
     footprint = blueprint.capacity.footprint
@@ -109,6 +136,8 @@ def load_model(
         ContextLengthError: `context_length` is beyond the model's own.
         MemoryLimitError: it needs more memory than there is; said before weights are read.
     """
+    if (folder := open_ensemble(path)) is not None:
+        return _load_ensemble(folder, options, name or str(path), task)
     checkpoint, config = _open(path)
     if task is not None:
         check_task(task, _settings(checkpoint, config), name or str(path))
@@ -152,6 +181,71 @@ def _load(
         context_length=blueprint.context_length,
         footprint=capacity.footprint,
     )
+
+
+def read_settings(path: Path) -> TaskSettings:
+    """What the model in a folder or .gguf file is for. Raises as `load_model`, of what its files say."""
+    folder = open_ensemble(path)
+    return _settings(*_open(path)) if folder is None else folder.settings
+
+
+def _plan_ensemble(
+    folder: EnsembleFolder, options: EngineOptions, name: str, available_bytes: int | None
+) -> ModelPlan:
+    opened, _ = _open_members(folder, options, name)
+    own_options = _member_options(folder, options)
+    drawn = [_draw(*own, own_options, available_bytes) for own in opened]
+    return ModelPlan(
+        settings=folder.settings,
+        context_length=min(blueprint.context_length for blueprint in drawn),
+        kv_bytes=0,
+        total_bytes=sum(blueprint.capacity.footprint.total_bytes for blueprint in drawn),
+    )
+
+
+def _load_ensemble(
+    folder: EnsembleFolder, options: EngineOptions, name: str, task: Task | None
+) -> LoadedModel:
+    if task is not None:
+        check_task(task, folder.settings, name)
+    opened, mix = _open_members(folder, options, name)
+    own_options = _member_options(folder, options)
+    members: list[LoadedModel] = []
+    for index, own in enumerate(opened):
+        # What those before have been promised, and have not touched but for their weights.
+        reserved_bytes = sum(m.footprint.kv_bytes + m.footprint.activation_bytes for m in members)
+        loaded = _load(*own, own_options, reserved_bytes=reserved_bytes)
+        members.append(replace(loaded, member_index=index))
+    footprints = [member.footprint for member in members]
+    return replace(
+        members[0],
+        settings=folder.settings,
+        context_length=min(member.context_length for member in members),
+        footprint=Footprint(
+            **{
+                field.name: sum(getattr(footprint, field.name) for footprint in footprints)
+                for field in fields(Footprint)
+            }
+        ),
+        ensemble=Ensemble(tuple(members), mix),
+    )
+
+
+def _open_members(
+    folder: EnsembleFolder, options: EngineOptions, name: str
+) -> tuple[list[tuple[Checkpoint, ModelConfig]], Mix]:
+    """The members of an ensemble called `name`, all of them fit for it, before weights of any are read."""
+    if options.speculation == "draft":
+        check_task("generate", folder.settings, name)
+    opened = [_open(path) for path in folder.members]
+    return opened, folder.make_mix([_settings(*own) for own in opened])
+
+
+def _member_options(folder: EnsembleFolder, options: EngineOptions) -> EngineOptions:
+    """Members share the memory for keys and values that the options name."""
+    if options.kv_memory_bytes is None:
+        return options
+    return replace(options, kv_memory=options.kv_memory_bytes // len(folder.members))
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +385,12 @@ def _draft_options(
         adapters=None,
         max_adapters=0,
     )
+
+
+def make_encoder(model: LoadedModel) -> Encoder:
+    """What runs a model that is no decoder, or all members of an ensemble."""
+    first, *others = (member.executable for member in model.members)
+    return Encoder(first, model.settings.head, others=others)
 
 
 def check_task(task: Task, settings: TaskSettings, name: str) -> None:

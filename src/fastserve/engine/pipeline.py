@@ -10,9 +10,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from fastserve.config import Backend, KvDtype, WeightsChoice
-from fastserve.engine.encoder import Encoder
 from fastserve.engine.llm import LLM
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.load import LoadedModel, make_encoder
 from fastserve.engine.task.answer import (
     MAX_ANSWER_TOKENS,
     Answer,
@@ -40,7 +39,7 @@ class Pipeline:
     def __init__(self, llm: LLM, task: Task) -> None:
         self._llm = llm
         self._task = task
-        self._encoder = Encoder(llm.model.executable, llm.model.settings.head)
+        self._encoder = make_encoder(llm.model)
 
     def __enter__(self) -> Self:
         return self

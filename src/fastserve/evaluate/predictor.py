@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastserve.engine.ensemble import open_ensemble
 from fastserve.errors import ContextLengthError, UnsupportedError
 from fastserve.evaluate.label_tokenizer import LabelTokenizer
 from fastserve.evaluate.prediction import Predictor, PredictorOptions, check_not_cut
@@ -31,7 +32,7 @@ def open_predictor(
     try:
         return _open_native(folder, task, options)
     except UnsupportedError as error:
-        if options.backend == "native":
+        if options.backend == "native" or open_ensemble(folder) is not None:
             raise
         note(f"the native runtime does not have this model ({error.message}); PyTorch computes")
         return _open_torch(folder, task, options)
@@ -53,6 +54,11 @@ def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predict
 
 
 def _open_torch(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
+    if open_ensemble(folder) is not None:
+        raise UnsupportedError(
+            f"{folder} is an ensemble, which PyTorch does not open",
+            hint="leave out --backend torch, or name one of the folders in it",
+        )
     from fastserve.evaluate.torch_predictor import TorchPredictor
 
     return TorchPredictor(folder, task, options)

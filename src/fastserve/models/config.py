@@ -7,6 +7,9 @@ from typing import Self
 
 from fastserve.graph.node import ActivationKind
 
+# Of models whose positions are relative: nothing of theirs ends there. Tables of biases take a MiB a head.
+MAX_RELATIVE_CONTEXT = 2**17
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
@@ -53,3 +56,23 @@ class EncoderConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderDecoderConfig:
+    """An encoder of a source, and a decoder of its target, which has its tokens, its heads and its width.
+
+    A source and a target may each be `max_context` tokens long; `usual_context` is the default.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    num_heads: int
+    head_dim: int
+    activation: ActivationKind
+    norm_eps: float
+    usual_context: int
+    max_context: int = MAX_RELATIVE_CONTEXT
