@@ -27,11 +27,19 @@ from fastserve.types import JsonObject
 
 # Where each step's class is: imported when a recipe names it.
 STEPS: Mapping[str, str] = {
+<<<<<<< HEAD
     "gptq": "fastserve.compress.quantize.step:Gptq",
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
     "rtn": "fastserve.compress.quantize.step:Rtn",
     "sparsegpt": "fastserve.compress.prune.sparsegpt:SparseGpt",
     "wanda": "fastserve.compress.prune.wanda:Wanda",
+=======
+    "awq": "fastserve.compress.quantize.awq:Awq",
+    "gptq": "fastserve.compress.quantize.step:Gptq",
+    "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+    "rtn": "fastserve.compress.quantize.step:Rtn",
+    "smoothquant": "fastserve.compress.quantize.smoothquant:SmoothQuant",
+>>>>>>> cquant
 }
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
