@@ -104,14 +104,16 @@ def inverse_factor(gram: torch.Tensor, *, damping: float, name: str) -> torch.Te
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
-    try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        return torch.linalg.cholesky(inverse, upper=True).float()
-    except torch.linalg.LinAlgError as error:
+    lower, failed = torch.linalg.cholesky_ex(hessian)
+    inverse = torch.cholesky_inverse(lower)
+    upper, failed_too = torch.linalg.cholesky_ex(inverse, upper=True)
+    if failed or failed_too:
         raise CheckpointError(
-            f"the inputs of {name} have no inverse Hessian: {str(error).partition(':')[0]}",
+            f"the Hessian of the inputs of {name} is not positive definite",
             hint="give more calibration text, or more damping",
-        ) from error
+        )
+    factor: torch.Tensor = upper.float()
+    return factor
 
 
 def prune_and_update(

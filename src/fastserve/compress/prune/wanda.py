@@ -21,7 +21,7 @@ from fastserve.option import check_choice
 
 @dataclass(frozen=True, kw_only=True)
 class Wanda:
-    """The step `wanda`: the score of a weight is |W[i, j]| * ||X[:, j]||, compared within its row (section 3).
+    """The step `wanda`: a weight's score is |W[i, j]| * ||X[:, j]||, compared within its row (section 3).
 
     Attributes:
         sparsity, pattern: as of the step `magnitude`; a block goes by the sum of its scores.
