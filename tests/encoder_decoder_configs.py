@@ -47,7 +47,7 @@ ENCODER_DECODERS: dict[str, Config] = {
         **T5,
         "feed_forward_proj": "gated-gelu",
         "tie_word_embeddings": False,
-        "num_decoder_layers": 4,
+        "num_decoder_layers": 3,
         "relative_attention_num_buckets": 32,
         "relative_attention_max_distance": 128,
     },

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastserve.engine.batch import pad_block_tables
 from fastserve.engine.block import BlockPool
+from fastserve.engine.sequence import Sequence
 from fastserve.models.head import Head
 from fastserve.types import Batch, Executable, Float32Array
 
@@ -98,6 +99,12 @@ class Encoder:
                 starts.append(index)
                 num_tokens, num_blocks = length, blocks
         return starts
+
+
+def build_source_batch(sequences: Seq[Sequence]) -> Batch:
+    """What an encoder reads for sequences: their sources."""
+    inputs = [EncoderInput(sequence.token_ids[: sequence.num_given_tokens]) for sequence in sequences]
+    return build_encoder_batch(inputs, [sequence.source_blocks for sequence in sequences])
 
 
 def build_encoder_batch(inputs: Seq[EncoderInput], block_tables: Seq[Seq[int]]) -> Batch:

@@ -63,7 +63,7 @@ class Transcript:
             text="".join((*self.texts, last_text)),
             token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens :]),
             finish_reason=finish_reason,
-            prompt_tokens=sequence.num_prompt_tokens,
+            prompt_tokens=sequence.num_given_tokens,
             cached_tokens=sequence.num_reused_tokens,
             seed=sequence.seed,
             logprobs=None if sequence.params.logprobs is None else tuple(self.logprobs),
