@@ -36,7 +36,6 @@ MARIAN: Config = {
     "pad_token_id": 96,
     "eos_token_id": 0,
     "forced_eos_token_id": 0,
-    "bad_words_ids": [[96]],
 }
 
 # What is in the name is what differs from the family's plain form.

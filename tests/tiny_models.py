@@ -88,6 +88,7 @@ def random_encoder_decoder(config: dict[str, Any]) -> Any:
     with torch.no_grad():
         if made.model_type == "marian":
             width = made.d_model
+            model.generation_config.bad_words_ids = [[made.pad_token_id]]
             model.final_logits_bias.normal_(std=0.3, generator=torch.Generator().manual_seed(3))
             for stack in (model.model.encoder, model.model.decoder):
                 stack.embed_positions.weight.copy_(torch.tensor(sinusoids(0, 128, width)))

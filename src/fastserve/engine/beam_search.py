@@ -95,9 +95,13 @@ class BeamSearch:
         kept = scored[: self.num_candidates]
         length = len(self._running[0][1]) + 1
         ends = [length == self._max_tokens or branch.token_id in self._eos_token_ids for _, branch in kept]
-        for (score, branch), has_ended in zip(kept[: self.num_beams], ends, strict=False):
-            if has_ended:
-                self._finish(score, branch, length)
+        if not (self._early_stopping is True and len(self._finished) == self.num_beams):
+            for (score, branch), has_ended in zip(kept[: self.num_beams], ends, strict=False):
+                if has_ended:
+                    penalized = float(score / np.float32(length**self._length_penalty))
+                    self._finished.append(Hypothesis(penalized, self._tokens(branch)))
+            self._finished.sort(key=lambda found: -found.score)
+            del self._finished[self.num_beams :]
         going = [pair for pair, has_ended in zip(kept, ends, strict=True) if not has_ended][: self.num_beams]
         if not going or self._cannot_improve(going[0][0], length):
             self.is_over = True
@@ -107,14 +111,6 @@ class BeamSearch:
 
     def _tokens(self, branch: Branch) -> tuple[int, ...]:
         return (*self._running[branch.parent][1], branch.token_id)
-
-    def _finish(self, score: np.float32, branch: Branch, length: int) -> None:
-        if self._early_stopping is True and len(self._finished) == self.num_beams:
-            return
-        penalized = float(score / np.float32(length**self._length_penalty))
-        self._finished.append(Hypothesis(penalized, self._tokens(branch)))
-        self._finished.sort(key=lambda found: -found.score)
-        del self._finished[self.num_beams :]
 
     def _cannot_improve(self, best_running: np.float32, length: int) -> bool:
         if len(self._finished) < self.num_beams:

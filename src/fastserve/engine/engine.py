@@ -536,33 +536,15 @@ class Engine:
         found = beams.search.best(params.n) if error is None else [Hypothesis(0.0, ())]
         found += found[-1:] * (params.n - len(found))  # where a model's rules leave nothing else
         for index, hypothesis in enumerate(found):
-            seed = (beams.sequences[0].seed + index) % 2**64
-            sequence = beams.completed(hypothesis, seed=seed)
-            yield from self._tell(
-                self._transcribe(sequence, request_id, index, name), now, error=error, has_expired=has_expired
-            )
+            sequence = beams.completed(hypothesis, seed=(beams.sequences[0].seed + index) % 2**64)
+            told = self._transcribe(sequence, request_id, index, name)
+            if error is None:
+                yield from told.tell(now, self._is_stop_token)
+            else:
+                failure = told.complete("", "error", now, error=error, has_expired=has_expired)
+                yield told.chunk("", token_id=None, completion=failure)
         for transcript in transcripts:
             self._finish(transcript)
-
-    def _tell(
-        self, transcript: Transcript, now: float, *, error: str | None, has_expired: bool
-    ) -> Iterator[Chunk]:
-        """The chunks of a completion all of whose tokens are known."""
-        sequence = transcript.sequence
-        transcript.first_token_seconds = now
-        if error is not None:
-            completion = transcript.complete("", "error", now, error=error, has_expired=has_expired)
-            yield transcript.chunk("", token_id=None, completion=completion)
-            return
-        tokens = sequence.token_ids[sequence.num_prompt_tokens :]
-        for number, token_id in enumerate(tokens, 1):
-            is_stop = self._is_stop_token(token_id, sequence.params)
-            text = "" if is_stop else transcript.text.push(token_id)
-            whole = None
-            if number == len(tokens):
-                text += transcript.text.finish()
-                whole = transcript.complete(text, "stop" if is_stop else "length", now)
-            yield transcript.chunk(text, token_id=token_id, completion=whole, is_first=number == 1)
 
     def _keep_scores(self, turn: Turn, result: StepResult, first_row: int) -> bool:
         """Take down the logprobs of a turn's tokens of the prompt; whether they are numbers."""
