@@ -72,6 +72,10 @@ class _NativePredictor:
 
     backend = "native"
 
+    @property
+    def num_tokens(self) -> int:
+        return int(self._pipeline.num_tokens)
+
     def predict(self, rows: Seq[Row]) -> list[Prediction]:
         try:
             return self._predict(rows)
@@ -93,7 +97,7 @@ class _NativePredictor:
         self._pipeline.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _NativeGenerator:
     """Losses of what is to be written, and greedy completions of an LLM: of the chat before the last answer,
     or of a source."""
@@ -101,6 +105,7 @@ class _NativeGenerator:
     _llm: Any
     _task: Generation
     _options: PredictorOptions
+    num_tokens: int = 0
 
     backend = "native"
 
@@ -119,6 +124,7 @@ class _NativeGenerator:
         completions = self._llm.generate(prompts, params)
         for prediction, completion in zip(predictions, completions, strict=True):
             prediction["text"] = completion.text.strip()
+            self.num_tokens += completion.prompt_tokens + completion.completion_tokens
         return predictions
 
     def _score(self, rows: Seq[Row]) -> list[Prediction]:
@@ -134,6 +140,7 @@ class _NativeGenerator:
         texts = [features["input_ids"] for features in examples.features]
         sums = []
         for features, scored in zip(examples.features, self._llm.generate(texts, params), strict=True):
+            self.num_tokens += scored.prompt_tokens
             losses = [-token.logprob for token in scored.checked().prompt_logprobs]
             learned = [label != IGNORED for label in features["labels"][1:]]
             sums.append(np.array([np.dot(losses, learned), sum(learned)]))
