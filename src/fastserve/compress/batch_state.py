@@ -14,7 +14,7 @@ import torch
 
 from fastserve.backends.torch.ops import OPS
 from fastserve.backends.torch.step import KvLayer, SequenceRows, Step
-from fastserve.graph.node import Attention, Graph, Node, Parameter, Value
+from fastserve.graph.node import Graph, Node, Parameter, PoolNode, Value
 
 BATCH_TOKENS = 2048  # rows of a batch: products are large, and attention stays within short sequences
 
@@ -43,9 +43,9 @@ class TokenBatch:
         return Step(
             weights=weights,
             kv={
-                node.layer_index: KvLayer.zeros((num_tokens, node.num_kv_heads, node.head_dim), "f32", "cpu")
+                node.pool_layer: KvLayer.zeros((num_tokens, node.num_kv_heads, node.head_dim), "f32", "cpu")
                 for node in nodes
-                if isinstance(node, Attention)
+                if isinstance(node, PoolNode)
             },
             ids={
                 "token_ids": self.token_ids,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastserve.engine.ensemble import open_ensemble
 from fastserve.errors import ContextLengthError, UnsupportedError
 from fastserve.evaluate.label_tokenizer import LabelTokenizer
 from fastserve.evaluate.prediction import Predictor, PredictorOptions, check_not_cut
@@ -31,7 +32,7 @@ def open_predictor(
     try:
         return _open_native(folder, task, options)
     except UnsupportedError as error:
-        if options.backend == "native":
+        if options.backend == "native" or open_ensemble(folder) is not None:
             raise
         note(f"the native runtime does not have this model ({error.message}); PyTorch computes")
         return _open_torch(folder, task, options)
@@ -53,6 +54,11 @@ def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predict
 
 
 def _open_torch(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
+    if open_ensemble(folder) is not None:
+        raise UnsupportedError(
+            f"{folder} is an ensemble, which PyTorch does not open",
+            hint="leave out --backend torch, or name one of the folders in it",
+        )
     from fastserve.evaluate.torch_predictor import TorchPredictor
 
     return TorchPredictor(folder, task, options)
@@ -65,6 +71,10 @@ class _NativePredictor:
     _options: PredictorOptions
 
     backend = "native"
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self._pipeline.num_tokens)
 
     def predict(self, rows: Seq[Row]) -> list[Prediction]:
         try:
@@ -87,7 +97,7 @@ class _NativePredictor:
         self._pipeline.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _NativeGenerator:
     """Losses of what is to be written, and greedy completions of an LLM: of the chat before the last answer,
     or of a source."""
@@ -95,6 +105,7 @@ class _NativeGenerator:
     _llm: Any
     _task: Generation
     _options: PredictorOptions
+    num_tokens: int = 0
 
     backend = "native"
 
@@ -113,6 +124,7 @@ class _NativeGenerator:
         completions = self._llm.generate(prompts, params)
         for prediction, completion in zip(predictions, completions, strict=True):
             prediction["text"] = completion.text.strip()
+            self.num_tokens += completion.prompt_tokens + completion.completion_tokens
         return predictions
 
     def _score(self, rows: Seq[Row]) -> list[Prediction]:
@@ -128,6 +140,7 @@ class _NativeGenerator:
         texts = [features["input_ids"] for features in examples.features]
         sums = []
         for features, scored in zip(examples.features, self._llm.generate(texts, params), strict=True):
+            self.num_tokens += scored.prompt_tokens
             losses = [-token.logprob for token in scored.checked().prompt_logprobs]
             learned = [label != IGNORED for label in features["labels"][1:]]
             sums.append(np.array([np.dot(losses, learned), sum(learned)]))

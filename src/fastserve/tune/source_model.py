@@ -3,7 +3,6 @@ dequantized to float32."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.relation_extraction import RelationExtraction
 from fastserve.evaluate.task.task import Task
 from fastserve.models.pooling import Pooling
+from fastserve.tune.digest import digest_files
 from fastserve.types import JsonObject
 
 _MOST_TOKENS = 512  # of an example by default: longer ones are rare, and attention over them dear
@@ -63,7 +63,7 @@ class SourceModel:
         formats = sorted({tensor.format.name.lower() for tensor in self.checkpoint.tensors.values()})
         return {
             "model": self.spec,
-            "weights_sha256": _digest(self.checkpoint.files),
+            "weights_sha256": digest_files(self.checkpoint.files),
             "format": self.checkpoint.format,
             "stored_as": formats,
             "dequantized_to": "f32" if set(formats) - {"f32", "f16", "bf16"} else None,
@@ -172,12 +172,3 @@ def _dropout_of(config: JsonObject, dropout: float | None) -> JsonObject:
         return {}
     names = [name for name in config if name.endswith(("dropout", "dropout_prob", "pdrop"))]
     return dict.fromkeys([*names, *(("classifier_dropout",) if names else ())], dropout)
-
-
-def _digest(files: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while piece := stream.read(2**22):
-                digest.update(piece)
-    return digest.hexdigest()
