@@ -36,9 +36,10 @@ def open_predictor(
 
 def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
     if isinstance(task, Generation):
-        if task.is_encoder_decoder or task.name == "causal-lm":
-            what = "encoder-decoders" if task.is_encoder_decoder else "losses of given texts"
-            raise UnsupportedError(f"{what} are for PyTorch alone", hint="leave out --backend native")
+        if task.name == "causal-lm":
+            raise UnsupportedError(
+                "losses of given texts are for PyTorch alone", hint="leave out --backend native"
+            )
         from fastserve.engine.llm import LLM
 
         return _NativeGenerator(LLM(folder, weights=options.weights, threads=options.threads), task, options)
@@ -85,7 +86,8 @@ class _NativePredictor:
 
 @dataclass(frozen=True, slots=True)
 class _NativeGenerator:
-    """Greedy completions of an LLM: of the chat before the last answer, or of a source."""
+    """Greedy completions of an LLM: of the chat before the last answer, or of a source, which an
+    encoder-decoder reads as it is."""
 
     _llm: Any
     _task: Generation
@@ -101,12 +103,20 @@ class _NativeGenerator:
                 "perplexity is computed in PyTorch alone", hint="leave out --backend native"
             )
         params = SamplingParams(max_tokens=self._options.max_tokens, temperature=0.0)
-        asked = [self._task.messages_of(row)[:-1] for row in rows]
-        if self._llm.model.checkpoint.chat_template is not None:
-            prompts = [self._llm.chat_prompt(messages) for messages in asked]
-        else:
-            prompts = ["".join(f"{message['content']}\n" for message in messages) for messages in asked]
+        prompts = [self._prompt_of(row) for row in rows]
         return [{"text": completion.text.strip()} for completion in self._llm.generate(prompts, params)]
+
+    def _prompt_of(self, row: Row) -> Any:
+        if self._task.is_encoder_decoder:
+            from fastserve.engine.prompt import encode_text
+
+            source = str(row["source"])
+            truncate = self._options.truncate
+            return encode_text(self._llm.model, source, truncate=True) if truncate else source
+        messages = self._task.messages_of(row)[:-1]
+        if self._llm.model.checkpoint.chat_template is not None:
+            return self._llm.chat_prompt(messages)
+        return "".join(f"{message['content']}\n" for message in messages)
 
     def close(self) -> None:
         self._llm.close()
