@@ -17,8 +17,8 @@ import numpy as np
 
 from fastserve.config import EngineOptions
 from fastserve.engine.adapter_table import AdapterTable
-from fastserve.engine.encoder import Encoder, EncoderInput
-from fastserve.engine.load import LoadedModel, check_task
+from fastserve.engine.encoder import EncoderInput
+from fastserve.engine.load import LoadedModel, check_task, make_encoder
 from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import ClosedError, FastServeError, QueueFullError, StepError
 from fastserve.types import Float32Array
@@ -87,7 +87,7 @@ class AsyncEncoder:
         self.adapters = AdapterTable.of(model, options or EngineOptions(), model_name=name)
         self._max_waiting = max_waiting
         self._turnstile = turnstile or Turnstile()
-        self._encoder = Encoder(model.executable, model.settings.head)
+        self._encoder = make_encoder(model)
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self._num_unfinished = 0
         self._last_step_seconds = time.monotonic()
@@ -236,7 +236,7 @@ class AsyncEncoder:
 
     def _take_turns(self, jobs: deque[_Job]) -> list[tuple[_Job, int]]:
         """Jobs and indices of their next inputs, one of each job in turn, at most as many as a step takes."""
-        most = self.model.executable.limits.max_sequences
+        most = self._encoder.max_inputs
         turns: list[tuple[_Job, int]] = []
         offset = 0
         while len(turns) < most:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from fastserve.evaluate.task.task import Scores, Task
 from fastserve.evaluate.training_plot import plot_training
 from fastserve.hub.resolve import resolve
 from fastserve.tune.dependency import check_tune_libraries
+from fastserve.tune.digest import digest_files
 from fastserve.tune.options import TuneOptions
 from fastserve.tune.rows import RunRows, read_run_rows
 from fastserve.tune.run_folder import RunFolder
@@ -157,7 +157,7 @@ def prepare(
     lineage = {
         "parent": source.lineage(),
         "model": model,
-        "data": {"train": _digest(train), **({} if dev is None else {"dev": _digest(dev)})},
+        "data": {"train": digest_files([train]), **({} if dev is None else {"dev": digest_files([dev])})},
         "rows": {"train": len(rows.train), **({} if rows.dev is None else {"dev": len(rows.dev)})},
         "on_problem": dict(on_problem),
         "problems": rows.problem_counts,
@@ -417,14 +417,6 @@ def _check_precision(options: TuneOptions) -> None:
             raise UnsupportedError(
                 "optimizer='adamw-8bit' needs bitsandbytes", hint="pip install bitsandbytes, or choose adamw"
             )
-
-
-def _digest(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:
