@@ -2,7 +2,7 @@
 bytes are left, and how fast the native runtime is with it.
 
     python bench/compress_minilm.py --data shared/data --set sms --work DIR --json FILE
-    python bench/compress_minilm.py --work DIR --timing --seconds 40 --json FILE
+    python bench/compress_minilm.py --what speed --set sms --work DIR --seconds 40 --json FILE
 
 The first makes three models: `dense-int8`; `sparse60-int8`, 60 % of the weights of all linears zero
 (SparseGPT); `structured40-int8`, 40 % of heads and neurons taken out, then tuned again. Token tables are int8
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.compress.artifact import write_artifact
 from fastserve.compress.calibration import calibration_tokens
 from fastserve.compress.recipe import parse_recipe
@@ -33,6 +34,7 @@ from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.predictor import open_predictor
 from fastserve.evaluate.task.table import task_of_folder
 from fastserve.evaluate.task_evaluation import Evaluation, evaluate_folder
+from fastserve.models.matrices import find_matrices
 from fastserve.tune import TuneOptions, tune
 from report import make_parser, publish
 from tune_sets import SETS
@@ -85,16 +87,16 @@ def recipes(recovery: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def main() -> None:
     parser = make_parser(__doc__)
+    parser.add_argument("--what", choices=("quality", "speed"), default="quality")
     parser.add_argument("--data", type=Path, help="folder of the sets")
     parser.add_argument("--set", choices=sorted(SIZES), default="sms")
     parser.add_argument("--work", type=Path, required=True, help="folder for rows and models, kept")
     parser.add_argument("--model", default="all-minilm-l6-v2")
     parser.add_argument("--tuned", type=Path, help="the tuned model, where there is one already")
-    parser.add_argument("--timing", action="store_true", help="time the models in --work")
-    parser.add_argument("--seconds", type=float, default=40.0, help="of --timing")
-    parser.add_argument("--batch", type=int, default=32, help="texts at a time, of --timing")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of speed")
+    parser.add_argument("--batch", type=int, default=32, help="texts at a time, of speed")
     options = parser.parse_args()
-    if options.timing:
+    if options.what == "speed":
         compare_speeds(options)
     else:
         compare_models(options)
@@ -157,6 +159,7 @@ def compare_models(options: argparse.Namespace) -> None:
             "steps": steps,
             "accuracy": accuracy(found),
             "kept": kept,
+            "zeros_of_linears": zeros_of_linears(output),
             "weight_bytes": sizes_of["weight_bytes"],
             "share_of_f32_bytes": sizes_of["weight_bytes"] / f32_bytes,
             "form": sizes_of["form"],
@@ -202,6 +205,18 @@ def build(
         about.write_text(json.dumps(document), encoding="utf-8")
     found: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
     return found
+
+
+def zeros_of_linears(folder: Path) -> float:
+    """The share of zeros in the whole numbers of all linears but the tables."""
+    checkpoint = open_checkpoint(folder)
+    zeros = elements = 0
+    for name in find_matrices(checkpoint).linears:
+        tensor = checkpoint.tensors[name]
+        assert isinstance(tensor, GroupedTensor), f"{name} is not quantized"
+        codes = tensor.groups(0, tensor.shape[0]).codes
+        zeros, elements = zeros + int((codes == 0).sum()), elements + codes.size
+    return zeros / elements
 
 
 def count_elements(shape: tuple[int, ...]) -> int:
