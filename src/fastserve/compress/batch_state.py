@@ -58,7 +58,7 @@ class TokenBatch:
         )
 
 
-def _empty_layer(num_tokens: int, node: Attention) -> KvLayer:
+def _empty_layer(num_tokens: int, node: PoolNode) -> KvLayer:
     keys, values = (torch.zeros(num_tokens, node.num_kv_heads, node.head_dim) for _ in range(2))
     return KvLayer(keys, values, "f32")
 
