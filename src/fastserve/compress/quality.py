@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,11 @@ from fastserve.models.family import read_config
 from fastserve.types import Int64Array, JsonObject
 
 Progress = Callable[[str, int, int], None]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Where nobody looks."""
+
 
 WINDOWS = 16  # of text that a language model is judged by, unless told otherwise
 RESAMPLES = 1000
@@ -74,8 +80,8 @@ class Quality:
 class Judge(Protocol):
     """Holds a source model, and compares others with it."""
 
-    def judge(self, folder: Path) -> Quality:
-        """Of a model directory. What it is served as by default computes."""
+    def judge(self, folder: Path, progress: Progress = silent) -> Quality:
+        """Of a model directory. What it is served as computes. The source is run the first time."""
 
 
 def open_judge(
@@ -85,10 +91,9 @@ def open_judge(
     limit: int | None = None,
     threads: int | None = None,
     seed: int = 0,
-    progress: Progress = lambda what, done, total: None,
 ) -> Judge:
     """What judges models made of `source`, whose own numbers are exact (float32): by perplexity where it
-    writes text, by its task where it has one, else by its embeddings of texts.
+    writes text, by its task where it has one, else by its embeddings of texts. Only the data is read yet.
 
     Args:
         data: text, or rows of the model's task.
@@ -99,7 +104,7 @@ def open_judge(
     """
     checkpoint = open_checkpoint(source)
     if isinstance(read_config(checkpoint.config), DecoderConfig):
-        return _TextJudge(checkpoint, data, limit, threads, seed, progress)
+        return _TextJudge(checkpoint, data, limit, threads, seed)
     try:
         task = task_of_folder(source).name
     except UnsupportedError:
@@ -117,21 +122,23 @@ class _TextJudge:
         limit: int | None,
         threads: int | None,
         seed: int,
-        progress: Progress,
     ) -> None:
         texts = (f"{text}\n" for text in read_texts(data))
         self._windows = read_windows(checkpoint, texts, most=limit or WINDOWS)
-        self._source = LanguageModel(checkpoint, weights="f32", kv_dtype="f32", threads=threads)
-        self._threads, self._seed, self._progress = threads, seed, progress
+        self._checkpoint, self._threads, self._seed = checkpoint, threads, seed
 
-    def judge(self, folder: Path) -> Quality:
+    @cached_property
+    def _source(self) -> LanguageModel:
+        return LanguageModel(self._checkpoint, weights="f32", kv_dtype="f32", threads=self._threads)
+
+    def judge(self, folder: Path, progress: Progress = silent) -> Quality:
         total = len(self._windows)
         other = LanguageModel(folder, threads=self._threads)
         difference = compare_models(
             self._source,
             other,
             self._windows,
-            progress=lambda done: self._progress("perplexity", done, total),
+            progress=lambda done: progress("perplexity", done, total),
         )
         figures = difference.figures(resamples=RESAMPLES, seed=self._seed)
         change = Change(figures["perplexity"], figures["other_perplexity"], figures["perplexity_increase"])
@@ -151,12 +158,15 @@ class _TaskJudge:
     def __init__(self, source: Path, rows: Seq[Any], data: Path, threads: int | None, seed: int) -> None:
         if not rows:
             raise DataError(f"{data} has no rows", hint="give a file with rows")
-        self._rows, self._threads, self._seed = rows, threads, seed
-        self._source = evaluate_folder(
-            source, rows, PredictorOptions(weights="f32", threads=threads, truncate=True)
-        )
+        self._folder, self._rows, self._threads, self._seed = source, rows, threads, seed
 
-    def judge(self, folder: Path) -> Quality:
+    @cached_property
+    def _source(self) -> Evaluation:
+        options = PredictorOptions(weights="f32", threads=self._threads, truncate=True)
+        return evaluate_folder(self._folder, self._rows, options)
+
+    def judge(self, folder: Path, progress: Progress = silent) -> Quality:
+        progress(self._source.task.name, 0, 1)
         other = evaluate_folder(folder, self._rows, PredictorOptions(threads=self._threads, truncate=True))
         metrics = self._changes(other)
         metric = next(name for name in self._source.task.metrics if name in metrics)
@@ -219,9 +229,14 @@ class _EmbeddingJudge:
         self._texts = [text for text in read_texts(data) if text.strip()][: limit or 256]
         if len(self._texts) < 2:
             raise DataError(f"{data} has {len(self._texts)} texts; 2 are needed at least", hint="give more")
-        self._source = self._embed(source, "f32")
+        self._folder = source
 
-    def judge(self, folder: Path) -> Quality:
+    @cached_property
+    def _source(self) -> Any:
+        return self._embed(self._folder, "f32")
+
+    def judge(self, folder: Path, progress: Progress = silent) -> Quality:
+        progress("embeddings", 0, 1)
         other = self._embed(folder, "auto")
         cosines = (self._source * other).sum(axis=1)
         ours, theirs = (_nearest(vectors) for vectors in (self._source, other))

@@ -15,11 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastserve._version import __version__
+from fastserve.engine.energy import find_counters
 from fastserve.errors import FastServeError, RequestError
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.body import BodyLimit
 from fastserve.serve.drain import DrainGate
-from fastserve.serve.energy import EnergyMeter, find_counters
+from fastserve.serve.energy import EnergyMeter
 from fastserve.serve.errors import error_response, nothing_at, validation_error
 from fastserve.serve.log import RequestLog
 from fastserve.serve.model_entry import ServedModel

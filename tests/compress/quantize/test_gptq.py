@@ -67,7 +67,8 @@ def test_two_columns_are_rounded_as_a_closed_form_says() -> None:
     gram = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     grid = Grid(granularity="channel", scale_search=False)
     assert find_scales(values, grid, 3).scales.tolist() == [[1.0]]
-    assert Solver(damping=0.0).quantize("w", values, gram, grid).groups(0, 1).codes.tolist() == [[2, 4, 7]]
+    found = Solver(damping=0.0).plan(gram, "w").quantize("w", values, grid)
+    assert found.groups(0, 1).codes.tolist() == [[2, 4, 7]]
     assert quantize("w", values, grid).groups(0, 1).codes.tolist() == [[2, 3, 7]]
 
 
@@ -77,7 +78,7 @@ def test_blocks_come_to_what_a_plain_loop_comes_to(granularity: str, act_order: 
     values, gram = random_problem(depth=192)
     grid = Grid(granularity=granularity, scale_search=False)  # type: ignore[arg-type]
     columns = grid.columns_of("w", tuple(values.shape))
-    found = Solver(damping=0.01, act_order=act_order).quantize("w", values, gram, grid)
+    found = Solver(damping=0.01, act_order=act_order).plan(gram, "w").quantize("w", values, grid)
     scales = found.groups(0, len(values)).scales
     expected = plain_gptq(values.numpy(), gram.numpy(), scales, damping=0.01, act_order=act_order)
     # A number that lies between two codes to the last bit may fall either way, and others follow: few do.
@@ -91,7 +92,7 @@ def test_blocks_come_to_what_a_plain_loop_comes_to(granularity: str, act_order: 
 def test_outputs_are_nearer_than_those_of_rounding_to_nearest(bits: int, symmetric: bool) -> None:
     values, gram = random_problem()
     grid = Grid(bits=bits, symmetric=symmetric, granularity="channel")
-    found = Solver().quantize("w", values, gram, grid)
+    found = Solver().plan(gram, "w").quantize("w", values, grid)
     nearest = quantize("w", values, grid)
     errors = [output_error(values_of(tensor) - values, gram) for tensor in (found, nearest)]
     assert errors[0] < 0.75 * errors[1]
@@ -102,7 +103,7 @@ def test_outputs_are_nearer_than_those_of_rounding_to_nearest(bits: int, symmetr
 
 def test_groups_are_of_neighbouring_columns_whatever_the_order() -> None:
     values, gram = random_problem(depth=192)
-    found = Solver().quantize("w", values, gram, Grid(group_size=32))
+    found = Solver().plan(gram, "w").quantize("w", values, Grid(group_size=32))
     assert found.group_size == 32
     assert found.group_of_column is None
     assert found.groups(0, 12).scales.shape == (12, 6)
@@ -113,7 +114,7 @@ def test_zeros_stay_zeros_and_others_make_up_for_them() -> None:
     values[torch.rand(values.shape, generator=torch.Generator().manual_seed(0)) < 0.5] = 0
     for symmetric in (True, False):
         grid = Grid(granularity="channel", symmetric=symmetric)
-        found = Solver().quantize("w", values, gram, grid)
+        found = Solver().plan(gram, "w").quantize("w", values, grid)
         assert (torch.from_numpy(to_f32(found))[values == 0] == 0).all()
         nearest = quantize("w", values, grid)
         assert output_error(values_of(found) - values, gram) < output_error(values_of(nearest) - values, gram)
@@ -127,19 +128,19 @@ def test_dead_columns_are_rounded_to_nearest_and_change_no_others() -> None:
     grid = Grid(granularity="channel", scale_search=False)
     found, nearest = (
         t.groups(0, 12).codes
-        for t in (Solver().quantize("w", values, gram, grid), quantize("w", values, grid))
+        for t in (Solver().plan(gram, "w").quantize("w", values, grid), quantize("w", values, grid))
     )
     np.testing.assert_array_equal(found[:, dead], nearest[:, dead])
     other = values.clone()
     other[:, dead] *= -1
-    again = Solver().quantize("w", other, gram, grid).groups(0, 12).codes
+    again = Solver().plan(gram, "w").quantize("w", other, grid).groups(0, 12).codes
     alive = np.setdiff1d(np.arange(64), dead)
     np.testing.assert_array_equal(found[:, alive], again[:, alive])
 
 
 def test_fewer_rows_than_columns_are_damped_until_the_matrix_can_be_inverted() -> None:
     values, gram = random_problem(depth=128, num_inputs=20)
-    codes = Solver(damping=0.0).quantize("w", values, gram, Grid()).groups(0, 12).codes
+    codes = Solver(damping=0.0).plan(gram, "w").quantize("w", values, Grid()).groups(0, 12).codes
     assert codes.any()
 
 

@@ -30,33 +30,56 @@ class Solver:
     damping: float = 0.01
     act_order: bool = True
 
-    def quantize(self, name: str, values: torch.Tensor, gram: torch.Tensor, grid: Grid) -> GroupedTensor:
-        """A matrix [out, in], by the Gram matrix [in, in] of what it multiplies with. Zeros stay zeros.
+    def plan(self, gram: torch.Tensor, name: str) -> Plan:
+        """What all matrices have in common that multiply with the inputs of a Gram matrix [in, in], float64.
+        Messages are about the matrix `name`.
+
+        Raises:
+            CheckpointError: the Gram matrix cannot be inverted.
+        """
+        order = torch.arange(len(gram))
+        if self.act_order:
+            order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+        factor = inverse_factor(gram[order][:, order], self.damping, name)
+        return Plan(order, factor, has_static_groups=self.act_order)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the columns of some matrices are rounded.
+
+    Attributes:
+        order: of columns [in].
+        factor: of the inverse of their Gram matrix in this order, as `inverse_factor` gives it.
+        has_static_groups: whether scales are those of a matrix as it is before any column is rounded.
+    """
+
+    order: torch.Tensor
+    factor: torch.Tensor
+    has_static_groups: bool
+
+    def quantize(self, name: str, values: torch.Tensor, grid: Grid) -> GroupedTensor:
+        """A matrix [out, in]. Its zeros stay zeros.
 
         >>> w, gram = torch.tensor([[1.2, 3.4]]), torch.eye(2, dtype=torch.float64)
         >>> grid = Grid(granularity="channel", scale_search=False)
-        >>> Solver().quantize("w", w, gram, grid).groups(0, 1).codes.tolist()
+        >>> Solver().plan(gram, "w").quantize("w", w, grid).groups(0, 1).codes.tolist()
         [[3, 7]]
 
         Raises:
             OptionError: the matrix has no such groups.
-            CheckpointError: the Gram matrix cannot be inverted.
         """
         columns = grid.columns_of(name, tuple(values.shape))
         depth = values.shape[1]
-        order = torch.arange(depth)
-        if self.act_order:
-            order = torch.argsort(gram.diagonal(), descending=True, stable=True)
-        factor = inverse_factor(gram[order][:, order], self.damping, name)
         scales = find_scales(values, grid, columns)
-        state = _Columns(values[:, order].T.contiguous(), order // columns, scales)
-        is_dynamic = not self.act_order and columns < depth
+        state = _Columns(values[:, self.order].T.contiguous(), self.order // columns, scales)
+        is_dynamic = not self.has_static_groups and columns < depth
         size = max(BLOCK_COLUMNS, columns) if is_dynamic else BLOCK_COLUMNS
         for begin in range(0, depth, size):
             end = min(begin + size, depth)
-            state.round_block(begin, end, factor, is_dynamic=is_dynamic)
+            state.round_block(begin, end, self.factor, is_dynamic=is_dynamic)
         codes = torch.empty_like(values)
-        codes[:, order] = state.codes.T
+        codes[:, self.order] = state.codes.T
         return scales.to_tensor(name, codes)
 
 

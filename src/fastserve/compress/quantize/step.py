@@ -118,7 +118,8 @@ def round_matrices(
 def solve_matrices(
     model: WorkingModel, grids: Mapping[str, Grid], solver: Solver, context: Context
 ) -> WorkingModel:
-    """The model with matrices quantized by GPTQ, each on its grid; to nearest, where they are looked up only."""
+    """The model with matrices quantized by GPTQ, each on its grid. A table that is only looked up is rounded
+    to nearest."""
     visitor = _Gptq(solver, grids, context)
     walked = walk(model, context, visitor, names=grids.keys())
     looked_up = {
@@ -168,9 +169,10 @@ class _Gptq:
         assert self._gram is not None
         gram = self._gram.matrix(station.names[0])
         self._gram = None
+        plan = self._solver.plan(gram, station.names[0])
         found: dict[str, StoredTensor] = {}
         for name, values in station.values.items():
-            found[name] = self._solver.quantize(name, values, gram, self._grids[name])
+            found[name] = plan.quantize(name, values, self._grids[name])
             error = relative_output_error(values, torch.from_numpy(to_f32(found[name])), gram)
             self._context.layers.append(LayerError(name, "gptq", error, "outputs"))
         return found
