@@ -40,13 +40,12 @@ def open_predictor(
 
 def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
     if isinstance(task, Generation):
-        if task.is_encoder_decoder:
-            raise UnsupportedError(
-                "encoder-decoders are for PyTorch alone", hint="leave out --backend native"
-            )
         from fastserve.engine.llm import LLM
 
-        return _NativeGenerator(LLM(folder, weights=options.weights, threads=options.threads), task, options)
+        llm = LLM(folder, weights=options.weights, threads=options.threads)
+        if task.is_encoder_decoder:
+            return _NativeTranslator(llm, task, options)
+        return _NativeGenerator(llm, task, options)
     from fastserve.engine.pipeline import pipeline
 
     opened = pipeline(task.name, folder, weights=options.weights, threads=options.threads)
@@ -95,6 +94,29 @@ class _NativePredictor:
 
     def close(self) -> None:
         self._pipeline.close()
+
+
+@dataclass(slots=True)
+class _NativeTranslator:
+    """Greedy completions of an encoder-decoder. What the targets lose is PyTorch's to tell."""
+
+    _llm: Any
+    _task: Generation
+    _options: PredictorOptions
+    num_tokens: int = 0
+
+    backend = "native"
+
+    def predict(self, rows: Seq[Row]) -> list[Prediction]:
+        from fastserve.types import SamplingParams
+
+        params = SamplingParams(max_tokens=self._options.max_tokens, temperature=0.0)
+        completions = self._llm.generate([self._task.source_of(row) for row in rows], params)
+        self.num_tokens += sum(one.prompt_tokens + one.completion_tokens for one in completions)
+        return [{"text": completion.text.strip()} for completion in completions]
+
+    def close(self) -> None:
+        self._llm.close()
 
 
 @dataclass(slots=True)
