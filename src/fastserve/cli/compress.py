@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 REFUSED = 3
 
+_SUBCOMMANDS = {"diff": "fastserve.cli.compress_diff"}
+
 _EPILOG = """\b
+Where two models differ (by layer, token and answer):
+  fastserve compress diff A B --data FILE
+
+\b
 Of --budget: size<=60MB (or <=22%, of the source), memory<=1GB, quality>=-1%, kl<=0.01, agreement>=99%,
 decode<=8ms, prefill<=300ms; of encoders latency<=5ms.
 """
@@ -26,7 +32,7 @@ decode<=8ms, prefill<=300ms; of encoders latency<=5ms.
 _Path = click.Path(path_type=Path)
 
 
-@click.command(cls=CommandWithSubcommands, modules={}, epilog=_EPILOG)
+@click.command(cls=CommandWithSubcommands, modules=_SUBCOMMANDS, epilog=_EPILOG)
 @model_argument
 @click.option("--recipe", required=True, metavar="NAME|FILE", help="A recipe that ships, or a file of one.")
 @click.option("--output", required=True, type=_Path, metavar="DIR", help="Folder to make; must not be there.")
