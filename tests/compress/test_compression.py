@@ -87,6 +87,7 @@ def test_a_decoder_keeps_its_predictions_at_int8_in_transformers_too(
             assert list(completion.token_ids) == probe["token_ids"]
 
 
+@pytest.mark.usefixtures("without_speed")
 def test_steps_follow_each_other_and_calibrate_on_the_text_that_is_given(
     stories_folder: Path, story_file: Path, tmp_path: Path
 ) -> None:

@@ -130,7 +130,7 @@ def compress(
     (chosen,) = run.recipes
     run.folder.begin(run.request, resume=resume)
     artifact = run.folder.path / "artifact"
-    report = _finished(artifact)
+    report = finished_report(artifact)
     if report is None:
         shutil.rmtree(artifact, ignore_errors=True)
         report = run.make(chosen, artifact, progress, started=started)
@@ -377,7 +377,7 @@ def _check_budget(budget: Budget, checkpoint: Checkpoint, data: CompressData) ->
             )
 
 
-def _finished(artifact: Path) -> JsonObject | None:
+def finished_report(artifact: Path) -> JsonObject | None:
     """The report of an artifact that an earlier run has made, but was refused."""
     path = artifact / REPORT_FOLDER / "report.json"
     if not path.is_file():

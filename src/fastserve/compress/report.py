@@ -143,6 +143,32 @@ def report_rows(report: JsonObject) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def search_rows(report: JsonObject) -> list[list[str]]:
+    """Of a search, what was measured: name, size, change of quality, time of a token or text, and what it
+    is."""
+    rows = []
+    for trial in sorted(report.get("search", []), key=lambda trial: trial["size"]):
+        time_ms = trial.get("decode", trial.get("latency"))
+        what = [
+            *(["chosen"] if trial["is_chosen"] else []),
+            *(["keeps the budget"] if trial["is_met"] else []),
+            *(["none is smaller and better"] if trial["is_on_front"] else []),
+        ]
+        rows.append(
+            [
+                trial["name"],
+                f"{trial['size'] / 1e6:.2f}",
+                f"{trial['quality']:+.2%}",
+                "" if time_ms is None else f"{time_ms:.3g}",
+                ", ".join(what),
+            ]
+        )
+    return rows
+
+
+SEARCH_HEADER = ("model", "MB", "quality", "ms", "")
+
+
 def report_lines(report: JsonObject) -> list[str]:
     """What is said beside the table: budget, notes, the matrices that lost most."""
     lines = []
@@ -166,6 +192,9 @@ def report_card(report: JsonObject, *, name: str) -> str:
     lines = [f"# {name}", "", f"Made by `fastserve compress` from `{report['model']}`.{judged}", ""]
     lines += _markdown(("", "before", "after", "change (95 % interval)"), report_rows(report))
     lines += [f"- {line}" for line in report_lines(report)] + [""]
+    if rows := search_rows(report):
+        lines += ["## What was searched", "", *_markdown(SEARCH_HEADER, rows)]
+        lines += [f"![size against quality]({REPORT_FOLDER}/front.png)", ""]
     lines += ["## Recipe", "", "```json", json.dumps(report["recipe"], indent=2), "```", ""]
     return "\n".join(lines)
 
@@ -190,6 +219,10 @@ def _page(report: JsonObject, name: str) -> str:
     ]
     if lines := report_lines(report):
         parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
+    if found := search_rows(report):
+        parts.append("<h2>What was searched</h2>")
+        parts.append(_table(SEARCH_HEADER, found))
+        parts.append('<img src="front.png" alt="size against quality" style="max-width:100%">')
     rows = [
         (
             layer["name"],
