@@ -36,7 +36,6 @@ MARIAN: Config = {
     "pad_token_id": 96,
     "eos_token_id": 0,
     "forced_eos_token_id": 0,
-    "bad_words_ids": [[96]],
 }
 
 # What is in the name is what differs from the family's plain form.
@@ -47,7 +46,7 @@ ENCODER_DECODERS: dict[str, Config] = {
         **T5,
         "feed_forward_proj": "gated-gelu",
         "tie_word_embeddings": False,
-        "num_decoder_layers": 4,
+        "num_decoder_layers": 3,
         "relative_attention_num_buckets": 32,
         "relative_attention_max_distance": 128,
     },

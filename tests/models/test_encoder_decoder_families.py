@@ -42,7 +42,7 @@ from source_parity import (
     run_target,
     step_targets,
 )
-from tiny_models import random_language_model
+from tiny_models import random_encoder_decoder
 
 _RNG = np.random.default_rng(5)
 SOURCE: list[int] = _RNG.integers(2, 95, 70).tolist()
@@ -248,25 +248,3 @@ def test_what_is_not_computed_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=message):
         read_config({**ENCODER_DECODERS[name], **change})
-
-
-def random_encoder_decoder(config: Config) -> Any:
-    """A model of `transformers` in eval mode; all that is learned is random, norms and the bias of the logits
-    too."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
-
-    made = AutoConfig.for_model(**config)
-    model = AutoModelForSeq2SeqLM.from_config(made)
-    random_language_model(made, lambda _: model)
-    with torch.no_grad():
-        if made.model_type == "marian":
-            width = made.d_model
-            model.final_logits_bias.normal_(std=0.3, generator=torch.Generator().manual_seed(3))
-            for stack in (model.model.encoder, model.model.decoder):
-                stack.embed_positions.weight.copy_(torch.tensor(sinusoids(0, 128, width)))
-        elif config.get("tie_word_embeddings") is False:
-            model.lm_head.weight = torch.nn.Parameter(
-                torch.randn(97, 32, generator=torch.Generator().manual_seed(3)) / 6
-            )
-    return model.eval()

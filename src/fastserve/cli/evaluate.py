@@ -201,3 +201,6 @@ def _print(evaluation: Evaluation, intervals: Mapping[str, Interval]) -> None:
         f"{speed.rows_per_second:.1f} rows/s together; a row alone takes {speed.latency_ms_median:.1f} ms "
         f"(95th percentile {speed.latency_ms_p95:.1f} ms)"
     )
+    if (energy := evaluation.energy) is not None:
+        joules = f"{energy.joules_per_row:.3g} J a row, {energy.joules_per_token:.3g} J a token"
+        print(f"the machine consumed {joules}")

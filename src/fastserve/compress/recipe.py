@@ -32,6 +32,7 @@ STEPS: Mapping[str, str] = {
     "gradual": "fastserve.compress.prune.gradual:Gradual",
     "lottery": "fastserve.compress.prune.lottery:Lottery",
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+    "mixed": "fastserve.compress.quantize.mixed:Mixed",
     "recover": "fastserve.compress.prune.recover:Recover",
     "rtn": "fastserve.compress.quantize.step:Rtn",
     "smoothquant": "fastserve.compress.quantize.smoothquant:SmoothQuant",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
-from typing import Self
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.adapter_slots import AdapterSlots
 from fastserve.engine.batch import pad_block_tables
 from fastserve.engine.block import BlockPool
+from fastserve.engine.sequence import Sequence
 from fastserve.models.head import Head
 from fastserve.types import Batch, Executable, Float32Array
 
@@ -23,7 +23,7 @@ class EncoderInput:
     """What an encoder reads at once: token ids with their special tokens, within the model's context.
 
     `token_types` are as many; None is all zero, and must be for a model without such. `adapter` is beside the
-    model; `member` is the one of an ensemble that reads it.
+    model. `member` is the one of an ensemble that reads it.
     """
 
     token_ids: Seq[int]
@@ -35,57 +35,32 @@ class EncoderInput:
         return len(self.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
 class _Member:
-    """An executable, its blocks, and the adapters beside it."""
+    """An executable, its blocks and its adapters."""
 
-    executable: Executable
-    pool: BlockPool
-    adapter_slots: AdapterSlots
+    def __init__(self, executable: Executable) -> None:
+        self.executable = executable
+        self.pool = BlockPool(num_blocks=executable.limits.num_blocks, block_size=executable.block_size)
+        self._adapter_slots = AdapterSlots(executable.limits.num_adapter_slots)
 
-    @classmethod
-    def of(cls, executable: Executable) -> Self:
-        limits = executable.limits
-        pool = BlockPool(num_blocks=limits.num_blocks, block_size=executable.block_size)
-        return cls(executable, pool, AdapterSlots(limits.num_adapter_slots))
+    def run(self, inputs: Seq[EncoderInput], output: str) -> tuple[Float32Array, Batch]:
+        """The rows of an output, of inputs that fit one step, and the batch that gave them."""
+        tables = [self.pool.allocate(self.pool.blocks_for(len(input_))) for input_ in inputs]
+        try:
+            batch = build_encoder_batch(inputs, tables, adapter_slots=self._slots_for(inputs))
+            return self.executable.run(batch).outputs[output].copy(), batch
+        finally:
+            self.pool.free(list(chain.from_iterable(tables)))
 
-    def slots_for(self, inputs: Seq[EncoderInput]) -> list[int] | None:
+    def _slots_for(self, inputs: Seq[EncoderInput]) -> list[int] | None:
         """Where the adapters of these inputs lie, once they are there; None where there are none."""
         if all(input_.adapter is None for input_ in inputs):
             return None
-        self.adapter_slots.begin(())
+        self._adapter_slots.begin(())
         for input_ in inputs:
-            self.adapter_slots.use(input_.adapter)
-        self.adapter_slots.write(self.executable)
-        return [self.adapter_slots.slot_of(input_.adapter) for input_ in inputs]
-
-
-@dataclass(slots=True)
-class _Load:
-    """What a member has to do in a step that is put together."""
-
-    num_inputs: int = 0
-    num_tokens: int = 0
-    num_blocks: int = 0
-    adapters: set[ServedAdapter] = field(default_factory=set)
-
-    def takes(self, input_: EncoderInput, member: _Member, most_tokens: int) -> bool:
-        """Whether one more fits."""
-        limits = member.executable.limits
-        adapters = self.adapters if input_.adapter is None else self.adapters | {input_.adapter}
-        return (
-            self.num_inputs < limits.max_sequences
-            and self.num_tokens + len(input_) <= min(most_tokens, limits.max_tokens)
-            and self.num_blocks + member.pool.blocks_for(len(input_)) <= limits.num_blocks
-            and len(adapters) <= limits.num_adapter_slots
-        )
-
-    def add(self, input_: EncoderInput, member: _Member) -> None:
-        self.num_inputs += 1
-        self.num_tokens += len(input_)
-        self.num_blocks += member.pool.blocks_for(len(input_))
-        if input_.adapter is not None:
-            self.adapters.add(input_.adapter)
+            self._adapter_slots.use(input_.adapter)
+        self._adapter_slots.write(self.executable)
+        return [self._adapter_slots.slot_of(input_.adapter) for input_ in inputs]
 
 
 class Encoder:
@@ -103,7 +78,7 @@ class Encoder:
     ) -> None:
         self._output = "embedding" if head is None else "logits"
         self._is_per_token = head is not None and head.is_per_token
-        self._members = [_Member.of(one) for one in (executable, *others)]
+        self._members = [_Member(one) for one in (executable, *others)]
 
     @property
     def max_inputs(self) -> int:
@@ -140,12 +115,13 @@ class Encoder:
         """Inputs in their order, in as few groups as steps can take, the largest of which has as few tokens
         as it can: a rest of a text or two would leave threads without work.
         """
-        low = max(len(input_) for input_ in inputs)
+        low = max(map(len, inputs))
         high = max(member.executable.limits.max_tokens for member in self._members)
-        starts = self._cut(inputs, high)
+        blocks = [self._members[one.member].pool.blocks_for(len(one)) for one in inputs]
+        starts = self._cut(inputs, blocks, high)
         while low < high:
             most_tokens = (low + high) // 2
-            evener = self._cut(inputs, most_tokens)
+            evener = self._cut(inputs, blocks, most_tokens)
             if len(evener) > len(starts):
                 low = most_tokens + 1
             else:
@@ -154,27 +130,50 @@ class Encoder:
             yield inputs[start:end]
 
     def _run_member(self, member: _Member, inputs: Seq[EncoderInput]) -> list[Float32Array]:
-        tables = [member.pool.allocate(member.pool.blocks_for(len(input_))) for input_ in inputs]
-        try:
-            batch = build_encoder_batch(inputs, tables, adapter_slots=member.slots_for(inputs))
-            rows = member.executable.run(batch).outputs[self._output].copy()
-        finally:
-            member.pool.free(list(chain.from_iterable(tables)))
+        rows, batch = member.run(inputs, self._output)
         if self._is_per_token:
             return np.split(rows, batch.sequence_starts[1:-1])
         return list(rows)
 
-    def _cut(self, inputs: Seq[EncoderInput], most_tokens: int) -> list[int]:
-        """Where groups of inputs start, each as long as a step allows, with at most `most_tokens` of each
-        member."""
+    def _cut(self, inputs: Seq[EncoderInput], blocks: Seq[int], most_tokens: int) -> list[int]:
+        """Where groups of inputs, which take so many `blocks`, start: each as long as a step allows, with at
+        most `most_tokens` of each member."""
+        limits = [member.executable.limits for member in self._members]
         starts = [0]
-        loads = [_Load() for _ in self._members]
-        for index, input_ in enumerate(inputs):
-            if not loads[input_.member].takes(input_, self._members[input_.member], most_tokens):
+        loads = [_NO_LOAD] * len(limits)
+        for index, (input_, own_blocks) in enumerate(zip(inputs, blocks, strict=True)):
+            most = limits[input_.member]
+            load = _add(loads[input_.member], input_, own_blocks)
+            if (
+                load[0] > most.max_sequences
+                or load[1] > min(most_tokens, most.max_tokens)
+                or load[2] > most.num_blocks
+                or len(load[3]) > most.num_adapter_slots
+            ):
                 starts.append(index)
-                loads = [_Load() for _ in self._members]
-            loads[input_.member].add(input_, self._members[input_.member])
+                loads = [_NO_LOAD] * len(limits)
+                load = _add(_NO_LOAD, input_, own_blocks)
+            loads[input_.member] = load
         return starts
+
+
+_Load = tuple[int, int, int, frozenset[ServedAdapter]]
+"""What a member has to run in one step: inputs, tokens, blocks, adapters."""
+
+_NO_LOAD: _Load = (0, 0, 0, frozenset())
+
+
+def _add(load: _Load, input_: EncoderInput, blocks: int) -> _Load:
+    num_inputs, num_tokens, num_blocks, adapters = load
+    if input_.adapter is not None:
+        adapters |= {input_.adapter}
+    return num_inputs + 1, num_tokens + len(input_), num_blocks + blocks, adapters
+
+
+def build_source_batch(sequences: Seq[Sequence]) -> Batch:
+    """What an encoder reads for sequences: their sources."""
+    inputs = [EncoderInput(sequence.token_ids[: sequence.num_given_tokens]) for sequence in sequences]
+    return build_encoder_batch(inputs, [sequence.source_blocks for sequence in sequences])
 
 
 def build_encoder_batch(

@@ -24,7 +24,7 @@ def missing_heads(model: WorkingModel) -> int:
     >>> missing_heads(model)  # of a BERT with heads of 32, 384 wide, 7 heads left  # doctest: +SKIP
     5
     """
-    if model.config.get("model_type") not in FAMILIES:
+    if model.config.get("model_type") not in FAMILIES or model.config.get("head_dim") is None:
         return 0
     config = read_config(model.config)
     if not isinstance(config, EncoderConfig):

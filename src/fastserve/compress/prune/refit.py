@@ -12,9 +12,9 @@ from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import walk
 from fastserve.compress.prune.cut import Indices, spread_units
-from fastserve.compress.prune.gram import Gram, output_error
 from fastserve.compress.prune.matrix import write_matrix
 from fastserve.compress.prune.structure import Part
+from fastserve.compress.quantize.gram import Gram, relative_output_error
 from fastserve.compress.station import Station
 from fastserve.compress.step import Context, LayerError, WorkingModel
 
@@ -42,41 +42,37 @@ class _Refitter:
         self._context = context
         self._parts = parts
         self._kept = kept
-        self._start()
-
-    def _start(self) -> None:
-        self._gram = Gram()
-        self._sum: torch.Tensor | float = 0.0
-        self._num_rows = 0
+        self._gram: Gram | None = None
+        self._sum = torch.zeros(())
 
     @property
     def key(self) -> str:
         return f"refit {sorted((name, kept.tolist()) for name, kept in self._kept.items())}"
 
     def observe(self, station: Station, x: torch.Tensor) -> None:
+        self._gram = self._gram or Gram(x.shape[1])
         self._gram.add(x)
-        self._sum = self._sum + x.sum(dim=0)
-        self._num_rows += len(x)
+        self._sum = self._sum + x.sum(dim=0, dtype=torch.float64)
 
     def finish(self, station: Station) -> Mapping[str, StoredTensor]:
-        gram, total, num_rows = self._gram.take(station), self._sum, self._num_rows
-        assert isinstance(total, torch.Tensor)
-        self._start()
+        assert self._gram is not None
+        gram, mean = self._gram.matrix(station.names[0]), self._sum / self._gram.num_rows
+        self._gram, self._sum = None, torch.zeros(())
         ((name, before),) = station.values.items()
         part = self._parts[name]
         kept = torch.from_numpy(spread_units(self._kept[name], part.width))
         bias = part.reader.bias
-        mean = total / num_rows if bias is not None else torch.zeros_like(total)
-        after = fit_columns(before, gram - num_rows * torch.outer(mean, mean), kept)
+        if bias is not None:  # which takes over the mean of what goes
+            gram = gram - torch.outer(mean, mean)
+        after = fit_columns(before, gram, kept)
         changed = {name: write_matrix(self._model.tensors[name], after.numpy())}
-        if bias is not None:  # takes over the mean of what goes
+        if bias is not None:
             (bias_name,) = bias.names
             old = to_f32(self._model.tensors[bias_name])
             changed[bias_name] = write_matrix(
-                self._model.tensors[bias_name], old + ((before - after) @ mean).numpy()
+                self._model.tensors[bias_name], old + ((before - after) @ mean.float()).numpy()
             )
-        centered = gram - num_rows * torch.outer(mean, mean)
-        error = output_error(before, after, centered)
+        error = relative_output_error(before, after, gram)
         self._context.layers.append(LayerError(name, "structured", error, "outputs"))
         return changed
 

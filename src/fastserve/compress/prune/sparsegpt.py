@@ -10,9 +10,9 @@ import torch
 
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import walk
-from fastserve.compress.prune.gram import Gram, output_error
 from fastserve.compress.prune.matrix import note_dequantized, write_matrix
 from fastserve.compress.prune.pattern import Pattern, mask_of, read_pattern
+from fastserve.compress.quantize.gram import Gram, relative_output_error
 from fastserve.compress.station import Station
 from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
 from fastserve.errors import CheckpointError
@@ -67,17 +67,19 @@ class _Visitor:
         self._model = model
         self._context = context
         self._names = names
-        self._gram = Gram()
+        self._gram: Gram | None = None
 
     @property
     def key(self) -> str:
         return repr(self._step)
 
     def observe(self, station: Station, x: torch.Tensor) -> None:
+        self._gram = self._gram or Gram(x.shape[1])
         self._gram.add(x)
 
     def finish(self, station: Station) -> Mapping[str, StoredTensor]:
-        gram = self._gram.take(station)
+        assert self._gram is not None
+        gram, self._gram = self._gram.matrix(station.names[0]), None
         factor = inverse_factor(gram, damping=self._step.damping, name=station.names[0])
         changed: dict[str, StoredTensor] = {}
         for name, weights in station.values.items():
@@ -85,7 +87,7 @@ class _Visitor:
                 continue
             pruned = prune_and_update(weights, factor, self._pattern, block_size=self._step.block_size)
             self._context.layers.append(
-                LayerError(name, "sparsegpt", output_error(weights, pruned, gram), "outputs")
+                LayerError(name, "sparsegpt", relative_output_error(weights, pruned, gram), "outputs")
             )
             changed[name] = write_matrix(self._model.tensors[name], pruned.numpy())
         return changed

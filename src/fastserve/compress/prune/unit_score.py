@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import visit
-from fastserve.compress.prune.gram import Gram
 from fastserve.compress.prune.matrix import stored_tensor
 from fastserve.compress.prune.structure import Part
+from fastserve.compress.quantize.gram import Gram
 from fastserve.compress.station import Station
 from fastserve.compress.step import Context, WorkingModel
 from fastserve.types import Float32Array
@@ -25,9 +25,9 @@ _MARK = " scores"  # behind a matrix's name: a finding, no tensor of the model
 
 
 def score_by_activation(model: WorkingModel, context: Context, parts: Seq[Part]) -> dict[str, Scores]:
-    """Of each unit the norm of what it adds to the output of its reader, over all calibration tokens:
-    ||x[:, u] @ W[:, u].T||. Of a neuron that is the norm of its activation times that of its outgoing
-    weights.
+    """Of each unit the norm of what it adds to the output of its reader, root mean square over calibration
+    tokens: ||x[:, u] @ W[:, u].T|| / sqrt(tokens). Of a neuron that is the norm of its activation times that
+    of its outgoing weights.
 
     Returns:
         The scores by the name of each part's reader. Raises as `fastserve.compress.calibration.walk`.
@@ -42,17 +42,19 @@ class _Scorer:
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self._parts = parts
-        self._gram = Gram()
+        self._gram: Gram | None = None
 
     @property
     def key(self) -> str:
         return f"score units {sorted((name, part.width) for name, part in self._parts.items())}"
 
     def observe(self, station: Station, x: torch.Tensor) -> None:
+        self._gram = self._gram or Gram(x.shape[1])
         self._gram.add(x)
 
     def finish(self, station: Station) -> Mapping[str, StoredTensor]:
-        gram = self._gram.take(station)
+        assert self._gram is not None
+        gram, self._gram = self._gram.matrix(station.names[0]).float(), None
         ((name, weights),) = station.values.items()
         scores = unit_norms(weights, gram, self._parts[name].width)
         return {f"{name}{_MARK}": stored_tensor(f"{name}{_MARK}", scores)}

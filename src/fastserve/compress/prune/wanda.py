@@ -11,9 +11,9 @@ import torch
 
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import walk
-from fastserve.compress.prune.gram import Gram, output_error
 from fastserve.compress.prune.matrix import note_dequantized, write_matrix
 from fastserve.compress.prune.pattern import Pattern, check_scope, mask_of, read_pattern
+from fastserve.compress.quantize.gram import Gram, relative_output_error
 from fastserve.compress.station import Station
 from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
 from fastserve.option import check_choice
@@ -64,18 +64,20 @@ class _Visitor:
         self._model = model
         self._context = context
         self._names = names
-        self._gram = Gram()
+        self._gram: Gram | None = None
 
     @property
     def key(self) -> str:
         return repr(self._step)
 
     def observe(self, station: Station, x: torch.Tensor) -> None:
+        self._gram = self._gram or Gram(x.shape[1])
         self._gram.add(x)
 
     def finish(self, station: Station) -> Mapping[str, StoredTensor]:
-        gram = self._gram.take(station)
-        norms = gram.diagonal().clamp(min=0).sqrt()
+        assert self._gram is not None
+        gram, self._gram = self._gram.matrix(station.names[0]), None
+        norms = gram.diagonal().sqrt().float()
         changed: dict[str, StoredTensor] = {}
         for name, weights in station.values.items():
             if name not in self._names:
@@ -84,7 +86,7 @@ class _Visitor:
             mask = torch.from_numpy(mask_of(scores, self._pattern, by_row=self._step.scope != "matrix"))
             pruned = weights.masked_fill(mask, 0)
             self._context.layers.append(
-                LayerError(name, "wanda", output_error(weights, pruned, gram), "outputs")
+                LayerError(name, "wanda", relative_output_error(weights, pruned, gram), "outputs")
             )
             changed[name] = write_matrix(self._model.tensors[name], pruned.numpy())
         return changed
