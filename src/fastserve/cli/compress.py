@@ -47,6 +47,11 @@ _Path = click.Path(path_type=Path)
 @click.option("--output", required=True, type=_Path, metavar="DIR", help="Folder to make; must not be there.")
 @click.option("--budget", metavar="LIMITS", help="What the artifact must keep, or it is refused; see below.")
 @click.option("--trials", type=click.IntRange(0), default=6, help="Mixtures of recipes that are measured.")
+@click.option(
+    "--archive",
+    is_flag=True,
+    help="DIR is an archive: entropy-coded, exactly, for small links and disks; it is expanded where opened.",
+)
 @click.option("--accept", is_flag=True, help="Have the artifact whatever the budget says.")
 @click.option("--calibration", type=_Path, metavar="FILE", help="Text, or rows, to calibrate steps on.")
 @click.option("--data", type=_Path, metavar="FILE", help="Text, or rows of its task, to judge the model by.")
@@ -65,6 +70,7 @@ def compress(
     output: Path,
     budget: str | None,
     trials: int,
+    archive: bool,
     accept: bool,
     calibration: Path | None,
     data: Path | None,
@@ -92,6 +98,7 @@ def compress(
     options: dict[str, Any] = {
         "output": output,
         "data": given,
+        "archive": archive,
         "accept": accept,
         "resume": resume,
         "limit": limit,

@@ -83,7 +83,10 @@ def build_report(
 
 def measured_values(report: JsonObject) -> dict[str, float]:
     """What budgets are held to, by name, as far as the report has it."""
-    values = {"size": report["size"]["after_bytes"], "source_size": report["size"]["before_bytes"]}
+    size = report["size"]["after_bytes"]
+    if "archive" in report:
+        size = report["archive"]["file_bytes"]
+    values = {"size": size, "source_size": report["size"]["before_bytes"]}
     if (quality := report["quality"]) is not None:
         values["quality"] = quality["change"]
         apart = quality["apart"]
@@ -120,6 +123,16 @@ def report_rows(report: JsonObject) -> list[tuple[str, str, str, str]]:
     ]
     if size["expanded_bytes"] != size["after_bytes"]:
         rows.append(("as used where dense, MB", "", f"{size['expanded_bytes'] / 1e6:.2f}", ""))
+    if (archive := report.get("archive")) is not None:
+        bound = archive["file_bytes"] / max(archive["entropy_bytes"], 1) - 1
+        rows.append(
+            (
+                "archive, MB",
+                "",
+                f"{archive['file_bytes'] / 1e6:.2f}",
+                f"{archive['file_bytes'] / size['before_bytes']:.1%} of it, {bound:+.1%} of its entropy",
+            )
+        )
     quality = report["quality"]
     for name, change in (quality or {"metrics": {}})["metrics"].items():
         before, after, difference = (change[key] for key in ("before", "after", "difference"))

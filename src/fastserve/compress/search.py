@@ -61,6 +61,7 @@ def compress_to_budget(
     data: CompressData,
     recipes: Sequence[str | Path] = (),
     trials: int = TRIALS,
+    archive: bool = False,
     accept: bool = False,
     resume: bool = False,
     limit: int | None = None,
@@ -97,7 +98,7 @@ def compress_to_budget(
         )
     run = prepare(model, named, output, data, budget, limit=limit, seed=seed, threads=threads)
     run.folder.begin(run.request, resume=resume)
-    return _Search(run, trials, progress).run(accept=accept)
+    return _Search(run, trials, progress).run(accept=accept, archive=archive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class _Search:
         self._source = settle(WorkingModel(checkpoint=run.checkpoint))
         self._groups = find_groups(self._source)
 
-    def run(self, *, accept: bool) -> CompressResult:
+    def run(self, *, accept: bool, archive: bool) -> CompressResult:
         trials = [self._follow(recipe) for recipe in self._run.recipes]
         made = {trial.name: open_checkpoint(trial.artifact) for trial in trials}
         made = {
@@ -142,7 +143,7 @@ class _Search:
         best = min(trials, key=self._rank)
         report = {**best.report, "search": self._describe(trials, best)}
         self._plot(trials, best)
-        return self._run.conclude(best.artifact, report, accept=accept)
+        return self._run.conclude(best.artifact, report, accept=accept, archive=archive)
 
     def _follow(self, recipe: Recipe) -> _Trial:
         artifact = self._folder / Path(recipe.name).stem
