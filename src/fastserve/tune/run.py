@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.table import TaskOptions, check_metric
-from fastserve.evaluate.task.task import Scores, Task
+from fastserve.evaluate.task.task import Examples, Scores, Task
 from fastserve.evaluate.training_plot import plot_training
 from fastserve.hub.resolve import resolve
 from fastserve.tune.dependency import check_tune_libraries
@@ -235,7 +236,8 @@ class Run:
             callbacks.append(best)
         if self.options.keep_zeros:
             callbacks.append(KeepZeros(model))
-        trainer = TaskTrainer(
+        make_trainer = TaskTrainer if self.options.teacher is None else self._with_teacher(examples)
+        trainer = make_trainer(
             model=model,
             args=self._training_arguments(has_dev=dev is not None),
             task=self.task,
@@ -274,6 +276,23 @@ class Run:
             self._write(trained, result, scores, adapter)
             self.folder.finish(keep=self.options.keep_checkpoints)
         return result
+
+    def _with_teacher(self, examples: Examples) -> Callable[..., TaskTrainer]:
+        """What makes a trainer that learns from the options' teacher, whose outputs are on disk then."""
+        from fastserve.tune.distillation import DistillingTrainer
+        from fastserve.tune.teacher import LogitCache, Teacher, open_teacher
+
+        assert self.options.teacher is not None
+        teacher = open_teacher(self.options.teacher, self.task, self.source)
+        if not (self.options.hidden_weight or self.options.attention_weight):
+            cache = LogitCache.make(
+                teacher,
+                examples.features,
+                self.folder.path / "teacher",
+                pad_token_id=self.source.tokenizer.pad_token_id,
+            )
+            teacher = Teacher(teacher.model, teacher.columns, cache)
+        return partial(DistillingTrainer, teacher=teacher, options=self.options)
 
     @property
     def _title(self) -> str:
