@@ -235,9 +235,16 @@ class Run:
             callbacks.append(best)
         if self.options.keep_zeros:
             callbacks.append(KeepZeros(model))
-        trainer = TaskTrainer(
+        arguments = self._training_arguments(has_dev=dev is not None)
+        kind = TaskTrainer
+        if self.options.shard:
+            from fastserve.tune.sharding import ShardedTrainer, shard_model
+
+            shard_model(model, arguments.device)  # asking for the device has processes find each other
+            kind = ShardedTrainer
+        trainer = kind(
             model=model,
-            args=self._training_arguments(has_dev=dev is not None),
+            args=arguments,
             task=self.task,
             examples=examples,
             dev=dev,
@@ -247,6 +254,7 @@ class Run:
         )
         log = self._train(trainer, best, checkpoint)
         trained = trainer.accelerator.unwrap_model(trainer.model)
+        trainer.accelerator.wait_for_everyone()  # until the best weights are written
         best_step = None if best is None else best.load_into(trained)
         scores = trainer.score_dev() if dev is not None else None
         num_steps = max((entry.get("step", 0) for entry in log), default=0)
@@ -261,6 +269,8 @@ class Run:
             resumed_at=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
             problems=self.prepared.rows.problem_counts,
         )
+        if self.options.shard:
+            trained = self._put_together(trained)
         if _is_first_process():
             plot_training(log, self.folder.plots, title=self._title)
             self._write_lines("log.jsonl", log)
@@ -274,6 +284,19 @@ class Run:
             self._write(trained, result, scores, adapter)
             self.folder.finish(keep=self.options.keep_checkpoints)
         return result
+
+    def _put_together(self, trained: Any) -> Any:
+        """A sharded model whole again, in the first process; the others take part."""
+        from fastserve.tune.adapter import prepare_weights
+        from fastserve.tune.part import gather_weights
+
+        weights = gather_weights(trained, keeps=_is_first_process())
+        if not _is_first_process():
+            return trained
+        model = load_model(self.source, self.task, dropout=self.options.dropout)
+        model = prepare_weights(model, self.task, self.options)
+        model.load_state_dict(weights)
+        return model
 
     @property
     def _title(self) -> str:
