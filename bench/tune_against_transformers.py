@@ -2,14 +2,14 @@
 
     python bench/tune_against_transformers.py --data shared/data --sets sms wnut17 --seeds 0 1 2
 
-The script is a loop as tutorials write it: rows shuffled anew each epoch, padded to the longest of their
-batch, AdamW, a linear schedule with warm-up, the last weights. Both are scored by the same code on the same
-dev rows, the script's weights by PyTorch, fastserve's by the native runtime in float32; fastserve keeps the
-last weights too (no choice by the dev rows). Products are in bf16 on both sides while they learn, unless
---precision says otherwise.
+The script is a loop as tutorials write it: batches padded to their longest row, AdamW, a linear schedule with
+warm-up, the last weights. Both are scored by the same code on the same dev rows, the script's weights by
+PyTorch, fastserve's by the native runtime in float32; fastserve keeps the last weights too (no choice by the
+dev rows). Products are in bf16 on both sides while they learn, unless --precision says otherwise.
 
-With `--order same` the script takes fastserve's order of rows, and spares norms and biases from weight decay
-as it does: what is left is arithmetic alone, so that a difference is a bug and not luck.
+The script takes fastserve's order of rows, and spares norms and biases from weight decay as it does: what is
+left is arithmetic alone, so that a difference is a bug and not luck. With `--order own` it shuffles rows for
+itself, of all lengths in a batch, and lets all weights decay: another draw of the same lottery.
 
 Each pair of runs is added to bench/results/tune/SET.json at once; those that are there already, under the
 same settings, are not run again. Sets and their sizes are in `tune_sets.py`; `tune_table.py` makes the table.
@@ -219,7 +219,7 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     train, dev = chosen.split(arguments.data)
     train, dev = train[: arguments.limit], dev[: arguments.limit]
     settings = settings_of(chosen, train, dev, arguments)
-    suffix = "" if settings.order == "own" else "-same-order"
+    suffix = "" if settings.order == "same" else "-own-order"
     path = arguments.results / f"{name}{suffix}.json"
     document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     runs: list[dict[str, Any]] = document["runs"] if document.get("settings") == asdict(settings) else []
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--model", default="all-minilm-l6-v2")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--order", choices=["own", "same"], default="own")
+    parser.add_argument("--order", choices=["same", "own"], default="same")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--epochs", type=int, help="in place of the set's own")
     parser.add_argument("--learning-rate", type=float, help="in place of the set's own")

@@ -85,15 +85,15 @@ def read_papers(data: Path) -> Rows:
 
 
 CASES = {
-    "translation-de": Case("translation", "chrf", read_german, 300, 60, max_tokens=96),
-    "translation-zh": Case("translation", "chrf", read_chinese, 400, 100, max_tokens=48),
-    "summarization": Case("summarization", "rougeL", read_papers, 200, 60),
+    "translation-de": Case("translation", "chrf", read_german, 200, 50, max_tokens=96),
+    "translation-zh": Case("translation", "chrf", read_chinese, 320, 80, max_tokens=48),
+    "summarization": Case("summarization", "rougeL", read_papers, 160, 50),
     "t5": Case(
         "translation",
         "chrf",
         read_chinese,
-        8000,
-        100,
+        4000,
+        80,
         model=None,
         method="full",
         epochs=4,

@@ -139,18 +139,18 @@ def _read_answers(path: Path) -> tuple[Rows, Rows]:
 
 
 SETS = {
-    "sms": TaskSet("text-classification", "accuracy", read_sms, 1500, 800),
-    "polarity": TaskSet("text-classification", "accuracy", read_polarity, 1500, 800),
+    "sms": TaskSet("text-classification", "accuracy", read_sms, 1500, 600, learning_rate=2e-4),
+    "polarity": TaskSet("text-classification", "accuracy", read_polarity, 800, 500, learning_rate=2e-4),
     "banking77": TaskSet(
-        "text-classification", "accuracy", read_banking77, 3000, 800, epochs=3, learning_rate=4e-4
+        "text-classification", "accuracy", read_banking77, 1200, 500, epochs=3, learning_rate=4e-4
     ),
-    "wnut17": TaskSet("token-classification", "f1", read_wnut17, 2000, 600, learning_rate=2e-4),
-    "semeval": TaskSet("relation-extraction", "f1", read_semeval, 3000, 800, learning_rate=3e-4),
-    "subjects": TaskSet("text-classification", "accuracy", read_subjects, 1500, 800, learning_rate=2e-4),
+    "wnut17": TaskSet("token-classification", "f1", read_wnut17, 800, 400, learning_rate=2e-4),
+    "semeval": TaskSet("relation-extraction", "f1", read_semeval, 1000, 500, learning_rate=3e-4),
+    "subjects": TaskSet("text-classification", "accuracy", read_subjects, 600, 400, learning_rate=2e-4),
     "xquad": TaskSet(
-        "question-answering", "f1", read_xquad, 240, 120, learning_rate=2e-4, max_length=256, batch_size=8
+        "question-answering", "f1", read_xquad, 120, 60, learning_rate=2e-4, max_length=256, batch_size=8
     ),
     "cmrc": TaskSet(
-        "question-answering", "f1", read_cmrc, 240, 120, learning_rate=2e-4, max_length=256, batch_size=8
+        "question-answering", "f1", read_cmrc, 120, 60, learning_rate=2e-4, max_length=256, batch_size=8
     ),
 }

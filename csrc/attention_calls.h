@@ -19,7 +19,11 @@ struct AttentionInputs {
   RopeTables rope;
   AttentionScores scores;
   int32_t max_context;
+  bool reads_source = false;  // keys and values are those of the batch's sources: k and v are nothing
 
+  const AttentionSchedule& schedule(const Step& step) const {
+    return reads_source ? step.source_attention : step.attention;
+  }
   int32_t num_heads() const { return q.width / pool.layout().head_dim; }
   int32_t group() const { return num_heads() / pool.layout().num_kv_heads; }
   // Columns of q, and of the result, that belong to one key head.
@@ -95,15 +99,42 @@ class StoreKvCall : public StripCall {
   AttentionInputs inputs_;
 };
 
+// All keys and values of the sequences, which are sources: what an encoder leaves to a decoder.
+class StoreSourceCall : public Call {
+ public:
+  explicit StoreSourceCall(AttentionInputs inputs) : inputs_(std::move(inputs)) {}
+
+  const char* name() const override { return "store_source"; }
+  Cost cost(const Step& step) const override {
+    const int64_t rows = step.batch.num_tokens;
+    const KvLayout& kv = inputs_.pool.layout();
+    return {2 * rows * (inputs_.k.width * static_cast<int64_t>(sizeof(float)) + kv.block_bytes / kBlock), 0};
+  }
+  int num_tiles(const Step& step) const override {
+    return step.batch.num_sequences * inputs_.pool.layout().num_kv_heads;
+  }
+  int64_t scratch_floats() const override { return attention_scratch_floats(inputs_.pool.layout().padded_head_dim); }
+  void run_tile(const Step& step, int tile, float* scratch) const override {
+    const int32_t num_kv_heads = inputs_.pool.layout().num_kv_heads, s = tile / num_kv_heads;
+    const Batch& b = step.batch;
+    each_whole_sequence(step, b.sequence_starts[s], b.sequence_starts[s + 1], [&](const AttentionTask& task) {
+      step.kernels.store_kv(inputs_.args(step, b.sequence_starts[s]), task, tile % num_kv_heads, scratch);
+    });
+  }
+
+ private:
+  AttentionInputs inputs_;
+};
+
 class AttentionCall : public StripCall {
  public:
   AttentionCall(AttentionInputs inputs, Matrix out) : inputs_(std::move(inputs)), out_(out), writer_(out) {}
 
-  const char* name() const override { return "attention"; }
+  const char* name() const override { return inputs_.reads_source ? "cross_attention" : "attention"; }
   Cost cost(const Step& step) const override {
     const KvLayout& kv = inputs_.pool.layout();
     Cost total;
-    for (const AttentionTask& task : step.attention.tasks) {
+    for (const AttentionTask& task : inputs_.schedule(step).tasks) {
       const int32_t last = task.first_position + task.num_rows - 1;
       const int32_t first = std::max(0, task.first_position - inputs_.scores.keys_before);
       const int32_t seen = last + 1 + std::min(inputs_.scores.keys_after, task.context_length - 1 - last);
@@ -115,12 +146,12 @@ class AttentionCall : public StripCall {
     return total;
   }
   int num_tiles(const Step& step) const override {
-    return static_cast<int>(step.attention.tasks.size()) * inputs_.pool.layout().num_kv_heads;
+    return static_cast<int>(inputs_.schedule(step).tasks.size()) * inputs_.pool.layout().num_kv_heads;
   }
   int64_t scratch_floats() const override { return out_floats() + attention_scratch_floats(padded_head_dim()); }
   void run_tile(const Step& step, int tile, float* scratch) const override {
     const int32_t num_kv_heads = inputs_.pool.layout().num_kv_heads, kv_head = tile % num_kv_heads;
-    const AttentionTask& task = step.attention.tasks[static_cast<std::size_t>(tile / num_kv_heads)];
+    const AttentionTask& task = inputs_.schedule(step).tasks[static_cast<std::size_t>(tile / num_kv_heads)];
     const AttentionArgs args = inputs_.args(step, 0);
     if (task.partial_index >= 0) {
       const int64_t first = static_cast<int64_t>(task.partial_index) * args.num_heads + kv_head * inputs_.group();
@@ -178,12 +209,12 @@ class MergeAttentionCall : public StripCall {
 
   const char* name() const override { return "merge_attention"; }
   Cost cost(const Step& step) const override {
-    return {step.attention.num_partials() * inputs_.num_heads() *
+    return {inputs_.schedule(step).num_partials() * inputs_.num_heads() *
                 partial_floats(inputs_.pool.layout().padded_head_dim) * static_cast<int64_t>(sizeof(float)),
             0};
   }
   int num_tiles(const Step& step) const override {
-    return step.attention.num_partials() > 0 ? step.batch.num_sequences * inputs_.pool.layout().num_kv_heads : 0;
+    return inputs_.schedule(step).num_partials() > 0 ? step.batch.num_sequences * inputs_.pool.layout().num_kv_heads : 0;
   }
   int64_t scratch_floats() const override { return writer_.scratch_floats(); }
   bool needs_whole_sequences() const override { return true; }
@@ -192,8 +223,9 @@ class MergeAttentionCall : public StripCall {
   void run_tile(const Step& step, int tile, float* scratch) const override {
     const KvLayout& kv = inputs_.pool.layout();
     const int32_t sequence = tile / kv.num_kv_heads, kv_head = tile % kv.num_kv_heads;
-    const int32_t first = step.attention.first_partials[static_cast<std::size_t>(sequence)];
-    const int32_t end = step.attention.first_partials[static_cast<std::size_t>(sequence) + 1];
+    const std::vector<int32_t>& firsts = inputs_.schedule(step).first_partials;
+    const int32_t first = firsts[static_cast<std::size_t>(sequence)];
+    const int32_t end = firsts[static_cast<std::size_t>(sequence) + 1];
     const int32_t row = step.batch.sequence_starts[sequence], column = kv_head * inputs_.group_width();
     const int64_t floats = partial_floats(kv.padded_head_dim);
     float* out = writer_.begin(step, row, column, scratch);

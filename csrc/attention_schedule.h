@@ -36,4 +36,8 @@ int32_t num_splits(int32_t num_keys);
 // depend on it.
 void schedule_attention(const Batch& batch, const AttentionShape& shape, int num_threads, AttentionSchedule* schedule);
 
+// The same of attention over the batch's sources, which are stored already.
+void schedule_source_attention(const Batch& batch, const AttentionShape& shape, int num_threads,
+                               AttentionSchedule* schedule);
+
 }  // namespace fastserve

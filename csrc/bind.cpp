@@ -192,9 +192,14 @@ nb::object run(Plan& plan, nb::handle batch, const std::optional<Matrix>& logits
   const auto block_tables = nb::cast<Table<int32_t>>(batch.attr("block_tables"));
   const auto token_types = nb::cast<std::optional<Ids>>(batch.attr("token_types"));
   const auto adapter_slots = nb::cast<std::optional<Ids>>(batch.attr("adapter_slots"));
+  const auto source_lengths = nb::cast<std::optional<Ids>>(batch.attr("source_lengths"));
+  const auto source_tables = nb::cast<std::optional<Table<int32_t>>>(batch.attr("source_block_tables"));
   if (positions.size() != token_ids.size() || starts.size() != lengths.size() + 1 ||
       block_tables.shape(0) != lengths.size() || (token_types && token_types->size() != token_ids.size()) ||
-      (adapter_slots && adapter_slots->size() != lengths.size()))
+      (adapter_slots && adapter_slots->size() != lengths.size()) ||
+      source_lengths.has_value() != source_tables.has_value() ||
+      (source_lengths && source_lengths->size() != lengths.size()) ||
+      (source_tables && source_tables->shape(0) != lengths.size()))
     throw std::invalid_argument("the batch's arrays differ in length");
   const Batch b{static_cast<int32_t>(token_ids.size()),
                 static_cast<int32_t>(lengths.size()),
@@ -207,7 +212,10 @@ nb::object run(Plan& plan, nb::handle batch, const std::optional<Matrix>& logits
                 lengths.data(),
                 block_tables.data(),
                 output_rows.data(),
-                adapter_slots ? adapter_slots->data() : nullptr};
+                adapter_slots ? adapter_slots->data() : nullptr,
+                source_tables ? static_cast<int32_t>(source_tables->shape(1)) : 0,
+                source_lengths ? source_lengths->data() : nullptr,
+                source_tables ? source_tables->data() : nullptr};
   std::optional<SamplingArrays> arrays;
   if (nb::object sampling = batch.attr("sampling"); !sampling.is_none()) {
     if (!logits) throw std::invalid_argument("this plan has no logits to sample from");
@@ -413,6 +421,9 @@ void bind_plan(nb::module_& m) {
           },
           nb::keep_alive<1, 8>(), "q"_a, "k"_a, "v"_a, "cosines"_a, "sines"_a, "dim"_a, "pool"_a, "layer"_a,
           "scores"_a, "out"_a)
+      .def("store_source", &Plan::store_source, nb::keep_alive<1, 4>(), "k"_a, "v"_a, "pool"_a, "layer"_a)
+      .def("cross_attention", &Plan::cross_attention, nb::keep_alive<1, 3>(), "q"_a, "pool"_a, "layer"_a, "scale"_a,
+           "out"_a)
       .def(
           "activation",
           [](Plan& p, const std::string& kind, Matrix x, Matrix out) { p.activation(parse_activation(kind), x, out); },

@@ -240,14 +240,43 @@ void Plan::rope_attention(Matrix q, Matrix k, Matrix v, RopeTables tables, const
   add_attention({q, k, v, pool, layer, std::move(tables), std::move(scores), limits_.max_context}, out);
 }
 
-void Plan::add_attention(const AttentionInputs& inputs, Matrix out) {
-  check(inputs.q), check(inputs.k), check(inputs.v), check(out);
-  check_range("layer", inputs.layer, 0, inputs.pool.num_layers() - 1);
+void Plan::store_source(Matrix k, Matrix v, const KvPool& pool, int32_t layer) {
+  if (is_in_chain_ || is_in_sequence_chain_) refuse("store_source cannot be part of a chain");
+  if (!limits_.needs_whole_sequences) refuse("sources that come in parts cannot be stored");
+  const AttentionInputs inputs{k, k, v, pool, layer, {}, {1.0f}, limits_.max_context};
+  check_keys(inputs);
+  add_call(std::make_unique<StoreSourceCall>(inputs));
+}
+
+void Plan::cross_attention(Matrix q, const KvPool& pool, int32_t layer, float scale, Matrix out) {
+  if (is_in_chain_ || is_in_sequence_chain_) refuse("cross_attention cannot be part of a chain");
+  const Matrix nothing{0, 0, 0, Rows::tokens};
+  AttentionScores scores{scale};
+  scores.keys_after = kAllKeys;
+  reads_sources_ = true;
+  add_attention({q, nothing, nothing, pool, layer, {}, std::move(scores), limits_.max_context, true}, out);
+}
+
+void Plan::check_pool(const KvPool& pool, int32_t layer) const {
+  check_range("layer", layer, 0, pool.num_layers() - 1);
+  check_range("blocks of the pool", limits_.num_blocks, 1, pool.num_blocks());
+}
+
+void Plan::check_keys(const AttentionInputs& inputs) const {
+  check(inputs.k), check(inputs.v);
+  check_pool(inputs.pool, inputs.layer);
   const KvLayout& kv = inputs.pool.layout();
-  check_range("blocks of the pool", limits_.num_blocks, 1, inputs.pool.num_blocks());
   check_equal("columns of keys", inputs.k.width, static_cast<int64_t>(kv.num_kv_heads) * kv.head_dim);
   check_equal("columns of values", inputs.v.width, inputs.k.width);
-  check_equal("columns of queries that make no whole groups", inputs.q.width % inputs.k.width, 0);
+}
+
+void Plan::add_attention(const AttentionInputs& inputs, Matrix out) {
+  check(inputs.q), check(out);
+  const KvLayout& kv = inputs.pool.layout();
+  if (inputs.reads_source) check_pool(inputs.pool, inputs.layer);
+  else check_keys(inputs);
+  check_equal("columns of queries that make no whole groups",
+              inputs.q.width % (static_cast<int64_t>(kv.num_kv_heads) * kv.head_dim), 0);
   check_range("keys that a row sees before it", inputs.scores.keys_before, 0, kAllKeys);
   check_range("keys that a row sees after it", inputs.scores.keys_after, 0, kAllKeys);
   if (inputs.scores.bias)
@@ -257,7 +286,7 @@ void Plan::add_attention(const AttentionInputs& inputs, Matrix out) {
   if (attention_shape_.num_heads > 0 && shape != attention_shape_) refuse("attention layers differ in their heads");
   attention_shape_ = shape;
   partial_floats_ = shape.num_heads * partial_floats(kv.padded_head_dim);
-  add_call(std::make_unique<StoreKvCall>(inputs));
+  if (!inputs.reads_source) add_call(std::make_unique<StoreKvCall>(inputs));
   add_call(std::make_unique<AttentionCall>(inputs, out));
   add_call(std::make_unique<MergeAttentionCall>(inputs, out));
 }
@@ -369,6 +398,20 @@ void Plan::check(const Batch& b) const {
     if (b.token_types) check_range("token type", b.token_types[row], 0, limits_.num_token_types - 1);
   }
   for (int32_t i = 0; i < b.num_outputs; ++i) check_range("output row", b.output_rows[i], 0, b.num_tokens - 1);
+  if (reads_sources_) check_sources(b);
+  else if (b.source_lengths) refuse("the batch has sources, which this plan does not read");
+}
+
+void Plan::check_sources(const Batch& b) const {
+  if (!b.source_lengths) refuse("the batch has no sources, which this plan reads");
+  for (int32_t s = 0; s < b.num_sequences; ++s) {
+    check_range("length of a source", b.source_lengths[s], 1, limits_.max_context);
+    const int32_t num_blocks = (b.source_lengths[s] + kBlock - 1) / kBlock;
+    check_range("blocks of a source", num_blocks, 1, b.source_table_width);
+    for (int32_t i = 0; i < num_blocks; ++i)
+      check_range("block of a source", b.source_block_tables[static_cast<int64_t>(s) * b.source_table_width + i], 0,
+                  limits_.num_blocks - 1);
+  }
 }
 
 void Plan::start_profile() {
@@ -392,11 +435,13 @@ void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* lo
   token_types_.assign(static_cast<std::size_t>(batch.num_tokens), 0);
   if (batch.token_types) token_types_.assign(batch.token_types, batch.token_types + batch.num_tokens);
   schedule_attention(batch, attention_shape_, pool_.num_threads(), &attention_);
-  attention_partials_.resize(static_cast<std::size_t>(attention_.num_partials() * partial_floats_));
+  if (reads_sources_) schedule_source_attention(batch, attention_shape_, pool_.num_threads(), &source_attention_);
+  const int32_t num_partials = std::max(attention_.num_partials(), source_attention_.num_partials());
+  attention_partials_.resize(static_cast<std::size_t>(num_partials * partial_floats_));
   schedule_stages(batch, chains_, static_cast<int>(calls_.size()), pool_.num_threads(), &stages_);
   find_adapter_runs(batch, &adapter_runs_);
-  const Step step{kernels_,   arena_.get(), batch, token_types_, attention_, attention_partials_.data(),
-                  &adapter_runs_};
+  const Step step{kernels_,          arena_.get(),      batch, token_types_, attention_, source_attention_,
+                  attention_partials_.data(), &adapter_runs_};
   const ThreadMemory memory{scratch_.get(), scratch_floats_, strips_.get(), strip_bytes_, pool_.num_threads()};
   StepJob job(calls_, stages_, step, {sampling, logits, sample_scratch_, results}, memory,
               is_profiling_ ? &profile_ : nullptr);

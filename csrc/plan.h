@@ -66,6 +66,10 @@ class Plan {
   // Attention of q and k turned by their positions.
   void rope_attention(Matrix q, Matrix k, Matrix v, RopeTables tables, const KvPool& pool, int32_t layer,
                       AttentionScores scores, Matrix out);
+  // Keys and values of whole sequences, for a decoder's `cross_attention` of the same layer. Comes after all attention.
+  void store_source(Matrix k, Matrix v, const KvPool& pool, int32_t layer);
+  // Attention to all keys of each sequence's source. Batches must have sources.
+  void cross_attention(Matrix q, const KvPool& pool, int32_t layer, float scale, Matrix out);
   void activation(ActivationKind kind, Matrix x, Matrix out);
   void gated_activation(ActivationKind kind, Matrix gate, Matrix up, Matrix out);
   // One of several weights a row: `experts` have as many gates, ups and downs. `logits` are a router's; `gathered`,
@@ -115,6 +119,9 @@ class Plan {
   void check(const RopeTables& tables) const;
   void check_adapters(const AdapterTable& table, const Matrix& low);
   void add_call(std::unique_ptr<Call> call);
+  void check_pool(const KvPool& pool, int32_t layer) const;
+  void check_keys(const AttentionInputs& inputs) const;
+  void check_sources(const Batch& batch) const;
   void add_attention(const AttentionInputs& inputs, Matrix out);
   void reserve_strips(int32_t strip_rows, int64_t strip_bytes);
 
@@ -127,6 +134,7 @@ class Plan {
   std::vector<SampleScratch> sample_scratch_;  // one a thread
   AttentionShape attention_shape_;
   int32_t num_adapter_slots_ = 0;  // of all tables
+  bool reads_sources_ = false;
   int64_t partial_floats_ = 0;   // of the partial results of all heads of one row
   int64_t scratch_floats_ = 0;   // of a thread
   AlignedArray<float> scratch_;  // [threads][scratch_floats_]
@@ -140,7 +148,7 @@ class Plan {
   // Kept from step to step for their memory.
   StageSchedule stages_;
   std::vector<int32_t> token_types_;
-  AttentionSchedule attention_;
+  AttentionSchedule attention_, source_attention_;
   AdapterRuns adapter_runs_;
   std::vector<float> attention_partials_;
 };

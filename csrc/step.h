@@ -69,6 +69,10 @@ struct Batch {
   const int32_t* block_tables;
   const int32_t* output_rows;
   const int32_t* adapter_slots = nullptr;  // null: no sequence has an adapter
+  // Of decoders that read sources; else null.
+  int32_t source_table_width = 0;
+  const int32_t* source_lengths = nullptr;
+  const int32_t* source_block_tables = nullptr;
 };
 
 // Some rows that a thread takes through a chain of calls, and its own memory for what only these read and write.
@@ -89,7 +93,8 @@ struct Step {
   const Batch& batch;
   const std::vector<int32_t>& token_types;  // [tokens]
   const AttentionSchedule& attention;
-  float* attention_partials;  // [attention.num_partials()][num_heads][partial_floats]
+  const AttentionSchedule& source_attention;
+  float* attention_partials;  // [num_partials() of the attention that runs][num_heads][partial_floats]
   const AdapterRuns* adapter_runs;
   const Strip* strip = nullptr;
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.checkpoint.convert import to_f32, to_float_format
 from fastserve.checkpoint.grouped_tensor import GroupedTensor, Groups
+from fastserve.checkpoint.model_files import write_model_files
 from fastserve.checkpoint.packed_weights import PackedSizes, packed_config, write_packed
+from fastserve.checkpoint.rounding import round_to_groups
+from fastserve.checkpoint.safetensors_writer import floats, write_safetensors
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.types import Float32Array
 
@@ -81,3 +85,43 @@ def write_sidecar(folder: Path, weights: Mapping[str, GroupedTensor]) -> PackedS
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"quantization_config": packed_config()}))
     return write_packed(folder, weights)
+
+
+def pack_model(
+    source: Path, output: Path, make: Callable[[StoredTensor], GroupedTensor | None]
+) -> PackedSizes:
+    """A model in another folder, the matrices that `make` gives packed, the other tensors as they are."""
+    checkpoint = open_checkpoint(source)
+    made = {name: make(tensor) for name, tensor in checkpoint.tensors.items()}
+    packed = {name: weight for name, weight in made.items() if weight is not None}
+    others = [floats(t, t.format) for name, t in checkpoint.tensors.items() if name not in packed]
+    output.mkdir()
+    write_model_files(checkpoint, output)
+    config = {**checkpoint.config, "quantization_config": packed_config()}
+    (output / "config.json").write_text(json.dumps(config))
+    write_safetensors(output / "model.safetensors", others)
+    return write_packed(output, packed)
+
+
+def pruned(
+    tensor: StoredTensor, *, share_of_zeros: float, bits: int, group_size: int, scale_format: TensorFormat
+) -> GroupedTensor:
+    """A matrix rounded to nearest, its smallest numbers zero; scales are such that each row, or group, has
+    the largest code, so that rounding what it dequantizes to gives the same numbers again."""
+    values = to_f32(tensor)
+    values[np.abs(values) < np.quantile(np.abs(values), share_of_zeros)] = 0
+    rounded = round_to_groups(
+        StoredTensor(tensor.name, TensorFormat.F32, tensor.shape, values.reshape(-1).view(np.uint8)),
+        bits=bits,
+        group_size=group_size,
+        scale_format=scale_format,
+    )
+    groups = rounded.groups(0, rounded.shape[0])
+    return grouped_of(
+        groups.codes,
+        groups.scales,
+        bits=bits,
+        group_size=rounded.group_size,
+        name=tensor.name,
+        scale_format=scale_format,
+    )

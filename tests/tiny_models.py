@@ -74,6 +74,31 @@ def random_language_model(config: Any, kind: Any = None, *, seed: int = 0) -> An
     return model.eval()
 
 
+def random_encoder_decoder(config: dict[str, Any]) -> Any:
+    """A model of `transformers` in eval mode; all that is learned is random, norms and the bias of the logits
+    too."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    from fastserve.models.marian import sinusoids
+
+    made = AutoConfig.for_model(**deepcopy(config))
+    model = AutoModelForSeq2SeqLM.from_config(made)
+    random_language_model(made, lambda _: model)
+    with torch.no_grad():
+        if made.model_type == "marian":
+            width = made.d_model
+            model.generation_config.bad_words_ids = [[made.pad_token_id]]
+            model.final_logits_bias.normal_(std=0.3, generator=torch.Generator().manual_seed(3))
+            for stack in (model.model.encoder, model.model.decoder):
+                stack.embed_positions.weight.copy_(torch.tensor(sinusoids(0, 128, width)))
+        elif config.get("tie_word_embeddings") is False:
+            head = torch.randn(*model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3)) / 6
+            model.lm_head.weight = torch.nn.Parameter(head)
+        model.get_output_embeddings().weight[made.eos_token_id] *= 8  # so that some texts end
+    return model.eval()
+
+
 def hf_model(config: dict[str, Any], *, seed: int = 0) -> Any:
     """A `LlamaForCausalLM` or `BertModel` in eval mode; all parameters are random, biases and norms too."""
     import torch

@@ -173,12 +173,12 @@ class EngineOptions(ScheduleOptions):
 
     Attributes:
         weights: format of the linear layers' weights. `auto` is int8 for text generation, which is bound by
-            the bandwidth that weights are read with, and f32 for encoders and on the torch backend. int8 has
-            a scale for each row, int4 for 64 columns of it and no zero point, unless `:g32`, `:g64`, `:g128`
-            (columns that share a scale) and `:asymmetric` say otherwise. With int4, embeddings and the head
-            are int8. What a checkpoint has as whole numbers of no more bits (compressed-tensors, GPTQ, AWQ)
-            is not rounded again: it keeps its own groups. `stored` keeps all numbers of the file without
-            rounding (q4_0, q4_1, q8_0, ...).
+            the bandwidth that weights are read with; f32 for encoders, but `stored` for those that are stored
+            as whole numbers; f32 on the torch backend. int8 has a scale for each row, int4 for 64 columns of
+            it and no zero point, unless `:g32`, `:g64`, `:g128` (columns that share a scale) and
+            `:asymmetric` say otherwise. With int4, embeddings and the head are int8. What a checkpoint has as
+            whole numbers of no more bits (compressed-tensors, GPTQ, AWQ, ours) is not rounded again: it keeps
+            its own groups. `stored` keeps all numbers of the file without rounding (q4_0, q4_1, q8_0, ...).
         kv_dtype: format of the keys and values of past tokens. int8 has a scale for each token and head.
         threads: of the native backend, up to four for each core that this process may use, or 64 where that
             is more; None takes those cores.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ BoolArray = NDArray[np.bool_]
 MAX_TOP_LOGPROBS = 20
 NO_ADAPTER = -1  # in Batch.adapter_slots
 
+EarlyStopping = bool | Literal["never"]
+"""When a beam search with as many completions as beams ends: at once, as soon as none that goes on would be
+better now (False), or as soon as none could become better ("never" before)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -38,6 +42,9 @@ class SamplingParams:
     logits of tokens of the prompt and the completion). `logprobs` asks for the log-probabilities of the
     completion's tokens and so many of the likeliest in their places; `prompt_logprobs` for those of the
     prompt's, which is then computed whole, whatever is cached.
+    `num_beams` above 1 searches the `n` likeliest completions instead of drawing them, with `length_penalty`
+    and `early_stopping` as in `transformers`: the sum of a completion's log-probabilities is divided by its
+    length to the power of the penalty. Nothing then comes before the search is over.
     `constraint` is what the text must be, see `fastserve.constraint`. `skip_special_tokens=False` shows
     tokens in the text that are none, such as those that mark calls of tools.
 
@@ -64,6 +71,9 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
     constraint: Constraint | None = None
     skip_special_tokens: bool = True
 
@@ -85,6 +95,9 @@ class SamplingParams:
             check_integer("logprobs", self.logprobs, low=0, high=MAX_TOP_LOGPROBS)
         if self.prompt_logprobs is not None:
             check_integer("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_TOP_LOGPROBS)
+        check_integer("num_beams", self.num_beams, low=1)
+        check_number("length_penalty", self.length_penalty, -10.0, 10.0)
+        self._check_beams()
         check_kind("logit_bias", self.logit_bias, Mapping, "a mapping from token ids to numbers")
         check_kind("stop", self.stop, (str, Sequence), "a text or a sequence of texts")
         check_kind("stop_token_ids", self.stop_token_ids, Sequence, "a sequence of token ids")
@@ -109,6 +122,55 @@ class SamplingParams:
                 raise OptionError(
                     f"stop holds {text!r}", hint="name texts to stop at, none of them empty", option="stop"
                 )
+
+    def _check_beams(self) -> None:
+        if self.early_stopping not in (True, False, "never"):
+            raise OptionError(
+                f"early_stopping is {self.early_stopping!r}",
+                hint="choose true, false or 'never'",
+                option="early_stopping",
+            )
+        plain = SEARCH_OPTIONS if self.num_beams == 1 else OPTIONS_WITHOUT_SEARCH
+        changed = [name for name, default in plain.items() if not _is_default(getattr(self, name), default)]
+        if changed and self.num_beams == 1:
+            raise OptionError(
+                f"{changed[0]}={getattr(self, changed[0])!r} is for beam search, and num_beams is 1",
+                hint="choose num_beams, or leave it out",
+                option=changed[0],
+            )
+        if changed:
+            raise OptionError(
+                f"{changed[0]} has no part in beam search, and num_beams is {self.num_beams}",
+                hint="leave one of the two out",
+                option=changed[0],
+            )
+        if self.num_beams > 1 and self.n > self.num_beams:
+            raise OptionError(
+                f"n is {self.n}, and num_beams {self.num_beams}: no more completions are found than beams",
+                hint=f"choose num_beams={self.n}, or n={self.num_beams}",
+                option="n",
+            )
+
+
+def _is_default(value: object, default: object) -> bool:
+    return value == default or (isinstance(value, Collection) and not value)
+
+
+SEARCH_OPTIONS: Mapping[str, object] = {"length_penalty": 1.0, "early_stopping": False}
+OPTIONS_WITHOUT_SEARCH: Mapping[str, object] = {
+    "temperature": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "logit_bias": {},
+    "stop": (),
+    "stop_token_ids": (),
+    "ignore_eos": False,
+    "logprobs": None,
+    "prompt_logprobs": None,
+    "constraint": None,
+}
+"""What has its default in every beam search. The filters of sampling do nothing at temperature 0 anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +218,10 @@ class Batch:
     output_rows: Int32Array  # [R] rows whose logits are wanted
     token_types: Int32Array | None = None  # [T] segment ids of encoders; None is all zero
     adapter_slots: Int32Array | None = None  # [S] of each sequence's adapter, NO_ADAPTER without; None: all
+    # Of decoders that read sources: an encoder has stored the source_lengths[s] keys and values of sequence
+    # s's source in the blocks source_block_tables[s].
+    source_lengths: Int32Array | None = None  # [S]
+    source_block_tables: Int32Array | None = None  # [S, blocks of the longest source]
     sampling: SamplingBatch | None = None  # of the R output rows; None leaves the choice to the caller
 
     @property
@@ -269,6 +335,20 @@ class Executable(Protocol):
 
         Raises:
             ValueError: there is no such block.
+        """
+        ...
+
+
+@runtime_checkable
+class SourceExecutable(Executable, Protocol):
+    """An encoder and the decoder that reads what it stores, over one KV pool. `run` is the decoder's."""
+
+    def encode(self, batch: Batch) -> None:
+        """Read whole sources: afterwards the blocks named in the batch hold their keys and values, which
+        steps of the decoder find by `source_block_tables`.
+
+        Raises:
+            OptionError: as `run`.
         """
         ...
 

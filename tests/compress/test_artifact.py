@@ -39,6 +39,17 @@ def rounded(model: WorkingModel, *, bits: int = 8, group_size: int = 0, **option
     return model.with_tensors(tensors)
 
 
+def pruned(model: WorkingModel, sparsity: float) -> WorkingModel:
+    """Every matrix without the smallest of its elements."""
+    tensors = {}
+    for name in model.matrices(Targets()):
+        values = to_f32(model.tensors[name])
+        kept = np.where(np.abs(values) < np.quantile(np.abs(values), sparsity), np.float32(0), values)
+        data = np.ascontiguousarray(kept).view(np.uint8).reshape(-1)
+        tensors[name] = StoredTensor(name, TensorFormat.F32, values.shape, data)
+    return model.with_tensors(tensors)
+
+
 def logits_of_transformers(folder: Path, ids: list[int]) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
@@ -86,6 +97,25 @@ def test_the_config_is_what_the_schema_of_compressed_tensors_takes(
     read = QuantizationConfig.model_validate(config)
     (group,) = read.config_groups.values()
     assert (group.weights.num_bits, group.weights.symmetric, group.weights.strategy) == (4, True, "channel")
+
+
+@pytest.mark.parametrize(("bits", "sparsity"), [(3, 0.0), (8, 0.5), (4, 0.75)])
+def test_what_transformers_cannot_hold_goes_to_the_sidecar(
+    stories: WorkingModel, tmp_path: Path, bits: int, sparsity: float
+) -> None:
+    model = rounded(pruned(stories, sparsity), bits=bits)
+    sizes = write_artifact(model, tmp_path / "out", {})
+    assert sizes.form == "fastserve"
+    check_artifact(model, tmp_path / "out")
+    matrix = sizes.tensors["model.layers.0.mlp.up_proj.weight"]
+    assert matrix.stored == f"int{bits} in rows"
+    assert matrix.sparsity is not None
+    assert sparsity <= matrix.sparsity < sparsity + 0.35
+    dense = matrix.num_elements * bits / 8
+    assert matrix.num_bytes < (dense + 256 * 2 if not sparsity else 0.75 * dense)
+    assert sizes.expanded_bytes > sizes.weight_bytes
+    files = {path.name: path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")}
+    assert sizes.weight_bytes == sum(files.values())
 
 
 def test_pruned_floats_stay_floats_with_their_zeros_counted(stories: WorkingModel, tmp_path: Path) -> None:

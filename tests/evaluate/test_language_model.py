@@ -97,6 +97,15 @@ def test_a_model_does_not_differ_from_itself(stories: Checkpoint) -> None:
     assert figures["perplexity_increase"].high == 0.0
 
 
+def test_greedy_tokens_are_those_of_the_engine(stories: Checkpoint) -> None:
+    from fastserve import LLM, SamplingParams
+
+    (prompt,) = read_windows(stories, [STORY])
+    with LLM(stories.path) as llm:
+        (completion,) = llm.generate([prompt], SamplingParams(max_tokens=40, ignore_eos=True))
+    assert LanguageModel(stories).greedy(prompt, 40) == list(completion.token_ids)
+
+
 def test_agreement_outside_ties_leaves_out_what_was_almost_tied() -> None:
     found = Difference(
         starts=np.array([0, 2, 4]),

@@ -74,7 +74,7 @@ def test_without_the_option_pruned_entries_learn_again(
 def test_a_resumed_run_keeps_the_source_s_zeros_and_ends_in_the_same_weights(
     pruned_encoder: Path, write_rows: WriteRows, tmp_path: Path
 ) -> None:
-    train, dev = write_rows("train", film_rows(32)), write_rows("dev", film_rows(8))
+    train, dev = write_rows("train", film_rows(32)), write_rows("dev", [{"text": "yes, good", "label": "y"}])
     whole = tuned(pruned_encoder, train, tmp_path / "whole", OPTIONS, dev=dev)
 
     def stop(step: int, metrics: dict[str, float]) -> None:

@@ -9,8 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastserve.errors import OptionError
-from fastserve.graph.node import Attention, Embedding, Graph, IdSource
-from fastserve.types import NO_ADAPTER, Batch, Limits
+from fastserve.graph.node import (
+    Attention,
+    CrossAttention,
+    Embedding,
+    Graph,
+    IdSource,
+    Node,
+    StoreSource,
+)
+from fastserve.types import NO_ADAPTER, Batch, Int32Array, Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +30,8 @@ class BatchBounds:
     vocab_size: int
     num_positions: int
     num_token_types: int
-    needs_whole_sequences: bool  # attention is bidirectional
+    needs_whole_sequences: bool  # attention is bidirectional, or sources are stored
+    reads_sources: bool = False  # it is a decoder of what an encoder has stored
 
     @classmethod
     def from_graph(cls, graph: Graph, limits: Limits, block_size: int) -> BatchBounds:
@@ -37,7 +46,8 @@ class BatchBounds:
             vocab_size=sizes["token_ids"],
             num_positions=min(limits.max_context, sizes.get("positions", limits.max_context)),
             num_token_types=sizes.get("token_types", 1),
-            needs_whole_sequences=any(isinstance(n, Attention) and not n.causal for n in graph.nodes),
+            needs_whole_sequences=any(map(_needs_whole_sequences, graph.nodes)),
+            reads_sources=any(isinstance(node, CrossAttention) for node in graph.nodes),
         )
 
     def check(self, batch: Batch) -> None:
@@ -90,15 +100,36 @@ class BatchBounds:
                 hint="bidirectional attention needs the whole sequence in one batch",
             )
         _check_ids("positions", batch.positions, self.num_positions)
-        self._check_blocks(batch)
+        self._check_blocks("block_tables", batch.block_tables, batch.context_lengths)
+        self._check_sources(batch)
 
-    def _check_blocks(self, batch: Batch) -> None:
-        needed = -(-batch.context_lengths // self.block_size)
-        width = batch.block_tables.shape[1]
+    def _check_sources(self, batch: Batch) -> None:
+        lengths, tables = batch.source_lengths, batch.source_block_tables
+        if not self.reads_sources:
+            if lengths is not None or tables is not None:
+                raise OptionError("the batch has sources, which this model does not read")
+            return
+        if lengths is None or tables is None:
+            raise OptionError("the batch has no sources, which this model reads")
+        _check_length("source_lengths", lengths, batch.num_sequences)
+        _check_length("source_block_tables", tables, batch.num_sequences)
+        if lengths.min() < 1 or lengths.max() > self.limits.max_context:
+            raise OptionError(
+                f"source_lengths={lengths.tolist()} must be from 1 to max_context={self.limits.max_context}"
+            )
+        self._check_blocks("source_block_tables", tables, lengths)
+
+    def _check_blocks(self, name: str, tables: Int32Array, lengths: Int32Array) -> None:
+        needed = -(-lengths // self.block_size)
+        width = tables.shape[1]
         if needed.max() > width:
-            raise OptionError(f"block_tables has {width} columns, the longest sequence needs {needed.max()}")
+            raise OptionError(f"{name} has {width} columns, the longest sequence needs {needed.max()}")
         used = np.arange(width) < needed[:, None]
-        _check_ids("block_tables", batch.block_tables[used], self.limits.num_blocks)
+        _check_ids(name, tables[used], self.limits.num_blocks)
+
+
+def _needs_whole_sequences(node: Node) -> bool:
+    return isinstance(node, StoreSource) or (isinstance(node, Attention) and not node.causal)
 
 
 def _check_ids(name: str, ids: NDArray[np.integer[Any]], limit: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fastserve.checkpoint.archive_expansion import expand_archive, is_archive
 from fastserve.checkpoint.ending import eos_ids_of_folder, eos_ids_of_gguf
 from fastserve.checkpoint.file import read_bytes, read_json, read_optional_json
 from fastserve.checkpoint.gguf import GgufMetadata, read_gguf
@@ -55,7 +56,8 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a model: a Hugging Face folder with safetensors, a folder with one .gguf file, or that file.
 
-    Safetensors with their config.json win over a .gguf file beside them.
+    Safetensors with their config.json win over a .gguf file beside them. An archive of ours is expanded into
+    the store, once, and opened there.
 
     >>> checkpoint = open_checkpoint(Path("models/smollm2"))  # doctest: +SKIP
     >>> checkpoint.tensors["model.norm.weight"].shape  # doctest: +SKIP
@@ -64,12 +66,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelNotFoundError: there is no such file or folder.
         CheckpointError: files are missing, truncated or inconsistent.
-        UnsupportedError: a format, architecture or tensor type that we do not have.
+        UnsupportedError: a format, architecture or tensor type that we do not have; an archive without
+            constriction.
+        DownloadError: the store has no room for what an archive stands for.
     """
     if not path.exists():
         raise ModelNotFoundError(f"there is no file or folder {path}")
     if path.is_file():
         return _open_file(path)
+    if is_archive(path):
+        path = expand_archive(path)
     gguf_files = sorted(path.glob("*.gguf"))
     safetensors_files = sorted(path.glob("*.safetensors"))
     # Sources often add a GGUF conversion beside their own files: config.json says which is the model.

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fastserve.evaluate.task_evaluation import Evaluation
 
 
+_BACKENDS = {"native": "the native runtime", "torch": "PyTorch"}
+
+
 @click.command()
 @click.argument(
     "folder", metavar="DIR", type=click.Path(path_type=Path), help="A model directory with a task."
@@ -189,13 +192,14 @@ def _print(evaluation: Evaluation, intervals: Mapping[str, Interval]) -> None:
             [label, f"{f.precision:.3f}", f"{f.recall:.3f}", f"{f.f1:.3f}", str(f.support)]
             for label, f in scores.by_label.items()
         ]
-        print_table(["label", "precision", "recall", "f1", "rows"], rows)
+        print_table(["label", "precision", "recall", "f1", "support"], rows)
     if evaluation.probes is not None:
         _print_probes(evaluation.probes)
     print()
     print(
-        f"{evaluation.num_rows} rows by {evaluation.backend}: {speed.rows_per_second:.1f} rows/s, "
-        f"one alone {speed.latency_ms_median:.1f} ms (p95 {speed.latency_ms_p95:.1f} ms)"
+        f"{evaluation.num_rows} rows, computed by {_BACKENDS[evaluation.backend]}: "
+        f"{speed.rows_per_second:.1f} rows/s together; a row alone takes {speed.latency_ms_median:.1f} ms "
+        f"(95th percentile {speed.latency_ms_p95:.1f} ms)"
     )
     if (energy := evaluation.energy) is not None:
         joules = f"{energy.joules_per_row:.3g} J a row, {energy.joules_per_token:.3g} J a token"

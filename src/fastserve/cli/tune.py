@@ -226,9 +226,11 @@ def _print_result(result: TuneResult) -> None:
     for kind, number in result.problems.items():
         print(f"{number} x {kind}")
     if result.num_cut:
-        print(f"{result.num_cut} training rows were cut at the longest example (--max-length)")
+        print(f"{result.num_cut} training rows were longer than --max-length, and were cut")
     if result.metrics:
         rows = [[name, f"{value:.4f}"] for name, value in sorted(result.metrics.items())]
         print_table(["metric", "dev rows"], rows)
-    kept = "last weights" if result.best_step is None else f"weights of step {result.best_step}"
-    print(f"{result.path}: {kept} of {result.num_steps} steps, in {result.seconds:.0f} s")
+    kept = f"the last weights, of step {result.num_steps}"
+    if result.best_step is not None:
+        kept = f"the weights of step {result.best_step} of {result.num_steps}, the best by {result.metric}"
+    print(f"{result.path}: {kept}; {result.seconds:.0f} s")

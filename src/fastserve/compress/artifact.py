@@ -17,12 +17,13 @@ from fastserve.checkpoint.compressed_tensors_writer import WEIGHT, CompressedWei
 from fastserve.checkpoint.conversion import Matrices, describe
 from fastserve.checkpoint.convert import to_f32, to_float_format
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
+from fastserve.checkpoint.packed_weights import packed_config, write_packed
 from fastserve.checkpoint.rounding import row_pieces
 from fastserve.checkpoint.safetensors_writer import floats
 from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor, TensorFormat
 from fastserve.checkpoint.to_safetensors import write_folder
 from fastserve.compress.step import WorkingModel
-from fastserve.errors import CheckpointError, OptionError, UnsupportedError
+from fastserve.errors import CheckpointError, OptionError
 from fastserve.hub.disk import flush_to_disk
 from fastserve.models.matrices import find_matrices
 from fastserve.types import JsonObject
@@ -190,8 +191,11 @@ def _write(model: WorkingModel, folder: Path) -> ArtifactSizes:
     others = [floats(tensor, tensor.format) for name, tensor in model.tensors.items() if name not in grouped]
     checkpoint = model.checkpoint
     if form == "fastserve":
-        raise UnsupportedError("no format holds these weights")
-    if form == "compressed-tensors":
+        write_folder(checkpoint, folder, others, _dtype(model, grouped), packed_config())
+        packed = write_packed(folder, grouped)
+        sizes = {weight.name: weight.file_bytes for weight in packed.weights}
+        saved = sum(weight.expanded_bytes - weight.file_bytes for weight in packed.weights)
+    elif form == "compressed-tensors":
         scale_format = _scale_format(grouped)
         compressed = CompressedWeights(grouped, model.int8_activations & grouped.keys(), scale_format)
         parts = {name: compressed.parts(name) for name in grouped}
@@ -256,10 +260,7 @@ def _count_zeros(tensor: StoredTensor) -> int:
     for begin, end in row_pieces(tensor.shape):
         if isinstance(tensor, GroupedTensor):
             codes, zeros, _ = tensor.groups(begin, end)
-            of_column = tensor.group_of_column
-            if of_column is None:
-                of_column = np.arange(tensor.shape[1], dtype=np.int32) // np.int32(tensor.group_size)
-            count += int((codes == (0 if zeros is None else zeros[:, of_column])).sum())
+            count += int((codes == (0 if zeros is None else zeros[:, tensor.column_groups()])).sum())
         else:
             count += int((to_f32(tensor.rows(begin, end)) == 0).sum())
     return count

@@ -14,7 +14,7 @@ import torch
 
 from fastserve.backends.torch.ops import OPS
 from fastserve.backends.torch.step import KvLayer, SequenceRows, Step
-from fastserve.graph.node import Attention, Graph, Node, Parameter, Value
+from fastserve.graph.node import Graph, Node, Parameter, PoolNode, Value
 
 BATCH_TOKENS = 2048  # rows of a batch: products are large, and attention stays within short sequences
 
@@ -43,9 +43,9 @@ class TokenBatch:
         return Step(
             weights=weights,
             kv={
-                node.layer_index: KvLayer.zeros((num_tokens, node.num_kv_heads, node.head_dim), "f32", "cpu")
+                node.pool_layer: _empty_layer(num_tokens, node)
                 for node in nodes
-                if isinstance(node, Attention)
+                if isinstance(node, PoolNode)
             },
             ids={
                 "token_ids": self.token_ids,
@@ -56,6 +56,11 @@ class TokenBatch:
             sequences=tuple(SequenceRows(b, e, torch.arange(b, e)) for b, e in pairwise(starts)),
             values=values,
         )
+
+
+def _empty_layer(num_tokens: int, node: PoolNode) -> KvLayer:
+    keys, values = (torch.zeros(num_tokens, node.num_kv_heads, node.head_dim) for _ in range(2))
+    return KvLayer(keys, values, "f32")
 
 
 def make_batches(sequences: Sequence[Sequence[int]], *, num_tokens: int = BATCH_TOKENS) -> list[TokenBatch]:

@@ -27,7 +27,18 @@ from fastserve.types import JsonObject
 
 # Where each step's class is: imported when a recipe names it.
 STEPS: Mapping[str, str] = {
+    "awq": "fastserve.compress.quantize.awq:Awq",
+    "gptq": "fastserve.compress.quantize.step:Gptq",
+    "gradual": "fastserve.compress.prune.gradual:Gradual",
+    "lottery": "fastserve.compress.prune.lottery:Lottery",
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
+    "mixed": "fastserve.compress.quantize.mixed:Mixed",
+    "recover": "fastserve.compress.prune.recover:Recover",
+    "rtn": "fastserve.compress.quantize.step:Rtn",
+    "smoothquant": "fastserve.compress.quantize.smoothquant:SmoothQuant",
+    "sparsegpt": "fastserve.compress.prune.sparsegpt:SparseGpt",
+    "structured": "fastserve.compress.prune.structured:Structured",
+    "wanda": "fastserve.compress.prune.wanda:Wanda",
 }
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ def build_batch(turns: Seq[Turn], *, vocab_size: int, adapter_slots: AdapterSlot
     token; each of its drafts has a row, and an output for what follows it, behind. Without `adapter_slots`
     no adapter is used."""
     starts = [0, *accumulate(turn.num_rows for turn in turns)]
+    firsts = [turn.sequence.target_start for turn in turns]
     ranges = [(t.sequence.num_computed_tokens, t.sequence.num_computed_tokens + t.num_rows) for t in turns]
     token_ids = (
         (*t.sequence.token_ids[a : a + t.num_tokens], *t.drafts)
@@ -33,10 +34,12 @@ def build_batch(turns: Seq[Turn], *, vocab_size: int, adapter_slots: AdapterSlot
     outputs = [output for start, turn in zip(starts, turns, strict=False) for output in _outputs(turn, start)]
     return Batch(
         token_ids=_int32(chain.from_iterable(token_ids)),
-        positions=_int32(position for a, b in ranges for position in range(a, b)),
+        positions=_int32(
+            position - first for first, (a, b) in zip(firsts, ranges, strict=True) for position in range(a, b)
+        ),
         sequence_starts=_int32(starts),
-        context_lengths=_int32(b for _, b in ranges),
-        block_tables=pad_block_tables([turn.sequence.block_table for turn in turns]),
+        context_lengths=_int32(b - first for first, (_, b) in zip(firsts, ranges, strict=True)),
+        block_tables=pad_block_tables([turn.sequence.target_blocks for turn in turns]),
         output_rows=_int32(row for row, _, _ in outputs),
         adapter_slots=None
         if adapter_slots is None
@@ -46,7 +49,22 @@ def build_batch(turns: Seq[Turn], *, vocab_size: int, adapter_slots: AdapterSlot
             drafts=[drafts for _, _, drafts in outputs],
             masks=build_masks(turns, vocab_size=vocab_size),
         ),
+        **_sources(turns),
     )
+
+
+class _Sources(TypedDict, total=False):
+    source_lengths: Int32Array
+    source_block_tables: Int32Array
+
+
+def _sources(turns: Seq[Turn]) -> _Sources:
+    """Of a model that has an encoder: that each sequence has one."""
+    lengths = [turn.sequence.source.num_tokens for turn in turns if turn.sequence.source is not None]
+    if not lengths:
+        return {}
+    tables = pad_block_tables([turn.sequence.source_blocks for turn in turns])
+    return {"source_lengths": _int32(lengths), "source_block_tables": tables}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +77,9 @@ class Scored:
     token_ids: Seq[int] = ()
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
+    target_start: int = 0
+    target_rules: None = None
+    num_candidates: int = 0
     guide: None = None
 
 
@@ -85,8 +106,10 @@ def build_sampling_batch(
     params = [sequence.params for sequence in sequences]
     drafts = drafts or [()] * len(sequences)
     histories = [
-        (*s.token_ids, *more) if _has_penalty(s) else () for s, more in zip(sequences, drafts, strict=True)
+        (*s.token_ids[s.target_start :], *more) if _has_penalty(s) else ()
+        for s, more in zip(sequences, drafts, strict=True)
     ]
+    biases = [_biases(sequence) for sequence in sequences]
     return SamplingBatch(
         temperature=_array([p.temperature for p in params], np.float32),
         top_k=_array([p.top_k for p in params], np.int32),
@@ -100,13 +123,15 @@ def build_sampling_batch(
             [s.num_completion_tokens + len(more) for s, more in zip(sequences, drafts, strict=True)],
             np.uint64,
         ),
-        num_logprobs=_array([p.logprobs or 0 for p in params], np.int32),
+        num_logprobs=_array([s.params.logprobs or s.num_candidates for s in sequences], np.int32),
         history_starts=_int32([0, *accumulate(len(ids) for ids in histories)]),
-        history_prompt_lengths=_int32(s.num_prompt_tokens if _has_penalty(s) else 0 for s in sequences),
+        history_prompt_lengths=_int32(
+            s.num_prompt_tokens - s.target_start if _has_penalty(s) else 0 for s in sequences
+        ),
         history_ids=_int32(chain.from_iterable(histories)),
-        bias_starts=_int32([0, *accumulate(len(p.logit_bias) for p in params)]),
-        bias_ids=_int32(chain.from_iterable(p.logit_bias for p in params)),
-        bias_values=_array([value for p in params for value in p.logit_bias.values()], np.float32),
+        bias_starts=_int32([0, *accumulate(map(len, biases))]),
+        bias_ids=_int32(chain.from_iterable(biases)),
+        bias_values=_array([value for bias in biases for value in bias.values()], np.float32),
         mask_starts=_int32([0, *accumulate(masks.shape[1] * (s.guide is not None) for s in sequences)]),
         mask_words=masks.reshape(-1),
     )
@@ -133,9 +158,26 @@ def _outputs(turn: Turn, start: int) -> Iterator[tuple[int, Sequence | Scored, S
     yield from _scored_outputs(turn, start)
     last = start + turn.num_tokens - 1
     for sequence in turn.outputs:
-        yield last, sequence, ()
+        yield last, _forced(sequence) or sequence, ()
     for count in range(1, len(turn.drafts) + 1):
         yield last + count, turn.sequence, turn.drafts[:count]
+
+
+def _forced(sequence: Sequence) -> Scored | None:
+    """What stands for a sequence whose next token its model's rules name. Constraints go before them, and the
+    search looks after its beams itself."""
+    rules, params = sequence.target_rules, sequence.params
+    if rules is None or sequence.guide is not None or sequence.num_candidates:
+        return None
+    token_id = rules.forced(sequence.num_completion_tokens, sequence.max_tokens)
+    return None if token_id is None else Scored(ScoredParams({token_id: math.inf}, params.logprobs))
+
+
+def _biases(sequence: Sequence | Scored) -> Mapping[int, float]:
+    rules = sequence.target_rules
+    if rules is None or not rules.suppressed_token_ids:
+        return sequence.params.logit_bias
+    return {**sequence.params.logit_bias, **dict.fromkeys(rules.suppressed_token_ids, -math.inf)}
 
 
 def _scored_outputs(turn: Turn, start: int) -> Iterator[tuple[int, Scored, Seq[int]]]:

@@ -7,7 +7,9 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
+from fastserve.checkpoint.generation import TargetRules
 from fastserve.config import ScheduleOptions
+from fastserve.engine.beam_search import most_beams
 from fastserve.errors import ContextLengthError, MemoryLimitError, OptionError
 from fastserve.option import check_choice, check_kind
 from fastserve.types import Limits, SamplingParams
@@ -19,6 +21,8 @@ class Capability:
     Args:
         context_length: tokens that a prompt and its completion may have together.
         kv_tokens: tokens whose keys and values the memory holds.
+        num_eos_tokens: how many tokens end a completion.
+        target_rules: of an encoder-decoder, whose source and target have a context each.
     """
 
     def __init__(
@@ -29,12 +33,18 @@ class Capability:
         context_length: int,
         kv_tokens: int,
         vocab_size: int,
+        block_size: int,
+        num_eos_tokens: int = 1,
+        target_rules: TargetRules | None = None,
     ) -> None:
         self._limits = limits
         self._options = options
         self._context_length = context_length
         self._kv_tokens = kv_tokens
         self._vocab_size = vocab_size
+        self._block_size = block_size
+        self._num_eos_tokens = num_eos_tokens
+        self._target_rules = target_rules
         self._tenants = frozenset(options.tenant_weights or ())
 
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> int:
@@ -46,7 +56,17 @@ class Capability:
             ContextLengthError: the prompt, with `max_tokens`, does not fit the context.
             MemoryLimitError: it does not fit the KV memory, even alone.
         """
-        max_tokens = fit_max_tokens(len(prompt_ids), params.max_tokens, self._context_length)
+        has_source = self._target_rules is not None
+        fit = _fit_target if has_source else fit_max_tokens
+        max_tokens = fit(len(prompt_ids), params.max_tokens, self._context_length)
+        if has_source and params.prompt_logprobs is not None:
+            raise OptionError(
+                "prompt_logprobs is for decoders; the prompt of an encoder-decoder has none",
+                hint="leave prompt_logprobs out",
+                option="prompt_logprobs",
+            )
+        if params.num_beams > 1:
+            self._check_beams(params)
         self._check_token_ids("prompt", prompt_ids)
         self._check_token_ids("logit_bias", tuple(params.logit_bias))
         if params.n > self._limits.max_outputs:
@@ -55,7 +75,27 @@ class Capability:
                 hint="ask for fewer completions, or load the model with a larger max_sequences",
                 option="n",
             )
-        return self._fit_memory(len(prompt_ids), params.max_tokens, max_tokens)
+        num_prompt_tokens = len(prompt_ids)
+        if has_source:  # in blocks of its own, and the token that begins the target
+            num_prompt_tokens = -(-num_prompt_tokens // self._block_size) * self._block_size + 1
+        return self._fit_memory(num_prompt_tokens, params.max_tokens, max_tokens)
+
+    def _check_beams(self, params: SamplingParams) -> None:
+        if self._options.speculation != "off":
+            raise OptionError(
+                f"num_beams is {params.num_beams}, and speculation is {self._options.speculation!r}",
+                hint="leave num_beams out, or load the model without speculation",
+                option="num_beams",
+            )
+        num_suppressed = len(self._target_rules.suppressed_token_ids) if self._target_rules else 0
+        most = most_beams(self._vocab_size, self._num_eos_tokens, num_suppressed)
+        most = min(most, self._limits.max_outputs)
+        if params.num_beams > most:
+            raise OptionError(
+                f"num_beams is {params.num_beams}; the limit of this model is {most}",
+                hint=f"choose num_beams from 1 to {most}",
+                option="num_beams",
+            )
 
     def set_tenants(self, tenants: Collection[str]) -> None:
         """These are the tenants that are known from now on."""
@@ -116,6 +156,23 @@ class Capability:
                     hint=f"token ids are 0 to {size - 1}",
                     option=name,
                 )
+
+
+def _fit_target(num_source_tokens: int, max_tokens: int | None, context_length: int) -> int:
+    """How long the target of a source may be. Raises as `fit_max_tokens`."""
+    if num_source_tokens == 0:
+        raise OptionError("the prompt has no tokens", hint="give at least one character", option="prompt")
+    if num_source_tokens > context_length:
+        raise ContextLengthError(
+            f"the prompt has {_tokens(num_source_tokens)}; the encoder reads {context_length}",
+            hint="shorten the prompt, or load the model with a larger context_length if it allows one",
+        )
+    if max_tokens is not None and max_tokens > context_length:
+        raise ContextLengthError(
+            f"max_tokens is {max_tokens}; the decoder writes {context_length} tokens",
+            hint=f"ask for max_tokens of at most {context_length}",
+        )
+    return context_length if max_tokens is None else max_tokens
 
 
 def fit_max_tokens(num_prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:

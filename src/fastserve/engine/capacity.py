@@ -34,6 +34,7 @@ class Capacity:
     limits: Limits
     footprint: Footprint
     layout: Layout | None
+    encoder_layout: Layout | None = None  # of an encoder-decoder's encoder
 
 
 def choose_context_length(
@@ -72,8 +73,10 @@ def plan_capacity(
     schemes: Mapping[Parameter, WeightScheme],
     context_length: int,
     available_bytes: int | None,
+    encoder: Graph | None = None,
 ) -> Capacity:
-    """The capacities to compile for.
+    """The capacities to compile for. Of an encoder-decoder, `graph` is its decoder's; sources and targets
+    each have a context.
 
     The KV pool has as many whole blocks as `kv_memory` holds. Without it, it holds what `max_sequences` could
     fill, within half of the memory that the rest leaves and MAX_DERIVED_KV_BYTES, but at least one whole
@@ -87,27 +90,35 @@ def plan_capacity(
     generates = all(node.causal for node in graph.nodes if isinstance(node, Attention)) and not any(
         value.rows is Rows.SEQUENCES for value in graph.outputs.values()
     )
-    max_tokens = _choose_batch_tokens(options, context_length, generates=generates)
+    max_tokens = _choose_batch_tokens(
+        options, context_length, generates=generates, reads_whole=not generates or encoder is not None
+    )
     limits = Limits(
         max_tokens=max_tokens,
         max_outputs=_max_outputs(options, max_tokens),
         max_sequences=options.max_sequences,
-        num_blocks=-(-context_length // BLOCK_SIZE),  # at least
+        num_blocks=(2 if encoder else 1) * -(-context_length // BLOCK_SIZE),  # at least
         max_context=context_length,
         num_adapter_slots=options.num_adapter_slots,
         max_adapter_rank=options.max_adapter_rank,
     )
     # A causal sequence keeps its keys and values from step to step; an encoder's live for one step.
     most_tokens = context_length * limits.max_sequences if generates else limits.max_tokens
+    if encoder is not None:
+        most_tokens *= 2
     most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences
-    layout = lay_out(graph, schemes, limits) if options.backend == "native" else None
+    graphs = [graph] if encoder is None else [graph, encoder]
+    layouts = [lay_out(each, schemes, limits) for each in graphs] if options.backend == "native" else []
+    threads = options.threads or count_cores().threads
     footprint = Footprint(
-        weights_bytes=weights_bytes(graph, schemes) + adapter_bytes(graph, schemes, limits),
-        activation_bytes=layout.num_bytes(options.threads or count_cores().threads)
-        if layout
-        else plan_memory(graph, rows_of(limits)).size_bytes,
+        weights_bytes=weights_bytes(graph.beside(encoder) if encoder else graph, schemes)
+        + adapter_bytes(graph, schemes, limits),
+        activation_bytes=sum(layout.num_bytes(threads) for layout in layouts)
+        if layouts
+        else max(plan_memory(each, rows_of(limits)).size_bytes for each in graphs),
         kv_bytes=0,
     )
+    layout, encoder_layout = (*layouts, None, None)[:2]
     per_block = block_bytes(graph, options.kv_dtype, options.backend)
     if options.kv_memory_bytes is not None:
         num_blocks = options.kv_memory_bytes // per_block
@@ -118,14 +129,19 @@ def plan_capacity(
             spare_bytes = min(spare_bytes, (available_bytes - footprint.total_bytes) // 2)
         num_blocks = max(limits.num_blocks, min(most_blocks, spare_bytes // per_block))
     return Capacity(
-        replace(limits, num_blocks=num_blocks), replace(footprint, kv_bytes=num_blocks * per_block), layout
+        replace(limits, num_blocks=num_blocks),
+        replace(footprint, kv_bytes=num_blocks * per_block),
+        layout,
+        encoder_layout,
     )
 
 
-def _choose_batch_tokens(options: EngineOptions, context_length: int, *, generates: bool) -> int:
-    if generates:
-        return options.max_batch_tokens or DECODER_BATCH_TOKENS
-    return max(options.max_batch_tokens or ENCODER_BATCH_TOKENS, context_length)
+def _choose_batch_tokens(
+    options: EngineOptions, context_length: int, *, generates: bool, reads_whole: bool
+) -> int:
+    """`reads_whole`: texts are read in one step, however long they are."""
+    tokens = options.max_batch_tokens or (DECODER_BATCH_TOKENS if generates else ENCODER_BATCH_TOKENS)
+    return max(tokens, context_length) if reads_whole else tokens
 
 
 def _max_outputs(options: EngineOptions, max_tokens: int) -> int:

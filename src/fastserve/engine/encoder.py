@@ -13,6 +13,7 @@ from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.adapter_slots import AdapterSlots
 from fastserve.engine.batch import pad_block_tables
 from fastserve.engine.block import BlockPool
+from fastserve.engine.sequence import Sequence
 from fastserve.models.head import Head
 from fastserve.types import Batch, Executable, Float32Array
 
@@ -167,6 +168,12 @@ def _add(load: _Load, input_: EncoderInput, blocks: int) -> _Load:
     if input_.adapter is not None:
         adapters |= {input_.adapter}
     return num_inputs + 1, num_tokens + len(input_), num_blocks + blocks, adapters
+
+
+def build_source_batch(sequences: Seq[Sequence]) -> Batch:
+    """What an encoder reads for sequences: their sources."""
+    inputs = [EncoderInput(sequence.token_ids[: sequence.num_given_tokens]) for sequence in sequences]
+    return build_encoder_batch(inputs, [sequence.source_blocks for sequence in sequences])
 
 
 def build_encoder_batch(

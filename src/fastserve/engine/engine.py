@@ -6,27 +6,31 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count
 
+from fastserve.checkpoint.generation import TargetRules
 from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions, check_tenant_weights
 from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.admission import Admission
 from fastserve.engine.batch import build_batch
+from fastserve.engine.beam_search import BeamSearch, Hypothesis
+from fastserve.engine.beams import Beams
 from fastserve.engine.block import scope_of
 from fastserve.engine.capability import Capability
 from fastserve.engine.clock import SteadyClock
 from fastserve.engine.completion import NO_ALLOWED_TOKEN, NO_TOKEN, Chunk, TokenLogprobs
 from fastserve.engine.cost import StepCost
 from fastserve.engine.draft_model import DraftModel
+from fastserve.engine.encoder import build_source_batch
 from fastserve.engine.guide import Guide
 from fastserve.engine.mover import Mover
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.residency import ResidencyCounters
 from fastserve.engine.schedule import PreemptionReason, make_scheduler
-from fastserve.engine.sequence import Residence, Sequence
+from fastserve.engine.sequence import Residence, Sequence, Source
 from fastserve.engine.snapshot import EngineSnapshot, StepTotals, take_snapshot
 from fastserve.engine.speculator import SpeculationCounters
 from fastserve.engine.statistics import StepStatistics
@@ -36,7 +40,7 @@ from fastserve.engine.turn import Turn
 from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import DeadlineError, OptionError
 from fastserve.option import check_integer, check_kind, check_number
-from fastserve.types import Executable, SamplingParams, StepResult
+from fastserve.types import Executable, SamplingParams, SourceExecutable, StepResult
 
 _LONGEST_WAIT_SECONDS = 0.05  # for a move to finish, where nobody can run
 
@@ -87,6 +91,7 @@ class Engine:
         length_predictor: tells requests of one tenant and endpoint apart whose completions differ in length,
             for policies that reckon with it.
         draft_model: guesses, where the options say so; None: they do not. It is the engine's from here on.
+        target_rules: of an encoder-decoder, whose `executable` is a SourceExecutable; None: it is a decoder.
         turnstile: that engines on the same cores share; None: there are no others.
         clock: seconds. Where it jumps back, the engine's time goes on.
     """
@@ -103,6 +108,7 @@ class Engine:
         cost: StepCost | None = None,
         length_predictor: LengthPredictor | None = None,
         draft_model: DraftModel | None = None,
+        target_rules: TargetRules | None = None,
         turnstile: Turnstile | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -117,6 +123,7 @@ class Engine:
             initial_cost=cost,
             predictor=length_predictor,
             draft_model=draft_model,
+            has_sources=target_rules is not None,
         )
         self.pool = self.scheduler.residency.pool
         self._admission = Admission(
@@ -137,7 +144,12 @@ class Engine:
             context_length=context_length,
             kv_tokens=self.pool.num_blocks * self.pool.block_size,
             vocab_size=executable.vocab_size,
+            block_size=executable.block_size,
+            num_eos_tokens=len(self._eos_token_ids),
+            target_rules=target_rules,
         )
+        self._target_rules = target_rules
+        self._beams: dict[int, Beams] = {}  # by request_id
         self._clock = SteadyClock(clock)
         self._ids = count()
         self._is_waiting = False
@@ -212,12 +224,17 @@ class Engine:
         scope = b"" if self._options.share_prefixes == "all" else scope_of(tenant)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         request_id = next(self._ids)
+        source, token_ids = self._begin(prompt_ids)
+        search = self._make_search(params, max_tokens)
         sequences = [
             Sequence(
                 sequence_id=request_id if index == 0 else next(self._ids),
-                token_ids=list(prompt_ids),
-                num_prompt_tokens=len(prompt_ids),
+                token_ids=list(token_ids),
+                num_prompt_tokens=len(token_ids),
                 max_tokens=max_tokens,
+                source=source,
+                target_rules=self._target_rules,
+                num_candidates=0 if search is None else search.num_candidates + self._num_suppressed,
                 params=params,
                 seed=(seed + index) % 2**64,
                 guide=guide if guide is None or index == 0 else guide.fork(),
@@ -231,27 +248,56 @@ class Engine:
                 adapter=adapter,
                 scope=scope if adapter is None else adapter.scope(scope),
             )
-            for index in range(params.n)
+            for index in range(1 if search else params.n)
         ]
         sequences[0].forks = sequences[1:]
         transcripts = [
-            Transcript(
-                request_id=request_id,
-                request_name=name,
-                index=index,
-                sequence=sequence,
-                text=CompletionText(
-                    self._make_decoder(skip_special_tokens=params.skip_special_tokens),
-                    params.stop,
-                    prompt_ids=prompt_ids,
-                ),
-            )
-            for index, sequence in enumerate(sequences)
+            self._transcribe(sequence, request_id, index, name) for index, sequence in enumerate(sequences)
         ]
         self._take_in(request_id, sequences[0], timeout_ms, now)
         self._requests[request_id] = transcripts
         self._transcripts |= {t.sequence.sequence_id: t for t in transcripts}
+        if search is not None:
+            self._beams[request_id] = Beams(search, sequences)
         return request_id
+
+    def _begin(self, prompt_ids: Seq[int]) -> tuple[Source | None, Seq[int]]:
+        """What a sequence begins with: the prompt, or as a source, and the token that begins its target."""
+        if self._target_rules is None:
+            return None, prompt_ids
+        num_blocks = self.pool.blocks_for(len(prompt_ids))
+        source = Source(len(prompt_ids), num_blocks, num_blocks * self.pool.block_size)
+        start = self._target_rules.start_token_id
+        return source, [*prompt_ids, *[start] * (source.num_slots - len(prompt_ids)), start]
+
+    @property
+    def _num_suppressed(self) -> int:
+        return len(self._target_rules.suppressed_token_ids) if self._target_rules else 0
+
+    def _make_search(self, params: SamplingParams, max_tokens: int) -> BeamSearch | None:
+        if params.num_beams == 1:
+            return None
+        return BeamSearch(
+            params.num_beams,
+            eos_token_ids=self._eos_token_ids,
+            max_tokens=max_tokens,
+            length_penalty=params.length_penalty,
+            early_stopping=params.early_stopping,
+        )
+
+    def _transcribe(self, sequence: Sequence, request_id: int, index: int, name: str) -> Transcript:
+        prompt_ids = () if sequence.source else sequence.token_ids[: sequence.num_prompt_tokens]
+        return Transcript(
+            request_id=request_id,
+            request_name=name,
+            index=index,
+            sequence=sequence,
+            text=CompletionText(
+                self._make_decoder(skip_special_tokens=sequence.params.skip_special_tokens),
+                sequence.params.stop,
+                prompt_ids=prompt_ids,
+            ),
+        )
 
     def step(self) -> list[Chunk]:
         """Run one step and return a chunk for every token that it chose, and for every completion that
@@ -268,7 +314,8 @@ class Engine:
 
         Returns the seconds of service that it has had and its chunks have not told.
         """
-        seconds = 0.0
+        beams = self._beams.pop(request_id, None)
+        seconds = 0.0 if beams is None else beams.service_seconds
         for transcript in list(self._requests.get(request_id, ())):
             seconds += transcript.untold_service_seconds()
             self._finish(transcript)
@@ -276,6 +323,9 @@ class Engine:
 
     def hold(self, request_id: int, *, is_held: bool = True) -> None:
         """Give a request no turns until it is let go again (`is_held=False`): its reader is behind."""
+        if request_id in self._beams:
+            self._beams[request_id].hold(is_held=is_held)
+            return
         for transcript in self._requests.get(request_id, ()):
             sequence = transcript.sequence
             sequence.is_held = is_held
@@ -423,6 +473,13 @@ class Engine:
         for turn in turns:
             if turn.copy is not None:
                 self._executable.copy_block(*turn.copy)
+        unread = [turn.sequence for turn in turns if turn.sequence.is_source_unread]
+        if unread:  # they have no output rows
+            assert isinstance(self._executable, SourceExecutable)
+            self._executable.encode(build_source_batch(unread))
+            turns = [turn for turn in turns if not turn.sequence.is_source_unread]
+            if not turns:
+                return StepResult(outputs={})
         slots = self.scheduler.adapter_slots if any(turn.sequence.adapter for turn in turns) else None
         return self._executable.run(
             build_batch(turns, vocab_size=self._executable.vocab_size, adapter_slots=slots)
@@ -436,7 +493,10 @@ class Engine:
         """
         if turn.num_scored and not self._keep_scores(turn, result, first_row):
             request_id = self._transcripts[turn.sequence.sequence_id].request_id
-            yield from [self._fail(t, NO_TOKEN, now) for t in list(self._requests[request_id])]
+            yield from self._fail_all(self._requests[request_id], NO_TOKEN, now)
+            return
+        if turn.outputs and turn.sequence.num_candidates:
+            yield from self._advance_beams(turn.sequence, result, first_row, now)
             return
         if turn.sequence.is_read_only:
             if not turn.sequence.num_uncomputed_tokens:
@@ -452,6 +512,52 @@ class Engine:
             self.scheduler.accept(turn.sequence)
             chunk = self._emit(turn.sequence, result, row, now)
             yield chunk
+
+    def _advance_beams(self, sequence: Sequence, result: StepResult, row: int, now: float) -> Iterator[Chunk]:
+        """A beam has come to its next token. Where all have, they go on, or the search is over: then come the
+        chunks of all its completions."""
+        transcript = self._transcripts.get(sequence.sequence_id)
+        if transcript is None:  # its request has failed by another beam
+            return
+        assert result.is_valid is not None
+        if not result.is_valid[row]:
+            yield from self._fail_all([transcript], NO_TOKEN, now)
+            return
+        beams = self._beams[transcript.request_id]
+        logprobs = read_logprobs(result, row, num_top=sequence.num_candidates)
+        change = beams.take(sequence, logprobs, self._ids.__next__)
+        if change is None:
+            return
+        if change.is_over:
+            yield from self._end_beams(transcript.request_id, now)
+            return
+        for parent, child in change.new:
+            self.scheduler.branch(parent, child, now)
+            self._transcripts[child.sequence_id] = self._transcribe(
+                child, transcript.request_id, transcript.index, transcript.request_name
+            )
+            self._requests[transcript.request_id].append(self._transcripts[child.sequence_id])
+        for beam in change.lost:
+            self._finish(self._transcripts[beam.sequence_id])
+
+    def _end_beams(
+        self, request_id: int, now: float, *, error: str | None = None, has_expired: bool = False
+    ) -> Iterator[Chunk]:
+        """The chunks of what a search has found; with an `error`, of as many completions that have none."""
+        beams, transcripts = self._beams.pop(request_id), list(self._requests[request_id])
+        name, params = transcripts[0].request_name, transcripts[0].sequence.params
+        found = beams.search.best(params.n) if error is None else [Hypothesis(0.0, ())]
+        found += found[-1:] * (params.n - len(found))  # where a model's rules leave nothing else
+        for index, hypothesis in enumerate(found):
+            sequence = beams.completed(hypothesis, seed=(beams.sequences[0].seed + index) % 2**64)
+            told = self._transcribe(sequence, request_id, index, name)
+            if error is None:
+                yield from told.tell(now, self._is_stop_token)
+            else:
+                failure = told.complete("", "error", now, error=error, has_expired=has_expired)
+                yield told.chunk("", token_id=None, completion=failure)
+        for transcript in transcripts:
+            self._finish(transcript)
 
     def _keep_scores(self, turn: Turn, result: StepResult, first_row: int) -> bool:
         """Take down the logprobs of a turn's tokens of the prompt; whether they are numbers."""
@@ -520,10 +626,20 @@ class Engine:
     def _expire(self, now: float) -> list[Chunk]:
         """End the requests whose time is over."""
         return [
-            self._fail(transcript, reason, now, has_expired=True)
+            chunk
             for request_id, reason in self._admission.expired(now)
-            for transcript in list(self._requests[request_id])
+            for chunk in self._fail_all(self._requests[request_id], reason, now, has_expired=True)
         ]
+
+    def _fail_all(
+        self, transcripts: Iterable[Transcript], error: str, now: float, *, has_expired: bool = False
+    ) -> Iterator[Chunk]:
+        """The last chunks of completions that cannot go on; with one beam the search ends."""
+        for transcript in list(transcripts):
+            if transcript.request_id in self._beams:
+                yield from self._end_beams(transcript.request_id, now, error=error, has_expired=has_expired)
+            elif transcript.sequence.sequence_id in self._transcripts:
+                yield self._fail(transcript, error, now, has_expired=has_expired)
 
     def _fail(self, transcript: Transcript, error: str, now: float, *, has_expired: bool = False) -> Chunk:
         """The last chunk of a completion that cannot go on."""
@@ -538,7 +654,7 @@ class Engine:
         now = self._clock()
         reason = f"its step failed: {type(error).__name__}: {error}"
         failed = [s for turn in turns for s in (turn.sequence, *turn.sequence.forks)]
-        return [self._fail(self._transcripts[s.sequence_id], reason, now) for s in failed]
+        return list(self._fail_all([self._transcripts[s.sequence_id] for s in failed], reason, now))
 
     def _fail_largest(self, turns: Seq[Turn], error: MemoryError) -> list[Chunk]:
         """There was not enough memory for the step that these turns make: the request that takes most of it
@@ -555,7 +671,7 @@ class Engine:
         now = self._clock()
         reason = f"its step ran out of memory: {error}" if str(error) else "its step ran out of memory"
         request_id = self._transcripts[largest.sequence_id].request_id
-        return [self._fail(transcript, reason, now) for transcript in list(self._requests[request_id])]
+        return list(self._fail_all(self._requests[request_id], reason, now))
 
     def _finish(self, transcript: Transcript) -> None:
         sequence = transcript.sequence

@@ -10,7 +10,7 @@ from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.config import Backend, KvDtype
 from fastserve.errors import MemoryLimitError
 from fastserve.graph.memory import FLOAT_BYTES
-from fastserve.graph.node import Attention, Graph, Parameter
+from fastserve.graph.node import Graph, Parameter, PoolNode
 
 BLOCK_SIZE = 32  # tokens of a KV block, the same in every backend
 RUNTIME_BYTES = 64 * 2**20  # tokenizer, libraries and scratch of the threads, with a margin
@@ -69,17 +69,13 @@ def weights_bytes(graph: Graph, schemes: Mapping[Parameter, WeightScheme]) -> in
 def block_bytes(graph: Graph, kv_dtype: KvDtype, backend: Backend = "native") -> int:
     """Bytes of one KV block over all layers: `Executable.block_bytes`, before there is one.
 
-    Of the native backend as csrc/kernels/kernel.h lays it out (KvLayout). Bidirectional attention reads
-    nothing of earlier steps, so all of its layers share the first one's. The torch backend keeps every layer,
+    Of the native backend as csrc/kernels/kernel.h lays it out (KvLayout). The torch backend keeps them
     without padding, and of int8 the floats that it comes to (`backends/torch/step.py`).
     """
+    layers = {node.pool_layer: node for node in graph.nodes if isinstance(node, PoolNode)}
     if backend == "torch":
         element_bytes = FLOAT_BYTES if kv_dtype == "int8" else _KV_BYTES[kv_dtype]
-        attentions = [node for node in graph.nodes if isinstance(node, Attention)]
-        return sum(2 * n.num_kv_heads * BLOCK_SIZE * n.head_dim * element_bytes for n in attentions)
-    layers = {
-        node.layer_index if node.causal else 0: node for node in graph.nodes if isinstance(node, Attention)
-    }
+        return sum(2 * n.num_kv_heads * BLOCK_SIZE * n.head_dim * element_bytes for n in layers.values())
     scale_bytes = FLOAT_BYTES if kv_dtype == "int8" else 0
     return sum(
         2 * n.num_kv_heads * BLOCK_SIZE * (_padded(n.head_dim) * _KV_BYTES[kv_dtype] + scale_bytes)

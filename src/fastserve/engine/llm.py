@@ -510,6 +510,7 @@ def make_engine(
         mover=make_mover(model.executable, options),
         length_predictor=length_predictor,
         draft_model=DraftModel(model.draft.executable) if model.draft else None,
+        target_rules=model.target_rules,
         turnstile=turnstile,
     )
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.generation import TargetRules, read_target_rules
+from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
@@ -23,13 +25,19 @@ from fastserve.engine.processor import processor_name
 from fastserve.errors import MemoryLimitError, OptionError, UnsupportedError
 from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
-from fastserve.models.config import DecoderConfig
-from fastserve.models.family import ModelConfig, arrange_tensors, build_graph, read_config
+from fastserve.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from fastserve.models.family import (
+    ModelConfig,
+    arrange_tensors,
+    build_graph,
+    build_source_encoder,
+    read_config,
+)
 from fastserve.models.head import Ending
 from fastserve.models.parameters import check_parameters
 from fastserve.models.pooling import Pooling
 from fastserve.models.task import Task, TaskSettings, read_task
-from fastserve.types import Executable, Float64Array, Limits
+from fastserve.types import Executable, Float64Array
 
 _DRAFT_KV_SHARE = 4  # a draft model has a fourth of the model's KV memory, unless options say otherwise
 
@@ -39,7 +47,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A model ready to run. `weights` and `context_length` are what the options came to; `draft` guesses at
-    its tokens, where the options ask for it.
+    its tokens, where the options ask for it; `target_rules` are those of an encoder-decoder, whose executable
+    is a SourceExecutable.
 
     Of an ensemble, `settings`, `context_length` and `footprint` are those of the whole, the rest is that of
     the first member. `member_index` is a member's place in one.
@@ -53,6 +62,7 @@ class LoadedModel:
     weights: WeightFormat
     context_length: int
     footprint: Footprint
+    target_rules: TargetRules | None = None
     draft: LoadedModel | None = None
     ensemble: Ensemble | None = None
     member_index: int = 0
@@ -107,6 +117,7 @@ def plan_model(
     if (folder := open_ensemble(path)) is not None:
         return _plan_ensemble(folder, options, name or str(path), available_bytes)
     checkpoint, config = _open(path)
+    _check_options(config, options, name or str(path))
     draft = _open_draft(checkpoint, config, options, name or str(path))
     blueprint = _draw(checkpoint, config, options, available_bytes)
     footprint = blueprint.capacity.footprint
@@ -140,6 +151,7 @@ def load_model(
     checkpoint, config = _open(path)
     if task is not None:
         check_task(task, _settings(checkpoint, config), name or str(path))
+    _check_options(config, options, name or str(path))
     draft = _open_draft(checkpoint, config, options, name or str(path))
     model = _load(checkpoint, config, options)
     return model if draft is None else replace(model, draft=_load_draft(*draft, options, model))
@@ -166,7 +178,11 @@ def _load(
         capacity.footprint.check(available_bytes)
     try:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
-        executable = _compile(blueprint.graph, checkpoint, options, capacity)
+        target_rules = None
+        if isinstance(config, EncoderDecoderConfig):
+            folder, vocab_size = checkpoint.path, config.vocab_size
+            target_rules = read_target_rules(folder, checkpoint.config, vocab_size=vocab_size)
+        executable = _compile(blueprint, checkpoint, options)
     except MemoryError as error:  # others took it meanwhile, or the system grants less than it says
         raise capacity.footprint.to_error(available_bytes and available_memory_bytes()) from error
     assert executable.block_size == BLOCK_SIZE
@@ -179,6 +195,7 @@ def _load(
         weights=blueprint.weights,
         context_length=blueprint.context_length,
         footprint=capacity.footprint,
+        target_rules=target_rules,
     )
 
 
@@ -258,6 +275,7 @@ class _Blueprint:
     """Of a model that is to be compiled."""
 
     graph: Graph
+    encoder: Graph | None  # of an encoder-decoder
     weights: WeightFormat
     context_length: int
     capacity: Capacity
@@ -271,19 +289,47 @@ def _draw(
     )
     computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
     graph = _build(checkpoint, computed)
-    for name in check_parameters(graph, checkpoint.tensors):
+    encoder = build_source_encoder(computed, checkpoint.tensors.keys())
+    both = graph if encoder is None else graph.beside(encoder)
+    for name in check_parameters(both, checkpoint.tensors):
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)
-    graph = optimize(graph)
-    weights = choose_weights(options, generates=_settings(checkpoint, config).task == "generate")
+    graph, encoder = optimize(graph), optimize(encoder) if encoder else None
+    weights = choose_weights(
+        options,
+        generates=_settings(checkpoint, config).task == "generate",
+        has_integers=any(isinstance(tensor, GroupedTensor) for tensor in checkpoint.tensors.values()),
+    )
     capacity = plan_capacity(
         graph,
         options,
-        schemes=choose_schemes(graph, weights, checkpoint.tensors),
+        schemes=choose_schemes(graph.beside(encoder) if encoder else graph, weights, checkpoint.tensors),
         context_length=context_length,
         available_bytes=available_bytes,
+        encoder=encoder,
     )
-    return _Blueprint(graph, weights, context_length, capacity)
+    return _Blueprint(graph, encoder, weights, context_length, capacity)
+
+
+def _check_options(config: ModelConfig, options: EngineOptions, name: str) -> None:
+    """
+    Raises:
+        UnsupportedError: tokens are to be guessed of a model that is no decoder by itself, or there are to
+            be adapters beside it.
+    """
+    if not isinstance(config, EncoderDecoderConfig):
+        return
+    if options.adapters:
+        raise UnsupportedError(
+            f"the model {name!r} is an encoder-decoder, beside which there are no adapters",
+            hint="merge an adapter into a copy: `fastserve convert MODEL --adapter DIR`",
+        )
+    if options.speculation != "off":
+        raise UnsupportedError(
+            f"the model {name!r} is an encoder-decoder, for which there is no"
+            f" speculation={options.speculation!r}",
+            hint="leave speculation out",
+        )
 
 
 def graph_of(model: LoadedModel) -> Graph:
@@ -292,7 +338,7 @@ def graph_of(model: LoadedModel) -> Graph:
 
 
 def _build(checkpoint: Checkpoint, config: ModelConfig) -> Graph:
-    return build_graph(config, checkpoint.tensors.keys(), ending=_read_ending(checkpoint, config))
+    return build_graph(config, checkpoint.tensors.keys(), ending=read_ending(checkpoint, config))
 
 
 def _open_draft(
@@ -414,11 +460,13 @@ def check_task(task: Task, settings: TaskSettings, name: str) -> None:
     )
 
 
-def choose_weights(options: EngineOptions, *, generates: bool) -> WeightFormat:
+def choose_weights(options: EngineOptions, *, generates: bool, has_integers: bool) -> WeightFormat:
     """What `auto` comes to: see EngineOptions."""
     if options.weights != "auto":
         return options.weights
-    return "int8" if generates and options.backend == "native" else "f32"
+    if options.backend != "native":
+        return "f32"
+    return "int8" if generates else "stored" if has_integers else "f32"
 
 
 def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
@@ -434,23 +482,25 @@ def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
 
 def _usual_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
     context = model_context(checkpoint, config)
-    return min(context, config.usual_context) if isinstance(config, DecoderConfig) else context
+    return context if isinstance(config, EncoderConfig) else min(context, config.usual_context)
 
 
 def _settings(checkpoint: Checkpoint, config: ModelConfig) -> TaskSettings:
-    return read_task(checkpoint.config, checkpoint.card, is_decoder=isinstance(config, DecoderConfig))
+    return read_task(checkpoint.config, checkpoint.card, is_decoder=not isinstance(config, EncoderConfig))
 
 
-def _read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
+def read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
+    """The head of a model, or how it makes an embedding; None of what writes text."""
     sentence = checkpoint.sentence
     if (head := _settings(checkpoint, config).head) is not None:
         return head
     return Pooling.from_sentence_transformers(sentence.modules, sentence.pooling) if sentence else None
 
 
-def _compile(graph: Graph, checkpoint: Checkpoint, options: EngineOptions, capacity: Capacity) -> Executable:
+def _compile(blueprint: _Blueprint, checkpoint: Checkpoint, options: EngineOptions) -> Executable:
+    capacity = blueprint.capacity
     if capacity.layout is None:
-        return _compile_torch(graph, checkpoint, options, capacity.limits)
+        return _compile_torch(blueprint, checkpoint, options)
     from fastserve.backends.native.executable import compile_layout
     from fastserve.backends.native.packed_cache import PackedCache
     from fastserve.backends.native.storage_choice import StorageChoice
@@ -463,24 +513,26 @@ def _compile(graph: Graph, checkpoint: Checkpoint, options: EngineOptions, capac
         threads=options.threads,
         cache=PackedCache.of(checkpoint.files),
         storage_choice=StorageChoice(processor_name()),
+        encoder=capacity.encoder_layout,
     )
 
 
-def _compile_torch(
-    graph: Graph, checkpoint: Checkpoint, options: EngineOptions, limits: Limits
-) -> Executable:
+def _compile_torch(blueprint: _Blueprint, checkpoint: Checkpoint, options: EngineOptions) -> Executable:
     try:
         from fastserve.backends.torch.executable import compile_torch
     except ImportError as error:
         raise UnsupportedError(
             f"backend='torch' needs PyTorch: {error}", hint="install torch, or use backend='native'"
         ) from error
-    names = {name for node in graph.nodes for parameter in node.parameters() for name in parameter.names}
+    graph, encoder = blueprint.graph, blueprint.encoder
+    nodes = graph.nodes if encoder is None else (*graph.nodes, *encoder.nodes)
+    names = {name for node in nodes for parameter in node.parameters() for name in parameter.names}
     return compile_torch(
         graph,
         {name: to_f32(checkpoint.tensors[name]) for name in names},
-        limits=limits,
+        limits=blueprint.capacity.limits,
         kv_dtype=options.kv_dtype,
         block_size=BLOCK_SIZE,
         device=options.device or "cpu",
+        encoder=encoder,
     )

@@ -39,6 +39,10 @@ class PrefillBudget:
     def is_spent(self) -> bool:
         return self._rows <= 0 or (self._seconds <= 0 and not self._is_untouched)
 
+    def fits_whole(self, num_tokens: int) -> bool:
+        """Whether there is room for a text that cannot be cut. The first one has it in any case."""
+        return self._is_untouched or self.fit(num_tokens, 0) == num_tokens
+
     def fit(self, num_tokens: int, first_position: int) -> int:
         """How many of a prompt's next tokens there is room for: the later they come, the more keys they
         read."""

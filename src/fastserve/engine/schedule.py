@@ -305,6 +305,14 @@ class Scheduler:
             self._enter(child, now)
         sequence.forks = []
 
+    def branch(self, sequence: Sequence, child: Sequence, now: float) -> None:
+        """A child, whose tokens begin with those of this sequence, goes on by itself: from its blocks, where
+        it has them in the fast pool, else from the beginning."""
+        if sequence.residence is Residence.FAST:
+            self.residency.fork(sequence, child)
+        child.is_started = True
+        self._enter(child, now)
+
     def _count_preemptions(self, turns: Seq[Turn], evicted_for: Mapping[int, int | None], now: float) -> None:
         """Of sequences that had a turn, are not finished, and have none."""
         running = {turn.sequence.sequence_id for turn in turns}
@@ -339,6 +347,7 @@ def make_scheduler(
     initial_cost: StepCost | None = None,
     predictor: LengthPredictor | None = None,
     draft_model: DraftModel | None = None,
+    has_sources: bool = False,
 ) -> Scheduler:
     """A scheduler and all that it works with.
 
@@ -348,6 +357,7 @@ def make_scheduler(
         predictor: tells requests of one tenant and endpoint apart whose completions differ in length, for
             policies that reckon with it.
         draft_model: where the options say that one guesses.
+        has_sources: an encoder reads the prompts, whole: what two begin with they do not share.
 
     Raises:
         OptionError: an unknown policy or knob, or a value out of its range.
@@ -361,7 +371,8 @@ def make_scheduler(
         block_size=block_size,
         eviction="lfu" if options.prefix_cache == "lfu" else "lru",
     )
-    residency = Residency(pool, mover=mover, cost=cost, reuses_prefixes=options.prefix_cache != "off")
+    reuses_prefixes = options.prefix_cache != "off" and not has_sources
+    residency = Residency(pool, mover=mover, cost=cost, reuses_prefixes=reuses_prefixes)
     return Scheduler(
         residency,
         limits,

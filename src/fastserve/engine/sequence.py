@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from fastserve.checkpoint.generation import TargetRules
 from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.block import PrefixKey, prefix_key
 from fastserve.engine.guide import Guide
@@ -24,9 +25,21 @@ class Residence(Enum):
     FINISHED = "finished"  # completed, failed or aborted: it has nothing
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What an encoder reads for a sequence, in a step of its own: its first tokens, filled up to whole
+    blocks, so that what its decoder writes begins a block."""
+
+    num_tokens: int
+    num_blocks: int
+    num_slots: int  # tokens of these blocks
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
     """Invariant: num_computed_tokens <= len(token_ids) <= num_prompt_tokens + max_tokens.
+
+    With a `source`, what is called its prompt is that, filled up, and the token that begins its target.
 
     `rank` and `standing` belong to the scheduling policy: the lower rank goes first, the standing is what the
     policy remembers.
@@ -36,6 +49,9 @@ class Sequence:
     token_ids: list[int]  # the prompt, then the completion so far
     num_prompt_tokens: int
     max_tokens: int  # of the completion
+    source: Source | None = None
+    target_rules: TargetRules | None = None
+    num_candidates: int = 0  # of a beam: how many of its likeliest next tokens decide
     arrival_seconds: float
     params: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
@@ -79,6 +95,29 @@ class Sequence:
     slack_seconds: float = 0.0  # its tokens came so much sooner than their pace
     num_evictions: int = 0  # how often it lost its blocks, moved or dropped
     num_preemptions: int = 0  # how often it was passed over after a turn, before it was finished
+
+    @property
+    def num_given_tokens(self) -> int:
+        """Of the prompt as its caller gave it."""
+        return self.num_prompt_tokens if self.source is None else self.source.num_tokens
+
+    @property
+    def target_start(self) -> int:
+        """The index of the first token that a decoder reads."""
+        return 0 if self.source is None else self.source.num_slots
+
+    @property
+    def source_blocks(self) -> list[int]:
+        return [] if self.source is None else self.block_table[: self.source.num_blocks]
+
+    @property
+    def target_blocks(self) -> list[int]:
+        return self.block_table if self.source is None else self.block_table[self.source.num_blocks :]
+
+    @property
+    def is_source_unread(self) -> bool:
+        """Whether an encoder has yet to read what it follows."""
+        return self.num_computed_tokens < self.target_start
 
     @property
     def max_length(self) -> int:

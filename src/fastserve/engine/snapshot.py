@@ -141,7 +141,9 @@ class StepTotals:
         for turn in turns:
             sequence = turn.sequence
             left = sequence.num_prompt_tokens - sequence.num_computed_tokens
-            if left > 0:
+            if sequence.source is not None:
+                self.prompt_tokens += sequence.source.num_tokens * sequence.is_source_unread
+            elif left > 0:
                 self.prompt_tokens += min(turn.num_tokens, left)
 
     def count(self, chunks: Seq[Chunk], *, seconds: float) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from fastserve.engine.completion import Chunk, Completion, FinishReason, TokenLogprobs
 from fastserve.engine.sequence import Sequence
 from fastserve.engine.text import CompletionText
+from fastserve.types import SamplingParams
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -46,6 +48,19 @@ class Transcript:
             service_seconds=self.untold_service_seconds(),
         )
 
+    def tell(self, now: float, is_stop_token: Callable[[int, SamplingParams], bool]) -> Iterator[Chunk]:
+        """The chunks of a completion all of whose tokens are known."""
+        sequence, self.first_token_seconds = self.sequence, now
+        tokens = sequence.token_ids[sequence.num_prompt_tokens :]
+        for number, token_id in enumerate(tokens, 1):
+            is_stop = is_stop_token(token_id, sequence.params)
+            text = "" if is_stop else self.text.push(token_id)
+            completion = None
+            if number == len(tokens):
+                text += self.text.finish()
+                completion = self.complete(text, "stop" if is_stop else "length", now)
+            yield self.chunk(text, token_id=token_id, completion=completion, is_first=number == 1)
+
     def complete(
         self,
         last_text: str,
@@ -63,7 +78,7 @@ class Transcript:
             text="".join((*self.texts, last_text)),
             token_ids=tuple(sequence.token_ids[sequence.num_prompt_tokens :]),
             finish_reason=finish_reason,
-            prompt_tokens=sequence.num_prompt_tokens,
+            prompt_tokens=sequence.num_given_tokens,
             cached_tokens=sequence.num_reused_tokens,
             seed=sequence.seed,
             logprobs=None if sequence.params.logprobs is None else tuple(self.logprobs),

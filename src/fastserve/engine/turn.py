@@ -161,7 +161,10 @@ class Round:
         already."""
         num_tokens = sequence.num_uncomputed_tokens
         takes_prefill_tokens = is_new or num_tokens > 1
-        if takes_prefill_tokens:
+        if sequence.is_source_unread:
+            num_tokens = sequence.target_start
+            num_tokens *= self._prefill.fits_whole(num_tokens)
+        elif takes_prefill_tokens:
             num_tokens = min(num_tokens, self._prefill_chunk_tokens)
             num_tokens = self._prefill.fit(num_tokens, sequence.num_computed_tokens)
         num_scored = 0

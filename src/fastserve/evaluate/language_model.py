@@ -5,7 +5,7 @@ KL divergence and agreement of the likeliest token, teacher-forced, on the nativ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import partial
@@ -91,18 +91,33 @@ class LanguageModel:
         """Logits [some tokens, vocab] at all positions of one text, piece after piece; each is overwritten by
         the next."""
         assert 0 < len(token_ids) <= self.window
-        ids = np.asarray(token_ids, np.int32)
-        for begin in range(0, len(ids), self._step):
-            end = min(begin + self._step, len(ids))
-            batch = Batch(
-                token_ids=ids[begin:end],
-                positions=np.arange(begin, end, dtype=np.int32),
-                sequence_starts=np.asarray([0, end - begin], np.int32),
-                context_lengths=np.asarray([end], np.int32),
-                block_tables=self._blocks,
-                output_rows=np.arange(end - begin, dtype=np.int32),
-            )
-            yield self._executable.run(batch).outputs["logits"]
+        for begin in range(0, len(token_ids), self._step):
+            yield self._run(token_ids[begin : begin + self._step], begin)
+
+    def greedy(self, token_ids: Seq[int], max_tokens: int) -> list[int]:
+        """The likeliest tokens that go on from a text, whatever ends it; with it they fit the window."""
+        assert max_tokens > 0
+        assert len(token_ids) + max_tokens <= self.window
+        for logits in self.logits(token_ids):
+            last = logits[-1]
+        chosen = [int(last.argmax())]
+        while len(chosen) < max_tokens:
+            last = self._run(chosen[-1:], len(token_ids) + len(chosen) - 1)[-1]
+            chosen.append(int(last.argmax()))
+        return chosen
+
+    def _run(self, token_ids: Seq[int], begin: int) -> Float32Array:
+        """Logits of tokens at the positions from `begin` on, those before them having been run."""
+        count = len(token_ids)
+        batch = Batch(
+            token_ids=np.asarray(token_ids, np.int32),
+            positions=np.arange(begin, begin + count, dtype=np.int32),
+            sequence_starts=np.asarray([0, count], np.int32),
+            context_lengths=np.asarray([begin + count], np.int32),
+            block_tables=self._blocks,
+            output_rows=np.arange(count, dtype=np.int32),
+        )
+        return self._executable.run(batch).outputs["logits"]
 
     def losses(self, token_ids: Seq[int]) -> Float64Array:
         """-log p of each token after the first, given those before it, in nats: [tokens - 1]."""
@@ -227,7 +242,11 @@ def perplexity(
 
 
 def read_windows(
-    checkpoint: Checkpoint, texts: Path | Seq[str], *, length: int = WINDOW_TOKENS, most: int | None = None
+    checkpoint: Checkpoint,
+    texts: Path | Iterable[str],
+    *,
+    length: int = WINDOW_TOKENS,
+    most: int | None = None,
 ) -> list[list[int]]:
     """The tokens of a text, cut into windows of `length`: a plain file or texts, which follow each other.
 

@@ -121,7 +121,7 @@ def _page(evaluation: Evaluation, pictures: Seq[str], intervals: Mapping[str, In
             (label, f"{f.precision:.3f}", f"{f.recall:.3f}", f"{f.f1:.3f}", str(f.support))
             for label, f in scores.by_label.items()
         ]
-        parts.append(_table(("label", "precision", "recall", "F1", "rows"), of_labels))
+        parts.append(_table(("label", "precision", "recall", "F1", "support"), of_labels))
     parts += [f'<img src="{name}.png" alt="{name}">' for name in pictures]
     style = (
         "body{font-family:sans-serif;max-width:60rem;margin:2rem auto;color:#222;background:#fff}"

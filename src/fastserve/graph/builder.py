@@ -9,6 +9,7 @@ from fastserve.graph.node import (
     ActivationKind,
     Add,
     Attention,
+    CrossAttention,
     Embedding,
     GatedActivation,
     GatherRows,
@@ -30,6 +31,7 @@ from fastserve.graph.node import (
     Scale,
     Slice,
     SoftCap,
+    StoreSource,
     Value,
 )
 
@@ -123,6 +125,27 @@ class GraphBuilder:
             window=window,
             soft_cap=soft_cap,
             bias=bias,
+            out=out,
+        )
+        return self._add(node, out)
+
+    def store_source(self, k: Value, v: Value, *, layer_index: int, head_dim: int) -> None:
+        node = StoreSource(
+            k=k, v=v, layer_index=layer_index, num_kv_heads=k.width // head_dim, head_dim=head_dim
+        )
+        self._nodes.append(node)
+
+    def cross_attention(self, q: Value, *, layer_index: int, head_dim: int, scale: float) -> Value:
+        """Of as many key heads as query heads."""
+        out = self._value(q.rows, q.width)
+        num_heads = q.width // head_dim
+        node = CrossAttention(
+            q=q,
+            layer_index=layer_index,
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            head_dim=head_dim,
+            scale=scale,
             out=out,
         )
         return self._add(node, out)

@@ -13,6 +13,7 @@ from fastserve.graph.node import (
     AddLayerNorm,
     AddRmsNorm,
     Attention,
+    CrossAttention,
     Embedding,
     GatedActivation,
     GatherRows,
@@ -30,6 +31,7 @@ from fastserve.graph.node import (
     Scale,
     Slice,
     SoftCap,
+    StoreSource,
     Value,
 )
 
@@ -119,6 +121,20 @@ def _attention_fits(node: Attention) -> bool:
     )
 
 
+def _store_source_fits(node: StoreSource) -> bool:
+    is_of_tokens = node.k.rows is Rows.TOKENS and _is_same_shape(node.k, node.v)
+    return is_of_tokens and node.k.width == node.num_kv_heads * node.head_dim
+
+
+def _cross_attention_fits(node: CrossAttention) -> bool:
+    return (
+        node.q.rows is Rows.TOKENS
+        and _is_same_shape(node.q, node.out)
+        and node.q.width == node.num_heads * node.head_dim
+        and node.num_heads % node.num_kv_heads == 0
+    )
+
+
 def _gated_activation_fits(node: GatedActivation) -> bool:
     is_gate = node.gate.rows is node.up.rows and node.gate.width in (1, node.up.width)
     return is_gate and _is_same_shape(node.up, node.out)
@@ -180,6 +196,8 @@ _FITS: Mapping[type[Node], Callable[[Any], bool]] = {
     AddLayerNorm: _add_norm_fits,
     Rope: _rope_fits,
     Attention: _attention_fits,
+    StoreSource: _store_source_fits,
+    CrossAttention: _cross_attention_fits,
     Activation: _elementwise_fits,
     GatedActivation: _gated_activation_fits,
     MixtureOfExperts: _mixture_of_experts_fits,

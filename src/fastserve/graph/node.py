@@ -272,6 +272,59 @@ class Attention(Node):
     bias: RelativeBias | None = None
     out: Value  # [tokens, num_heads * head_dim]
 
+    @property
+    def pool_layer(self) -> int:
+        """The layer of the KV pool that it uses. Bidirectional attention reads nothing of earlier steps, so
+        all of its layers share the first."""
+        return self.layer_index if self.causal else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSource(Node):
+    """Writes keys and values of a whole source, which an encoder has read, into layer `layer_index` of the
+    KV pool: what the decoder's CrossAttention of that layer reads, step by step.
+
+    It comes after all attention of its graph, whose keys and values lie in the same blocks and are needed no
+    more. Nothing is defined by it.
+    """
+
+    k: Value  # [tokens, num_kv_heads * head_dim]
+    v: Value  # [tokens, num_kv_heads * head_dim]
+    layer_index: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def pool_layer(self) -> int:
+        return self.layer_index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossAttention(Node):
+    """Attends over the whole source of each sequence (Batch.source_lengths, source_block_tables), read as
+    `StoreSource` has written it into layer `layer_index`: without mask, bias or positions (arXiv 1706.03762,
+    section 3.2.3). Scores are q * k * scale.
+
+    The layer is that of the decoder's own attention: a block holds keys and values of a source or of a
+    target, never of both.
+    """
+
+    q: Value  # [tokens, num_heads * head_dim]
+    layer_index: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    out: Value  # [tokens, num_heads * head_dim]
+
+    @property
+    def pool_layer(self) -> int:
+        return self.layer_index
+
+
+PoolNode = Attention | StoreSource | CrossAttention
+"""What reads or writes the KV pool."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activation(Node):
@@ -396,6 +449,14 @@ class Graph:
         while isinstance(node, (GatherRows, SoftCap, Scale)):
             node = makers[node.x]
         return node if isinstance(node, Linear) else None
+
+    def beside(self, other: Graph) -> Graph:
+        """The nodes of both, with this one's outputs: for what is asked of the weights of both at once."""
+        shift = self.next_value_index()
+        others = (
+            node.with_values(lambda value: replace(value, index=value.index + shift)) for node in other.nodes
+        )
+        return Graph((*self.nodes, *others), dict(self.outputs))
 
     def next_value_index(self) -> int:
         return 1 + max((v.index for node in self.nodes for v in node.outputs()), default=-1)

@@ -7,6 +7,9 @@ from typing import Self
 
 from fastserve.graph.node import ActivationKind
 
+# Of models whose positions are relative: nothing of theirs ends there. Tables of biases take a MiB a head.
+MAX_RELATIVE_CONTEXT = 2**17
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderConfig:
@@ -49,7 +52,28 @@ class EncoderConfig:
     max_context: int
     num_token_types: int  # 0: token types mean nothing to it
     position_offset: int = 0  # rows of the position table before that of position 0
+    own_head_dim: int | None = None  # where heads do not share the hidden size out among them
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        return self.own_head_dim or self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderDecoderConfig:
+    """An encoder of a source, and a decoder of its target, which has its tokens, its heads and its width.
+
+    A source and a target may each be `max_context` tokens long; `usual_context` is the default.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    num_heads: int
+    head_dim: int
+    activation: ActivationKind
+    norm_eps: float
+    usual_context: int
+    max_context: int = MAX_RELATIVE_CONTEXT

@@ -12,7 +12,7 @@ from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph, Value
 from fastserve.models.albert import albert_heads, encode_albert, read_albert
 from fastserve.models.bert import bert_heads, encode_bert, read_bert
-from fastserve.models.config import DecoderConfig, EncoderConfig
+from fastserve.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
 from fastserve.models.distilbert import distilbert_heads, encode_distilbert, read_distilbert
 from fastserve.models.gemma import read_gemma, read_gemma2, read_gemma3
 from fastserve.models.gpt2 import arrange_gpt2, build_gpt2, read_gpt2
@@ -26,6 +26,12 @@ from fastserve.models.head import (
     replace_language_head,
 )
 from fastserve.models.llama import build_llama, read_llama
+from fastserve.models.marian import (
+    arrange_marian,
+    build_marian_decoder,
+    build_marian_encoder,
+    read_marian,
+)
 from fastserve.models.mistral import read_mistral
 from fastserve.models.mixture import read_mixtral, read_qwen2_moe, read_qwen3_moe
 from fastserve.models.modernbert import encode_modernbert, modernbert_heads, read_modernbert
@@ -36,9 +42,10 @@ from fastserve.models.pooling import Pooling
 from fastserve.models.qwen import read_qwen2, read_qwen3
 from fastserve.models.roberta import encode_roberta, read_roberta, roberta_heads
 from fastserve.models.smollm3 import read_smollm3
+from fastserve.models.t5 import build_t5_decoder, build_t5_encoder, read_t5
 from fastserve.types import JsonObject
 
-ModelConfig = DecoderConfig | EncoderConfig
+ModelConfig = DecoderConfig | EncoderConfig | EncoderDecoderConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,27 @@ class DecoderFamily:
     arrange: Callable[[Any, Mapping[str, StoredTensor]], Mapping[str, StoredTensor]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderDecoderFamily:
+    """A page of `models`.
+
+    Attributes:
+        title: what people call it.
+        architectures: its classes of `transformers` that we compute.
+        read_config: reads a config.json.
+        build_encoder: from that, and the names of a checkpoint's tensors, to the graph that stores a source.
+        build_decoder: to the graph of its target; its output is `logits`.
+        arrange: from a checkpoint's tensors to those of the graphs, where they are arranged otherwise.
+    """
+
+    title: str
+    architectures: tuple[str, ...]
+    read_config: Callable[[JsonObject], EncoderDecoderConfig]
+    build_encoder: Callable[[Any, Collection[str]], Graph]
+    build_decoder: Callable[[Any, Collection[str]], Graph]
+    arrange: Callable[[Any, Mapping[str, StoredTensor]], Mapping[str, StoredTensor]] | None = None
+
+
 # By model_type.
 DECODER_FAMILIES: Mapping[str, DecoderFamily] = {
     "llama": DecoderFamily("Llama 1, 2, 3, SmolLM2, TinyLlama", ("LlamaForCausalLM",), read_llama),
@@ -112,6 +140,19 @@ ENCODER_FAMILIES: Mapping[str, EncoderFamily] = {
     "albert": EncoderFamily("ALBERT", read_albert, encode_albert, albert_heads),
     "modernbert": EncoderFamily("ModernBERT", read_modernbert, encode_modernbert, modernbert_heads),
 }
+ENCODER_DECODER_FAMILIES: Mapping[str, EncoderDecoderFamily] = {
+    "t5": EncoderDecoderFamily(
+        "T5, T5 v1.1, Flan-T5", ("T5ForConditionalGeneration",), read_t5, build_t5_encoder, build_t5_decoder
+    ),
+    "marian": EncoderDecoderFamily(
+        "Marian, OPUS-MT",
+        ("MarianMTModel",),
+        read_marian,
+        build_marian_encoder,
+        build_marian_decoder,
+        arrange_marian,
+    ),
+}
 
 
 def read_config(config: JsonObject) -> ModelConfig:
@@ -130,13 +171,17 @@ def read_config(config: JsonObject) -> ModelConfig:
         classifiers = tuple(map(_classifier_of, family.architectures))
         _check_architectures(config, family.architectures + classifiers)
         return family.read_config(config)
+    if model_type in ENCODER_DECODER_FAMILIES:
+        _check_architectures(config, ENCODER_DECODER_FAMILIES[model_type].architectures)
+        return ENCODER_DECODER_FAMILIES[model_type].read_config(config)
     if model_type in ENCODER_FAMILIES:
         _check_own_code(config)
         return ENCODER_FAMILIES[model_type].read_config(config)
     own_code = "; it needs its own code (auto_map), which is never run" if config.get("auto_map") else ""
     raise UnsupportedError(
         f"architecture {model_type!r} is not supported{own_code}",
-        hint=f"supported are {', '.join((*DECODER_FAMILIES, *ENCODER_FAMILIES))};"
+        hint="supported are "
+        f"{', '.join((*DECODER_FAMILIES, *ENCODER_FAMILIES, *ENCODER_DECODER_FAMILIES))};"
         " docs/guides/add-a-model.md says how to add one",
     )
 
@@ -144,7 +189,8 @@ def read_config(config: JsonObject) -> ModelConfig:
 def build_graph(
     config: ModelConfig, tensor_names: Collection[str] = (), *, ending: Ending | None = None
 ) -> Graph:
-    """The graph of a model, before any pass.
+    """The graph of a model, before any pass; of an encoder-decoder that of its decoder, to which
+    `build_source_encoder` gives the other.
 
     A decoder's output is `logits` [output rows, vocab_size], or, by a `Head` for classes of texts,
     [sequences, num_labels]. An encoder's is what its `ending` says: by a `Pooling` (by default a mean, not
@@ -155,6 +201,8 @@ def build_graph(
     Raises:
         UnsupportedError: the family has no such head.
     """
+    if isinstance(config, EncoderDecoderConfig):
+        return ENCODER_DECODER_FAMILIES[config.model_type].build_decoder(config, tensor_names)
     if isinstance(config, DecoderConfig):
         graph = DECODER_FAMILIES[config.model_type].build(config, tensor_names)
         return replace_language_head(graph, ending) if isinstance(ending, Head) else graph
@@ -172,6 +220,14 @@ def build_graph(
     return finish_with_head(b, x, ending, layouts[ending.kind])
 
 
+def build_source_encoder(config: ModelConfig, tensor_names: Collection[str] = ()) -> Graph | None:
+    """The graph of an encoder-decoder's encoder, before any pass: it has no output, but stores what the graph
+    of `build_graph` reads. None of other models."""
+    if not isinstance(config, EncoderDecoderConfig):
+        return None
+    return ENCODER_DECODER_FAMILIES[config.model_type].build_encoder(config, tensor_names)
+
+
 def arrange_tensors(config: ModelConfig, tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
     """A checkpoint's tensors as the model's graph takes them, under the same names: transposed or reordered
     where a family stores them otherwise. Views: nothing is read yet.
@@ -180,9 +236,10 @@ def arrange_tensors(config: ModelConfig, tensors: Mapping[str, StoredTensor]) ->
         CheckpointError: a tensor that is to be arranged has a shape that does not fit.
         UnsupportedError: it is stored in a format that cannot be arranged.
     """
-    if not isinstance(config, DecoderConfig):
+    if isinstance(config, EncoderConfig):
         return tensors
-    arrange = DECODER_FAMILIES[config.model_type].arrange
+    families = DECODER_FAMILIES if isinstance(config, DecoderConfig) else ENCODER_DECODER_FAMILIES
+    arrange = families[config.model_type].arrange
     return tensors if arrange is None else arrange(config, tensors)
 
 

@@ -27,6 +27,7 @@ from fastserve.serve.model_entry import ServedModel
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.routes.admin import admin_router
+from fastserve.serve.routes.admin_adapters import admin_adapters_router
 from fastserve.serve.routes.admin_models import admin_models_router
 from fastserve.serve.routes.answer import answer_router
 from fastserve.serve.routes.chat_completions import chat_completions_router
@@ -62,7 +63,7 @@ ROUTERS = (
     dashboard_router,
 )
 # Below /admin: Security asks for the admin key.
-ADMIN_ROUTERS = (admin_router, admin_models_router, tenants_router)
+ADMIN_ROUTERS = (admin_router, admin_models_router, admin_adapters_router, tenants_router)
 
 
 def create_app(

@@ -15,7 +15,7 @@ from fastserve.backends.native.adapters import NativeAdapters
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.layout import Layout, lay_out
-from fastserve.backends.native.lower import Lowering, kv_layer, lower, make_bias_table, make_rope_table
+from fastserve.backends.native.lower import Lowering, lower, make_bias_table, make_rope_table
 from fastserve.backends.native.packed_cache import PackedCache
 from fastserve.backends.native.storage_choice import StorageChoice
 from fastserve.backends.native.weight_scheme import choose_schemes
@@ -23,7 +23,7 @@ from fastserve.backends.native.weights import Weights
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.config import KvDtype, WeightFormat
 from fastserve.errors import OptionError, UnsupportedError
-from fastserve.graph.node import Attention, Graph, RelativeBias, Rope, RopeTable, Rows
+from fastserve.graph.node import Attention, Graph, Node, PoolNode, Rope, Rows, StoreSource
 from fastserve.option import check_choice, check_integer
 from fastserve.types import NO_ADAPTER, Batch, Limits, LowRankMatrices, StepResult, UInt8Array
 
@@ -45,10 +45,11 @@ def compile_native(
     cache: PackedCache | None = None,
     storage_choice: StorageChoice | None = None,
     in_strips: bool = True,
+    encoder: Graph | None = None,
 ) -> NativeExecutable:
-    """Compile an optimized graph for this CPU.
+    """Compile an optimized graph for this CPU; of a decoder that reads sources, with that of its `encoder`.
 
-    `tensors` holds every tensor that the graph names, in the graph's shapes (see
+    `tensors` holds every tensor that the graphs name, in the graphs' shapes (see
     `fastserve.models.parameters.check_parameters`), in any stored format; matrices are packed as `weights`
     (see `fastserve.backends.native.weight_scheme`).
     `threads` is by default one for each core that this process may use. `isa` forces an instruction set
@@ -63,8 +64,9 @@ def compile_native(
         UnsupportedError: a shape that the kernels do not have.
     """
     check_choice("weights", weights, get_args(WeightFormat))
+    schemes = choose_schemes(graph.beside(encoder) if encoder else graph, weights, tensors)
     return compile_layout(
-        lay_out(graph, choose_schemes(graph, weights, tensors), limits, in_strips=in_strips),
+        lay_out(graph, schemes, limits, in_strips=in_strips),
         tensors,
         limits=limits,
         kv_dtype=kv_dtype,
@@ -72,6 +74,7 @@ def compile_native(
         isa=isa,
         cache=cache,
         storage_choice=storage_choice,
+        encoder=lay_out(encoder, schemes, limits, in_strips=in_strips) if encoder else None,
     )
 
 
@@ -85,38 +88,31 @@ def compile_layout(
     isa: str | None = None,
     cache: PackedCache | None = None,
     storage_choice: StorageChoice | None = None,
+    encoder: Layout | None = None,
 ) -> NativeExecutable:
     """Compile what is laid out for steps of these limits. Arguments and errors as of `compile_native`."""
     assert layout.is_for(limits)
+    assert encoder is None or (encoder.is_for(limits) and encoder.schemes == layout.schemes)
     check_choice("kv_dtype", kv_dtype, get_args(KvDtype))
     runtime = make_runtime(threads, isa)
     packed = Weights(runtime, tensors, layout.schemes, cache, storage_choice)
-    bounds = BatchBounds.from_graph(layout.source, limits, _native.BLOCK_SIZE)
-    ops = [node.producer if isinstance(node, QuantizedResult) else node for node in layout.graph.nodes]
-    kv_pool = _make_kv_pool([op for op in ops if isinstance(op, Attention)], limits, kv_dtype)
-    tables = {op.table for op in ops if isinstance(op, Rope | RopeAttention)}
-    biases = {op.bias for op in ops if isinstance(op, Attention) and op.bias}
-    shared = _Shared(
-        runtime,
-        bounds,
-        packed,
-        kv_pool,
-        {t: make_rope_table(t, bounds.num_positions) for t in tables},
-        {b: make_bias_table(b, packed, bounds.num_positions) for b in biases},
-    )
+    nodes = [*_ops(layout), *(_ops(encoder) if encoder else ())]
+    kv_pool = _make_kv_pool([node for node in nodes if isinstance(node, PoolNode)], limits, kv_dtype)
     adapters = None
     if layout.adapted is not None:
         adapters = NativeAdapters(runtime, layout.source, tensors, layout.schemes, limits)
+    shared = _Shared(runtime, packed, kv_pool, limits)
     plain = _make_plan(layout, shared)
     adapted = None
     if layout.adapted is not None and adapters is not None:
         adapted = _make_plan(layout.adapted, shared, adapters)
+    encoder_plan = _make_plan(encoder, shared) if encoder else None
     packed.keep()
     storages = packed.storages()
     if storages.keys() - {"dense"}:
         counts = ", ".join(f"{count} {storage}" for storage, count in sorted(storages.items()))
         logger.info("matrices by storage: %s", counts)
-    return NativeExecutable(runtime, kv_pool, bounds, plain, adapted, adapters)
+    return NativeExecutable(runtime, kv_pool, plain, adapted=adapted, adapters=adapters, encoder=encoder_plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +120,24 @@ class _Shared:
     """What the plans of one executable have in common."""
 
     runtime: _native.Runtime
-    bounds: BatchBounds
     weights: Weights
     kv_pool: _native.KvPool
-    rope_tables: Mapping[RopeTable, tuple[_native.FloatTable, _native.FloatTable]]
-    bias_tables: Mapping[RelativeBias, _native.FloatTable]
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledPlan:
-    """A plan, and where the graph's outputs lie in its arena."""
+    """A plan, what its batches may hold, and where the graph's outputs lie in its arena."""
 
     plan: _native.Plan
+    bounds: BatchBounds
     outputs: Mapping[str, _native.Matrix]
     rows_of: Mapping[str, Rows]
 
 
 def _make_plan(layout: Layout, shared: _Shared, adapters: NativeAdapters | None = None) -> CompiledPlan:
-    bounds = shared.bounds
-    limits = bounds.limits
+    limits = shared.limits
+    bounds = BatchBounds.from_graph(layout.source, limits, _native.BLOCK_SIZE)
     plan = _native.Plan(
         shared.runtime,
         layout.memory.size_bytes,
@@ -155,19 +150,27 @@ def _make_plan(layout: Layout, shared: _Shared, adapters: NativeAdapters | None 
         num_token_types=bounds.num_token_types,
         needs_whole_sequences=bounds.needs_whole_sequences,
     )
+    ops = _ops(layout)
+    tables = {op.table for op in ops if isinstance(op, Rope | RopeAttention)}
+    biases = {op.bias for op in ops if isinstance(op, Attention) and op.bias}
     lowering = Lowering(
         plan,
         layout.memory,
         shared.weights,
         shared.kv_pool,
-        shared.rope_tables,
-        shared.bias_tables,
+        {t: make_rope_table(t, bounds.num_positions) for t in tables},
+        {b: make_bias_table(b, shared.weights, bounds.num_positions) for b in biases},
         layout.chains,
         {} if adapters is None else adapters.tables,
     )
     lower(layout.graph, lowering)
     outputs = {name: lowering.matrix(value) for name, value in layout.graph.outputs.items()}
-    return CompiledPlan(plan, outputs, {name: value.rows for name, value in layout.graph.outputs.items()})
+    rows_of = {name: value.rows for name, value in layout.graph.outputs.items()}
+    return CompiledPlan(plan, bounds, outputs, rows_of)
+
+
+def _ops(layout: Layout) -> list[Node]:
+    return [node.producer if isinstance(node, QuantizedResult) else node for node in layout.graph.nodes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,8 @@ class CallProfile:
 
 
 class NativeExecutable:
-    """Implements `fastserve.types.Executable` on the CPU. Made by `compile_native`.
+    """Implements `fastserve.types.Executable`, and with an encoder `SourceExecutable`, on the CPU. Made by
+    `compile_native`.
 
     A run that samples uses the logits as scratch: its result has no "logits".
     """
@@ -192,17 +196,19 @@ class NativeExecutable:
         self,
         runtime: _native.Runtime,
         kv_pool: _native.KvPool,
-        bounds: BatchBounds,
         plain: CompiledPlan,
+        *,
         adapted: CompiledPlan | None = None,
         adapters: NativeAdapters | None = None,
+        encoder: CompiledPlan | None = None,
     ) -> None:
         self._runtime = runtime
         self._kv_pool = kv_pool
-        self._bounds = bounds
+        self._bounds = plain.bounds
         self._plain = plain
         self._adapted = adapted  # for steps that have adapters
         self._adapters = adapters
+        self._encoder = encoder
 
     @property
     def limits(self) -> Limits:
@@ -283,6 +289,13 @@ class NativeExecutable:
             raise OptionError(f"the adapter slot {slot} is one too many: there are none")
         self._adapters.set(slot, matrices)
 
+    def encode(self, batch: Batch) -> None:
+        assert self._encoder is not None, "the model has no encoder"
+        try:
+            self._encoder.plan.run(batch, None)
+        except ValueError as error:
+            raise OptionError(str(error)) from error
+
     def read_block(self, block: int, out: UInt8Array) -> None:
         self._kv_pool.read_block(block, out)
 
@@ -322,16 +335,17 @@ def runnable_isas() -> list[str]:
     return _native.runnable_isas()
 
 
-def _make_kv_pool(attentions: Sequence[Attention], limits: Limits, kv_dtype: KvDtype) -> _native.KvPool:
-    if not attentions:
+def _make_kv_pool(nodes: Sequence[PoolNode], limits: Limits, kv_dtype: KvDtype) -> _native.KvPool:
+    if not nodes:
         return _native.KvPool(0, limits.num_blocks, num_kv_heads=1, head_dim=1, format=kv_dtype)
-    shapes = {(node.num_heads, node.num_kv_heads, node.head_dim) for node in attentions}
-    if len(shapes) > 1:
-        raise UnsupportedError(f"layers with different heads {sorted(shapes)} are not supported")
-    ((_, num_kv_heads, head_dim),) = shapes
+    attentions = [node for node in nodes if not isinstance(node, StoreSource)]
+    heads = {(node.num_heads, node.num_kv_heads, node.head_dim) for node in attentions}
+    if len(heads) > 1:
+        raise UnsupportedError(f"layers with different heads {sorted(heads)} are not supported")
+    ((_, num_kv_heads, head_dim),) = heads
     if head_dim > _native.MAX_HEAD_DIM:
         raise UnsupportedError(
             f"heads of {head_dim} dimensions are not supported; the limit is {_native.MAX_HEAD_DIM}"
         )
-    num_layers = 1 + max(kv_layer(node) for node in attentions)
+    num_layers = 1 + max(node.pool_layer for node in nodes)
     return _native.KvPool(num_layers, limits.num_blocks, num_kv_heads, head_dim, kv_dtype)

@@ -11,6 +11,7 @@ from fastserve.graph.node import (
     AddLayerNorm,
     AddRmsNorm,
     Attention,
+    CrossAttention,
     GatedActivation,
     GatherRows,
     Graph,
@@ -29,6 +30,7 @@ Producer = (
     | AddLayerNorm
     | AddRmsNorm
     | Attention
+    | CrossAttention
     | GatedActivation
     | GatherRows
     | LayerNorm
@@ -78,6 +80,6 @@ def fuse_quantize_rows(graph: Graph) -> Graph:
 
 def _can_quantize(producer: Producer, group_size: int) -> bool:
     """Whether whoever computes columns of a row computes whole groups: attention goes by key heads."""
-    if not isinstance(producer, Attention) or producer.num_kv_heads == 1:
+    if not isinstance(producer, Attention | CrossAttention) or producer.num_kv_heads == 1:
         return True
     return group_size > 0 and producer.q.width // producer.num_kv_heads % group_size == 0

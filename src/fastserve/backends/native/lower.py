@@ -25,6 +25,7 @@ from fastserve.graph.node import (
     AddLayerNorm,
     AddRmsNorm,
     Attention,
+    CrossAttention,
     Embedding,
     GatedActivation,
     GatherRows,
@@ -43,6 +44,7 @@ from fastserve.graph.node import (
     Scale,
     Slice,
     SoftCap,
+    StoreSource,
     Value,
 )
 from fastserve.types import Float32Array
@@ -162,12 +164,16 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
         case RopeAttention():
             cosines, sines = to.rope_tables[node.table]
             q, k, v, dim = at(node.q), at(node.k), at(node.v), node.table.dim
-            pool, layer, scores = to.kv_pool, kv_layer(node), _attention_scores(node, to)
+            pool, layer, scores = to.kv_pool, node.pool_layer, _attention_scores(node, to)
             plan.rope_attention(q, k, v, cosines, sines, dim, pool, layer, scores, at(node.out))
         case Attention():
             q, k, v = at(node.q), at(node.k), at(node.v)
             scores = _attention_scores(node, to)
-            plan.attention(q, k, v, to.kv_pool, kv_layer(node), scores, at(node.out))
+            plan.attention(q, k, v, to.kv_pool, node.pool_layer, scores, at(node.out))
+        case StoreSource():
+            plan.store_source(at(node.k), at(node.v), to.kv_pool, node.pool_layer)
+        case CrossAttention():
+            plan.cross_attention(at(node.q), to.kv_pool, node.pool_layer, node.scale, at(node.out))
         case Activation():
             plan.activation(node.kind, at(node.x), at(node.out))
         case GatedActivation():
@@ -226,12 +232,6 @@ def _norm_weight(node: RmsNorm | AddRmsNorm, to: Lowering) -> Float32Array:
 
 def _norm_bias(node: LayerNorm | AddLayerNorm, to: Lowering) -> Float32Array:
     return to.weights.vector(node.bias) if node.bias else np.zeros(node.x.width, np.float32)
-
-
-def kv_layer(node: Attention) -> int:
-    """The layer of the KV pool that an attention uses. Bidirectional attention reads nothing of earlier
-    steps, so all of its layers share the first."""
-    return node.layer_index if node.causal else 0
 
 
 def make_rope_table(table: RopeTable, max_context: int) -> tuple[_native.FloatTable, _native.FloatTable]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import get_args
+from dataclasses import dataclass, replace
+from typing import Self, get_args
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from fastserve.backends.torch.step import AddedRows, KvLayer, Step
 from fastserve.backends.torch.step import PlacedMatrices as TorchMatrices
 from fastserve.config import KvDtype
 from fastserve.errors import OptionError
-from fastserve.graph.node import Attention, Graph, Parameter
+from fastserve.graph.node import Graph, Parameter, PoolNode
 from fastserve.graph.passes import add_adapters
 from fastserve.option import check_choice
 from fastserve.types import (
@@ -38,10 +39,11 @@ def compile_torch(
     kv_dtype: KvDtype = "f32",
     block_size: int = 32,
     device: str = "cpu",
+    encoder: Graph | None = None,
 ) -> TorchExecutable:
-    """Compile a graph, optimized or not.
+    """Compile a graph, optimized or not; of a decoder that reads sources, with the graph of its `encoder`.
 
-    `parameters` holds every tensor that the graph names, float32 and in the graph's shapes (see
+    `parameters` holds every tensor that the graphs name, float32 and in the graph's shapes (see
     `fastserve.models.parameters.check_parameters`); they are copied. Keys and values are stored as `kv_dtype`
     and read back as stored; everything else is float32.
 
@@ -61,42 +63,62 @@ def compile_torch(
         raise OptionError(f"block_size={block_size} is below 1")
     _check_device(device)
     slots = limits.num_blocks * block_size
+    nodes = (*encoder.nodes, *graph.nodes) if encoder else graph.nodes
+    shapes = {n.pool_layer: (slots, n.num_kv_heads, n.head_dim) for n in nodes if isinstance(n, PoolNode)}
     try:
         weights = {
             parameter: _to_tensor(parameter, parameters, device)
-            for parameter in {p for node in graph.nodes for p in node.parameters()}
+            for parameter in {p for node in nodes for p in node.parameters()}
         }
-        kv = {
-            node.layer_index: KvLayer.zeros((slots, node.num_kv_heads, node.head_dim), kv_dtype, device)
-            for node in graph.nodes
-            if isinstance(node, Attention)
-        }
+        kv = {layer: KvLayer.zeros(shape, kv_dtype, device) for layer, shape in shapes.items()}
     except torch.OutOfMemoryError as error:
         raise MemoryError(str(error)) from error
     sites = AdapterSites(graph, {name: len(array) for name, array in parameters.items()}, limits)
-    return TorchExecutable(graph, weights, kv, BatchBounds.from_graph(graph, limits, block_size), sites)
+    return TorchExecutable(
+        _Program.of(graph, limits, block_size),
+        weights,
+        kv,
+        sites,
+        encoder=_Program.of(encoder, limits, block_size) if encoder else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """A graph, and what its batches may hold."""
+
+    graph: Graph
+    bounds: BatchBounds
+
+    @classmethod
+    def of(cls, graph: Graph, limits: Limits, block_size: int) -> Self:
+        return cls(graph, BatchBounds.from_graph(graph, limits, block_size))
 
 
 class TorchExecutable:
-    """Implements `fastserve.types.Executable` by interpreting the graph. Made by `compile_torch`."""
+    """Implements `fastserve.types.Executable`, and with an encoder `SourceExecutable`, by interpreting
+    graphs. Made by `compile_torch`."""
 
     def __init__(
         self,
-        graph: Graph,
+        program: _Program,
         weights: Mapping[Parameter, torch.Tensor],
         kv: Mapping[int, KvLayer],
-        bounds: BatchBounds,
         sites: AdapterSites,
+        *,
+        encoder: _Program | None = None,
     ) -> None:
-        self._graph = graph
-        self._adapted_graph = add_adapters(graph, bounds.limits.max_adapter_rank)
+        self._program = program
+        adapted = add_adapters(program.graph, program.bounds.limits.max_adapter_rank)
+        self._adapted = replace(program, graph=adapted)
+        self._encoder = encoder
         self._sites = sites
         self._adapters: dict[Parameter, list[TorchMatrices | None]] = {
-            weight: [None] * bounds.limits.num_adapter_slots for weight in sites.weights
+            weight: [None] * program.bounds.limits.num_adapter_slots for weight in sites.weights
         }
         self._weights = weights
         self._kv = kv
-        self._bounds = bounds
+        self._bounds = program.bounds
         self._device = next(iter(weights.values())).device
 
     @property
@@ -119,28 +141,10 @@ class TorchExecutable:
     def is_pool_on_host(self) -> bool:
         return self._device.type == "cpu"
 
-    @torch.no_grad()
     def run(self, batch: Batch) -> StepResult:
-        self._bounds.check(batch)
-        try:
-            return self._run(batch)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
-
-    def _run(self, batch: Batch) -> StepResult:
-        step = Step.from_batch(
-            batch,
-            weights=self._weights,
-            kv=self._kv,
-            block_size=self.block_size,
-            device=self._device,
-            adapters=self._adapters,
-        )
         slots = batch.adapter_slots
         is_adapted = slots is not None and (slots != NO_ADAPTER).any()
-        for node in (self._adapted_graph if is_adapted else self._graph).nodes:
-            OPS[type(node)](node, step)
-        outputs = {name: step.values[value].cpu().numpy() for name, value in self._graph.outputs.items()}
+        outputs = self._interpret(self._adapted if is_adapted else self._program, batch)
         if batch.sampling is None:
             return StepResult(outputs=outputs)
         sampled = sample(outputs["logits"], batch.sampling)
@@ -156,6 +160,30 @@ class TorchExecutable:
     def set_adapter(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
         for weight, placed in self._sites.place(slot, matrices or {}).items():
             self._adapters[weight][slot] = None if placed is None else self._to_torch(placed)
+
+    def encode(self, batch: Batch) -> None:
+        assert self._encoder is not None, "the model has no encoder"
+        self._interpret(self._encoder, batch)
+
+    @torch.no_grad()
+    def _interpret(self, program: _Program, batch: Batch) -> dict[str, Float32Array]:
+        """The outputs of a step."""
+        program.bounds.check(batch)
+        try:
+            step = Step.from_batch(
+                batch,
+                weights=self._weights,
+                kv=self._kv,
+                block_size=self.block_size,
+                device=self._device,
+                adapters=self._adapters,
+            )
+            for node in program.graph.nodes:
+                OPS[type(node)](node, step)
+            outputs = program.graph.outputs
+            return {name: step.values[value].cpu().numpy() for name, value in outputs.items()}
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
 
     def read_block(self, block: int, out: UInt8Array) -> None:
         self._check_size("out", out)

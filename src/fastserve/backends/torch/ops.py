@@ -20,6 +20,7 @@ from fastserve.graph.node import (
     AddLayerNorm,
     AddRmsNorm,
     Attention,
+    CrossAttention,
     Embedding,
     GatedActivation,
     GatherRows,
@@ -36,6 +37,7 @@ from fastserve.graph.node import (
     Scale,
     Slice,
     SoftCap,
+    StoreSource,
 )
 
 _ACTIVATIONS: Mapping[ActivationKind, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -115,13 +117,33 @@ def rope(node: Rope, step: Step) -> None:
 
 
 def attention(node: Attention, step: Step) -> None:
-    layer = step.kv[node.layer_index]
+    layer = step.kv[node.pool_layer]
     q, k, v = (_split_heads(step.values[value], node.head_dim) for value in (node.q, node.k, node.v))
     for sequence in step.sequences:
         rows = slice(sequence.start, sequence.stop)
         written = sequence.slots[-sequence.num_rows :]
         layer.store(written, k[rows], v[rows])
     attended = [_attend(node, q[s.start : s.stop], s, step) for s in step.sequences]
+    step.values[node.out] = torch.cat(attended).flatten(1)
+
+
+def store_source(node: StoreSource, step: Step) -> None:
+    k, v = (_split_heads(step.values[value], node.head_dim) for value in (node.k, node.v))
+    for sequence in step.sequences:
+        rows = slice(sequence.start, sequence.stop)
+        step.kv[node.pool_layer].store(sequence.slots, k[rows], v[rows])
+
+
+def cross_attention(node: CrossAttention, step: Step) -> None:
+    layer = step.kv[node.pool_layer]
+    q = _split_heads(step.values[node.q], node.head_dim)
+    group = node.num_heads // node.num_kv_heads
+    attended = []
+    for sequence in step.sequences:
+        k = layer.keys[sequence.source_slots].float().repeat_interleave(group, dim=1)
+        v = layer.values[sequence.source_slots].float().repeat_interleave(group, dim=1)
+        scores = torch.einsum("qhd,khd->hqk", q[sequence.start : sequence.stop], k) * node.scale
+        attended.append(torch.einsum("hqk,khd->qhd", scores.softmax(dim=2), v))
     step.values[node.out] = torch.cat(attended).flatten(1)
 
 
@@ -196,7 +218,7 @@ def _split_heads(x: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 def _attend(node: Attention, q: torch.Tensor, sequence: SequenceRows, step: Step) -> torch.Tensor:
     """Attention of one sequence's rows q [rows, num_heads, head_dim] over its context as it is stored."""
-    layer = step.kv[node.layer_index]
+    layer = step.kv[node.pool_layer]
     group = node.num_heads // node.num_kv_heads
     k = layer.keys[sequence.slots].float().repeat_interleave(group, dim=1)  # [context, num_heads, head_dim]
     v = layer.values[sequence.slots].float().repeat_interleave(group, dim=1)
@@ -251,6 +273,8 @@ OPS: Mapping[type[Node], Callable[[Any, Step], None]] = {
     AddLayerNorm: add_layer_norm,
     Rope: rope,
     Attention: attention,
+    StoreSource: store_source,
+    CrossAttention: cross_attention,
     Activation: activation,
     GatedActivation: gated_activation,
     MixtureOfExperts: mixture_of_experts,

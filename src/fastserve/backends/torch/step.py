@@ -62,6 +62,7 @@ class SequenceRows:
     start: int
     stop: int
     slots: torch.Tensor  # [context length]
+    source_slots: torch.Tensor | None = None  # [source length]
 
     @property
     def num_rows(self) -> int:
@@ -116,16 +117,25 @@ class Step:
         def ids(array: object) -> torch.Tensor:
             return torch.as_tensor(array, dtype=torch.int64, device=device)
 
+        def slots(tables: Int32Array, lengths: Int32Array) -> list[torch.Tensor]:
+            first = ids(tables)[:, :, None] * block_size
+            rows = (first + torch.arange(block_size, device=device)).flatten(1)
+            return [row[:length] for row, length in zip(rows, lengths.tolist(), strict=True)]
+
         token_ids = ids(batch.token_ids)
-        tables = ids(batch.block_tables)
-        offsets = torch.arange(block_size, device=device)
+        sources: Sequence[torch.Tensor | None] = [None] * batch.num_sequences
+        if batch.source_lengths is not None and batch.source_block_tables is not None:
+            sources = slots(batch.source_block_tables, batch.source_lengths)
+        starts = batch.sequence_starts.tolist()
         sequences = tuple(
-            SequenceRows(
-                int(batch.sequence_starts[s]),
-                int(batch.sequence_starts[s + 1]),
-                (tables[s, :, None] * block_size + offsets).flatten()[: int(batch.context_lengths[s])],
+            SequenceRows(start, stop, own, source)
+            for start, stop, own, source in zip(
+                starts[:-1],
+                starts[1:],
+                slots(batch.block_tables, batch.context_lengths),
+                sources,
+                strict=True,
             )
-            for s in range(batch.num_sequences)
         )
         return cls(
             weights=weights,
