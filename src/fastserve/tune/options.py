@@ -62,6 +62,8 @@ class TuneOptions:
         temperature: of the contrastive loss: similarities are divided by it.
         instruction: what a decoder is told before a source text; None is the task's own.
         processes: on this machine, which share each batch.
+        shard: each process keeps a part of the weights, gradients and the optimizer's state (FSDP), instead
+            of all of them.
         device: where to compute.
         keep_checkpoints: leave the run's folder, with checkpoints and optimizer, when it has ended.
         keep_zeros: what is exactly 0 in the source's matrices stays so: a pruned model stays pruned. Not with
@@ -106,6 +108,7 @@ class TuneOptions:
     temperature: float = 0.05
     instruction: str | None = None
     processes: int = 1
+    shard: bool = False
     device: Device = "auto"
     keep_checkpoints: bool = False
     keep_zeros: bool = False
@@ -158,6 +161,21 @@ class TuneOptions:
                 hint=f"choose {-(-self.batch_size // share) * share}",
                 option="batch_size",
             )
+        if self.shard:
+            self._check_shard()
+
+    def _check_shard(self) -> None:
+        if self.processes == 1:
+            raise OptionError(
+                "shard shares the weights among processes, and there is one",
+                hint="choose processes=2 or more",
+                option="shard",
+            )
+        for name, values in _NOT_SHARDED.items():
+            if (value := getattr(self, name)) in values:
+                raise OptionError(
+                    f"shard cannot be had with {name}={value!r}", hint="leave one of them out", option="shard"
+                )
 
     def _check_teacher(self) -> None:
         defaults = {field.name: field.default for field in fields(TuneOptions)}
@@ -165,6 +183,12 @@ class TuneOptions:
         if self.teacher is None and changed:
             raise OptionError(
                 f"{changed[0]} is for learning from a teacher", hint="name one: teacher", option=changed[0]
+            )
+        if self.teacher is not None and self.shard:
+            raise OptionError(
+                "shard is not for learning from a teacher, which is whole in each process",
+                hint="leave one of the two out",
+                option="shard",
             )
         if self.teacher is not None and self.is_adapter and (self.hidden_weight or self.attention_weight):
             raise OptionError(
@@ -183,6 +207,13 @@ class TuneOptions:
         """Whether the method adds small weights to a model whose own stay."""
         return self.method in ADAPTER_METHODS
 
+
+# What knows nothing of parts of a weight.
+_NOT_SHARDED: Mapping[str, tuple[object, ...]] = {
+    "optimizer": ("adafactor", "adamw-8bit"),
+    "precision": ("fp16",),
+    "keep_zeros": (True,),
+}
 
 _CHOICES = {
     "optimizer": Optimizer,

@@ -236,10 +236,18 @@ class Run:
             callbacks.append(best)
         if self.options.keep_zeros:
             callbacks.append(KeepZeros(model))
-        make_trainer = TaskTrainer if self.options.teacher is None else self._with_teacher(examples)
+        arguments = self._training_arguments(has_dev=dev is not None)
+        make_trainer: Callable[..., TaskTrainer] = TaskTrainer
+        if self.options.shard:
+            from fastserve.tune.sharding import ShardedTrainer, shard_model
+
+            shard_model(model, arguments.device)  # asking for the device has processes find each other
+            make_trainer = ShardedTrainer
+        elif self.options.teacher is not None:
+            make_trainer = self._with_teacher(examples)
         trainer = make_trainer(
             model=model,
-            args=self._training_arguments(has_dev=dev is not None),
+            args=arguments,
             task=self.task,
             examples=examples,
             dev=dev,
@@ -249,6 +257,7 @@ class Run:
         )
         log = self._train(trainer, best, checkpoint)
         trained = trainer.accelerator.unwrap_model(trainer.model)
+        trainer.accelerator.wait_for_everyone()  # until the best weights are written
         best_step = None if best is None else best.load_into(trained)
         scores = trainer.score_dev() if dev is not None else None
         num_steps = max((entry.get("step", 0) for entry in log), default=0)
@@ -263,6 +272,8 @@ class Run:
             resumed_at=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
             problems=self.prepared.rows.problem_counts,
         )
+        if self.options.shard:
+            trained = self._put_together(trained)
         if _is_first_process():
             plot_training(log, self.folder.plots, title=self._title)
             self._write_lines("log.jsonl", log)
@@ -293,6 +304,19 @@ class Run:
             )
             teacher = Teacher(teacher.model, teacher.columns, cache)
         return partial(DistillingTrainer, teacher=teacher, options=self.options)
+
+    def _put_together(self, trained: Any) -> Any:
+        """A sharded model whole again, in the first process; the others take part."""
+        from fastserve.tune.adapter import prepare_weights
+        from fastserve.tune.part import gather_weights
+
+        weights = gather_weights(trained, keeps=_is_first_process())
+        if not _is_first_process():
+            return trained
+        model = load_model(self.source, self.task, dropout=self.options.dropout)
+        model = prepare_weights(model, self.task, self.options)
+        model.load_state_dict(weights)
+        return model
 
     @property
     def _title(self) -> str:
