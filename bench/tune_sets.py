@@ -139,7 +139,7 @@ def _read_answers(path: Path) -> tuple[Rows, Rows]:
 
 
 SETS = {
-    "sms": TaskSet("text-classification", "accuracy", read_sms, 1500, 600, learning_rate=2e-4),
+    "sms": TaskSet("text-classification", "accuracy", read_sms, 2500, 600),
     "polarity": TaskSet("text-classification", "accuracy", read_polarity, 800, 500, learning_rate=2e-4),
     "banking77": TaskSet(
         "text-classification", "accuracy", read_banking77, 1200, 500, epochs=3, learning_rate=4e-4
