@@ -2,8 +2,8 @@
 
 Both are models of random weights in a shape of `fastserve bench make-model`, rounded to int8 by rows and
 packed (`fastserve.safetensors`); the sparse one is pruned by magnitude first, linears and the tied embedding
-alike unless --linears-only. They run in processes of their own, in turns, with `--weights auto`: whether sparse
-kernels run is what measuring on this machine says.
+alike unless --linears-only. They run in processes of their own, in turns, with `--weights auto`: whether
+sparse kernels run is what measuring on this machine says.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ SCRIPTS = [
     "install_size.py",
     "peers.py",
     "prepare_large.py",
+    "random_projections.py",
     "quality.py",
     "serve_abuse.py",
     "serve_against_peers.py",

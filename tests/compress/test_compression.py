@@ -87,6 +87,7 @@ def test_a_decoder_keeps_its_predictions_at_int8_in_transformers_too(
             assert list(completion.token_ids) == probe["token_ids"]
 
 
+@pytest.mark.usefixtures("without_speed")
 def test_steps_follow_each_other_and_calibrate_on_the_text_that_is_given(
     stories_folder: Path, story_file: Path, tmp_path: Path
 ) -> None:
@@ -108,6 +109,31 @@ def test_steps_follow_each_other_and_calibrate_on_the_text_that_is_given(
     assert matrix["bits_per_element"] < 6.5
     assert result.report["size"]["form"] == "fastserve"
     assert open_checkpoint(tmp_path / "out").tensors.keys() == open_checkpoint(stories_folder).tensors.keys()
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_an_archive_is_smaller_opens_like_the_artifact_and_keeps_its_report(
+    stories_folder: Path, story_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("constriction")
+    monkeypatch.setenv("FASTSERVE_HOME", str(tmp_path / "home"))
+    recipe = write_recipe(
+        tmp_path, "steps: [{magnitude: {sparsity: 0.5}}, {rtn: {bits: 4, misfit: channel}}]"
+    )
+    plain, archive = (
+        compress(stories_folder, recipe=recipe, output=tmp_path / name, archive=name == "archive")
+        for name in ("plain", "archive")
+    )
+    assert plain.path is not None
+    assert archive.path is not None
+    size = archive.report["archive"]["file_bytes"]
+    assert size < plain.report["size"]["after_bytes"]
+    assert sum(path.stat().st_size for path in archive.path.glob("*.safetensors")) == size
+    tensors = open_checkpoint(archive.path).tensors
+    for name, tensor in open_checkpoint(plain.path).tensors.items():
+        np.testing.assert_array_equal(to_f32(tensors[name]), to_f32(tensor))
+    assert "archive, MB" in (archive.path / "README.md").read_text("utf-8")
+    assert (archive.path / "compression" / "report.html").is_file()
 
 
 def test_a_classifier_is_judged_by_its_task_and_keeps_it(

@@ -15,13 +15,14 @@ from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import graph_of, visit
 from fastserve.compress.quantize.fold import Factors, Fold, find_fold, float_tensor, fold_vectors
 from fastserve.compress.quantize.gram import Gram, output_error, relative_output_error
-from fastserve.compress.quantize.grid import Grid, Loss, find_scales, grouped, quantize
+from fastserve.compress.quantize.grid import Grid, Loss, find_scales, grouped
 from fastserve.compress.quantize.step import check_grid, read_matrix, round_matrices
 from fastserve.compress.station import Station, find_stations
 from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
 from fastserve.option import check_integer
 
 _LEAST_SCALE = 1e-4
+_MOST_COLUMNS, _COARSE = 256, 3  # of a group for which all shrinks are tried; of more, every third
 _SCALES, _QUANTIZED = "awq scales of", "awq of"  # names of findings: with the name of a matrix behind
 
 
@@ -132,8 +133,11 @@ class _Awq:
 
     def _quantize(self, name: str, values: torch.Tensor, gram: torch.Tensor) -> GroupedTensor:
         columns = self._step.columns_of(name, tuple(values.shape))
-        loss = None if self._step.granularity == "tensor" else _loss_of_outputs(gram, columns)
-        return quantize(name, values, self._step, loss=loss)
+        if self._step.granularity == "tensor":
+            return find_scales(values, self._step, columns).quantize(name, values)
+        loss = _loss_of_outputs(gram, columns)
+        shrinks = self._step.shrinks[:: 1 if columns <= _MOST_COLUMNS else _COARSE]
+        return find_scales(values, self._step, columns, loss=loss, shrinks=shrinks).quantize(name, values)
 
 
 def _loss_of_outputs(gram: torch.Tensor, columns: int) -> Loss:
