@@ -143,7 +143,7 @@ class _NativeGenerator:
         if self._task.is_encoder_decoder:
             from fastserve.engine.prompt import encode_text
 
-            source = str(row["source"])
+            source = self._task.source_of(row)
             truncate = self._options.truncate
             return encode_text(self._llm.model, source, truncate=True) if truncate else source
         messages = self._task.messages_of(row)[:-1]
