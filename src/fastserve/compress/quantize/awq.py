@@ -16,7 +16,7 @@ from fastserve.compress.calibration import graph_of, visit
 from fastserve.compress.quantize.fold import Factors, Fold, find_fold, float_tensor, fold_vectors
 from fastserve.compress.quantize.gram import Gram, output_error, relative_output_error
 from fastserve.compress.quantize.grid import Grid, Loss, find_scales, grouped
-from fastserve.compress.quantize.step import check_grid, read_matrix, round_matrices
+from fastserve.compress.quantize.step import check_grid, note_little_text, read_matrix, round_matrices
 from fastserve.compress.station import Station, find_stations
 from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
 from fastserve.option import check_integer
@@ -52,6 +52,7 @@ class Awq(Grid):
         """Raises as `Step.run`."""
         names = model.matrices(self.targets)
         check_grid(self, model, names, context)
+        note_little_text(model, names, context)
         visitor = _Awq(self, model, frozenset(names), context)
         found = visit(model, context, visitor, names=names)
         scaled = _assemble(model, visitor, found)
@@ -168,7 +169,7 @@ def _assemble(model: WorkingModel, visitor: _Awq, found: Mapping[str, StoredTens
             changed[name] = _multiply_rows(tensor, name, factors.rows.get(name))
         elif name in factors.names:
             changed[name] = float_tensor(name, factors.apply(name, read_matrix(model, name)))
-    return model.with_tensors(changed)
+    return model.with_tensors(changed, int8_activations=model.int8_activations - visitor.names)
 
 
 def _multiply_rows(tensor: GroupedTensor, name: str, factors: torch.Tensor | None) -> GroupedTensor:
