@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "adapter.h"
 #include "cores.h"
 #include "dispatch.h"
 #include "machine_limits.h"
@@ -190,10 +191,12 @@ nb::object run(Plan& plan, nb::handle batch, const std::optional<Matrix>& logits
             lengths = get("context_lengths"), output_rows = get("output_rows");
   const auto block_tables = nb::cast<Table<int32_t>>(batch.attr("block_tables"));
   const auto token_types = nb::cast<std::optional<Ids>>(batch.attr("token_types"));
+  const auto adapter_slots = nb::cast<std::optional<Ids>>(batch.attr("adapter_slots"));
   const auto source_lengths = nb::cast<std::optional<Ids>>(batch.attr("source_lengths"));
   const auto source_tables = nb::cast<std::optional<Table<int32_t>>>(batch.attr("source_block_tables"));
   if (positions.size() != token_ids.size() || starts.size() != lengths.size() + 1 ||
       block_tables.shape(0) != lengths.size() || (token_types && token_types->size() != token_ids.size()) ||
+      (adapter_slots && adapter_slots->size() != lengths.size()) ||
       source_lengths.has_value() != source_tables.has_value() ||
       (source_lengths && source_lengths->size() != lengths.size()) ||
       (source_tables && source_tables->shape(0) != lengths.size()))
@@ -209,6 +212,7 @@ nb::object run(Plan& plan, nb::handle batch, const std::optional<Matrix>& logits
                 lengths.data(),
                 block_tables.data(),
                 output_rows.data(),
+                adapter_slots ? adapter_slots->data() : nullptr,
                 source_tables ? static_cast<int32_t>(source_tables->shape(1)) : 0,
                 source_lengths ? source_lengths->data() : nullptr,
                 source_tables ? source_tables->data() : nullptr};
@@ -251,6 +255,16 @@ void check_size(const char* what, std::size_t size, int64_t expected) {
 struct FloatTable {
   std::shared_ptr<const std::vector<float>> values;
 };
+
+// (first row, first rank, up) of every part.
+void set_adapter(AdapterTable& table, int32_t slot, const Weight& down, const nb::list& parts) {
+  std::vector<AdapterTable::Part> found;
+  for (nb::handle part : parts) {
+    const auto first_row = nb::cast<int32_t>(part[0]), first_rank = nb::cast<int32_t>(part[1]);
+    found.push_back({first_row, first_rank, &nb::cast<const Weight&>(part[2])});
+  }
+  table.set(slot, down, std::move(found));
+}
 
 void bind_plan(nb::module_& m) {
   nb::enum_<Rows>(m, "Rows")
@@ -325,6 +339,10 @@ void bind_plan(nb::module_& m) {
           },
           "block"_a, "data"_a)
       .def("copy_block", &KvPool::copy_block, nb::call_guard<nb::gil_scoped_release>(), "source"_a, "target"_a);
+  nb::class_<AdapterTable>(m, "AdapterTable", "Borrows its matrices: whoever sets them keeps them.")
+      .def(nb::init<int32_t, int32_t, int32_t, int32_t>(), "num_slots"_a, "rows"_a, "depth"_a, "max_ranks"_a)
+      .def("set", &set_adapter, "slot"_a, "down"_a, "parts"_a)
+      .def("clear", &AdapterTable::clear, "slot"_a);
   nb::class_<Plan>(m, "Plan")
       .def(
           "__init__",
@@ -346,6 +364,8 @@ void bind_plan(nb::module_& m) {
             p.linear(x, weight, bias ? to_vector(*bias) : std::vector<float>{}, out);
           },
           nb::keep_alive<1, 3>(), "x"_a, "weight"_a, "bias"_a.none(), "out"_a)
+      .def("adapter_down", &Plan::adapter_down, nb::keep_alive<1, 3>(), "x"_a, "table"_a, "out"_a)
+      .def("adapter_up", &Plan::adapter_up, nb::keep_alive<1, 3>(), "low"_a, "table"_a, "out"_a)
       .def(
           "linear_activation",
           [](Plan& p, const std::string& kind, Matrix x, const Weight& weight, const std::optional<Floats>& bias,

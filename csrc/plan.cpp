@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "adapter_calls.h"
 #include "attention_calls.h"
 #include "expert_calls.h"
 #include "linear_calls.h"
@@ -135,6 +136,26 @@ void Plan::linear(Matrix x, const Weight& weight, std::vector<float> bias, Matri
   check_linear(x, weight, bias, out.width), check(out);
   if (out.is_quantized()) refuse("a linear without an activation writes floats");
   add_call(std::make_unique<LinearCall>(x, weight, std::move(bias), out));
+}
+
+void Plan::adapter_down(Matrix x, const AdapterTable& table, Matrix out) {
+  check(x), check(out);
+  check_equal("columns of an adapter's input", x.width, table.depth());
+  check_adapters(table, out);
+  add_call(std::make_unique<AdapterDownCall>(table, x, out));
+}
+
+void Plan::adapter_up(Matrix low, const AdapterTable& table, Matrix out) {
+  check(low), check(out);
+  check_equal("columns of an adapted linear's result", out.width, table.rows());
+  check_adapters(table, low);
+  add_call(std::make_unique<AdapterUpCall>(table, low, out));
+}
+
+void Plan::check_adapters(const AdapterTable& table, const Matrix& low) {
+  check_range("ranks of adapters", table.max_ranks(), 1, low.width);
+  if (num_adapter_slots_ != 0) check_equal("adapter slots", table.num_slots(), num_adapter_slots_);
+  num_adapter_slots_ = table.num_slots();
 }
 
 void Plan::linear_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias,
@@ -359,6 +380,7 @@ void Plan::check(const Batch& b) const {
     const int32_t begin = b.sequence_starts[s], end = b.sequence_starts[s + 1], length = b.context_lengths[s];
     check_range("tokens of a sequence", end - begin, 1, b.num_tokens - begin);
     check_range("context length", length, end - begin, limits_.max_context);
+    if (b.adapter_slots) check_range("adapter slot", b.adapter_slots[s], -1, num_adapter_slots_ - 1);
     if (limits_.needs_whole_sequences && length != end - begin)
       refuse("bidirectional attention needs all " + std::to_string(length) +
              " tokens of a sequence in one batch, not " + std::to_string(end - begin));
@@ -417,8 +439,9 @@ void Plan::run(const Batch& batch, const SampleBatch* sampling, const Matrix* lo
   const int32_t num_partials = std::max(attention_.num_partials(), source_attention_.num_partials());
   attention_partials_.resize(static_cast<std::size_t>(num_partials * partial_floats_));
   schedule_stages(batch, chains_, static_cast<int>(calls_.size()), pool_.num_threads(), &stages_);
-  const Step step{kernels_,   arena_.get(),      batch, token_types_,
-                  attention_, source_attention_, attention_partials_.data()};
+  find_adapter_runs(batch, &adapter_runs_);
+  const Step step{kernels_,          arena_.get(),      batch, token_types_, attention_, source_attention_,
+                  attention_partials_.data(), &adapter_runs_};
   const ThreadMemory memory{scratch_.get(), scratch_floats_, strips_.get(), strip_bytes_, pool_.num_threads()};
   StepJob job(calls_, stages_, step, {sampling, logits, sample_scratch_, results}, memory,
               is_profiling_ ? &profile_ : nullptr);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "adapter.h"
 #include "attention_schedule.h"
 #include "kernels/kernel.h"
 #include "kv_pool.h"
@@ -34,7 +35,7 @@ struct PlanLimits {
 struct AttentionInputs;
 
 // Builds up by one method an op, named as the op, then runs steps. Results of the ops that work row by row, and of
-// attention, may be quantized matrices. Weights and pools are borrowed: they outlive it.
+// attention, may be quantized matrices. Weights, tables and pools are borrowed: they outlive it.
 class Plan {
  public:
   Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels, ThreadPool& pool);
@@ -43,6 +44,9 @@ class Plan {
   // Rows id + offset of the weight, times `scale`.
   void embedding(IdSource ids, const Weight& weight, Matrix out, int32_t offset = 0, float scale = 1.0f);
   void linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
+  // Of rows with an adapter: out = down * x, and out += up * low.
+  void adapter_down(Matrix x, const AdapterTable& table, Matrix out);
+  void adapter_up(Matrix low, const AdapterTable& table, Matrix out);
   // `out` is quantized, by groups that make whole panels.
   void linear_activation(ActivationKind kind, Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
   // The same of two halves of the weight's rows, each whole panels: the gate, then what is gated.
@@ -113,6 +117,7 @@ class Plan {
   void check_experts(const std::vector<const Weight*>& weights, std::size_t count, const Matrix& x, int32_t rows) const;
   void check_whole_panels(const Matrix& out) const;
   void check(const RopeTables& tables) const;
+  void check_adapters(const AdapterTable& table, const Matrix& low);
   void add_call(std::unique_ptr<Call> call);
   void check_pool(const KvPool& pool, int32_t layer) const;
   void check_keys(const AttentionInputs& inputs) const;
@@ -128,6 +133,7 @@ class Plan {
   std::vector<std::unique_ptr<Call>> calls_;
   std::vector<SampleScratch> sample_scratch_;  // one a thread
   AttentionShape attention_shape_;
+  int32_t num_adapter_slots_ = 0;  // of all tables
   bool reads_sources_ = false;
   int64_t partial_floats_ = 0;   // of the partial results of all heads of one row
   int64_t scratch_floats_ = 0;   // of a thread
@@ -143,6 +149,7 @@ class Plan {
   StageSchedule stages_;
   std::vector<int32_t> token_types_;
   AttentionSchedule attention_, source_attention_;
+  AdapterRuns adapter_runs_;
   std::vector<float> attention_partials_;
 };
 

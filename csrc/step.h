@@ -68,6 +68,7 @@ struct Batch {
   const int32_t* context_lengths;
   const int32_t* block_tables;
   const int32_t* output_rows;
+  const int32_t* adapter_slots = nullptr;  // null: no sequence has an adapter
   // Of decoders that read sources; else null.
   int32_t source_table_width = 0;
   const int32_t* source_lengths = nullptr;
@@ -83,6 +84,8 @@ struct Strip {
   bool holds(const Matrix& m) const { return m.is_in_strips() && (has_whole_sequences || !m.needs_whole_sequences); }
 };
 
+struct AdapterRuns;
+
 // What every call of a step reads.
 struct Step {
   const Kernels& kernels;
@@ -92,6 +95,7 @@ struct Step {
   const AttentionSchedule& attention;
   const AttentionSchedule& source_attention;
   float* attention_partials;  // [num_partials() of the attention that runs][num_heads][partial_floats]
+  const AdapterRuns* adapter_runs;
   const Strip* strip = nullptr;
 
   float* row(const Matrix& m, int64_t r) const {

@@ -19,17 +19,17 @@ PEOPLE, PLACES = ("Ada", "Grace", "Alan", "艾达"), ("London", "New York", "Par
 
 def made_up_row(i: int) -> dict:
     person, place = PEOPLE[i % 4], PLACES[i // 4 % 4]
-    context = f"{person} lives in {place}. The weather is fine."
+    context = f"{person} lives in {place}. On day {i} the weather was fine."
     answers = {"text": [place], "answer_start": [context.index(place)]}
     if i % 5 == 4:  # the context does not say
         answers = {"text": [], "answer_start": []}
-        context = f"{person} likes music. The weather is fine."
+        context = f"{person} likes music. On day {i} the weather was fine."
     return {"id": str(i), "question": f"Where does {person} live?", "context": context, "answers": answers}
 
 
-def made_up_rows(folder: Path, name: str, count: int) -> Path:
+def made_up_rows(folder: Path, name: str, numbers: range) -> Path:
     path = folder / f"{name}.jsonl"
-    lines = [json.dumps(made_up_row(i), ensure_ascii=False) + "\n" for i in range(count)]
+    lines = [json.dumps(made_up_row(i), ensure_ascii=False) + "\n" for i in numbers]
     path.write_text("".join(lines), encoding="utf-8")
     return path
 
@@ -47,8 +47,8 @@ def main() -> None:
     given = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        train = given.train or made_up_rows(Path(folder), "train", given.rows)
-        dev = given.dev or made_up_rows(Path(folder), "dev", 20)
+        train = given.train or made_up_rows(Path(folder), "train", range(given.rows))
+        dev = given.dev or made_up_rows(Path(folder), "dev", range(given.rows, given.rows + 20))
         output = given.output or Path(folder) / "model"
         options = TuneOptions(epochs=given.epochs, max_length=256, stride=96)
         result = tune(

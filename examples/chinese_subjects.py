@@ -24,11 +24,11 @@ TITLES = {
 }
 
 
-def made_up_rows(folder: Path, name: str, count: int) -> Path:
+def made_up_rows(folder: Path, name: str, numbers: range) -> Path:
     path = folder / f"{name}.jsonl"
     subjects = list(TITLES)
     with path.open("w", encoding="utf-8") as file:
-        for i in range(count):
+        for i in numbers:
             subject = subjects[i % 3]
             row = {"text": f"{TITLES[subject][i // 3 % 3]}（{i}）", "label": subject}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -48,8 +48,8 @@ def main() -> None:
     given = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        train = given.train or made_up_rows(Path(folder), "train", given.rows)
-        dev = given.dev or made_up_rows(Path(folder), "dev", 9)
+        train = given.train or made_up_rows(Path(folder), "train", range(given.rows))
+        dev = given.dev or made_up_rows(Path(folder), "dev", range(given.rows, given.rows + 9))
         output = given.output or Path(folder) / "model"
         # Subjects are not equally common: each is to count as much, in the loss and in the metric.
         options = TuneOptions(epochs=given.epochs, metric="f1", class_weights="balanced", max_length=256)

@@ -18,21 +18,21 @@ from fastserve import pipeline
 from fastserve.tune import TuneOptions, tune
 
 PEOPLE, PLACES = ("Ada", "Grace", "Alan", "Emmy"), ("London", "New York", "Erlangen")
-VERBS = {"born-in": "was born in", "works-in": "works in"}
+VERBS = {"born-in": "was born in", "works-in": "worked in"}
 
 
 def made_up_row(i: int) -> dict:
     person, place = PEOPLE[i % 4], PLACES[i % 3]
     label = list(VERBS)[i % 2]
-    text = f"{person} {VERBS[label]} {place}."
+    text = f"{person} {VERBS[label]} {place} in {1900 + i}."
     head = {"start": 0, "end": len(person)}
     tail = {"start": text.index(place), "end": text.index(place) + len(place)}
     return {"text": text, "head": head, "tail": tail, "label": label}
 
 
-def made_up_rows(folder: Path, name: str, count: int) -> Path:
+def made_up_rows(folder: Path, name: str, numbers: range) -> Path:
     path = folder / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(made_up_row(i)) + "\n" for i in range(count)), encoding="utf-8")
+    path.write_text("".join(json.dumps(made_up_row(i)) + "\n" for i in numbers), encoding="utf-8")
     return path
 
 
@@ -49,8 +49,10 @@ def main() -> None:
     given = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        train = given.train or made_up_rows(Path(folder), "train", given.rows)
-        dev = given.dev or (None if given.train else made_up_rows(Path(folder), "dev", 12))
+        train = given.train or made_up_rows(Path(folder), "train", range(given.rows))
+        dev = given.dev or (
+            None if given.train else made_up_rows(Path(folder), "dev", range(given.rows, given.rows + 12))
+        )
         output = given.output or Path(folder) / "model"
         options = TuneOptions(epochs=given.epochs, max_length=128)
         result = tune(

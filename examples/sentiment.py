@@ -20,10 +20,10 @@ from fastserve.tune import TuneOptions, tune
 GOOD, BAD = ("a fine film", "moving and funny", "a joy"), ("a dull film", "slow and cold", "a bore")
 
 
-def made_up_rows(folder: Path, name: str, count: int) -> Path:
+def made_up_rows(folder: Path, name: str, numbers: range) -> Path:
     path = folder / f"{name}.jsonl"
     with path.open("w", encoding="utf-8") as file:
-        for i in range(count):
+        for i in numbers:
             text, label = ((GOOD, "positive"), (BAD, "negative"))[i % 2]
             file.write(json.dumps({"text": f"{text[i // 2 % 3]}, {i}", "label": label}) + "\n")
     return path
@@ -42,8 +42,8 @@ def main() -> None:
     given = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        train = given.train or made_up_rows(Path(folder), "train", given.rows)
-        dev = given.dev or made_up_rows(Path(folder), "dev", 12)
+        train = given.train or made_up_rows(Path(folder), "train", range(given.rows))
+        dev = given.dev or made_up_rows(Path(folder), "dev", range(given.rows, given.rows + 12))
         output = given.output or Path(folder) / "model"
         options = TuneOptions(epochs=given.epochs, metric="accuracy", max_length=64)
         result = tune(

@@ -65,6 +65,7 @@ NAMESPACES = {"yaml": "pyyaml", "opentelemetry": "opentelemetry_sdk"}
 
 # Who may import a heavy dependency, be it within a function.
 OWNERS: dict[str, set[str]] = {
+    "constriction": {"checkpoint", "compress"},
     "fastapi": {"serve"},
     "starlette": {"serve"},
     "pydantic": {"serve"},

@@ -78,6 +78,7 @@ def _save(
     *,
     labels: Sequence[str] = (),
     card: Any = None,
+    seed: int = 0,
     **options: Any,
 ) -> Path:
     """A random model of a head, with a tokenizer; `card` is its fastserve.json, `options` of its config."""
@@ -90,7 +91,7 @@ def _save(
         options["label2id"] = {label: index for index, label in enumerate(labels)}
     fields = {**fields, "vocab_size": len(tokenizer), **options}
     config = transformers.AutoConfig.for_model(**fields)
-    model = randomize(getattr(transformers, f"AutoModel{ending}").from_config(config))
+    model = randomize(getattr(transformers, f"AutoModel{ending}").from_config(config), seed=seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(("classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight")):

@@ -37,6 +37,9 @@ UnknownTenants = Literal["admit", "refuse"]
 Speculation = Literal["off", "prompt-lookup", "draft"]
 
 DEFAULT_CONTEXT_LENGTH = 8192  # keeps the KV memory of a long-context model within a small machine
+DEFAULT_MAX_ADAPTERS = 4
+MOST_ADAPTER_SLOTS = 1024
+MOST_ADAPTER_RANK = 4096
 
 PRIORITY_CLASSES = ("interactive", "standard", "batch")
 MOST_TIMEOUT_MS = 7 * 24 * 3600 * 1000.0
@@ -170,12 +173,12 @@ class EngineOptions(ScheduleOptions):
 
     Attributes:
         weights: format of the linear layers' weights. `auto` is int8 for text generation, which is bound by
-            the bandwidth that weights are read with, and f32 for encoders and on the torch backend. int8 has
-            a scale for each row, int4 for 64 columns of it and no zero point, unless `:g32`, `:g64`, `:g128`
-            (columns that share a scale) and `:asymmetric` say otherwise. With int4, embeddings and the head
-            are int8. What a checkpoint has as whole numbers of no more bits (compressed-tensors, GPTQ, AWQ)
-            is not rounded again: it keeps its own groups. `stored` keeps all numbers of the file without
-            rounding (q4_0, q4_1, q8_0, ...).
+            the bandwidth that weights are read with; f32 for encoders, but `stored` for those that are stored
+            as whole numbers; f32 on the torch backend. int8 has a scale for each row, int4 for 64 columns of
+            it and no zero point, unless `:g32`, `:g64`, `:g128` (columns that share a scale) and
+            `:asymmetric` say otherwise. With int4, embeddings and the head are int8. What a checkpoint has as
+            whole numbers of no more bits (compressed-tensors, GPTQ, AWQ, ours) is not rounded again: it keeps
+            its own groups. `stored` keeps all numbers of the file without rounding (q4_0, q4_1, q8_0, ...).
         kv_dtype: format of the keys and values of past tokens. int8 has a scale for each token and head.
         threads: of the native backend, up to four for each core that this process may use, or 64 where that
             is more; None takes those cores.
@@ -199,6 +202,11 @@ class EngineOptions(ScheduleOptions):
             to be the end. None is all.
         draft_kv_memory: bytes for its keys and values, or a text such as "64MiB"; None is a fourth of the
             model's own. What is used least gives way.
+        adapters: folders of adapters, as peft saves them, by name: requests choose one that is added to the
+            model's weights for them. LoRA alone; a draft model has none.
+        max_adapters: how many the sequences of one step may use; those of others wait. There may be more.
+            None is DEFAULT_MAX_ADAPTERS where there are adapters, else 0: none can be loaded later.
+        max_adapter_rank: the highest rank that an adapter may have.
 
     The others are those of ScheduleOptions.
 
@@ -224,6 +232,9 @@ class EngineOptions(ScheduleOptions):
     draft_weights: WeightsChoice = "auto"
     draft_layers: int | None = None
     draft_kv_memory: int | str | None = None
+    adapters: Mapping[str, str | Path] | None = None
+    max_adapters: int | None = None
+    max_adapter_rank: int = 64
 
     def __post_init__(self) -> None:
         ScheduleOptions.__post_init__(self)
@@ -252,6 +263,7 @@ class EngineOptions(ScheduleOptions):
                     hint="say with kv_spill how much may be kept there",
                 )
         self._check_draft()
+        self._check_adapters()
         if self.backend == "torch":
             _refuse_with_torch("threads", self.threads, (None,))
             _refuse_with_torch("weights", self.weights, ("auto", "f32"))
@@ -261,6 +273,13 @@ class EngineOptions(ScheduleOptions):
                     "depend on the rows of a step",
                     hint="leave speculation out, or use backend='native'",
                 )
+
+    @property
+    def num_adapter_slots(self) -> int:
+        """What `max_adapters` comes to."""
+        if self.max_adapters is not None:
+            return self.max_adapters
+        return DEFAULT_MAX_ADAPTERS if self.adapters else 0
 
     @property
     def kv_memory_bytes(self) -> int | None:
@@ -276,6 +295,18 @@ class EngineOptions(ScheduleOptions):
         if self.kv_spill is None:
             return 0
         return parse_bytes("kv_spill", self.kv_spill) if isinstance(self.kv_spill, str) else self.kv_spill
+
+    def _check_adapters(self) -> None:
+        if self.adapters is not None:
+            check_kind("adapters", self.adapters, Mapping, "a mapping from names to folders")
+        if self.max_adapters is not None:
+            check_integer("max_adapters", self.max_adapters, low=0, high=MOST_ADAPTER_SLOTS)
+            if self.adapters and not self.max_adapters:
+                raise OptionError(
+                    "max_adapters=0 leaves no room for the adapters that are named",
+                    hint="raise max_adapters, or leave adapters out",
+                )
+        check_integer("max_adapter_rank", self.max_adapter_rank, low=1, high=MOST_ADAPTER_RANK)
 
     def _check_draft(self) -> None:
         if self.draft_model is not None:

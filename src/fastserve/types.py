@@ -23,6 +23,7 @@ Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 MAX_TOP_LOGPROBS = 20
+NO_ADAPTER = -1  # in Batch.adapter_slots
 
 EarlyStopping = bool | Literal["never"]
 """When a beam search with as many completions as beams ends: at once, as soon as none that goes on would be
@@ -216,6 +217,7 @@ class Batch:
     block_tables: Int32Array  # [S, blocks of the longest]
     output_rows: Int32Array  # [R] rows whose logits are wanted
     token_types: Int32Array | None = None  # [T] segment ids of encoders; None is all zero
+    adapter_slots: Int32Array | None = None  # [S] of each sequence's adapter, NO_ADAPTER without; None: all
     # Of decoders that read sources: an encoder has stored the source_lengths[s] keys and values of sequence
     # s's source in the blocks source_block_tables[s].
     source_lengths: Int32Array | None = None  # [S]
@@ -252,6 +254,16 @@ class Limits:
     max_sequences: int = 64
     num_blocks: int = 256  # KV blocks in the pool
     max_context: int = 8192  # positions a sequence may reach; sizes the rotary table
+    num_adapter_slots: int = 0  # adapters that one step may use; 0: none are ever set
+    max_adapter_rank: int = 64  # of each matrix of an adapter
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankMatrices:
+    """What an adapter adds to a matrix W [out, in]: up @ down, any scaling included."""
+
+    down: Float32Array  # [rank, in]
+    up: Float32Array  # [out, rank]
 
 
 class Executable(Protocol):
@@ -287,6 +299,18 @@ class Executable(Protocol):
 
         Raises:
             OptionError: the batch exceeds `limits` or is inconsistent.
+        """
+        ...
+
+    def set_adapter(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
+        """Have sequences of this slot (`Batch.adapter_slots`) use an adapter from the next step on, in place
+        of what was there; None empties the slot. Not while a step runs.
+
+        Args:
+            matrices: by the name of the tensor that each is added to, which is a linear's; copied.
+
+        Raises:
+            OptionError: there is no such slot, or a matrix has no linear, another shape, or too high a rank.
         """
         ...
 

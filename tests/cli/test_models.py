@@ -74,6 +74,19 @@ def test_on_a_terminal_the_list_is_aligned(
     assert {line.index("not downloaded") for line in lines} == {header.index("source")}
 
 
+def test_what_was_expanded_of_archives_that_are_gone_goes_with_a_removed_model(
+    registered: str, empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = empty_store / "expanded" / "0123"
+    (entry / "model").mkdir(parents=True)
+    (entry / "model" / "model.safetensors").write_bytes(bytes(5000))
+    source = {"folder": str(tmp_path / "gone"), "files": {}}
+    (entry / "source.json").write_text(json.dumps(source))
+    assert main(["models", "remove", registered, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] >= 5000
+    assert not entry.exists()
+
+
 def test_aliases_and_versions_are_made_promoted_listed_and_removed(
     registered: str, gguf_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 from zlib import crc32
 
 import numpy as np
 
 from fastserve.config import ScheduleOptions
+from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.engine import Engine
 from fastserve.engine.turnstile import Turnstile
 from fastserve.types import (
     MAX_TOP_LOGPROBS,
+    NO_ADAPTER,
     Batch,
     Limits,
+    LowRankMatrices,
     SamplingBatch,
     SamplingParams,
     StepResult,
@@ -27,6 +31,7 @@ from fastserve.types import (
 )
 
 VOCAB_SIZE = 97
+MARK = 1000  # what an adapter of rank r computes of a token is the token + r * MARK
 
 
 class NextToken(Protocol):
@@ -41,6 +46,8 @@ class FakeExecutable:
         self.vocab_size = VOCAB_SIZE
         self.batches: list[Batch] = []
         self._slots = np.full((limits.num_blocks, block_size), -1)
+        self._marks = [0] * limits.num_adapter_slots
+        self.num_adapters_set = 0
 
     @property
     def block_bytes(self) -> int:
@@ -59,22 +66,29 @@ class FakeExecutable:
     def copy_block(self, source: int, target: int) -> None:
         self._slots[target] = self._slots[source]
 
+    def set_adapter(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
+        self._marks[slot] = sum(len(matrix.down) for matrix in (matrices or {}).values()) * MARK
+        self.num_adapters_set += 1
+
     def run(self, batch: Batch) -> StepResult:
         self._check(batch)
         self.batches.append(batch)
         row_contexts: dict[int, list[int]] = {}
         for s, (start, end) in enumerate(_ranges(batch)):
             table = batch.block_tables[s]
+            adapter = NO_ADAPTER if batch.adapter_slots is None else int(batch.adapter_slots[s])
+            mark = 0 if adapter == NO_ADAPTER else self._marks[adapter]
+            assert adapter == NO_ADAPTER or mark > 0, "nothing is in the slot"
             for row in range(start, end):
                 block, slot = divmod(int(batch.positions[row]), self.block_size)
-                self._slots[table[block], slot] = batch.token_ids[row]
+                self._slots[table[block], slot] = batch.token_ids[row] + mark
             context = self._slots[table].reshape(-1)[: int(batch.context_lengths[s])].tolist()
             for row in range(start, end):
                 row_contexts[row] = context[: int(batch.positions[row]) + 1]
         sampling = batch.sampling
         for r, row in enumerate(batch.output_rows):
             history = sampling.history_ids[slice(*sampling.history_starts[r : r + 2].tolist())].tolist()
-            assert history in ([], row_contexts[row]), (
+            assert history in ([], [token_id % MARK for token_id in row_contexts[row]]), (
                 "a row's penalties count other tokens than are before it"
             )
         token_ids = [
@@ -142,7 +156,7 @@ def hashed_token(context: list[int], temperature: float, seed: int, draw: int) -
 def copied_token(context: list[int], temperature: float, seed: int, draw: int) -> int:
     """What stands seven tokens before, three times of four: lookups guess such a text well, not always."""
     token_id = hashed_token(context, temperature, seed, draw)
-    return context[-7] if len(context) >= 7 and token_id % 4 else token_id
+    return context[-7] % MARK if len(context) >= 7 and token_id % 4 else token_id
 
 
 def allowed_token(token_id: int, sampling: SamplingBatch, row: int) -> int:
@@ -161,12 +175,18 @@ def forced_token(token_id: int, sampling: SamplingBatch, row: int) -> int:
     return forced[0] if forced else token_id
 
 
-def plain_loop(prompt_ids: list[int], params: SamplingParams, num_tokens: int) -> list[int]:
-    """The tokens that one sequence alone gets, without an engine."""
-    context = list(prompt_ids)
+def plain_loop(prompt_ids: list[int], params: SamplingParams, num_tokens: int, *, rank: int = 0) -> list[int]:
+    """The tokens that one sequence alone gets, without an engine, with an adapter of this rank."""
+    context = [token_id + rank * MARK for token_id in prompt_ids]
     for draw in range(num_tokens):
-        context.append(hashed_token(context, params.temperature, params.seed or 0, draw))
-    return context[len(prompt_ids) :]
+        token_id = hashed_token(context, params.temperature, params.seed or 0, draw)
+        context.append(token_id + rank * MARK)
+    return [token_id % MARK for token_id in context[len(prompt_ids) :]]
+
+
+def fake_adapter(rank: int) -> ServedAdapter:
+    matrix = LowRankMatrices(np.zeros((rank, 1), np.float32), np.zeros((1, rank), np.float32))
+    return ServedAdapter(f"adapter-{rank}", Path(), bytes([rank]) * 16, {"matrix": matrix})
 
 
 def make_engine(

@@ -295,6 +295,15 @@ def test_an_argument_out_of_range_is_refused_by_name(arguments: dict[str, object
     assert engine.status().num_refused == 0  # that was no lack of room
 
 
+def test_without_guards_requests_that_do_not_fit_together_do_not_displace_each_other_for_ever() -> None:
+    engine, _ = make(policy="mlfq-published", num_blocks=32)
+    engine.add([1] * 76, SamplingParams(max_tokens=31, temperature=1.0, seed=1, n=3))
+    for _ in range(3):
+        engine.step()
+    engine.add([2] * 48, SamplingParams(max_tokens=23), tenant="a")
+    assert all(completion.error is None for completion in finish(engine).values())
+
+
 streams = st.lists(
     st.tuples(
         st.integers(0, 150),  # prompt tokens: none, or more than the memory holds, is impossible

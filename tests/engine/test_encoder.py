@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastserve.engine.encoder import Encoder
+from fastserve.engine.encoder import Encoder, EncoderInput
 from fastserve.types import Batch, Limits, StepResult
 
 
@@ -47,6 +47,28 @@ def test_every_text_gets_its_own_embedding_however_the_batches_fall(
     embeddings = Encoder(FakeEncoder(limits)).embed(texts)
     expected = [(len(text), sum(p * id_ for p, id_ in enumerate(text))) for text in texts]
     assert embeddings.tolist() == [list(map(float, row)) for row in expected]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.integers(0, 2)), min_size=1, max_size=20),
+    st.integers(8, 24),
+    st.integers(1, 4),
+)
+def test_members_of_an_ensemble_run_their_own_inputs_in_shared_steps(sizes, max_tokens, max_sequences):
+    executables = [
+        FakeEncoder(Limits(max_tokens=max_tokens + index, max_sequences=max_sequences, num_blocks=4 + index))
+        for index in range(3)
+    ]
+    encoder = Encoder(executables[0], others=executables[1:])
+    inputs = [EncoderInput([member + 1] * length, member=member) for length, member in sizes]
+    groups = list(encoder.groups(inputs))
+    assert [one for group in groups for one in group] == inputs
+    results = [row.tolist() for group in groups for row in encoder.run(group)]
+    assert results == [[n, (m + 1) * n * (n - 1) / 2] for n, m in sizes]
+    assert encoder.max_inputs == 3 * max_sequences
+    alone = Encoder(executables[0])
+    one_member = [EncoderInput(input_.token_ids) for input_ in inputs]
+    assert len(groups) <= len(list(alone.groups(one_member)))  # members do not take each other's room
 
 
 def steps_of(lengths: list[int], limits: Limits) -> list[list[int]]:

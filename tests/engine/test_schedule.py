@@ -4,7 +4,7 @@ and a slow tier that takes its time."""
 from __future__ import annotations
 
 import pytest
-from fake_executable import FakeExecutable, LetterDecoder, plain_loop
+from fake_executable import FakeExecutable, LetterDecoder, fake_adapter, plain_loop
 from fake_mover import Clock, SlowMover
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +26,14 @@ def make(
     move_cost: float = 1e-5,
     **options: object,
 ) -> tuple[Engine, SlowMover | None]:
-    limits = Limits(max_tokens=24, max_outputs=6, max_sequences=6, num_blocks=num_blocks, max_context=64)
+    limits = Limits(
+        max_tokens=24,
+        max_outputs=6,
+        max_sequences=6,
+        num_blocks=num_blocks,
+        max_context=64,
+        num_adapter_slots=2,
+    )
     executable = FakeExecutable(limits, block_size=4)
     mover = SlowMover(executable, slow_blocks, cost=move_cost) if slow_blocks else None
     engine = Engine(
@@ -54,8 +61,8 @@ def finish(engine: Engine, *, most_steps: int = 3000) -> dict[tuple[int, int], C
     raise AssertionError("a sequence is stuck")
 
 
-def tokens_of(prompt: list[int], params: SamplingParams) -> list[int]:
-    return plain_loop(prompt, params, params.max_tokens or 0)
+def tokens_of(prompt: list[int], params: SamplingParams, *, rank: int = 0) -> list[int]:
+    return plain_loop(prompt, params, params.max_tokens or 0, rank=rank)
 
 
 def prompt_of(length: int, *, family: int) -> list[int]:
@@ -71,6 +78,7 @@ requests = st.lists(
         st.integers(1, 3),  # completions
         st.integers(0, 25),  # step of its arrival
         st.integers(0, 2),  # priority, and tenant
+        st.integers(-2, 4),  # rank of its adapter, of which each has another; up to 0: none
     ),
     min_size=1,
     max_size=16,
@@ -99,14 +107,19 @@ def test_preempted_moved_dropped_and_forked_sequences_get_the_tokens_of_the_plai
         move_cost=move_cost,
         prefix_cache=prefix_cache,
     )
+    adapters = {rank: fake_adapter(rank) for rank in range(1, 5)}  # more than there are slots
     ids: dict[int, int] = {}  # index of a request -> request_id
     done: dict[tuple[int, int], Completion] = {}
     for step in range(4000):
-        for index, (prompt, length, family, n, arrival, priority) in enumerate(requests):
+        for index, (prompt, length, family, n, arrival, priority, rank) in enumerate(requests):
             if arrival == step:
                 params = SamplingParams(max_tokens=length, temperature=1.0, seed=index, n=n)
                 ids[index] = engine.add(
-                    prompt_of(prompt, family=family), params, priority=priority, tenant=str(priority)
+                    prompt_of(prompt, family=family),
+                    params,
+                    priority=priority,
+                    tenant=str(priority),
+                    adapter=adapters.get(rank),
                 )
         if aborts.get(step) in ids:
             engine.abort(ids[aborts[step]])
@@ -127,14 +140,15 @@ def test_preempted_moved_dropped_and_forked_sequences_get_the_tokens_of_the_plai
         if step > 60 and not engine.has_work:
             break
     assert engine.pool.num_free == num_blocks
-    for index, (prompt, length, family, n, _, _) in enumerate(requests):
+    for index, (prompt, length, family, n, _, _, rank) in enumerate(requests):
         for i in range(n):
             completion = done.get((ids[index], i))
             if completion is None:
                 assert index in aborts.values()
                 continue
             params = SamplingParams(max_tokens=length, temperature=1.0, seed=index + i)
-            assert list(completion.token_ids) == tokens_of(prompt_of(prompt, family=family), params)
+            expected = tokens_of(prompt_of(prompt, family=family), params, rank=max(rank, 0))
+            assert list(completion.token_ids) == expected
 
 
 @pytest.mark.parametrize("policy", POLICY_NAMES)

@@ -10,8 +10,9 @@ import pytest
 from fastserve.backends.torch.executable import compile_torch
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.check import check_graph
-from fastserve.graph.node import GatherRows, Graph, Linear, Rows, Slice
+from fastserve.graph.node import AdapterDown, GatherRows, Graph, Linear, Rows, Slice
 from fastserve.graph.passes import (
+    add_adapters,
     drop_dead_nodes,
     fuse_add_norm,
     hoist_gather_rows,
@@ -172,6 +173,18 @@ def test_drop_dead_nodes_drops_chains_that_no_output_depends_on() -> None:
     b.activation(b.linear(x, "dead", width=9), "relu")
     graph = drop_dead_nodes(b.finish(out=b.linear(x, "live", width=3)))
     assert [p.names for node in graph.nodes for p in node.parameters()] == [("embed",), ("live",)]
+
+
+def test_adapters_are_added_to_every_linear_and_change_no_value_that_others_read() -> None:
+    graph = optimize(tiny_graph(LLAMA_CONFIG))
+    adapted = add_adapters(graph, 8)
+    check_graph(adapted)
+    ops = count_ops(adapted)
+    assert ops["adapted_linear"] == ops["adapter_down"] == count_ops(graph)["linear"]
+    assert ops["linear"] == 0
+    assert adapted.outputs == graph.outputs
+    lows = [node.out.width for node in adapted.nodes if isinstance(node, AdapterDown)]
+    assert lows[:4] == [3 * 8, 8, 2 * 8, 8]  # q/k/v, output, gate/up, down
 
 
 def test_optimize_merges_gathers_and_fuses_a_llama() -> None:

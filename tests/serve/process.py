@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,18 @@ class ServerProcess:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        whole_lines = self._log.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole_lines.splitlines()]
+
+    def line_of(self, request_id: str) -> dict[str, Any]:
+        """The log's line of a request, which is written after its response."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if lines := [line for line in self.log if line.get("request_id") == request_id]:
+                (line,) = lines
+                return line
+            time.sleep(0.02)
+        raise AssertionError(f"no line has {request_id}: {self.log}")
 
     def terminate(self) -> int:
         """SIGTERM; the exit code once it has ended."""

@@ -18,7 +18,8 @@ from fastserve.serve.app import create_app
 from fastserve.serve.key_file import Terms, add_key
 from fastserve.serve.model_loading import open_model
 from fastserve.serve.options import ServeOptions
-from tiny_heads import save_bert_head
+from fastserve.tune.ensemble import make_ensemble
+from tiny_heads import save_bert_head, save_roberta_head
 
 pytest.importorskip("fastserve._native")
 
@@ -33,6 +34,8 @@ TASKS = {
     "relation": "relation-extraction",
     "qa": "question-answering",
     "choice": "multiple-choice",
+    "both": "text-classification",
+    "both-ner": "token-classification",
 }
 
 
@@ -43,7 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tags = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
     cards = {name: {"task": task} for name, task in TASKS.items()}
     several = {"labels": ("a", "b", "c"), "problem_type": "multi_label_classification"}
-    return {
+    saved = {
         "sentiment": save_bert_head(root / "sentiment", sequence, labels=("bad", "good")),
         "topics": save_bert_head(root / "topics", sequence, card=cards["topics"], **several),
         "pairs": save_bert_head(root / "pairs", sequence, labels=("no", "yes"), card=cards["pairs"]),
@@ -52,6 +55,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "qa": save_bert_head(root / "qa", "ForQuestionAnswering", card=cards["qa"]),
         "choice": save_bert_head(root / "choice", "ForMultipleChoice", card=cards["choice"]),
     }
+    others = {
+        "both": save_roberta_head(root / "sentiment2", sequence, labels=("good", "bad")),
+        "both-ner": save_roberta_head(
+            root / "ner2", "ForTokenClassification", labels=tags, card=cards["ner"]
+        ),
+    }
+    for name, first in (("both", "sentiment"), ("both-ner", "ner")):
+        saved[name] = make_ensemble([saved[first], others[name]], root / name).path
+    return saved
 
 
 class Client:
@@ -115,6 +127,23 @@ def test_classes_are_those_of_the_pipeline(client, folders) -> None:
     with fastserve.pipeline(None, folders["pairs"], threads=1) as classify:
         answer = client.post("/v1/classify", "pairs", input=TEXTS, text_pair=TEXTS[::-1])
         assert predictions(answer) == classify(TEXTS, TEXTS[::-1])
+
+
+def test_an_ensemble_is_served_as_the_pipeline_has_it(client, folders) -> None:
+    with fastserve.pipeline(None, folders["both"], threads=1) as classify:
+        given = [*TEXTS, *TEXTS]
+        answer = client.post("/v1/classify", "both", input=given)
+        assert predictions(answer) == classify(given)
+        one = client.post("/v1/classify", "sentiment", input=given)
+        assert (
+            answer.json()["usage"]["prompt_tokens"] > one.json()["usage"]["prompt_tokens"]
+        )  # of all members
+    with fastserve.pipeline(None, folders["both-ner"], threads=1) as tag:
+        given = [*TEXTS, LONG, " "]
+        assert predictions(client.post("/v1/token-classify", "both-ner", input=given)) == tag(given)
+    refused = client.post("/v1/classify", "both", input=LONG)
+    assert refused.status_code == 400
+    assert client.post("/v1/embeddings", "both", input="a").status_code == 400
 
 
 def test_tags_and_entities_are_those_of_the_pipeline(client, folders) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fastserve.engine.energy import find_counters
 from fastserve.serve import energy
-from fastserve.serve.energy import EnergyMeter, find_counters
+from fastserve.serve.energy import EnergyMeter
 from fastserve.serve.usage import TenantUsage
 
 RANGE = 262_143_328_850

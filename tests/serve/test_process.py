@@ -165,7 +165,7 @@ def test_each_request_has_a_line_without_its_text(server, name) -> None:
     body = {"model": name, "prompt": secret, "max_tokens": 4}
     response = httpx.post(f"{server.url}/v1/completions", json=body, headers=headers)
     assert response.headers["x-request-id"] == "mine-1"
-    (line,) = [line for line in server.log if line.get("request_id") == "mine-1"]
+    line = server.line_of("mine-1")
     assert (line["status"], line["path"], line["completion_tokens"]) == (200, "/v1/completions", 4)
     assert line["prompt_tokens"] > 2
     assert "swordfish" not in json.dumps(server.log)

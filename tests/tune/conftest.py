@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+OVERLAP_KEPT = {"split-overlap": "keep"}
+"""The rows here are few and repeat themselves: dev has texts of train."""
+
 WORDS = [
     "good",
     "bad",

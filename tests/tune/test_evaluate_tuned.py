@@ -15,7 +15,7 @@ from fastserve.data import load_data
 from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.task_evaluation import evaluate_folder
 from fastserve.tune import TuneOptions, tune
-from tune.conftest import city_rows, film_rows
+from tune.conftest import OVERLAP_KEPT, city_rows, film_rows
 from tune.test_tasks import (
     choice_rows,
     near_rows,
@@ -47,7 +47,15 @@ def test_the_native_runtime_scores_as_the_trainer_did(
 ) -> None:
     task, make = CASES[case]
     train, dev = write_rows("train", make(32)), write_rows("dev", make(12))
-    result = tune(task, model=str(tiny_encoder), train=train, dev=dev, output=tmp_path / "out", options=SHORT)
+    result = tune(
+        task,
+        model=str(tiny_encoder),
+        train=train,
+        dev=dev,
+        on_problem=OVERLAP_KEPT,
+        output=tmp_path / "out",
+        options=SHORT,
+    )
     evaluation = evaluate_folder(
         result.path, load_data(dev, task), PredictorOptions(backend="native", weights="f32")
     )

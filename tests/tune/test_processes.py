@@ -12,7 +12,7 @@ import pytest
 
 from fastserve.errors import OptionError
 from fastserve.tune import TuneOptions, tune
-from tune.conftest import film_rows
+from tune.conftest import OVERLAP_KEPT, film_rows
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 
@@ -33,6 +33,7 @@ def test_two_processes_have_the_losses_of_one(
             model=str(tiny_encoder),
             train=train,
             dev=dev,
+            on_problem=OVERLAP_KEPT,
             output=tmp_path / f"out{number}",
             options=replace(options, processes=number),
             on_evaluate=lambda step, metrics: seen.append(step),

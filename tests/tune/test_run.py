@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from fastserve.errors import DataError, OptionError
 from fastserve.tune import TuneOptions, tune
-from tune.conftest import city_rows, film_rows
+from tune.conftest import OVERLAP_KEPT, city_rows, film_rows
 
 QUICK = TuneOptions(epochs=8, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32)
 """Enough for a tiny model to learn what one word tells."""
@@ -36,6 +36,7 @@ def test_a_classifier_learns_its_rows_and_becomes_a_folder_that_transformers_ope
         model=str(tiny_encoder),
         train=train,
         dev=dev,
+        on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
         options=QUICK,
     )
@@ -62,6 +63,7 @@ def test_a_tagger_finds_whole_entities(tiny_encoder: Path, write_rows: WriteRows
         model=str(tiny_encoder),
         train=train,
         dev=dev,
+        on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
         options=QUICK,
     )
@@ -84,6 +86,7 @@ def test_the_best_weights_are_kept_and_a_run_that_gets_no_better_stops(
         model=str(tiny_encoder),
         train=train,
         dev=dev,
+        on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
         options=options,
         on_evaluate=lambda step, metrics: seen.append(metrics["loss"]),
@@ -103,6 +106,7 @@ def test_a_metric_that_the_task_does_not_have_is_an_error_before_training(
             model=str(tiny_encoder),
             train=rows,
             dev=rows,
+            on_problem=OVERLAP_KEPT,
             output=tmp_path / "out",
             options=TuneOptions(metric="bleu"),
         )
@@ -114,12 +118,13 @@ def test_a_label_that_no_training_row_has_is_named_with_file_and_line(
 ) -> None:
     train = write_rows("train", film_rows(8))
     dev = write_rows("dev", [*film_rows(2), {"text": "the film", "label": "maybe"}])
-    with pytest.raises(DataError, match=r"dev\.jsonl:3: label 'maybe' is in no training row"):
+    with pytest.raises(DataError, match=r"dev\.jsonl:3: label 'maybe' is not in training"):
         tune(
             "text-classification",
             model=str(tiny_encoder),
             train=train,
             dev=dev,
+            on_problem=OVERLAP_KEPT,
             output=tmp_path / "out",
             options=QUICK,
         )
@@ -140,7 +145,7 @@ def command_line(model: Path, train: Path, dev: Path, output: Path) -> list[str]
         *(sys.executable, "-m", "fastserve.cli.main", "tune", "text-classification", "--json"),
         *("--model", str(model), "--train", str(train), "--dev", str(dev), "--output", str(output)),
         *("--epochs", "3", "--batch-size", "8", "--learning-rate", "0.002", "--device", "cpu"),
-        *("--eval-steps", "5", "--save-steps", "3", "--seed", "3"),
+        *("--eval-steps", "5", "--save-steps", "3", "--seed", "3", "--on-problem", "split-overlap=keep"),
     ]
 
 
@@ -192,6 +197,7 @@ def test_resuming_with_another_option_is_refused_by_its_name(
             model=str(tiny_encoder),
             train=rows,
             dev=rows,
+            on_problem=OVERLAP_KEPT,
             output=tmp_path / "out",
             options=QUICK,
             on_evaluate=stop,
@@ -202,6 +208,7 @@ def test_resuming_with_another_option_is_refused_by_its_name(
             model=str(tiny_encoder),
             train=rows,
             dev=rows,
+            on_problem=OVERLAP_KEPT,
             output=tmp_path / "out",
             options=TuneOptions(
                 epochs=8, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32, seed=1

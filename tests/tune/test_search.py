@@ -12,7 +12,7 @@ import pytest
 from fastserve.errors import OptionError
 from fastserve.tune import TuneOptions
 from fastserve.tune.search import Range, read_space, search
-from tune.conftest import film_rows
+from tune.conftest import OVERLAP_KEPT, film_rows
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 SHORT = TuneOptions(epochs=4, batch_size=8, device="cpu", max_length=32)
@@ -30,7 +30,13 @@ def test_the_best_trial_becomes_the_output_and_an_interrupted_search_goes_on(
         if steps == 3:
             raise InterruptedError
 
-    about = {"model": str(tiny_encoder), "train": rows, "dev": rows, "output": tmp_path / "out"}
+    about = {
+        "model": str(tiny_encoder),
+        "train": rows,
+        "dev": rows,
+        "on_problem": OVERLAP_KEPT,
+        "output": tmp_path / "out",
+    }
     space = {"learning_rate": (1e-7, 5e-3), "weight_decay": Range(0.0, 0.1)}
     with pytest.raises(InterruptedError):
         search(

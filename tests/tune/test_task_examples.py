@@ -30,7 +30,7 @@ def test_an_example_runs_on_a_few_rows(
     expected = {
         "sentiment": "slow, cold and dull: ",
         "chinese_subjects": "macro F1 of the dev rows: ",
-        "relations": "Ada was born in London. ",
+        "relations": "Ada was born in London in 1900. ",
         "answers": "'no_answer_score'",
         "ner_bert": "weighted avg",
     }

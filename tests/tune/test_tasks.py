@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from fastserve.errors import OptionError
 from fastserve.tune import TuneOptions, tune
-from tune.conftest import film_rows
+from tune.conftest import OVERLAP_KEPT, WORDS, film_rows
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 QUICK = TuneOptions(epochs=12, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32, stride=8)
@@ -113,6 +114,7 @@ def test_a_tiny_model_learns_what_can_be_learned(
         model=str(tiny_encoder),
         train=train,
         dev=dev,
+        on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
         options=replace(QUICK, metric=metric, epochs=30 if case == "multi-label" else 12),
     )
@@ -132,6 +134,7 @@ def test_methods_change_what_they_say_and_end_in_plain_weights(
         model=str(tiny_encoder),
         train=rows,
         dev=rows,
+        on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
         options=replace(QUICK, epochs=2, method=method, last_layers=1),
     )
@@ -143,3 +146,39 @@ def test_methods_change_what_they_say_and_end_in_plain_weights(
     assert changed == expected.get(method, [True, True])
     assert (result.path / "adapter").is_dir() == (method in ("lora", "dora", "ia3"))
     AutoModelForSequenceClassification.from_pretrained(result.path)
+
+
+@pytest.mark.parametrize("method", ["last-layers", "lora"])
+def test_methods_change_an_embedding_model_too(
+    method: Any, tiny_encoder: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    pairs = [{"text": f"the {word} is good", "text_pair": f"a good {word}"} for word in WORDS[:8]]
+    result = tune(
+        "embedding",
+        model=str(tiny_encoder),
+        train=write_rows("rows", pairs),
+        output=tmp_path / "out",
+        options=replace(QUICK, epochs=2, method=method, last_layers=1),
+    )
+    before = load_file(tiny_encoder / "model.safetensors")
+    after = load_file(result.path / "model.safetensors")
+    assert before.keys() == after.keys()
+    query = "encoder.layer.{}.attention.self.query.weight"
+    changed = [bool((before[query.format(i)] != after[query.format(i)]).any()) for i in (0, 1)]
+    assert changed == [method == "lora", True]
+
+
+def test_an_embedding_model_has_no_head_to_learn_alone(
+    tiny_encoder: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    rows = write_rows("rows", [{"text": f"the {word}", "text_pair": f"a {word}"} for word in WORDS[:2]])
+    with pytest.raises(OptionError, match="no head of its own for embedding"):
+        tune(
+            "embedding",
+            model=str(tiny_encoder),
+            train=rows,
+            output=tmp_path / "out",
+            options=replace(QUICK, method="head"),
+        )

@@ -18,7 +18,7 @@ from fastserve.graph.node import (
     Node,
     StoreSource,
 )
-from fastserve.types import Batch, Int32Array, Limits
+from fastserve.types import NO_ADAPTER, Batch, Int32Array, Limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,10 @@ class BatchBounds:
         if batch.token_types is not None:
             _check_length("token_types", batch.token_types, batch.num_tokens)
             _check_ids("token_types", batch.token_types, self.num_token_types)
+        if batch.adapter_slots is not None:
+            _check_length("adapter_slots", batch.adapter_slots, batch.num_sequences)
+            slots = batch.adapter_slots[batch.adapter_slots != NO_ADAPTER]
+            _check_ids("adapter_slots", slots, self.limits.num_adapter_slots)
 
     def _check_counts(self, batch: Batch) -> None:
         for option, count in (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor, TensorForm
 from fastserve.errors import CheckpointError, ModelNotFoundError, UnsupportedError
 from fastserve.types import Float32Array, JsonObject
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _PREFIX = "base_model.model."
+_MAX_NAMED = 5  # problems in one message
 _TENSOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|embedding_A|embedding_B|magnitude_vector)(\.default)?(\.weight)?"
 )
@@ -61,6 +63,7 @@ class LowRank:
     scale: float
     is_transposed: bool = False
     magnitudes: Float32Array | None = None
+    is_embedding: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -102,9 +105,9 @@ def open_adapter(folder: Path) -> Adapter:
         raise ModelNotFoundError(
             f"{folder} is no folder", hint="name the folder of adapter_config.json and its weights"
         )
-    config = read_json(folder / "adapter_config.json")
+    config = read_json(folder / ADAPTER_FILES[0])
     _check_config(config, folder)
-    weights = folder / "adapter_model.safetensors"
+    weights = folder / ADAPTER_FILES[1]
     if not weights.is_file() and (folder / "adapter_model.bin").is_file():
         raise UnsupportedError(
             f"{folder} has its weights in a pickle, which can run any code when it is opened: not supported",
@@ -124,7 +127,7 @@ def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     """
     found, problems = {}, []
     for module, low_rank in adapter.matrices.items():
-        name = _tensor_name(module, checkpoint.tensors)
+        name = tensor_name(module, checkpoint.tensors)
         if name is None:
             problems.append(f"{module} is not there")
         elif checkpoint.tensors[name].shape != low_rank.shape:
@@ -133,14 +136,23 @@ def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
         else:
             found[name] = low_rank
     if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise CheckpointError(
-            f"{adapter.path} is no adapter of {checkpoint.path}: {shown}",
+            f"{adapter.path} is no adapter of {checkpoint.path}: {name_problems(problems)}",
             hint=f"it was trained on {adapter.base}"
             if adapter.base
             else "choose the model it was trained on",
         )
     return replace(checkpoint, tensors=_Merged(checkpoint.tensors, found))
+
+
+def name_problems(problems: Sequence[str]) -> str:
+    """The first of them, and how many more there are.
+
+    >>> name_problems("abcdefg")
+    'a; b; c; d; e; and 2 more'
+    """
+    more = f"; and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
+    return "; ".join(problems[:_MAX_NAMED]) + more
 
 
 class _Merged(Mapping[str, StoredTensor]):
@@ -227,6 +239,7 @@ def _read_module(module: str, parts: Mapping[str, Float32Array], config: JsonObj
         scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
         is_transposed=is_embedding or bool(config.get("fan_in_fan_out")),
         magnitudes=None if magnitudes is None else magnitudes.reshape(-1),
+        is_embedding=is_embedding,
     )
 
 
@@ -255,7 +268,7 @@ def _ends_with(pattern: str, module: str, folder: Path) -> bool:
     return module == plain or module.endswith(f".{plain}")
 
 
-def _tensor_name(module: str, tensors: Mapping[str, StoredTensor]) -> str | None:
+def tensor_name(module: str, tensors: Collection[str]) -> str | None:
     """The module's matrix: the same model may be stored with or without the name of the class around it."""
     name = f"{module}.weight"
     if name in tensors:

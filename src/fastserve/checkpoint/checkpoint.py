@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fastserve.checkpoint.archive_expansion import expand_archive, is_archive
 from fastserve.checkpoint.ending import eos_ids_of_folder, eos_ids_of_gguf
 from fastserve.checkpoint.file import read_bytes, read_json, read_optional_json
 from fastserve.checkpoint.gguf import GgufMetadata, read_gguf
 from fastserve.checkpoint.gguf_config import config_from_gguf
 from fastserve.checkpoint.gguf_model import HfTensors
+from fastserve.checkpoint.packed_weights import PACKED_FILE
 from fastserve.checkpoint.quantization import assemble, is_quantized
 from fastserve.checkpoint.safetensors import Part, read_safetensors, read_sharded_safetensors
 from fastserve.checkpoint.sentence import (
@@ -54,7 +56,8 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a model: a Hugging Face folder with safetensors, a folder with one .gguf file, or that file.
 
-    Safetensors with their config.json win over a .gguf file beside them.
+    Safetensors with their config.json win over a .gguf file beside them. An archive of ours is expanded into
+    the store, once, and opened there.
 
     >>> checkpoint = open_checkpoint(Path("models/smollm2"))  # doctest: +SKIP
     >>> checkpoint.tensors["model.norm.weight"].shape  # doctest: +SKIP
@@ -63,12 +66,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelNotFoundError: there is no such file or folder.
         CheckpointError: files are missing, truncated or inconsistent.
-        UnsupportedError: a format, architecture or tensor type that we do not have.
+        UnsupportedError: a format, architecture or tensor type that we do not have; an archive without
+            constriction.
+        DownloadError: the store has no room for what an archive stands for.
     """
     if not path.exists():
         raise ModelNotFoundError(f"there is no file or folder {path}")
     if path.is_file():
         return _open_file(path)
+    if is_archive(path):
+        path = expand_archive(path)
     gguf_files = sorted(path.glob("*.gguf"))
     safetensors_files = sorted(path.glob("*.safetensors"))
     # Sources often add a GGUF conversion beside their own files: config.json says which is the model.
@@ -80,6 +87,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         names = ", ".join(file.name for file in gguf_files + safetensors_files)
         raise CheckpointError(f"{path} holds several models: {names}", hint="name one of the .gguf files")
     _refuse_pickle(sorted(path.iterdir()))
+    if "ensemble" in read_optional_json(path / "fastserve.json"):
+        raise UnsupportedError(f"{path} is an ensemble of models", hint="name one of the folders in it")
     raise CheckpointError(
         f"{path} holds no model", hint="expected are config.json with *.safetensors, or one .gguf file"
     )
@@ -121,7 +130,9 @@ def open_folder(folder: Path, read_tensors: Callable[[JsonObject], Mapping[str, 
 
 
 def _read_parts(folder: Path, files: list[Path]) -> Mapping[str, Part]:
-    """The order is that of transformers: model.safetensors, its index, and then a single file of any name."""
+    """The order is that of transformers: model.safetensors, its index, and then a single file of any name.
+    What is packed is read where the config says so (`quantization.py`)."""
+    files = [file for file in files if file.name != PACKED_FILE]
     whole = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
     if whole in files:
@@ -130,6 +141,8 @@ def _read_parts(folder: Path, files: list[Path]) -> Mapping[str, Part]:
         return read_sharded_safetensors(index)
     if len(files) == 1:
         return read_safetensors(files[0])
+    if not files:
+        return {}
     raise CheckpointError(
         f"{folder} has {len(files)} .safetensors files and no {index.name} that says what is in which",
         hint="download the model again, its index included",

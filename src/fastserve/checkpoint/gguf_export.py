@@ -130,6 +130,12 @@ def _llama(checkpoint: Checkpoint) -> dict[str, WrittenValue | None]:
 
 def _bert(checkpoint: Checkpoint) -> dict[str, WrittenValue | None]:
     config = checkpoint.config
+    if _head_dim(config) * config["num_attention_heads"] != config["hidden_size"]:
+        raise UnsupportedError(
+            f"{checkpoint.path} has {config['num_attention_heads']} heads of {_head_dim(config)}, which are"
+            f" not {config['hidden_size']} together: GGUF has no key for that in a BERT",
+            hint="convert the model that heads were pruned from",
+        )
     return {
         "vocab_size": config["vocab_size"],
         "context_length": config["max_position_embeddings"],

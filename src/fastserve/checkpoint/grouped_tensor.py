@@ -85,11 +85,19 @@ class GroupedTensor(ComputedTensor):
         zeros = self._read_zeros()
         return zeros is not None and bool(zeros.any())
 
+    @property
+    def num_groups(self) -> int:
+        """Of a row."""
+        return -(-self.shape[1] // self.group_size)
+
+    def column_groups(self) -> NDArray[np.int32]:
+        """The group of each column."""
+        of_column = self.group_of_column
+        return _in_order(self.shape[1], self.group_size) if of_column is None else of_column
+
     def _dequantize(self, begin: int, end: int) -> NDArray[np.uint8]:
         groups = self.groups(begin, end)
-        of_column = self.group_of_column
-        if of_column is None:
-            of_column = _in_order(self.shape[1], self.group_size)
+        of_column = self.column_groups()
         # Exact in float32, so that the only rounding is the one to the format of the scales.
         values = groups.codes.astype(np.float32)
         if groups.zeros is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from fastserve.checkpoint.awq import read_awq
 from fastserve.checkpoint.compressed_tensors import read_compressed_tensors
 from fastserve.checkpoint.gptq import read_gptq
+from fastserve.checkpoint.packed_weights import QUANT_METHOD, read_packed
 from fastserve.checkpoint.safetensors import Part, only_tensors
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.checkpoint.weight_parts import UNQUANTIZED
@@ -21,6 +22,7 @@ _READERS: Mapping[str, Reader] = {
     "compressed-tensors": read_compressed_tensors,
     "gptq": read_gptq,
     "awq": read_awq,
+    QUANT_METHOD: read_packed,
 }
 
 

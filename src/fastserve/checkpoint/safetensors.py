@@ -52,6 +52,17 @@ Part = StoredTensor | IntegerTensor
 """What a file has under a name: a tensor, or a part of one."""
 
 
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """An entry of a file's header, and its bytes."""
+
+    name: str
+    dtype: str  # as safetensors has it
+    shape: tuple[int, ...]
+    begin: int  # of the bytes in the body, which tensors fill without holes
+    data: NDArray[np.uint8]
+
+
 def read_safetensors(path: Path) -> dict[str, Part]:
     """What one file holds, by name; nothing but the header is read.
 
@@ -59,10 +70,24 @@ def read_safetensors(path: Path) -> dict[str, Part]:
         CheckpointError: the file is truncated or its header is inconsistent.
         UnsupportedError: a tensor has an element type that we do not have.
     """
+    parts: dict[str, Part] = {}
+    for raw in read_raw(path)[1]:
+        if f".{raw.name}".endswith(_BUFFERS):
+            continue
+        if raw.dtype in _FORMATS:
+            parts[raw.name] = StoredTensor(raw.name, _FORMATS[raw.dtype], raw.shape, raw.data)
+        else:
+            parts[raw.name] = IntegerTensor(raw.name, raw.dtype, raw.shape, raw.data)
+    return parts
+
+
+def read_raw(path: Path) -> tuple[bytes, list[RawTensor]]:
+    """All bytes of a file: those before the body, and the tensors in the order of the header. Raises as
+    `read_safetensors`."""
     buffer = map_file(path)
     header, body = _split(path, buffer)
     spans = []
-    parts: dict[str, Part] = {}
+    found = []
     for name, entry in header.items():
         if name == "__metadata__":
             _check_metadata(path, entry)
@@ -77,14 +102,16 @@ def read_safetensors(path: Path) -> dict[str, Part]:
             raise CheckpointError(
                 f"{path}: tensor {name!r} spans {end - begin} bytes, {dtype} {list(shape)} needs {num_bytes}"
             )
-        if f".{name}".endswith(_BUFFERS):
-            continue
-        if dtype in _FORMATS:
-            parts[name] = StoredTensor(name, _FORMATS[dtype], shape, body[begin:end])
-        else:
-            parts[name] = IntegerTensor(name, dtype, shape, body[begin:end])
+        found.append(RawTensor(name, dtype, shape, begin, body[begin:end]))
     _check_spans(path, spans, len(body))
-    return parts
+    return buffer[: len(buffer) - len(body)].tobytes(), found
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a file's header keeps beside its tensors. Raises as `read_safetensors`."""
+    entry = _split(path, map_file(path))[0].get("__metadata__", {})
+    _check_metadata(path, entry)
+    return dict(entry)
 
 
 def only_tensors(path: Path, parts: Mapping[str, Part]) -> dict[str, StoredTensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from fastserve.checkpoint.convert import to_f32, to_float_format
 from fastserve.checkpoint.rounding import row_pieces
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 
-_ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "I32": 4, "I64": 8}
+_ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "U16": 2, "U32": 4, "I32": 4, "I64": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,15 @@ def _in_format(tensor: StoredTensor, stored_format: TensorFormat) -> NDArray[np.
     return to_float_format(to_f32(tensor), stored_format)
 
 
-def write_safetensors(path: Path, tensors: Sequence[WrittenTensor]) -> None:
-    """Write tensors in their order.
+def write_safetensors(
+    path: Path, tensors: Sequence[WrittenTensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors in their order; `metadata` is kept in the header.
 
     Raises:
         OSError: the file cannot be written.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     position = 0
     for tensor in tensors:
         end = position + tensor.num_bytes

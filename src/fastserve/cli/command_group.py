@@ -52,3 +52,23 @@ class LazyCommandGroup(CommandGroup):
         command = getattr(import_module(self._modules[cmd_name]), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
+
+
+class CommandWithSubcommands(click.Command):
+    """A command whose first argument may be the name of another: `{"diff": "fastserve.cli.compress_diff"}`
+    runs that module's `compress_diff` for `compress diff ...`. The name wins over an argument spelled so.
+    """
+
+    def __init__(self, *, modules: Mapping[str, str], **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._modules = modules
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if not args or args[0] not in self._modules:
+            return super().make_context(info_name, args, parent, **extra)
+        module = import_module(self._modules[args[0]])
+        command = getattr(module, self._modules[args[0]].rpartition(".")[2])
+        assert isinstance(command, click.Command)
+        return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)

@@ -75,14 +75,24 @@ def convert(
     from fastserve.checkpoint.adapter import merge_adapter, open_adapter
     from fastserve.checkpoint.conversion import Matrices
     from fastserve.checkpoint.convert_checkpoint import convert as convert_checkpoint
+    from fastserve.compress.prune.heads import with_all_heads
+    from fastserve.compress.step import WorkingModel
     from fastserve.models.matrices import find_matrices
 
     checkpoint = _open_pickled(source) if allow_pickle else _open(source, offline=offline, shown=not json)
     if adapter is not None:
         checkpoint = merge_adapter(checkpoint, open_adapter(adapter.expanduser()))
+    padded = with_all_heads(WorkingModel(checkpoint=checkpoint)).checkpoint
+    num_padded = 0
+    if padded is not checkpoint:
+        num_padded = sum(t.shape != checkpoint.tensors[name].shape for name, t in padded.tensors.items())
+        checkpoint = padded
     # Plain numbers need no graph: models are written that we cannot run.
     matrices = Matrices() if target == "safetensors" else find_matrices(checkpoint)
     conversion = convert_checkpoint(checkpoint, target, weights, output, matrices)
+    if num_padded:
+        why = "an encoder's config has no key for fewer heads, but in FastServe"
+        conversion.changes["given zeros in place of heads that were pruned", why] += num_padded
     if json:
         changes = [
             {"tensors": count, "change": change, "reason": reason or None}

@@ -29,7 +29,8 @@ model_argument = click.argument(
 # What is to be said of a field; its flag, type and default are its own.
 _ENGINE_HELP: Mapping[str, str] = {
     "weights": "Format of the weights in memory: f32 is exact, stored as the file has it, int4 the smallest; "
-    "auto is int8 for text generation and f32 for encoders. gN are columns that share a scale.",
+    "auto is int8 for text generation, f32 for encoders (stored for quantized ones). gN are columns that "
+    "share a scale.",
     "kv_dtype": "Format in which past tokens are kept (their keys and values); f32 is exact and takes twice "
     "the memory.",
     "threads": "Threads to compute with; by default as many as there are cores for this process.",
@@ -66,6 +67,11 @@ _ENGINE_HELP: Mapping[str, str] = {
     "draft_layers": "Compute only so many of its layers. Only with --speculation draft.",
     "draft_kv_memory": "Memory to keep its past tokens in, such as 64MiB; by default a fourth of what the "
     "model has. Only with --speculation draft.",
+    "adapters": "LoRA adapter, a folder as peft saves it, that is loaded beside the model: requests choose "
+    "it as MODEL:NAME. Where several models are served, write MODEL:NAME=DIR. May be given several times.",
+    "max_adapters": "Most adapters that completions which run at once may have; requests for others wait. By "
+    "default 4, or none where no adapter is named.",
+    "max_adapter_rank": "Highest rank of an adapter.",
     "max_sequences": "Most completions that run at once.",
     "max_batch_tokens": "Most tokens of one step; by default 512, and 2048 of encoders.",
     "prefill_chunk_tokens": "Most tokens of one prompt in one step; by default as many as a step takes.",
@@ -159,6 +165,10 @@ def _option(name: str, kind: Any, default: Any, text: str) -> Decorator:
     """The flag of a field: a choice for a Literal, repeatable for a sequence or a mapping, else of the
     plainest type."""
     flag = f"--{name.replace('_', '-')}"
+    if name == "adapters":
+        return click.option(
+            "--adapter", name, multiple=True, metavar="NAME=DIR", callback=_to_folders, help=text
+        )
     if kind == EarlyStopping:
         choices = click.Choice(tuple(_EARLY_STOPPING))
         return click.option(flag, type=choices, default="false", callback=_to_early_stopping, help=text)
@@ -172,6 +182,21 @@ def _option(name: str, kind: Any, default: Any, text: str) -> Decorator:
         return click.option(flag, multiple=True, default=default, help=text)
     plainest = next(type_ for type_ in (str, int, float) if type_ in (get_args(kind) or (kind,)))
     return click.option(flag, type=plainest, default=default, help=text)
+
+
+def _to_folders(
+    context: click.Context, parameter: click.Parameter, texts: Sequence[str]
+) -> Mapping[str, str] | None:
+    """What `NAME=DIR` says, all of them; None where nobody says anything."""
+    folders: dict[str, str] = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        if not name or not folder:
+            raise click.BadParameter(f"{text!r} is not of the form NAME=DIR")
+        if name in folders:
+            raise click.BadParameter(f"two adapters have the name {name!r}")
+        folders[name] = folder
+    return folders or None
 
 
 _EARLY_STOPPING: Mapping[str, EarlyStopping] = {"false": False, "true": True, "never": "never"}

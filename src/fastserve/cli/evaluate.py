@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from fastserve.cli.option import json_option
+from fastserve.cli.option import json_option, on_problem_option, printed_problems
 from fastserve.cli.report import print_json, print_table
 from fastserve.config import WeightsChoice
 
@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from fastserve.evaluate.task_evaluation import Evaluation
 
 
+_BACKENDS = {"native": "the native runtime", "torch": "PyTorch"}
+
+
 @click.command()
 @click.argument(
     "folder", metavar="DIR", type=click.Path(path_type=Path), help="A model directory with a task."
 )
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="File of labelled rows.")
 @click.option("--compare", type=click.Path(path_type=Path), help="Another model directory, on the same rows.")
+@on_problem_option
 @click.option("--limit", type=click.IntRange(1), help="Only so many rows, the first of the file.")
 @click.option(
     "--backend",
@@ -59,6 +63,7 @@ def evaluate(
     folder: Path,
     data: Path,
     compare: Path | None,
+    on_problem: Mapping[str, str],
     limit: int | None,
     backend: str,
     weights: str,
@@ -82,7 +87,7 @@ def evaluate(
     from fastserve.evaluate.task_evaluation import compare as compare_evaluations
     from fastserve.evaluate.task_evaluation import evaluate_folder
 
-    rows = _read_rows(folder, data, limit)
+    rows = _read_rows(folder, data, limit, on_problem)
     options = PredictorOptions(
         backend=backend,  # type: ignore[arg-type] # one of the choices above
         weights=weights,  # type: ignore[arg-type]
@@ -116,12 +121,15 @@ def evaluate(
         _print(evaluation, intervals)
 
 
-def _read_rows(folder: Path, data: Path, limit: int | None) -> list[Row]:
-    from fastserve.data import load_data
+def _read_rows(folder: Path, data: Path, limit: int | None, on_problem: Mapping[str, str]) -> list[Row]:
+    from fastserve.data import ProblemLog, load_data
     from fastserve.errors import DataError
     from fastserve.evaluate.task.table import task_of_folder
 
-    rows = list(load_data(data, task_of_folder(folder).name))[:limit]
+    with printed_problems() as report_problem:
+        log = ProblemLog(on_problem, sink=report_problem, raises_at_once=False)
+        rows = list(load_data(data, task_of_folder(folder).name, log=log))[:limit]
+        log.raise_fatal()
     if not rows:
         raise DataError(f"{data} has no rows", hint="give a file with rows")
     return rows
@@ -184,11 +192,15 @@ def _print(evaluation: Evaluation, intervals: Mapping[str, Interval]) -> None:
             [label, f"{f.precision:.3f}", f"{f.recall:.3f}", f"{f.f1:.3f}", str(f.support)]
             for label, f in scores.by_label.items()
         ]
-        print_table(["label", "precision", "recall", "f1", "rows"], rows)
+        print_table(["label", "precision", "recall", "f1", "support"], rows)
     if evaluation.probes is not None:
         _print_probes(evaluation.probes)
     print()
     print(
-        f"{evaluation.num_rows} rows by {evaluation.backend}: {speed.rows_per_second:.1f} rows/s, "
-        f"one alone {speed.latency_ms_median:.1f} ms (p95 {speed.latency_ms_p95:.1f} ms)"
+        f"{evaluation.num_rows} rows, computed by {_BACKENDS[evaluation.backend]}: "
+        f"{speed.rows_per_second:.1f} rows/s together; a row alone takes {speed.latency_ms_median:.1f} ms "
+        f"(95th percentile {speed.latency_ms_p95:.1f} ms)"
     )
+    if (energy := evaluation.energy) is not None:
+        joules = f"{energy.joules_per_row:.3g} J a row, {energy.joules_per_token:.3g} J a token"
+        print(f"the machine consumed {joules}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from fastserve.engine.prompt import Prompt
 
 STDIN = "-"
+_ADAPTER = "adapter"  # what it is called beside the model
 
 
 @click.command()
@@ -40,6 +42,12 @@ STDIN = "-"
 )
 @click.option(
     "--timeout-ms", type=float, help="Give up on a completion that takes longer; by default none does."
+)
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Add the LoRA adapter in this folder, as peft saves them, to the model's weights.",
 )
 @generation_options(SamplingParams())
 @constraint_options
@@ -60,6 +68,7 @@ STDIN = "-"
     "draft_weights",
     "draft_layers",
     "draft_kv_memory",
+    "max_adapter_rank",
     "backend",
     "device",
 )
@@ -71,6 +80,7 @@ def generate(
     prompts: Sequence[str],
     chat: bool,
     timeout_ms: float | None,
+    adapter: Path | None,
     params: SamplingParams,
     constraint: Constraint | None,
     options: EngineOptions,
@@ -87,17 +97,21 @@ def generate(
     """
     texts = read_texts(prompts)
     params = replace(params, constraint=constraint)
+    name = None
+    if adapter is not None:
+        name = _ADAPTER
+        options = replace(options, adapters={name: adapter}, max_adapters=1)
     with open_llm(model, options, task="generate", offline=offline, show_progress=not json) as llm:
         requests = [_to_prompt(llm, text, chat=chat) for text in texts]
         with profiling(llm, shown=profile):
             if json:
-                completions = llm.generate(requests, params, timeout_ms=timeout_ms)
+                completions = llm.generate(requests, params, timeout_ms=timeout_ms, adapter=name)
                 documents = [completion_to_json(completion.checked()) for completion in completions]
                 print_json(documents[0] if len(documents) == 1 else {"completions": documents})
             elif len(requests) == 1:
-                _stream(llm, requests[0], params, timeout_ms)
+                _stream(llm, requests[0], params, timeout_ms, name)
             else:
-                _print_all(texts, llm.generate(requests, params, timeout_ms=timeout_ms))
+                _print_all(texts, llm.generate(requests, params, timeout_ms=timeout_ms, adapter=name))
 
 
 def read_texts(arguments: Sequence[str]) -> list[str]:
@@ -127,9 +141,11 @@ def _to_prompt(llm: LLM, text: str, *, chat: bool) -> Prompt:
     return llm.chat_prompt([{"role": "user", "content": text}]) if chat else text
 
 
-def _stream(llm: LLM, prompt: Prompt, params: SamplingParams, timeout_ms: float | None) -> None:
+def _stream(
+    llm: LLM, prompt: Prompt, params: SamplingParams, timeout_ms: float | None, adapter: str | None
+) -> None:
     completion = None
-    for chunk in llm.stream(prompt, params, timeout_ms=timeout_ms):
+    for chunk in llm.stream(prompt, params, timeout_ms=timeout_ms, adapter=adapter):
         print(chunk.text, end="", flush=True)
         completion = chunk.completion
     print()

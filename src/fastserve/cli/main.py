@@ -1,7 +1,7 @@
 """The `fastserve` command: finds the command's module, runs it, and turns every failure into one line.
 
 Exit codes: 0 done, 1 a defect of ours or a closed pipe, 2 a user's mistake, a failed download or what the
-system refuses, 130 Ctrl-C.
+system refuses, 3 a compressed model that does not keep its budget, 130 Ctrl-C.
 A command is a module holding a click command of the same name; its heavy imports stay inside its functions.
 Only the module of the command asked for is imported, or all of them for `--help` and shell completion.
 """
@@ -24,10 +24,12 @@ from fastserve.errors import FastServeError, MemoryLimitError, OptionError
 COMMANDS = {
     "bench": "fastserve.cli.bench",
     "chat": "fastserve.cli.chat",
+    "compress": "fastserve.cli.compress",
     "convert": "fastserve.cli.convert",
     "doctor": "fastserve.cli.doctor",
     "download": "fastserve.cli.download",
     "embed": "fastserve.cli.embed",
+    "ensemble": "fastserve.cli.ensemble",
     "evaluate": "fastserve.cli.evaluate",
     "generate": "fastserve.cli.generate",
     "keys": "fastserve.cli.keys",

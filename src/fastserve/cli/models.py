@@ -188,10 +188,11 @@ def remove(name: str, json: bool) -> None:
     of your own, an alias and a version are only forgotten.
     """
     from fastserve.backends.native.packed_cache import prune
+    from fastserve.checkpoint.archive_expansion import prune_expanded
     from fastserve.hub.alias import remove_name
     from fastserve.hub.registry import remove_model
 
-    freed_bytes = 0 if remove_name(name) else remove_model(name) + prune()
+    freed_bytes = 0 if remove_name(name) else remove_model(name) + prune_expanded() + prune()
     if json:
         print_json({"name": name, "freed_bytes": freed_bytes})
     else:

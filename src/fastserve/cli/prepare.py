@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fastserve.cli.option import json_option, offline_option
+from fastserve.cli.option import json_option, offline_option, parse_pairs
 from fastserve.cli.progress_bar import row_progress
 from fastserve.cli.report import print_json
 from fastserve.config import parse_bytes
@@ -45,21 +45,6 @@ What can be wrong (--on-problem KIND={"|".join(ACTIONS)}):
 """
 
 
-def _pairs(what: str) -> Any:
-    """A callback for options of the form NAME=VALUE, which may be given several times."""
-
-    def parse(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> dict[str, str]:
-        pairs = {}
-        for text in texts:
-            name, separator, value = text.partition("=")
-            if not (name and separator and value):
-                raise click.BadParameter(f"{text!r} is not of the form {what}")
-            pairs[name] = value
-        return pairs
-
-    return parse
-
-
 def _names(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
     """A list parted by commas."""
     return None if text is None else tuple(name.strip() for name in text.split(","))
@@ -87,7 +72,7 @@ _Path = click.Path(path_type=Path)
     "fields_",
     multiple=True,
     metavar="FIELD=NAME",
-    callback=_pairs("FIELD=NAME"),
+    callback=parse_pairs("FIELD=NAME"),
     help="What a field is called in the files, such as label=category; may be repeated.",
 )
 @click.option(
@@ -95,7 +80,7 @@ _Path = click.Path(path_type=Path)
     "roles",
     multiple=True,
     metavar="SPEAKER=ROLE",
-    callback=_pairs("SPEAKER=ROLE"),
+    callback=parse_pairs("SPEAKER=ROLE"),
     help="Role of a speaker, such as sys=assistant; may be repeated.",
 )
 @click.option("--key-field", help="Field that takes the key under which rows stand in a JSON object.")
@@ -158,7 +143,7 @@ _Path = click.Path(path_type=Path)
     "--on-problem",
     multiple=True,
     metavar="KIND=ACTION",
-    callback=_pairs("KIND=ACTION"),
+    callback=parse_pairs("KIND=ACTION"),
     help="What to do about a kind of problem, see below; may be repeated.",
 )
 @json_option

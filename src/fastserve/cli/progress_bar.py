@@ -59,6 +59,30 @@ def row_progress(*, shown: bool = True) -> Iterator[Callable[[str, int], None] |
         bar.close()
 
 
+@contextmanager
+def step_progress(*, shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what a command of several steps reports what it does to, how many are done, and of how many;
+    where no bar is to be drawn nothing comes of it."""
+    if not shown or not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from tqdm import tqdm
+
+    bar = tqdm(dynamic_ncols=True, leave=False)
+
+    def show(what: str, done: int, total: int) -> None:
+        if bar.desc != f"{what}: ":
+            bar.reset(total=total)
+            bar.set_description(what, refresh=False)
+        bar.total = total
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        bar.close()
+
+
 def _draw_bar(step: str, done_bytes: int, total_bytes: int | None) -> tqdm:
     """A bar that vanishes when closed; its speed leaves out `done_bytes`, left by what came earlier."""
     from tqdm import tqdm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +13,13 @@ import click
 from click.core import ParameterSource
 
 from fastserve.cli.engine_option import pack_options
-from fastserve.cli.option import json_option, network_forbidden, offline_option
+from fastserve.cli.option import (
+    json_option,
+    network_forbidden,
+    offline_option,
+    on_problem_option,
+    printed_problems,
+)
 from fastserve.cli.report import print_json, print_table
 from fastserve.errors import OptionError
 from fastserve.tune.options import TuneOptions, read_option_file
@@ -57,6 +63,7 @@ _HELP: Mapping[str, str] = {
     "processes": "On this machine, which share each batch; --batch-size is that of all of them.",
     "device": "Where to compute; auto is a GPU where there is one.",
     "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
+    "keep_zeros": "Zeros of the source's matrices stay zeros: a pruned model stays pruned.",
 }
 
 
@@ -71,12 +78,7 @@ _HELP: Mapping[str, str] = {
 @click.option(
     "--config", type=click.Path(path_type=Path), help="TOML, YAML or JSON file of options; flags go first."
 )
-@click.option(
-    "--on-problem",
-    multiple=True,
-    metavar="KIND=ACTION",
-    help="What to do about a kind of problem in the rows, as of `fastserve prepare`.",
-)
+@on_problem_option
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run of this output, if there is one.")
 @click.option(
     "--search",
@@ -94,7 +96,7 @@ def tune(
     dev: Path | None,
     output: Path,
     config: Path | None,
-    on_problem: Sequence[str],
+    on_problem: Mapping[str, str],
     resume: bool,
     search: Path | None,
     trials: int,
@@ -114,9 +116,11 @@ def tune(
     if offline:
         click.get_current_context().with_resource(network_forbidden())
     if search is not None:
-        _search(task, model, train, dev, output, search, trials, options, resume=resume, as_json=json)
+        _search(
+            task, model, train, dev, output, search, trials, options, on_problem, resume=resume, as_json=json
+        )
         return
-    with _progress(shown=not json) as report:
+    with printed_problems() as report_problem, _progress(shown=not json) as report:
         result = run_tune(
             task,
             model=model,
@@ -124,9 +128,10 @@ def tune(
             dev=dev,
             output=output,
             options=options,
-            on_problem=dict(text.partition("=")[::2] for text in on_problem),
+            on_problem=on_problem,
             resume=resume,
             report=report,
+            report_problem=report_problem,
         )
     if json:
         print_json(result.to_json())
@@ -143,6 +148,7 @@ def _search(
     space: Path,
     trials: int,
     options: TuneOptions,
+    on_problem: Mapping[str, str],
     *,
     resume: bool,
     as_json: bool,
@@ -151,7 +157,7 @@ def _search(
 
     if dev is None:
         raise OptionError("search needs dev rows", hint="give them with --dev", option="search")
-    with _progress(shown=not as_json) as report:
+    with printed_problems() as report_problem, _progress(shown=not as_json) as report:
         result = search(
             task,
             model=model,
@@ -161,8 +167,10 @@ def _search(
             space=read_space(space),
             trials=trials,
             options=options,
+            on_problem=on_problem,
             resume=resume,
             report=report,
+            report_problem=report_problem,
         )
     if as_json:
         print_json(result.to_json())
@@ -217,9 +225,11 @@ def _print_result(result: TuneResult) -> None:
     for kind, number in result.problems.items():
         print(f"{number} x {kind}")
     if result.num_cut:
-        print(f"{result.num_cut} training rows were cut at the longest example (--max-length)")
+        print(f"{result.num_cut} training rows were longer than --max-length, and were cut")
     if result.metrics:
         rows = [[name, f"{value:.4f}"] for name, value in sorted(result.metrics.items())]
         print_table(["metric", "dev rows"], rows)
-    kept = "last weights" if result.best_step is None else f"weights of step {result.best_step}"
-    print(f"{result.path}: {kept} of {result.num_steps} steps, in {result.seconds:.0f} s")
+    kept = f"the last weights, of step {result.num_steps}"
+    if result.best_step is not None:
+        kept = f"the weights of step {result.best_step} of {result.num_steps}, the best by {result.metric}"
+    print(f"{result.path}: {kept}; {result.seconds:.0f} s")

@@ -61,21 +61,36 @@ def check_splits(splits: Mapping[str, Sequence[Row]], log: ProblemLog) -> dict[s
     Raises:
         DataError: a problem is fatal, and the log raises at once.
     """
+    return drop_unseen_labels(drop_overlaps(splits, log), log)
+
+
+def drop_overlaps(splits: Mapping[str, Sequence[Row]], log: ProblemLog) -> dict[str, list[Row]]:
+    """Splits without the rows whose text a later split has too: problems `split-overlap`. Raises as
+    `check_splits`."""
     kept = {name: list(rows) for name, rows in splits.items()}
     names = list(kept)
     for at, name in enumerate(names):
         later = {text_key(row): row.place for other in names[at + 1 :] for row in kept[other]}
         kept[name] = [row for row in kept[name] if not _is_dropped(row, later.get(text_key(row)), log)]
-    known = {label for row in kept[names[0]] for label in labels_of(row)} if names else set()
-    for name in names[1:]:
+    return kept
+
+
+def drop_unseen_labels(splits: Mapping[str, Sequence[Row]], log: ProblemLog) -> dict[str, list[Row]]:
+    """Splits without the rows that have a label that the first one lacks: problems `unseen-label`. Raises as
+    `check_splits`."""
+    kept = {name: list(rows) for name, rows in splits.items()}
+    first, *others = kept
+    known = {str(label) for row in kept[first] for label in labels_of(row)}
+    for name in others:
         kept[name] = [row for row in kept[name] if knows_labels(row, known, log)]
     return kept
 
 
-def knows_labels(row: Row, known: AbstractSet[str | int | float], log: ProblemLog) -> bool:
-    """Whether a row of dev or test stays: reports a label that training, which has those `known`, lacks."""
+def knows_labels(row: Row, known: AbstractSet[str], log: ProblemLog) -> bool:
+    """Whether a row of dev or test stays: reports a label that training, which has those `known`, lacks. The
+    number 1 and the text "1" are one label, as they are in training."""
     for label in labels_of(row):
-        if not isinstance(label, float) and label not in known:
+        if not isinstance(label, float) and str(label) not in known:
             message = f"label {label!r} is not in training"
             return log.report("unseen-label", row.file, row.line, message) not in (ERROR, DROP)
     return True

@@ -224,7 +224,7 @@ class _Preparation:
         self._outputs: dict[str, str] = {}
         self._sources: list[dict[str, Any]] = []
         self._new_ids: dict[int, str] = {}
-        self._labels: set[str | int | float] = set()
+        self._labels: set[str] = set()
 
     def run(self, sources: Sequence[Sequence[Source]]) -> DataCard:
         with (self._output / "problems.jsonl").open("w", encoding="utf-8") as self._problems:
@@ -371,7 +371,7 @@ class _Preparation:
 
     def _knows_labels(self, row: Row, *, is_train: bool) -> bool:
         if is_train:
-            self._labels.update(label for label in labels_of(row) if not isinstance(label, float))
+            self._labels.update(str(label) for label in labels_of(row) if not isinstance(label, float))
             return True
         return knows_labels(row, self._labels, self._log)
 

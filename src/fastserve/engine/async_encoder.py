@@ -8,14 +8,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
 
 import numpy as np
 
-from fastserve.engine.encoder import Encoder, EncoderInput
-from fastserve.engine.load import LoadedModel, check_task
+from fastserve.config import EngineOptions
+from fastserve.engine.adapter_table import AdapterTable
+from fastserve.engine.encoder import EncoderInput
+from fastserve.engine.load import LoadedModel, check_task, make_encoder
 from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import ClosedError, FastServeError, QueueFullError, StepError
 from fastserve.types import Float32Array
@@ -59,11 +62,13 @@ class AsyncEncoder:
 
     Args:
         model: the encoder's own from here on.
+        options: that it was loaded with: their adapters are loaded beside it.
         max_waiting: most calls that are not finished; more are refused. None is no limit.
         turnstile: as of `AsyncLLM`.
 
     Raises:
         UnsupportedError: the model generates text.
+        As `AdapterTable.load`.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class AsyncEncoder:
         model: LoadedModel,
         *,
         name: str,
+        options: EngineOptions | None = None,
         max_waiting: int | None = None,
         turnstile: Turnstile | None = None,
     ) -> None:
@@ -78,9 +84,10 @@ class AsyncEncoder:
             check_task("embed", model.settings, name)
         self.name = name
         self.model = model
+        self.adapters = AdapterTable.of(model, options or EngineOptions(), model_name=name)
         self._max_waiting = max_waiting
         self._turnstile = turnstile or Turnstile()
-        self._encoder = Encoder(model.executable, model.settings.head)
+        self._encoder = make_encoder(model)
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self._num_unfinished = 0
         self._last_step_seconds = time.monotonic()
@@ -89,30 +96,52 @@ class AsyncEncoder:
         self._is_closed = False
         self._thread.start()
 
+    async def load_adapter(self, name: str, path: str | Path) -> None:
+        """Load an adapter beside the model. See `LLM.load_adapter`."""
+        await asyncio.to_thread(self.adapters.load, name, path)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; calls that have it go on. Raises ModelNotFoundError where there is none."""
+        self.adapters.unload(name)
+
     async def embed(
-        self, texts: Seq[Seq[int]], *, meter: Callable[[float], None] | None = None
+        self,
+        texts: Seq[Seq[int]],
+        *,
+        adapter: str | None = None,
+        meter: Callable[[float], None] | None = None,
     ) -> Float32Array:
         """Embed texts, given as token ids with their special tokens, each within the model's context.
 
         Returns float32 [texts, width]. Arguments and errors as of `run`.
         """
         assert texts, "nothing to embed"
-        return np.stack(await self.run([EncoderInput(text) for text in texts], meter=meter))
+        inputs = [EncoderInput(text) for text in texts]
+        return np.stack(await self.run(inputs, adapter=adapter, meter=meter))
 
     async def run(
-        self, inputs: Seq[EncoderInput], *, meter: Callable[[float], None] | None = None
+        self,
+        inputs: Seq[EncoderInput],
+        *,
+        adapter: str | None = None,
+        meter: Callable[[float], None] | None = None,
     ) -> list[Float32Array]:
         """What comes of each input, as of `Encoder.run_all`. Cancelling the call drops what has not been run.
 
         Args:
+            adapter: of all inputs, by name.
             meter: gets the call's seconds of service when it ends, however it ends: its inputs' share of the
                 steps that it was in.
 
         Raises:
             QueueFullError: as many calls wait as may.
             StepError, ClosedError: a step has failed, or the model was closed.
+            ModelNotFoundError: there is no such adapter.
         """
         assert inputs, "nothing to run"
+        if adapter is not None:
+            served = self.adapters.find(adapter)
+            inputs = [replace(input_, adapter=served) for input_ in inputs]
         if self._is_closed:
             raise self._closed_error()
         if self._max_waiting is not None and self._num_unfinished >= self._max_waiting:
@@ -207,7 +236,7 @@ class AsyncEncoder:
 
     def _take_turns(self, jobs: deque[_Job]) -> list[tuple[_Job, int]]:
         """Jobs and indices of their next inputs, one of each job in turn, at most as many as a step takes."""
-        most = self.model.executable.limits.max_sequences
+        most = self._encoder.max_inputs
         turns: list[tuple[_Job, int]] = []
         offset = 0
         while len(turns) < most:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from fastserve.config import EngineOptions
+from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.engine import EngineStatus
 from fastserve.engine.llm import make_constraint_compiler, make_engine, resolve_draft
@@ -184,6 +185,7 @@ class AsyncLLM:
             path = resolve(model, offline=offline)
             options = resolve_draft(options, offline=offline)
             self.model = load_model(path, options, name=self.name, task="generate")
+        self.adapters = AdapterTable.of(self.model, options, model_name=self.name)
         self._constraints = make_constraint_compiler(self.model)
         self._tickets = count()
         self._streams: dict[int, Stream] = {}
@@ -210,6 +212,7 @@ class AsyncLLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
+        adapter: str | None = None,
         priority: int = 0,
         tenant: str = "",
         endpoint: str = "",
@@ -238,11 +241,13 @@ class AsyncLLM:
             ConstraintError: its constraint cannot be compiled.
             QueueFullError: as many requests wait as may; it says when to try again.
             DeadlineError: it cannot be complete in time.
+            ModelNotFoundError: there is no such adapter.
         """
         arrival_seconds = time.perf_counter() if arrival_seconds is None else arrival_seconds
         self._check_open()
         check_task("generate", self.model.settings, self.name)
         params = params or SamplingParams()
+        served = None if adapter is None else self.adapters.find(adapter)
         if isinstance(prompt, str):
             prompt = await asyncio.to_thread(encode_prompt, self.model, prompt)
         guide = None
@@ -263,6 +268,7 @@ class AsyncLLM:
             session=session,
             arrival_seconds=arrival_seconds,
             guide=guide,
+            adapter=served,
             name=name,
         )
         try:
@@ -277,6 +283,7 @@ class AsyncLLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
+        adapter: str | None = None,
         priority: int = 0,
         tenant: str = "",
         endpoint: str = "",
@@ -288,6 +295,7 @@ class AsyncLLM:
         stream = await self.submit(
             prompt,
             params,
+            adapter=adapter,
             priority=priority,
             tenant=tenant,
             endpoint=endpoint,
@@ -306,6 +314,7 @@ class AsyncLLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
+        adapter: str | None = None,
         priority: int = 0,
         tenant: str = "",
         endpoint: str = "",
@@ -317,6 +326,7 @@ class AsyncLLM:
         stream = await self.submit(
             prompt,
             params,
+            adapter=adapter,
             priority=priority,
             tenant=tenant,
             endpoint=endpoint,
@@ -339,6 +349,15 @@ class AsyncLLM:
     ) -> Seq[int]:
         """The token ids of a conversation that is to be answered. See `encode_chat`."""
         return encode_chat(self.model, messages, tools=tools, variables=variables)
+
+    async def load_adapter(self, name: str, path: str | Path) -> None:
+        """Load an adapter beside the model. See `LLM.load_adapter`."""
+        self._check_open()
+        await asyncio.to_thread(self.adapters.load, name, path)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that have it go on. Raises ModelNotFoundError where there is none."""
+        self.adapters.unload(name)
 
     async def set_policy(self, spec: str) -> None:
         """Go on by another scheduling policy.

@@ -12,6 +12,7 @@ from typing import TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fastserve.engine.adapter_slots import AdapterSlots
 from fastserve.engine.sequence import Sequence
 from fastserve.engine.turn import Turn
 from fastserve.types import Batch, Int32Array, SamplingBatch, UInt32Array
@@ -19,9 +20,10 @@ from fastserve.types import Batch, Int32Array, SamplingBatch, UInt32Array
 T = TypeVar("T", bound=np.generic)
 
 
-def build_batch(turns: Seq[Turn], *, vocab_size: int) -> Batch:
+def build_batch(turns: Seq[Turn], *, vocab_size: int, adapter_slots: AdapterSlots | None = None) -> Batch:
     """The batch of these turns for a model of so many logits. A turn's outputs all read the row of its last
-    token; each of its drafts has a row, and an output for what follows it, behind."""
+    token; each of its drafts has a row, and an output for what follows it, behind. Without `adapter_slots`
+    no adapter is used."""
     starts = [0, *accumulate(turn.num_rows for turn in turns)]
     firsts = [turn.sequence.target_start for turn in turns]
     ranges = [(t.sequence.num_computed_tokens, t.sequence.num_computed_tokens + t.num_rows) for t in turns]
@@ -39,6 +41,9 @@ def build_batch(turns: Seq[Turn], *, vocab_size: int) -> Batch:
         context_lengths=_int32(b - first for first, (_, b) in zip(firsts, ranges, strict=True)),
         block_tables=pad_block_tables([turn.sequence.target_blocks for turn in turns]),
         output_rows=_int32(row for row, _, _ in outputs),
+        adapter_slots=None
+        if adapter_slots is None
+        else _int32(adapter_slots.slot_of(turn.sequence.adapter) for turn in turns),
         sampling=build_sampling_batch(
             [drawn for _, drawn, _ in outputs],
             drafts=[drafts for _, _, drafts in outputs],

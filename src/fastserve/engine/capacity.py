@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from fastserve.backends.native.adapters import adapter_bytes
 from fastserve.backends.native.cores import count_cores
 from fastserve.backends.native.layout import Layout, lay_out
 from fastserve.backends.native.weight_scheme import WeightScheme
@@ -98,6 +99,8 @@ def plan_capacity(
         max_sequences=options.max_sequences,
         num_blocks=(2 if encoder else 1) * -(-context_length // BLOCK_SIZE),  # at least
         max_context=context_length,
+        num_adapter_slots=options.num_adapter_slots,
+        max_adapter_rank=options.max_adapter_rank,
     )
     # A causal sequence keeps its keys and values from step to step; an encoder's live for one step.
     most_tokens = context_length * limits.max_sequences if generates else limits.max_tokens
@@ -108,7 +111,8 @@ def plan_capacity(
     layouts = [lay_out(each, schemes, limits) for each in graphs] if options.backend == "native" else []
     threads = options.threads or count_cores().threads
     footprint = Footprint(
-        weights_bytes=weights_bytes(graph.beside(encoder) if encoder else graph, schemes),
+        weights_bytes=weights_bytes(graph.beside(encoder) if encoder else graph, schemes)
+        + adapter_bytes(graph, schemes, limits),
         activation_bytes=sum(layout.num_bytes(threads) for layout in layouts)
         if layouts
         else max(plan_memory(each, rows_of(limits)).size_bytes for each in graphs),

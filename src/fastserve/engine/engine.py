@@ -13,6 +13,7 @@ from itertools import accumulate, chain, count
 
 from fastserve.checkpoint.generation import TargetRules
 from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions, check_tenant_weights
+from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.admission import Admission
 from fastserve.engine.batch import build_batch
 from fastserve.engine.beam_search import BeamSearch, Hypothesis
@@ -186,6 +187,7 @@ class Engine:
         session: str = "",
         arrival_seconds: float | None = None,
         guide: Guide | None = None,
+        adapter: ServedAdapter | None = None,
         name: str = "",
     ) -> int:
         """Queue a request and return its request_id. What is not named here is as of `LLM.generate`.
@@ -194,6 +196,7 @@ class Engine:
             timeout_ms: it is to be complete within so long of its arrival.
             arrival_seconds: when it came, by the engine's clock; None is now.
             guide: of the parameters' constraint, at its beginning; the engine's from here on.
+            adapter: that is added to the model's weights for this request; the executable has slots for some.
             name: what a snapshot calls the request.
 
         Raises:
@@ -206,6 +209,7 @@ class Engine:
             DeadlineError: it cannot be complete in time.
         """
         assert (guide is None) == (params.constraint is None)
+        assert adapter is None or self._executable.limits.num_adapter_slots
         check_integer("priority", priority, low=-(2**31), high=2**31)
         check_kind("session", session, str, "a name")
         check_kind("endpoint", endpoint, str, "a name")
@@ -217,6 +221,7 @@ class Engine:
         self._admission.check_queue()
         now = self._clock()
         arrival_seconds = now if arrival_seconds is None else min(self._clock.of(arrival_seconds), now)
+        scope = b"" if self._options.share_prefixes == "all" else scope_of(tenant)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         request_id = next(self._ids)
         source, token_ids = self._begin(prompt_ids)
@@ -240,7 +245,8 @@ class Engine:
                 class_index=class_index,
                 session=session,
                 deadline_seconds=None if timeout_ms is None else arrival_seconds + timeout_ms / 1000,
-                scope=b"" if self._options.share_prefixes == "all" else scope_of(tenant),
+                adapter=adapter,
+                scope=scope if adapter is None else adapter.scope(scope),
             )
             for index in range(1 if search else params.n)
         ]
@@ -447,9 +453,13 @@ class Engine:
 
     def _run_or_retry(self, turns: list[Turn], started: float) -> tuple[list[Turn], StepResult, float]:
         """Run these turns; where memory runs out, and there are drafts, without them. Those that have run,
-        and the seconds of the run that failed."""
+        and seconds that say nothing of what such a step costs: of adapters that were new to it, and of the
+        run that failed."""
+        written_seconds = 0.0
+        if self.scheduler.adapter_slots.write(self._executable):
+            written_seconds = self._clock() - started
         try:
-            return turns, self._run(turns), 0.0
+            return turns, self._run(turns), written_seconds
         except MemoryError:
             if not any(turn.drafts for turn in turns):
                 raise
@@ -470,7 +480,10 @@ class Engine:
             turns = [turn for turn in turns if not turn.sequence.is_source_unread]
             if not turns:
                 return StepResult(outputs={})
-        return self._executable.run(build_batch(turns, vocab_size=self._executable.vocab_size))
+        slots = self.scheduler.adapter_slots if any(turn.sequence.adapter for turn in turns) else None
+        return self._executable.run(
+            build_batch(turns, vocab_size=self._executable.vocab_size, adapter_slots=slots)
+        )
 
     def _emit_turn(self, turn: Turn, result: StepResult, first_row: int, now: float) -> Iterator[Chunk]:
         """The chunks of a turn's new tokens: one for each output, and one more for each draft that is right.

@@ -24,6 +24,7 @@ from fastserve.config import (
     UnknownTenants,
     WeightsChoice,
 )
+from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.encoder import Encoder
@@ -112,6 +113,9 @@ class LLM:
         draft_weights: WeightsChoice = "auto",
         draft_layers: int | None = None,
         draft_kv_memory: int | str | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        max_adapters: int | None = None,
+        max_adapter_rank: int = 64,
         offline: bool = False,
         name: str | None = None,
         task: Task | None = None,
@@ -154,19 +158,26 @@ class LLM:
             draft_weights=draft_weights,
             draft_layers=draft_layers,
             draft_kv_memory=draft_kv_memory,
+            adapters=adapters,
+            max_adapters=max_adapters,
+            max_adapter_rank=max_adapter_rank,
         )
         parse_policy(policy)  # before anything is loaded
         self.name = name or str(model)
         path = resolve(model, offline=offline)
         options = resolve_draft(options, offline=offline)
         self._model: LoadedModel | None = load_model(path, options, name=self.name, task=task)
+        self._adapter_table: AdapterTable | None = AdapterTable.of(self._model, options, model_name=self.name)
         if target_gap_seconds is None:  # nobody waits between two tokens: steps are as full as they can be
             options = replace(options, target_gap_seconds=MOST_GAP_SECONDS)
         self._engine: Engine | None = None
         self._constraints: ConstraintCompiler | None = None
+        self._encoder: Encoder | None = None
         if self._model.task == "generate":
             self._engine = make_engine(self._model, options, length_predictor=length_predictor)
             self._constraints = make_constraint_compiler(self._model)
+        elif self._model.task == "embed":
+            self._encoder = Encoder(self._model.executable)
         self._inboxes: dict[int, deque[Chunk]] = {}  # by request_id: of those that somebody is reading
 
     def __enter__(self) -> Self:
@@ -183,6 +194,8 @@ class LLM:
         if self._engine is not None:
             self._engine.close()
         self._engine = None
+        self._encoder = None
+        self._adapter_table = None
         self._model = None
 
     @property
@@ -193,14 +206,45 @@ class LLM:
             OptionError: this LLM is closed.
         """
         if self._model is None:
-            raise OptionError(f"the model {self.name!r} is closed", hint="make a new LLM")
+            raise self._closed_error()
         return self._model
+
+    def _closed_error(self) -> OptionError:
+        return OptionError(f"the model {self.name!r} is closed", hint="make a new LLM")
+
+    @property
+    def _adapters(self) -> AdapterTable:
+        """Raises OptionError where this LLM is closed."""
+        if self._adapter_table is None:
+            raise self._closed_error()
+        return self._adapter_table
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that are loaded."""
+        return self._adapters.names
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Load an adapter beside the model, in place of one that had its name: what runs goes on as it began.
+
+        >>> llm.load_adapter("legal", "my-adapter")  # doctest: +SKIP
+        >>> llm.generate("The party of the first part", adapter="legal")  # doctest: +SKIP
+
+        Raises:
+            OptionError, ModelNotFoundError, CheckpointError, UnsupportedError: see `AdapterTable.load`.
+        """
+        self._adapters.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises ModelNotFoundError where there is none of that name."""
+        self._adapters.unload(name)
 
     def generate(
         self,
         prompts: Prompt | Seq[Prompt],
         params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
+        adapter: str | Seq[str | None] | None = None,
         priority: int | Seq[int] = 0,
         tenant: str | Seq[str] = "",
         endpoint: str = "",
@@ -214,6 +258,8 @@ class LLM:
         Args:
             params: for all prompts, or one for each; None is greedy until the model stops or the context is
                 full.
+            adapter: by name, one of those that are loaded, of all prompts, or one for each; None is the model
+                itself.
             priority: of all prompts, or one for each: the lower goes first, where the policy looks at it.
             tenant: whose prompts they are, of all, or one for each: tenants share the model fairly, by their
                 weights, and prefixes with nobody else, unless the options say otherwise.
@@ -233,11 +279,15 @@ class LLM:
             QueueFullError, DeadlineError: a prompt is one too many, or cannot be completed in time. Nothing
                 is run then.
             UnsupportedError: the model is an encoder.
+            ModelNotFoundError: there is no such adapter.
         """
         prompt_list = _to_prompts(prompts)
         params_list = _to_params(params, len(prompt_list))
         priorities = _for_each(priority, int, "priorities", len(prompt_list))
         tenants = _for_each(tenant, str, "tenants", len(prompt_list))
+        adapters: list[str | None] = [None] * len(prompt_list)
+        if adapter is not None:
+            adapters = _for_each(adapter, str, "adapters", len(prompt_list))
         add = partial(
             self._add,
             endpoint=endpoint,
@@ -247,10 +297,12 @@ class LLM:
         )
         request_ids: list[int] = []
         try:
-            for prompt, own_params, own_priority, own_tenant in zip(
-                prompt_list, params_list, priorities, tenants, strict=True
+            for prompt, own_params, own_priority, own_tenant, own_adapter in zip(
+                prompt_list, params_list, priorities, tenants, adapters, strict=True
             ):
-                request_ids.append(add(prompt, own_params, priority=own_priority, tenant=own_tenant))
+                request_ids.append(
+                    add(prompt, own_params, priority=own_priority, tenant=own_tenant, adapter=own_adapter)
+                )
             completions = []
             for request_id, prompt_params in zip(request_ids, params_list, strict=True):
                 completions += self._read_completions(request_id, prompt_params.n)
@@ -264,6 +316,7 @@ class LLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
+        adapter: str | None = None,
         priority: int = 0,
         tenant: str = "",
         endpoint: str = "",
@@ -281,6 +334,7 @@ class LLM:
         request_id = self._add(
             prompt,
             params,
+            adapter=adapter,
             priority=priority,
             tenant=tenant,
             endpoint=endpoint,
@@ -300,6 +354,7 @@ class LLM:
         *,
         tools: Seq[JsonObject] | None = None,
         variables: JsonObject | None = None,
+        adapter: str | None = None,
     ) -> Completion:
         """Answer a conversation, by the model's chat template.
 
@@ -308,12 +363,14 @@ class LLM:
         Args:
             tools: JSON schemas of functions that the model may call, for templates that know of tools.
             variables: what else the template reads, by name, such as `{"enable_thinking": False}`.
+            adapter: as of `generate`.
 
         Raises:
             TemplateError: the model has no chat template, or it failed on these messages.
             ContextLengthError, UnsupportedError: as in `generate`.
         """
-        return self.generate([self.chat_prompt(messages, tools=tools, variables=variables)], params)[0]
+        prompt = self.chat_prompt(messages, tools=tools, variables=variables)
+        return self.generate([prompt], params, adapter=adapter)[0]
 
     def stream_chat(
         self,
@@ -322,9 +379,11 @@ class LLM:
         *,
         tools: Seq[JsonObject] | None = None,
         variables: JsonObject | None = None,
+        adapter: str | None = None,
     ) -> Generator[Chunk, None, None]:
         """Answer a conversation token by token. See `chat` and `stream`."""
-        yield from self.stream(self.chat_prompt(messages, tools=tools, variables=variables), params)
+        prompt = self.chat_prompt(messages, tools=tools, variables=variables)
+        yield from self.stream(prompt, params, adapter=adapter)
 
     def chat_prompt(
         self,
@@ -336,17 +395,21 @@ class LLM:
         """The token ids of a conversation that is to be answered. Takes and raises what `chat` does."""
         return list(encode_chat(self.model, messages, tools=tools, variables=variables))
 
-    def embed(self, texts: str | Seq[str], *, truncate: bool = False) -> Float32Array:
+    def embed(
+        self, texts: str | Seq[str], *, truncate: bool = False, adapter: str | None = None
+    ) -> Float32Array:
         """Embed texts with an encoder.
 
         Returns float32 [texts, width], pooled and normalized as the model says.
 
         Args:
             truncate: cut texts that are longer than the model's limit, instead of refusing them.
+            adapter: as of `generate`.
 
         Raises:
             ContextLengthError: a text is longer than the model's limit; nothing is run then.
             OptionError: no texts.
+            ModelNotFoundError: there is no such adapter.
             UnsupportedError: the model generates text.
         """
         model = self.model
@@ -354,8 +417,10 @@ class LLM:
         text_list = [texts] if isinstance(texts, str) else texts
         if not text_list:
             raise OptionError("there are no texts to embed", hint="give at least one")
-        return Encoder(model.executable).embed(
-            [encode_text(model, text, truncate=truncate) for text in text_list]
+        assert self._encoder is not None
+        served = None if adapter is None else self._adapters.find(adapter)
+        return self._encoder.embed(
+            [encode_text(model, text, truncate=truncate) for text in text_list], adapter=served
         )
 
     def _add(
@@ -363,6 +428,7 @@ class LLM:
         prompt: Prompt,
         params: SamplingParams,
         *,
+        adapter: str | None,
         priority: int,
         tenant: str,
         endpoint: str,
@@ -382,6 +448,7 @@ class LLM:
             priority_class=priority_class,
             timeout_ms=timeout_ms,
             session=session,
+            adapter=None if adapter is None else self._adapters.find(adapter),
             guide=None if params.constraint is None else self._constraints.compile(params.constraint),
         )
         self._inboxes[request_id] = deque()

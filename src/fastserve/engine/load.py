@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.generation import TargetRules, read_target_rules
+from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
 from fastserve.engine.capacity import Capacity, choose_context_length, plan_capacity
+from fastserve.engine.encoder import Encoder
+from fastserve.engine.ensemble import EnsembleFolder, open_ensemble
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint
+from fastserve.engine.mix import Mix
 from fastserve.engine.processor import processor_name
 from fastserve.errors import MemoryLimitError, OptionError, UnsupportedError
 from fastserve.graph.node import Graph
@@ -31,7 +37,7 @@ from fastserve.models.head import Ending
 from fastserve.models.parameters import check_parameters
 from fastserve.models.pooling import Pooling
 from fastserve.models.task import Task, TaskSettings, read_task
-from fastserve.types import Executable
+from fastserve.types import Executable, Float64Array
 
 _DRAFT_KV_SHARE = 4  # a draft model has a fourth of the model's KV memory, unless options say otherwise
 
@@ -42,7 +48,11 @@ logger = logging.getLogger(__name__)
 class LoadedModel:
     """A model ready to run. `weights` and `context_length` are what the options came to; `draft` guesses at
     its tokens, where the options ask for it; `target_rules` are those of an encoder-decoder, whose executable
-    is a SourceExecutable."""
+    is a SourceExecutable.
+
+    Of an ensemble, `settings`, `context_length` and `footprint` are those of the whole, the rest is that of
+    the first member. `member_index` is a member's place in one.
+    """
 
     checkpoint: Checkpoint
     config: ModelConfig
@@ -54,10 +64,26 @@ class LoadedModel:
     footprint: Footprint
     target_rules: TargetRules | None = None
     draft: LoadedModel | None = None
+    ensemble: Ensemble | None = None
+    member_index: int = 0
 
     @property
     def task(self) -> Task:
         return self.settings.task
+
+    @property
+    def members(self) -> tuple[LoadedModel, ...]:
+        """Of an ensemble, in their order; a model that is none is its own only one."""
+        return (self,) if self.ensemble is None else self.ensemble.members
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Models that predict the same labels, each with its own tokenizer, and how they become one: `mix` is a
+    `fastserve.engine.mix.Mix` of what each says."""
+
+    members: tuple[LoadedModel, ...]
+    mix: Callable[[Seq[Float64Array]], Float64Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +92,7 @@ class ModelPlan:
 
     settings: TaskSettings
     context_length: int
-    kv_bytes: int  # of the model itself
+    kv_bytes: int  # of the model itself; 0 of an ensemble, whose members are reckoned each for itself
     total_bytes: int
 
     @property
@@ -86,10 +112,12 @@ def plan_model(
     Raises:
         As `load_model`, but for MemoryLimitError where there is not enough: that is for the caller to say.
     """
-    checkpoint, config = _open(path)
     if available_bytes is None:
         available_bytes = available_memory_bytes()
-    _check_speculation(config, options, name or str(path))
+    if (folder := open_ensemble(path)) is not None:
+        return _plan_ensemble(folder, options, name or str(path), available_bytes)
+    checkpoint, config = _open(path)
+    _check_options(config, options, name or str(path))
     draft = _open_draft(checkpoint, config, options, name or str(path))
     blueprint = _draw(checkpoint, config, options, available_bytes)
     footprint = blueprint.capacity.footprint
@@ -118,10 +146,12 @@ def load_model(
         ContextLengthError: `context_length` is beyond the model's own.
         MemoryLimitError: it needs more memory than there is; said before weights are read.
     """
+    if (folder := open_ensemble(path)) is not None:
+        return _load_ensemble(folder, options, name or str(path), task)
     checkpoint, config = _open(path)
     if task is not None:
         check_task(task, _settings(checkpoint, config), name or str(path))
-    _check_speculation(config, options, name or str(path))
+    _check_options(config, options, name or str(path))
     draft = _open_draft(checkpoint, config, options, name or str(path))
     model = _load(checkpoint, config, options)
     return model if draft is None else replace(model, draft=_load_draft(*draft, options, model))
@@ -169,6 +199,77 @@ def _load(
     )
 
 
+def read_settings(path: Path) -> TaskSettings:
+    """What the model in a folder or .gguf file is for. Raises as `load_model`, of what its files say."""
+    folder = open_ensemble(path)
+    return _settings(*_open(path)) if folder is None else folder.settings
+
+
+def _plan_ensemble(
+    folder: EnsembleFolder, options: EngineOptions, name: str, available_bytes: int | None
+) -> ModelPlan:
+    opened, _ = _open_members(folder, options, name)
+    own_options = _member_options(folder, options)
+    drawn = [_draw(*own, own_options, available_bytes) for own in opened]
+    return ModelPlan(
+        settings=folder.settings,
+        context_length=min(blueprint.context_length for blueprint in drawn),
+        kv_bytes=0,
+        total_bytes=sum(blueprint.capacity.footprint.total_bytes for blueprint in drawn),
+    )
+
+
+def _load_ensemble(
+    folder: EnsembleFolder, options: EngineOptions, name: str, task: Task | None
+) -> LoadedModel:
+    if task is not None:
+        check_task(task, folder.settings, name)
+    opened, mix = _open_members(folder, options, name)
+    own_options = _member_options(folder, options)
+    members: list[LoadedModel] = []
+    for index, own in enumerate(opened):
+        # What those before have been promised, and have not touched but for their weights.
+        reserved_bytes = sum(m.footprint.kv_bytes + m.footprint.activation_bytes for m in members)
+        loaded = _load(*own, own_options, reserved_bytes=reserved_bytes)
+        members.append(replace(loaded, member_index=index))
+    footprints = [member.footprint for member in members]
+    return replace(
+        members[0],
+        settings=folder.settings,
+        context_length=min(member.context_length for member in members),
+        footprint=Footprint(
+            **{
+                field.name: sum(getattr(footprint, field.name) for footprint in footprints)
+                for field in fields(Footprint)
+            }
+        ),
+        ensemble=Ensemble(tuple(members), mix),
+    )
+
+
+def _open_members(
+    folder: EnsembleFolder, options: EngineOptions, name: str
+) -> tuple[list[tuple[Checkpoint, ModelConfig]], Mix]:
+    """The members of an ensemble called `name`, all of them fit for it, before weights of any are read."""
+    if options.speculation == "draft":
+        check_task("generate", folder.settings, name)
+    if options.adapters:
+        raise UnsupportedError(
+            f"the model {name!r} is an ensemble, beside which there are no adapters",
+            hint="load its members alone, with adapters",
+        )
+    opened = [_open(path) for path in folder.members]
+    return opened, folder.make_mix([_settings(*own) for own in opened])
+
+
+def _member_options(folder: EnsembleFolder, options: EngineOptions) -> EngineOptions:
+    """Members share the memory for keys and values that the options name, and have no adapters."""
+    options = replace(options, adapters=None, max_adapters=0)
+    if options.kv_memory_bytes is None:
+        return options
+    return replace(options, kv_memory=options.kv_memory_bytes // len(folder.members))
+
+
 @dataclass(frozen=True, slots=True)
 class _Blueprint:
     """Of a model that is to be compiled."""
@@ -187,14 +288,18 @@ def _draw(
         options, model_context(checkpoint, config), usual_context=_usual_context(checkpoint, config)
     )
     computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
-    graph = build_graph(computed, checkpoint.tensors.keys(), ending=_read_ending(checkpoint, config))
+    graph = _build(checkpoint, computed)
     encoder = build_source_encoder(computed, checkpoint.tensors.keys())
     both = graph if encoder is None else graph.beside(encoder)
     for name in check_parameters(both, checkpoint.tensors):
         if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
             logger.info("%s: tensor %s is not used", checkpoint.path, name)
     graph, encoder = optimize(graph), optimize(encoder) if encoder else None
-    weights = choose_weights(options, generates=_settings(checkpoint, config).task == "generate")
+    weights = choose_weights(
+        options,
+        generates=_settings(checkpoint, config).task == "generate",
+        has_integers=any(isinstance(tensor, GroupedTensor) for tensor in checkpoint.tensors.values()),
+    )
     capacity = plan_capacity(
         graph,
         options,
@@ -206,17 +311,34 @@ def _draw(
     return _Blueprint(graph, encoder, weights, context_length, capacity)
 
 
-def _check_speculation(config: ModelConfig, options: EngineOptions, name: str) -> None:
+def _check_options(config: ModelConfig, options: EngineOptions, name: str) -> None:
     """
     Raises:
-        UnsupportedError: tokens are to be guessed of a model that is no decoder by itself.
+        UnsupportedError: tokens are to be guessed of a model that is no decoder by itself, or there are to
+            be adapters beside it.
     """
-    if options.speculation != "off" and isinstance(config, EncoderDecoderConfig):
+    if not isinstance(config, EncoderDecoderConfig):
+        return
+    if options.adapters:
+        raise UnsupportedError(
+            f"the model {name!r} is an encoder-decoder, beside which there are no adapters",
+            hint="merge an adapter into a copy: `fastserve convert MODEL --adapter DIR`",
+        )
+    if options.speculation != "off":
         raise UnsupportedError(
             f"the model {name!r} is an encoder-decoder, for which there is no"
             f" speculation={options.speculation!r}",
             hint="leave speculation out",
         )
+
+
+def graph_of(model: LoadedModel) -> Graph:
+    """The graph of a model, before any pass."""
+    return _build(model.checkpoint, model.config)
+
+
+def _build(checkpoint: Checkpoint, config: ModelConfig) -> Graph:
+    return build_graph(config, checkpoint.tensors.keys(), ending=read_ending(checkpoint, config))
 
 
 def _open_draft(
@@ -307,7 +429,15 @@ def _draft_options(
         weights=options.draft_weights,
         kv_memory=footprint.kv_bytes // _DRAFT_KV_SHARE if kv_bytes is None else kv_bytes,
         context_length=min(context_length, model_context(checkpoint, config)),
+        adapters=None,
+        max_adapters=0,
     )
+
+
+def make_encoder(model: LoadedModel) -> Encoder:
+    """What runs a model that is no decoder, or all members of an ensemble."""
+    first, *others = (member.executable for member in model.members)
+    return Encoder(first, model.settings.head, others=others)
 
 
 def check_task(task: Task, settings: TaskSettings, name: str) -> None:
@@ -330,11 +460,13 @@ def check_task(task: Task, settings: TaskSettings, name: str) -> None:
     )
 
 
-def choose_weights(options: EngineOptions, *, generates: bool) -> WeightFormat:
+def choose_weights(options: EngineOptions, *, generates: bool, has_integers: bool) -> WeightFormat:
     """What `auto` comes to: see EngineOptions."""
     if options.weights != "auto":
         return options.weights
-    return "int8" if generates and options.backend == "native" else "f32"
+    if options.backend != "native":
+        return "f32"
+    return "int8" if generates else "stored" if has_integers else "f32"
 
 
 def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
@@ -357,7 +489,8 @@ def _settings(checkpoint: Checkpoint, config: ModelConfig) -> TaskSettings:
     return read_task(checkpoint.config, checkpoint.card, is_decoder=not isinstance(config, EncoderConfig))
 
 
-def _read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
+def read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
+    """The head of a model, or how it makes an embedding; None of what writes text."""
     sentence = checkpoint.sentence
     if (head := _settings(checkpoint, config).head) is not None:
         return head

@@ -10,9 +10,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from fastserve.config import Backend, KvDtype, WeightsChoice
-from fastserve.engine.encoder import Encoder
 from fastserve.engine.llm import LLM
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.load import LoadedModel, make_encoder
 from fastserve.engine.task.answer import (
     MAX_ANSWER_TOKENS,
     Answer,
@@ -40,7 +39,8 @@ class Pipeline:
     def __init__(self, llm: LLM, task: Task) -> None:
         self._llm = llm
         self._task = task
-        self._encoder = Encoder(llm.model.executable, llm.model.settings.head)
+        self._encoder = make_encoder(llm.model)
+        self._num_tokens = 0
 
     def __enter__(self) -> Self:
         return self
@@ -62,6 +62,11 @@ class Pipeline:
     def labels(self) -> tuple[str, ...]:
         """Of the model's logits, in order; none where the task has none."""
         return self.model.settings.labels
+
+    @property
+    def num_tokens(self) -> int:
+        """That it has read so far, in all."""
+        return self._num_tokens
 
     @property
     def model(self) -> LoadedModel:
@@ -95,7 +100,9 @@ class Pipeline:
             raise type(error)(f"{place}: {error.message}", hint=error.hint) from error
 
     def _run(self, prepared: Seq[Prepared[T]]) -> list[T]:
-        return finish_all(prepared, self._encoder.run_all(inputs_of(prepared)))
+        inputs = inputs_of(prepared)
+        self._num_tokens += sum(map(len, inputs))
+        return finish_all(prepared, self._encoder.run_all(inputs))
 
     def _answer(self, prepared: Seq[Prepared[T]], *, is_one: bool) -> T | list[T]:
         found = self._run(prepared)

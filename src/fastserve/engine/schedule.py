@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fastserve.config import ScheduleOptions
+from fastserve.engine.adapter_slots import AdapterSlots
 from fastserve.engine.block import BlockPool
 from fastserve.engine.cost import OnlineStepCost, StepCost
 from fastserve.engine.draft_guesser import DraftGuesser
@@ -86,6 +87,7 @@ class Scheduler:
         prefill_chunk_tokens: int | None = None,
         speculator: Speculator | None = None,
     ) -> None:
+        self.adapter_slots = AdapterSlots(limits.num_adapter_slots)
         self.residency = residency
         self._limits = limits
         self._precedence = precedence
@@ -181,6 +183,7 @@ class Scheduler:
             has_exceptions |= self._pauses.has_any
         self._precedence.has_exceptions = has_exceptions
         self._precedence.refresh(self._live, now)
+        self.adapter_slots.begin(self._live)
         round_ = Round(
             self.residency,
             policy=self._precedence,
@@ -190,6 +193,7 @@ class Scheduler:
             limits=self._limits,
             prefill_chunk_tokens=self.chunk_tokens,
             now=now,
+            adapter_slots=self.adapter_slots,
         )
         turns = round_.make_turns(self._precedence.arrange())
         self._precedence.note(turns)

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from fastserve.checkpoint.generation import TargetRules
+from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.block import PrefixKey, prefix_key
 from fastserve.engine.guide import Guide
 from fastserve.types import SamplingParams
@@ -55,6 +56,7 @@ class Sequence:
     params: SamplingParams = field(default_factory=SamplingParams)
     seed: int = 0
     guide: Guide | None = None  # of its constraint
+    adapter: ServedAdapter | None = None  # beside the model
     tenant: str = ""
     endpoint: str = ""  # what it came by: completions of one endpoint are taken to be alike in length
     priority: int = 0  # the lower goes first

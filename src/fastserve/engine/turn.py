@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from fastserve.engine.adapter_slots import AdapterSlots
 from fastserve.engine.cost import StepWork
 from fastserve.engine.guard import Guard
 from fastserve.engine.pace import Pace, PrefillBudget
@@ -85,8 +86,10 @@ class Round:
         limits: Limits,
         prefill_chunk_tokens: int,
         now: float,
+        adapter_slots: AdapterSlots,
     ) -> None:
         self._residency = residency
+        self._adapter_slots = adapter_slots
         self._pool = residency.pool
         self._policy = policy
         self._guard = guard
@@ -102,6 +105,7 @@ class Round:
         self._turns: list[Turn] = []
         self._has_turn: set[int] = set()  # sequence_ids
         self.evicted_for: dict[int, int | None] = {}  # sequence_ids: for whom; None: for nobody in particular
+        self._waits_for_slot = False  # somebody does, whose adapter has none
         self._is_blocked = False  # somebody waits for memory: nobody behind is let in to take it
         self._order: Seq[Sequence] = ()
         self._departures: list[Sequence] | None = None  # residents, the first to give up memory last
@@ -121,6 +125,9 @@ class Round:
             if sequence.residence is Residence.FAST:
                 self._give_turn(sequence, is_new=False)
             elif not self._is_blocked and self._may_enter(sequence):
+                if not self._adapter_slots.has_room_for(sequence.adapter):
+                    self._wait_for_slot(sequence)
+                    continue
                 self._is_blocked = not self._admit(sequence)
                 if sequence.is_resident:
                     self._give_turn(sequence, is_new=True)
@@ -225,7 +232,18 @@ class Round:
         if needed > self._pool.num_free:
             return False
         self._residency.enter(sequence)
+        self._adapter_slots.use(sequence.adapter)
         return True
+
+    def _wait_for_slot(self, newcomer: Sequence) -> None:
+        """The first to wait for a slot for its adapter gets one of those who take no tokens, before the next
+        step: they give up their blocks."""
+        if self._waits_for_slot:
+            return
+        self._waits_for_slot = True
+        for held in self._adapter_slots.held_users(self._order):
+            self._evict(held, newcomer)
+            self._peak = self._departures = None
 
     def _will_fit(self, sequence: Sequence, num_blocks: int) -> bool:
         """Whether the pool will hold what residents are expected to grow to, with one more that has so many
@@ -271,7 +289,9 @@ class Round:
                 break
             if victim.sequence_id in self._has_turn:
                 continue
-            if not victim.is_held and not self._policy.outranks(better, victim):
+            if not victim.is_held and not (
+                self._policy.outranks(better, victim) and self._has_gained(victim)
+            ):
                 continue
             seconds = self._residency.eviction_seconds(victim)
             is_guarded = self._policy.is_guarded and not victim.is_held
@@ -286,6 +306,12 @@ class Round:
             self._residents().remove(victim)
             self._evict(victim, better)
 
+    def _has_gained(self, resident: Sequence) -> bool:
+        """Whether its stay has brought a token: where no guard prices evictions, those who lose what they
+        have computed anew before it does would displace each other for ever."""
+        is_dropped_again = resident.num_evictions > 0 and not self._residency.is_cheaper_to_move(resident)
+        return self._policy.is_guarded or not is_dropped_again or resident.num_uncomputed_tokens <= 1
+
     def _is_behind(self, sequence: Sequence, other: Sequence) -> bool:
         """Whether it comes after another in the order, which is more than the policy's ranks."""
         if self._places is None:
@@ -297,9 +323,12 @@ class Round:
         for sequence in order:
             if sequence.residence is Residence.SLOW and not sequence.is_held:
                 needed = self._residency.blocks_to_enter(sequence)
+                if not self._adapter_slots.has_room_for(sequence.adapter):
+                    continue
                 if needed + 2 * self._reserve > self._pool.num_free or not self._will_fit(sequence, needed):
                     return
                 self._residency.enter(sequence)
+                self._adapter_slots.use(sequence.adapter)
 
     def _send_away(self) -> None:
         """Free some blocks before they are needed: of residents without a turn, whose next one is

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 
+from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.completion import Chunk
 from fastserve.engine.engine import Engine, EngineStatus
 from fastserve.engine.guide import Guide
@@ -38,6 +39,7 @@ class Add:
     session: str
     arrival_seconds: float
     guide: Guide | None = None  # of the parameters' constraint
+    adapter: ServedAdapter | None = None
     name: str = ""  # of the request, in snapshots
 
 
@@ -246,6 +248,7 @@ class EngineWorker:
                 session=command.session,
                 arrival_seconds=command.arrival_seconds,
                 guide=command.guide,
+                adapter=command.adapter,
                 name=command.name,
             )
             self._tickets[request_id] = command.ticket

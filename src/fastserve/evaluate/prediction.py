@@ -31,10 +31,14 @@ class PredictorOptions:
 
 
 class Predictor(Protocol):
-    """Predictions for rows of one task, in their order. `backend` says what computes them."""
+    """Predictions for rows of one task, in their order. `backend` says what computes them; `num_tokens` are
+    those that it has read and written so far, in all."""
 
     @property
     def backend(self) -> str: ...
+
+    @property
+    def num_tokens(self) -> int: ...
 
     def predict(self, rows: Seq[Row]) -> list[Prediction]: ...
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fastserve.engine.ensemble import open_ensemble
 from fastserve.errors import ContextLengthError, UnsupportedError
-from fastserve.evaluate.prediction import Predictor, PredictorOptions
+from fastserve.evaluate.label_tokenizer import LabelTokenizer
+from fastserve.evaluate.prediction import Predictor, PredictorOptions, check_not_cut
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.generation import Generation
-from fastserve.evaluate.task.task import Prediction, Row, Task
+from fastserve.evaluate.task.task import IGNORED, Prediction, Row, Task
 
 
 def open_predictor(
@@ -28,7 +32,7 @@ def open_predictor(
     try:
         return _open_native(folder, task, options)
     except UnsupportedError as error:
-        if options.backend == "native":
+        if options.backend == "native" or open_ensemble(folder) is not None:
             raise
         note(f"the native runtime does not have this model ({error.message}); PyTorch computes")
         return _open_torch(folder, task, options)
@@ -36,10 +40,6 @@ def open_predictor(
 
 def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
     if isinstance(task, Generation):
-        if task.name == "causal-lm":
-            raise UnsupportedError(
-                "losses of given texts are for PyTorch alone", hint="leave out --backend native"
-            )
         from fastserve.engine.llm import LLM
 
         return _NativeGenerator(LLM(folder, weights=options.weights, threads=options.threads), task, options)
@@ -50,6 +50,11 @@ def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predict
 
 
 def _open_torch(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
+    if open_ensemble(folder) is not None:
+        raise UnsupportedError(
+            f"{folder} is an ensemble, which PyTorch does not open",
+            hint="leave out --backend torch, or name one of the folders in it",
+        )
     from fastserve.evaluate.torch_predictor import TorchPredictor
 
     return TorchPredictor(folder, task, options)
@@ -62,6 +67,10 @@ class _NativePredictor:
     _options: PredictorOptions
 
     backend = "native"
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self._pipeline.num_tokens)
 
     def predict(self, rows: Seq[Row]) -> list[Prediction]:
         try:
@@ -84,33 +93,57 @@ class _NativePredictor:
         self._pipeline.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _NativeGenerator:
-    """Greedy completions of an LLM: of the chat before the last answer, or of a source, which an
-    encoder-decoder reads as it is."""
+    """Losses of what is to be written, of decoders, and greedy completions of an LLM: of the chat before the
+    last answer, or of a source, which an encoder-decoder reads as it is."""
 
     _llm: Any
     _task: Generation
     _options: PredictorOptions
+    num_tokens: int = 0
 
     backend = "native"
 
     def predict(self, rows: Seq[Row]) -> list[Prediction]:
         from fastserve.types import SamplingParams
 
+        # An encoder-decoder's decoder reads nothing that is given but what it begins with.
+        predictions = [{} for _ in rows] if self._task.is_encoder_decoder else self._score(rows)
         if self._task.name == "causal-lm":
-            raise UnsupportedError(
-                "perplexity is computed in PyTorch alone", hint="leave out --backend native"
-            )
+            return predictions
         params = SamplingParams(max_tokens=self._options.max_tokens, temperature=0.0)
         prompts = [self._prompt_of(row) for row in rows]
-        return [{"text": completion.text.strip()} for completion in self._llm.generate(prompts, params)]
+        completions = self._llm.generate(prompts, params)
+        for prediction, completion in zip(predictions, completions, strict=True):
+            prediction["text"] = completion.text.strip()
+            self.num_tokens += completion.prompt_tokens + completion.completion_tokens
+        return predictions
+
+    def _score(self, rows: Seq[Row]) -> list[Prediction]:
+        """Sums of losses, as the trainer's own evaluation has them."""
+        from fastserve.types import SamplingParams
+
+        model = self._llm.model
+        tokenizer = LabelTokenizer(model.tokenizer, model.checkpoint.chat_template)
+        task = replace(self._task, max_length=min(self._task.max_length, model.context_length))
+        examples = task.encode(rows, tokenizer, with_labels=True)
+        check_not_cut(examples.num_cut, task.max_length, self._options)
+        params = SamplingParams(max_tokens=0, prompt_logprobs=0)
+        texts = [features["input_ids"] for features in examples.features]
+        sums = []
+        for features, scored in zip(examples.features, self._llm.generate(texts, params), strict=True):
+            self.num_tokens += scored.prompt_tokens
+            losses = [-token.logprob for token in scored.checked().prompt_logprobs]
+            learned = [label != IGNORED for label in features["labels"][1:]]
+            sums.append(np.array([np.dot(losses, learned), sum(learned)]))
+        return task.decode(rows, examples, sums)
 
     def _prompt_of(self, row: Row) -> Any:
         if self._task.is_encoder_decoder:
             from fastserve.engine.prompt import encode_text
 
-            source = str(row["source"])
+            source = self._task.source_of(row)
             truncate = self._options.truncate
             return encode_text(self._llm.model, source, truncate=True) if truncate else source
         messages = self._task.messages_of(row)[:-1]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastserve.engine.energy import POWERCAP, EnergyReading, find_counters
 from fastserve.errors import OptionError
 from fastserve.evaluate.bootstrap import Interval, bootstrap
 from fastserve.evaluate.prediction import PredictorOptions
@@ -38,12 +39,24 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
+class Energy:
+    """What the machine consumed while all rows were predicted at once: all of it, in joules, by row and by
+    token that was read or written."""
+
+    joules: float
+    joules_per_row: float
+    joules_per_token: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What a model directory does on rows.
 
     Attributes:
         backend: what computed, `native` or `torch`.
         predictions: one for each row.
+        num_tokens: that were read and written for them.
+        energy: None where the machine does not tell.
         probes: what probes for bias found, where they were asked for.
     """
 
@@ -54,6 +67,8 @@ class Evaluation:
     scores: Scores
     speed: Speed
     predictions: Seq[Prediction]
+    num_tokens: int
+    energy: Energy | None
     probes: ProbeReport | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -64,8 +79,10 @@ class Evaluation:
             "task": self.task.name,
             "backend": self.backend,
             "num_rows": self.num_rows,
+            "num_tokens": self.num_tokens,
             "metrics": scores.metrics,
             "speed": asdict(self.speed),
+            "energy": None if self.energy is None else asdict(self.energy),
         }
         if scores.by_label:
             document["by_label"] = {label: figures.to_json() for label, figures in scores.by_label.items()}
@@ -85,8 +102,12 @@ def evaluate_folder(
     *,
     probes: Mapping[str, Any] | None = None,
     note: Callable[[str], None] = lambda text: None,
+    powercap: Path = POWERCAP,
 ) -> Evaluation:
     """Predict rows with a model directory, and score the predictions; run `probes` (`read_probes`) on it.
+
+    Args:
+        powercap: where the machine tells what it consumes.
 
     Raises:
         UnsupportedError: nothing can run the model.
@@ -99,9 +120,11 @@ def evaluate_folder(
         task = replace(task, has_labels=True)
     predictor = open_predictor(folder, task, options, note=note)
     try:
-        started = time.perf_counter()
-        predictions = predictor.predict(rows)
-        seconds = time.perf_counter() - started
+        with EnergyReading(find_counters(powercap)) as reading:
+            started = time.perf_counter()
+            predictions = predictor.predict(rows)
+            seconds = time.perf_counter() - started
+        num_tokens = predictor.num_tokens
         found = None
         if probes is not None:
             if task.name != "text-classification":
@@ -117,7 +140,22 @@ def evaluate_folder(
         len(rows) / seconds, statistics.median(latencies), latencies[int(0.95 * (len(latencies) - 1))]
     )
     scores = task.score(rows, predictions)
-    return Evaluation(folder, task, predictor.backend, len(rows), scores, speed, predictions, found)
+    return Evaluation(
+        folder,
+        task,
+        predictor.backend,
+        len(rows),
+        scores,
+        speed,
+        predictions,
+        num_tokens,
+        None if reading.joules is None else _share(reading.joules, len(rows), num_tokens),
+        found,
+    )
+
+
+def _share(joules: float, num_rows: int, num_tokens: int) -> Energy:
+    return Energy(joules, joules / num_rows, joules / max(num_tokens, 1))
 
 
 def compare(

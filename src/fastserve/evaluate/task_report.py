@@ -103,6 +103,11 @@ def _page(evaluation: Evaluation, pictures: Seq[str], intervals: Mapping[str, In
         f"{speed.rows_per_second:.1f} rows a second; one alone takes {speed.latency_ms_median:.1f} ms "
         f"(95th percentile {speed.latency_ms_p95:.1f} ms).</p>"
     )
+    if (energy := evaluation.energy) is not None:
+        parts.append(
+            f"<p>The machine consumed {energy.joules:.3g} J, {energy.joules_per_row:.3g} J a row and "
+            f"{energy.joules_per_token:.3g} J a token.</p>"
+        )
     parts.append(_table(("metric", "value"), [(n, f"{v:.4f}") for n, v in sorted(scores.metrics.items())]))
     if intervals:
         rows = [
@@ -116,7 +121,7 @@ def _page(evaluation: Evaluation, pictures: Seq[str], intervals: Mapping[str, In
             (label, f"{f.precision:.3f}", f"{f.recall:.3f}", f"{f.f1:.3f}", str(f.support))
             for label, f in scores.by_label.items()
         ]
-        parts.append(_table(("label", "precision", "recall", "F1", "rows"), of_labels))
+        parts.append(_table(("label", "precision", "recall", "F1", "support"), of_labels))
     parts += [f'<img src="{name}.png" alt="{name}">' for name in pictures]
     style = (
         "body{font-family:sans-serif;max-width:60rem;margin:2rem auto;color:#222;background:#fff}"

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -48,6 +49,7 @@ class TorchPredictor:
                 pooling = Pooling.from_sentence_transformers(sentence.modules, sentence.pooling)
             model = EmbeddingModel(model, pooling)
         self._model: Any = model.eval()
+        self.num_tokens = 0
 
     def predict(self, rows: Seq[Row]) -> list[Prediction]:
         is_scored = isinstance(self._task, Generation)
@@ -60,6 +62,7 @@ class TorchPredictor:
             batch_size=4 if is_scored else _BATCH_SIZE,
             reduce=reduction_of(self._task),
         )
+        self.num_tokens += sum(np.size(features["input_ids"]) for features in examples.features)
         predictions = self._task.decode(rows, examples, logits)
         if isinstance(self._task, Generation) and self._task.name != "causal-lm":
             for row, prediction in zip(rows, predictions, strict=True):
@@ -71,7 +74,7 @@ class TorchPredictor:
 
     def _write(self, task: Generation, row: Row) -> str:
         if task.is_encoder_decoder:
-            encoded = self._tokenizer(row["source"], return_tensors="pt")
+            encoded = self._tokenizer(task.source_of(row), return_tensors="pt")
         else:
             text, answers = render(task.messages_of(row), self._tokenizer, place_of(row))
             prompt = text[: answers[-1][0]]
@@ -85,6 +88,9 @@ class TorchPredictor:
                 num_beams=1,
                 pad_token_id=self._tokenizer.pad_token_id,
             )[0]
-        if not task.is_encoder_decoder:
+        self.num_tokens += len(ids)
+        if task.is_encoder_decoder:
+            self.num_tokens += encoded["input_ids"].shape[1]
+        else:
             ids = ids[encoded["input_ids"].shape[1] :]
         return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -108,14 +108,18 @@ class Opened(NamedTuple):
 class Worker:
     """One measured process, started when made. Use it as a context: the process ends with it.
 
+    Args:
+        variables: of its environment, besides those of this process.
+
     Raises:
         MeasurementError: from every method, where the process failed or has ended.
     """
 
-    def __init__(self, kind: EngineKind, python: Path) -> None:
+    def __init__(self, kind: EngineKind, python: Path, *, variables: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= variables or {}
         if kind is FASTSERVE:  # wherever this one runs from
             environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         self._process = subprocess.Popen(

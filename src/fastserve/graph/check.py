@@ -7,6 +7,8 @@ from typing import Any
 
 from fastserve.graph.node import (
     Activation,
+    AdaptedLinear,
+    AdapterDown,
     Add,
     AddLayerNorm,
     AddRmsNorm,
@@ -69,6 +71,14 @@ def _linear_fits(node: Linear) -> bool:
         and node.weight.shape == (node.out.width, node.x.width)
         and (node.bias is None or node.bias.shape == (node.out.width,))
     )
+
+
+def _adapter_down_fits(node: AdapterDown) -> bool:
+    return node.out.rows is node.x.rows and node.weight.shape[1] == node.x.width
+
+
+def _adapted_linear_fits(node: AdaptedLinear) -> bool:
+    return _linear_fits(node) and node.low.rows is node.out.rows
 
 
 def _rms_norm_fits(node: RmsNorm) -> bool:
@@ -177,6 +187,8 @@ def _is_matrix(parameter: Parameter) -> bool:
 _FITS: Mapping[type[Node], Callable[[Any], bool]] = {
     Embedding: _embedding_fits,
     Linear: _linear_fits,
+    AdapterDown: _adapter_down_fits,
+    AdaptedLinear: _adapted_linear_fits,
     RmsNorm: _rms_norm_fits,
     LayerNorm: _layer_norm_fits,
     Add: _elementwise_fits,

@@ -140,6 +140,28 @@ class Linear(Node):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterDown(Node):
+    """out[r] = down @ x[r], where `down` [rank, in] is what the adapter of row r's sequence has for the
+    linear of `weight`: the first half of a low-rank product (LoRA, arXiv 2106.09685, section 4.1).
+
+    Which adapter that is, `Batch.adapter_slots` says. The adapter's ranks, of all parts of the weight that it
+    changes, are the first columns of `out`; nothing may be read of the others, nor of rows without one.
+    """
+
+    x: Value
+    weight: Parameter
+    out: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptedLinear(Linear):
+    """out = x @ weight.T + bias, and where the row's sequence has an adapter for this weight, plus up @ low:
+    `low` is what AdapterDown made of x. Made by `add_adapters`."""
+
+    low: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RmsNorm(Node):
     """out = x / sqrt(mean(x^2) + eps) * (offset + weight) (arXiv 1910.07467).
 

@@ -12,6 +12,8 @@ _WEIGHTS = ("*.gguf", "*.safetensors")
 _BESIDE_WEIGHTS = (
     "*.safetensors.index.json",
     "config.json",
+    "fastserve.json",
+    "fastserve.safetensors",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -52,10 +52,11 @@ class EncoderConfig:
     max_context: int
     num_token_types: int  # 0: token types mean nothing to it
     position_offset: int = 0  # rows of the position table before that of position 0
+    own_head_dim: int | None = None  # where heads do not share the hidden size out among them
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+        return self.own_head_dim or self.hidden_size // self.num_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

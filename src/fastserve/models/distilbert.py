@@ -7,9 +7,14 @@ from collections.abc import Collection
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Value
 from fastserve.models.config import EncoderConfig
-from fastserve.models.config_value import check_divides, read_activation, read_count, require
+from fastserve.models.config_value import read_activation, read_count, require
 from fastserve.models.head import HeadLayout, HeadLayouts
-from fastserve.models.post_norm import LayerModules, PostNormEncoder, find_prefix
+from fastserve.models.post_norm import (
+    LayerModules,
+    PostNormEncoder,
+    find_prefix,
+    read_own_head_dim,
+)
 from fastserve.types import JsonObject
 
 _NORM_EPS = 1e-12  # in the code of `transformers`, not in its configs
@@ -36,7 +41,7 @@ def read_distilbert(config: JsonObject) -> EncoderConfig:
     """Read the config of a DistilBERT. Raises as `fastserve.models.family.read_config`."""
     require(config, "vocab_size", "dim", "hidden_dim", "n_layers", "n_heads", "max_position_embeddings")
     width, num_heads = read_count(config, "dim"), read_count(config, "n_heads")
-    check_divides("n_heads", num_heads, "dim", width)
+    head_dim = read_own_head_dim(config, "n_heads", num_heads, "dim", width)
     return EncoderConfig(
         model_type=str(config["model_type"]),
         vocab_size=read_count(config, "vocab_size"),
@@ -48,6 +53,7 @@ def read_distilbert(config: JsonObject) -> EncoderConfig:
         norm_eps=_NORM_EPS,
         max_context=read_count(config, "max_position_embeddings"),
         num_token_types=0,
+        own_head_dim=head_dim,
     )
 
 

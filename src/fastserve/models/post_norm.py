@@ -16,6 +16,7 @@ from fastserve.models.config_value import (
     read_activation,
     read_count,
     read_eps,
+    read_optional_count,
     refuse,
     require,
 )
@@ -62,7 +63,7 @@ def read_post_norm(
     refuse(config, "add_cross_attention", False)
     hidden_size = read_count(config, "hidden_size")
     num_heads = read_count(config, "num_attention_heads")
-    check_divides("num_attention_heads", num_heads, "hidden_size", hidden_size)
+    head_dim = read_own_head_dim(config, "num_attention_heads", num_heads, "hidden_size", hidden_size)
     return EncoderConfig(
         model_type=str(config["model_type"]),
         vocab_size=read_count(config, "vocab_size"),
@@ -75,7 +76,23 @@ def read_post_norm(
         max_context=read_max_context(config, position_offset),
         num_token_types=read_count(config, "type_vocab_size") if has_token_types else 0,
         position_offset=position_offset,
+        own_head_dim=head_dim,
     )
+
+
+def read_own_head_dim(
+    config: JsonObject, heads_key: str, num_heads: int, width_key: str, width: int
+) -> int | None:
+    """`head_dim`: a key of ours, for encoders that heads were pruned from (`transformers` has none for these
+    families, and refuses their weights by their shapes). None where it is absent.
+
+    Raises:
+        CheckpointError: it is absent, and the heads do not divide the width.
+    """
+    head_dim = read_optional_count(config, "head_dim")
+    if head_dim is None:
+        check_divides(heads_key, num_heads, width_key, width)
+    return head_dim
 
 
 def read_max_context(config: JsonObject, position_offset: int) -> int:
@@ -173,7 +190,7 @@ class PostNormEncoder:
     def _attention(self, x: Value, name: str, layer_index: int) -> Value:
         config, modules = self._config, self._modules
         q, k, v = (
-            self.linear(x, f"{name}.{module}", config.hidden_size)
+            self.linear(x, f"{name}.{module}", config.num_heads * config.head_dim)
             for module in (modules.query, modules.key, modules.value)
         )
         return self._b.attention(

@@ -15,17 +15,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastserve._version import __version__
+from fastserve.engine.energy import find_counters
 from fastserve.errors import FastServeError, RequestError
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.body import BodyLimit
 from fastserve.serve.drain import DrainGate
-from fastserve.serve.energy import EnergyMeter, find_counters
+from fastserve.serve.energy import EnergyMeter
 from fastserve.serve.errors import error_response, nothing_at, validation_error
 from fastserve.serve.log import RequestLog
 from fastserve.serve.model_entry import ServedModel
 from fastserve.serve.model_table import ModelTable
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.routes.admin import admin_router
+from fastserve.serve.routes.admin_adapters import admin_adapters_router
 from fastserve.serve.routes.admin_models import admin_models_router
 from fastserve.serve.routes.answer import answer_router
 from fastserve.serve.routes.chat_completions import chat_completions_router
@@ -61,7 +63,7 @@ ROUTERS = (
     dashboard_router,
 )
 # Below /admin: Security asks for the admin key.
-ADMIN_ROUTERS = (admin_router, admin_models_router, tenants_router)
+ADMIN_ROUTERS = (admin_router, admin_models_router, admin_adapters_router, tenants_router)
 
 
 def create_app(

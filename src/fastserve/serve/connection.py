@@ -16,8 +16,62 @@ T = TypeVar("T")
 CLIENT_GONE = 499  # nginx's number for requests whose client went before there was an answer
 
 
+_STATUS_LINE = b"HTTP/1.1 "  # what the head of an answer begins with, and a chunk of a stream does not
 _TRANSPORT = "fastserve.transport"
 _MOST_UNSENT_BYTES = 16 * 1024  # of a client that is not slow
+
+
+class HeadMerger(asyncio.Transport):
+    """A connection's transport that sends the head of an answer with what is written next, if that comes
+    before the event loop goes on: one call of the system, and one wake of the client, instead of two.
+
+    Args:
+        transport: what everything goes to.
+        loop: that it belongs to.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._head:
+            self._transport.write(self._take_head() + data)
+        elif bytes(data[: len(_STATUS_LINE)]) == _STATUS_LINE:
+            self._head = bytes(data)
+            self._loop.call_soon(self.flush)
+        elif data:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head that nothing has followed."""
+        if self._head:
+            self._transport.write(self._take_head())
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def _take_head(self) -> bytes:
+        head, self._head = self._head, b""
+        return head
 
 
 class DirectWriter:

@@ -1,56 +1,15 @@
-"""What the machine consumes, where it tells (RAPL, by Linux's powercap), and whose it is.
-
-Source of the files: https://docs.kernel.org/power/powercap/powercap.html
-"""
+"""Whose it is what the machine consumes, where it tells."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable
-from pathlib import Path
 from time import monotonic
 
+from fastserve.engine.energy import EnergyCounter
 from fastserve.serve.usage import TenantUsage
 
-_FOLDER = Path("/sys/class/powercap")
-_MICROJOULES = 1e-6
-
 logger = logging.getLogger(__name__)
-
-
-class EnergyCounter:
-    """One domain of RAPL: a counter of microjoules that begins anew beyond its range."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "energy_uj"
-        self._range = int((folder / "max_energy_range_uj").read_text())
-        self._last = self._read()
-
-    def advance(self) -> float:
-        """Joules since it was read last."""
-        now = self._read()
-        passed, self._last = now - self._last, now
-        return _MICROJOULES * (passed if passed >= 0 else passed + self._range)
-
-    def _read(self) -> int:
-        return int(self._path.read_text())
-
-
-def find_counters(folder: Path = _FOLDER) -> list[EnergyCounter]:
-    """The domains that together are the processors and their memory: packages, and DRAM, which is no part of
-    them; cores and graphics are parts of a package. None where the machine has none, or root alone may read
-    them."""
-    counters = []
-    for domain in sorted(folder.glob("intel-rapl:*")):
-        try:
-            name = (domain / "name").read_text().strip()
-            if re.fullmatch(r"package-\d+|dram", name):
-                counters.append(EnergyCounter(domain))
-        except (OSError, ValueError) as error:
-            logger.info("what the machine consumes is not known: %s: %s", domain, error)
-            return []
-    return counters
 
 
 class EnergyMeter:

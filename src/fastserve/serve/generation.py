@@ -179,6 +179,7 @@ async def generate(
         stream = await llm.submit(
             prompt,
             request.params,
+            adapter=record.adapter,
             priority=request.priority,
             tenant=request.tenant,
             endpoint=endpoint,

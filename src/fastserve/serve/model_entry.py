@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from pathlib import Path
 from typing import Literal, Protocol
 
 from fastserve.engine.async_encoder import AsyncEncoder
@@ -34,6 +35,7 @@ class ModelEntry:
 
     Args:
         opener: None: it is loaded already, by `model`, and stays.
+        adapters: folders of what is loaded beside it, by name. Its opener reads them each time.
         version: of `NAME@VERSION`.
     """
 
@@ -44,9 +46,11 @@ class ModelEntry:
         opener: Opener | None = None,
         model: ServedModel | None = None,
         is_pinned: bool = False,
+        adapters: dict[str, Path] | None = None,
     ) -> None:
         assert (opener is None) == (model is not None)
         self.name = name
+        self.adapters: dict[str, Path] = {} if adapters is None else adapters
         self.base, self.version = split_version(name)
         self.opener = opener
         self.is_pinned = is_pinned or opener is None
@@ -71,7 +75,8 @@ class ModelEntry:
     @classmethod
     def of(cls, model: ServedModel) -> ModelEntry:
         """Of a model that is loaded, and stays."""
-        return cls(model.name, model=model)
+        adapters = {adapter.name: adapter.path for adapter in model.adapters}
+        return cls(model.name, model=model, adapters=adapters)
 
     @property
     def error(self) -> str | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastserve.config import EngineOptions
+from fastserve.engine.adapter_table import check_name
 from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import resolve_draft
@@ -37,7 +39,9 @@ def open_model(
     model = load_model(path, options, name=name)
     if model.task == "generate":
         return AsyncLLM(model, options, name=name, turnstile=turnstile)
-    return AsyncEncoder(model, name=name, max_waiting=options.max_waiting, turnstile=turnstile)
+    return AsyncEncoder(
+        model, name=name, options=options, max_waiting=options.max_waiting, turnstile=turnstile
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,7 @@ class ModelOpener:
         name: by which it is served.
         text: its name or path for `resolve`, which is asked again each time.
         turnstile: that all models of the server share.
+        adapters: folders of those beside it, by name, as they are when it is opened.
         budget_bytes: of all models together: what options leave open is a part of that. None: of what the
             machine has at the time.
     """
@@ -57,6 +62,7 @@ class ModelOpener:
     options: EngineOptions
     turnstile: Turnstile
     budget_bytes: int | None
+    adapters: Mapping[str, Path]
 
     def plan(self) -> ModelPlan:
         options = resolve_draft(self.options, offline=True)
@@ -64,7 +70,9 @@ class ModelOpener:
         return plan_model(path, options, name=self.name, available_bytes=self.budget_bytes)
 
     def open(self, plan: ModelPlan) -> ServedModel:
-        options = self.options
+        options = replace(
+            self.options, adapters=dict(self.adapters), max_adapters=self.options.num_adapter_slots
+        )
         if self.budget_bytes is not None and plan.kv_bytes:
             options = replace(options, kv_memory=plan.kv_bytes)
         path = resolve(self.text, offline=True)
@@ -84,18 +92,29 @@ def find_models(
 
     A name that has versions stands for all of them, an alias for what it stands for now.
 
+    An adapter's name is `MODEL:NAME`, with the name by which its model is served, or that without a version;
+    of a single model `NAME`.
+
     Raises:
-        OptionError: two have one name, or a pinned one is none of them.
+        OptionError: two have one name, or a pinned one is none of them, or no model has an adapter's name.
         As `resolve`.
     """
     registry, turnstile = Registry.of_user(), Turnstile()
     budget_bytes = serve_options.model_memory_bytes
 
+    adapters = _AdapterOption(options.adapters or {}, num_models=len(texts))
+
     def make_entry(name: str, text: str) -> ModelEntry:
+        own = adapters.of(name)
         opener = ModelOpener(
-            name=name, text=text, options=options, turnstile=turnstile, budget_bytes=budget_bytes
+            name=name,
+            text=text,
+            options=options,
+            turnstile=turnstile,
+            budget_bytes=budget_bytes,
+            adapters=own,
         )
-        return ModelEntry(name, opener=opener)
+        return ModelEntry(name, opener=opener, adapters=own)
 
     resolve_draft(options, offline=offline)  # downloaded, if it must be
     entries: list[ModelEntry] = []
@@ -118,6 +137,7 @@ def find_models(
         for version in versions:
             resolve(f"{base}@{version}", offline=offline, progress=progress)
             entries.append(make_entry(f"{base}@{version}", f"{base}@{version}"))
+    adapters.check_all_used()
     memory = ModelMemory(
         entries,
         budget_bytes=budget_bytes,
@@ -136,6 +156,41 @@ def find_models(
                 f"pinned names {name!r}: {error.message}", hint=error.hint, option="pinned"
             ) from error
     return table
+
+
+class _AdapterOption:
+    """What the option says of adapters, model by model."""
+
+    def __init__(self, folders: Mapping[str, str | Path], *, num_models: int) -> None:
+        self._folders = folders
+        self._is_one = num_models == 1
+        self._used: set[str] = set()
+
+    def of(self, model: str) -> dict[str, Path]:
+        """Those of a model, by name."""
+        found: dict[str, Path] = {}
+        for text, folder in self._folders.items():
+            named, _, name = text.rpartition(":")
+            if named in (model, split_version(model)[0]) or (not named and self._is_one):
+                check_name(name)
+                found[name] = Path(folder).expanduser().absolute()
+                self._used.add(text)
+        return found
+
+    def check_all_used(self) -> None:
+        """
+        Raises:
+            OptionError: an adapter is of no model that is served.
+        """
+        unused = next((text for text in self._folders if text not in self._used), None)
+        if unused is not None:
+            raise OptionError(
+                f"the adapter {unused!r} is of no model that is served",
+                hint="write MODEL:NAME=DIR, with the model's name"
+                if not self._is_one
+                else "write NAME=DIR, or the model's name before the colon",
+                option="adapter",
+            )
 
 
 def _end_of_alias(text: str, registry: Registry) -> str:

@@ -121,9 +121,41 @@ class ModelTable:
             f"there is no model {name[:100]!r}", hint=f"this server has {', '.join(self.names())}"
         )
 
+    def find_with_adapter(self, name: str) -> tuple[ModelEntry, str | None]:
+        """The model of a name that may be MODEL:ADAPTER, and the adapter's name. A model that has just this
+        name goes before.
+
+        Raises:
+            ModelNotFoundError: there is no such model, or it has no such adapter; it says which there are.
+        """
+        self.refresh()
+        base, colon, adapter = name.rpartition(":")
+        own = self._lookup(name)
+        if own is not None or not colon or self._lookup(base) is None:
+            return self.find(name), None
+        entry = self.find(base)
+        if adapter not in entry.adapters:
+            known = ", ".join(f"{base}:{known}" for known in entry.adapters)
+            raise ModelNotFoundError(
+                f"the model {base[:100]!r} has no adapter {adapter[:100]!r}",
+                hint=f"this server has {known}" if known else "it has none",
+            )
+        return entry, adapter
+
     def names(self) -> list[str]:
-        """All names that a request may have: those of the models, then what stands for them."""
-        return [*self._entries, *self.further_names()]
+        """All names that a request may have: those of the models, then what stands for them, then both with
+        their adapters."""
+        return [*self._entries, *self.further_names(), *self.adapter_names()]
+
+    def adapter_names(self) -> dict[str, tuple[str, ModelEntry]]:
+        """MODEL:ADAPTER of all that there are, by every name of the model, which is given with each."""
+        named = {**self._entries, **self.further_names()}
+        found = (
+            (f"{name}:{adapter}", (name, entry))
+            for name, entry in named.items()
+            for adapter in entry.adapters
+        )
+        return {name: pair for name, pair in found if name not in named}
 
     def further_names(self) -> dict[str, ModelEntry]:
         """Aliases, and names whose promoted version is served."""

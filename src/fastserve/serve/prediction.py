@@ -111,7 +111,8 @@ async def run_inputs(
     with account.admit(num_tokens) as admission:
         meter = partial(account.usage.serve, 0)
         try:
-            results = await run_while_connected(request.receive, encoder.run(inputs, meter=meter))
+            running = encoder.run(inputs, adapter=record.adapter, meter=meter)
+            results = await run_while_connected(request.receive, running)
         except QueueFullError:
             raise
         except BaseException:  # the client has gone, but what it asked for is under way

@@ -26,6 +26,7 @@ class RequestRecord:
     arrival_seconds: float = field(default_factory=time.perf_counter)
     status: int | None = None  # None: there was no answer
     details: dict[str, Any] = field(default_factory=dict)
+    adapter: str | None = None  # beside its model, that its model's name chooses
     first_turn_seconds: float | None = None  # by time.perf_counter, as is the arrival
     first_token_seconds: float | None = None
     finish_reasons: list[str] = field(default_factory=list)  # of the completions that have ended

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fastserve.errors import OptionError, RequestError
-from fastserve.serve.connection import DirectWriter
+from fastserve.serve.connection import DirectWriter, HeadMerger
 from fastserve.serve.errors import error_document
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.service import Service
@@ -93,7 +93,8 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         super().connection_made(transport)
-        self.app = DirectWriter.offer(self.app, transport)
+        self.transport = HeadMerger(transport, self.loop)
+        self.app = DirectWriter.offer(self.app, self.transport)
         self._awaited: _Awaited | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._await_client()

@@ -132,8 +132,11 @@ class Service:
     async def _use(
         self, name: str, request: Request, task: Task | None, timeout_ms: float | None
     ) -> AsyncIterator[ServedModel]:
-        entry = self.models.find(name)
+        entry, adapter = self.models.find_with_adapter(name)
         _check_task(entry, task, name)
+        if adapter is not None:
+            record = RequestRecord.of(request.scope)
+            record.adapter = record.details["adapter"] = adapter
         lease = self.models.memory.enter(entry)
         try:
             if lease.model is None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 from fastserve.errors import OptionError, UnsupportedError
+from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.task import Task
 from fastserve.tune.options import TuneOptions
 
-_LAYER = re.compile(r"\.(?:layer|layers|h|blocks)\.(\d+)\.")
+# T5's layers are `block`s, each of some that are called `layer`.
+_LAYER = re.compile(r"\.(?:block|layer|layers|h|blocks)\.(\d+)\.")
 _TASK_TYPES = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
     "ForQuestionAnswering": "QUESTION_ANS",
     "ForCausalLM": "CAUSAL_LM",
+    "ForSeq2SeqLM": "SEQ_2_SEQ_LM",
 }
 
 
@@ -26,12 +30,18 @@ def prepare_weights(model: Any, task: Task, options: TuneOptions) -> Any:
         OptionError: the model has fewer layers than are to learn.
         UnsupportedError: the model has no linear layers that an adapter knows.
     """
+    from fastserve.evaluate.embedding_model import EmbeddingModel
+
+    if isinstance(model, EmbeddingModel):
+        model.encoder = prepare_weights(model.encoder, task, options)
+        return model
     if options.is_adapter:
         return _with_adapter(model, task, options)
     if options.method == "full":
         return model
-    head = _head_parameters(model)
-    num_layers = _num_layers(model)
+    head = _head_parameters(model, task)
+    layers = _layer_numbers(model)
+    num_layers = max(layers.values(), default=-1) + 1
     first = num_layers
     if options.method == "last-layers":
         if options.last_layers > num_layers:
@@ -48,14 +58,26 @@ def prepare_weights(model: Any, task: Task, options: TuneOptions) -> Any:
             option="method",
         )
     for name, parameter in model.named_parameters():
-        layer = _LAYER.search(f".{name}")
-        parameter.requires_grad = name in head or (layer is not None and int(layer[1]) >= first)
+        parameter.requires_grad = name in head or layers.get(name, -1) >= first
     return model
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the adapter alone, as peft opens it on the model that it was put around."""
+    from fastserve.evaluate.embedding_model import EmbeddingModel
+
+    around = model.encoder if isinstance(model, EmbeddingModel) else model
+    around.save_pretrained(folder)
 
 
 def merge_adapter(model: Any) -> Any:
     """The model with its adapter's weights added to its own: what `transformers` and the native runtime
     open."""
+    from fastserve.evaluate.embedding_model import EmbeddingModel
+
+    if isinstance(model, EmbeddingModel):
+        model.encoder = model.encoder.merge_and_unload()
+        return model
     return model.merge_and_unload()
 
 
@@ -65,7 +87,7 @@ def _with_adapter(model: Any, task: Task, options: TuneOptions) -> Any:
     kind = _TASK_TYPES.get(task.model_class, "FEATURE_EXTRACTION")
     # Every linear layer but the head's (QLoRA, arXiv 2305.14314, section 4: all layers are needed to match
     # full tuning); the head, which is new, learns in full.
-    head = sorted({name.rpartition(".")[0] for name in _head_parameters(model)})
+    head = sorted({name.rpartition(".")[0] for name in _head_parameters(model, task)})
     shared: dict[str, Any] = {"task_type": kind, "target_modules": _linear_layers(model)}
     if task.model_class != "ForCausalLM" and head:
         shared["modules_to_save"] = head
@@ -102,12 +124,15 @@ def _linear_layers(model: Any) -> list[str]:
 
 def _is_feedforward(name: str) -> bool:
     """The layer that leads back from the wide middle of a feed-forward part, by the names of our families."""
-    return name in ("mlp.down_proj", "output.dense", "ffn.lin2", "mlp.c_proj", "mlp.Wo", "mlp.fc2")
+    names = ("mlp.down_proj", "output.dense", "ffn.lin2", "mlp.c_proj", "mlp.Wo", "mlp.fc2")
+    return name in names or name.endswith("DenseReluDense.wo")
 
 
-def _head_parameters(model: Any) -> set[str]:
-    """What is not of the pretrained body; of a language model, whose head is tied, the body is all there
-    is."""
+def _head_parameters(model: Any, task: Task) -> set[str]:
+    """What is not of the pretrained body; of a language model, whose head is tied, the body is all there is,
+    and embeddings are the body's own."""
+    if isinstance(task, Embedding):
+        return set()
     prefix = f"{model.base_model_prefix}."
     names = {name for name, _ in model.named_parameters()}
     body = {name for name in names if name.startswith(prefix)}
@@ -115,6 +140,10 @@ def _head_parameters(model: Any) -> set[str]:
     return (names - body) | pooler if body else pooler
 
 
-def _num_layers(model: Any) -> int:
-    found = [int(match[1]) for name, _ in model.named_parameters() if (match := _LAYER.search(f".{name}"))]
-    return max(found, default=-1) + 1
+def _layer_numbers(model: Any) -> dict[str, int]:
+    """Of each parameter that is in a layer, which; of an encoder-decoder those of the decoder, which is
+    last."""
+    names = [name for name, _ in model.named_parameters()]
+    if model.config.is_encoder_decoder:
+        names = [name for name in names if "decoder." in name]
+    return {name: int(found[1]) for name in names if (found := _LAYER.search(f".{name}"))}

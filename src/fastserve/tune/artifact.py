@@ -58,7 +58,7 @@ def write_artifact(
     (written / "fastserve.json").write_text(
         json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
     )
-    _sync(written)
+    sync_folder(written)
     os.replace(written, output)
 
 
@@ -85,7 +85,7 @@ def _write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) 
     )
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Have all files on the disk before the folder gets its name."""
     for path in folder.rglob("*"):
         if path.is_file():

@@ -35,7 +35,7 @@ def write_card(
                 (label, f"{f.precision:.3f}", f"{f.recall:.3f}", f"{f.f1:.3f}", str(f.support))
                 for label, f in list(scores.by_label.items())[:_MOST_LABELS]
             ]
-            lines += _table(("label", "precision", "recall", "F1", "rows"), rows)
+            lines += _table(("label", "precision", "recall", "F1", "support"), rows)
             if len(scores.by_label) > _MOST_LABELS:
                 lines += [f"(and {len(scores.by_label) - _MOST_LABELS} more labels)", ""]
     counts = Counter(str(row["label"]) for row in train if "label" in row and task.labels)
@@ -45,7 +45,8 @@ def write_card(
     lines += ["## Options", ""]
     lines += _table(("option", "value"), [(name, f"`{value}`") for name, value in asdict(options).items()])
     lines += ["## Lineage", ""]
-    lines += _table(("of", "is"), [(name, f"`{value}`") for name, value in _flat(lineage)])
+    origin = {name: value for name, value in lineage.items() if name != "options"}  # they are above
+    lines += _table(("of", "is"), [(name, f"`{value}`") for name, value in _flat(origin)])
     return "\n".join(lines)
 
 

@@ -63,6 +63,8 @@ class TuneOptions:
         processes: on this machine, which share each batch.
         device: where to compute.
         keep_checkpoints: leave the run's folder, with checkpoints and optimizer, when it has ended.
+        keep_zeros: what is exactly 0 in the source's matrices stays so: a pruned model stays pruned. Not with
+            an adapter, which is added to all of a matrix.
     """
 
     epochs: float = 3.0
@@ -98,6 +100,7 @@ class TuneOptions:
     processes: int = 1
     device: Device = "auto"
     keep_checkpoints: bool = False
+    keep_zeros: bool = False
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, 0.0, 10_000.0, is_low_open=True)
@@ -122,6 +125,12 @@ class TuneOptions:
         check_number("temperature", self.temperature, 0.0, 100.0, is_low_open=True)
         for name, kind in _CHOICES.items():
             check_choice(name, getattr(self, name), get_args(kind))
+        if self.keep_zeros and self.is_adapter:
+            raise OptionError(
+                f"keep_zeros is not for method={self.method!r}: an adapter is added to all of a matrix",
+                hint="choose full, last-layers or head",
+                option="keep_zeros",
+            )
         share = self.processes * self.accumulation
         if self.batch_size % share:
             raise OptionError(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastserve.data.problem import Problem
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
 from fastserve.evaluate.search_plot import plot_search
@@ -101,8 +102,10 @@ def search(
     space: Space,
     trials: int,
     options: TuneOptions | None = None,
+    on_problem: Mapping[str, str] | None = None,
     resume: bool = False,
     report: Callable[[Progress], None] | None = None,
+    report_problem: Callable[[Problem], None] | None = None,
 ) -> SearchResult:
     """Tune `trials` times with options drawn from `space` (TPE; Bergstra et al. 2011), and keep the best
     model.
@@ -133,7 +136,9 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     check_plot(folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    metric = options.metric or default_metric(task, model=model, train=train, options=options)
+    metric = options.metric or default_metric(
+        task, model=model, train=train, options=options, on_problem=on_problem or {}
+    )
     chosen = replace(options, metric=metric)
     study = _open_study(folder, task, chosen, space)
 
@@ -157,7 +162,9 @@ def search(
                 dev=dev,
                 output=place,
                 options=replace(chosen, **drawn),
+                on_problem=on_problem,
                 report=report,
+                report_problem=None if trial.number else report_problem,  # told once
                 on_evaluate=on_evaluate,
             )
         except optuna.TrialPruned:

@@ -3,7 +3,6 @@ dequantized to float32."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,15 @@ from typing import Any
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
+from fastserve.checkpoint.packed_weights import QUANT_METHOD
 from fastserve.errors import UnsupportedError
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.relation_extraction import RelationExtraction
 from fastserve.evaluate.task.task import Task
+from fastserve.models.config import EncoderConfig
+from fastserve.models.family import read_config
 from fastserve.models.pooling import Pooling
+from fastserve.tune.digest import digest_files
 from fastserve.types import JsonObject
 
 _MOST_TOKENS = 512  # of an example by default: longer ones are rare, and attention over them dear
@@ -63,7 +66,7 @@ class SourceModel:
         formats = sorted({tensor.format.name.lower() for tensor in self.checkpoint.tensors.values()})
         return {
             "model": self.spec,
-            "weights_sha256": _digest(self.checkpoint.files),
+            "weights_sha256": digest_files(self.checkpoint.files),
             "format": self.checkpoint.format,
             "stored_as": formats,
             "dequantized_to": "f32" if set(formats) - {"f32", "f16", "bf16"} else None,
@@ -114,11 +117,40 @@ def _from_folder(source: SourceModel, name: str, changes: JsonObject) -> Any:
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source.path, **changes)
+    _refuse_own_heads(source)
+    _refuse_packed(source)
+    config = transformers.AutoConfig.from_pretrained(source.checkpoint.path, **changes)
     if config.pad_token_id is None:
         config.pad_token_id = source.tokenizer.pad_token_id
     kind = getattr(transformers, name)
     return kind.from_pretrained(source.checkpoint.path, config=config, dtype=torch.float32)
+
+
+def _refuse_own_heads(source: SourceModel) -> None:
+    """
+    Raises:
+        UnsupportedError: heads were pruned from an encoder, whose config `transformers` has no key for.
+    """
+    config = read_config(source.config) if source.config.get("head_dim") else None
+    if isinstance(config, EncoderConfig) and config.num_heads * config.head_dim != config.hidden_size:
+        raise UnsupportedError(
+            f"{source.spec}: transformers has no {source.config['model_type']!r} of {config.num_heads} heads"
+            f" of {config.head_dim}, {config.hidden_size} wide",
+            hint="tune it within a recipe (the step recover), or what fastserve convert makes of it",
+        )
+
+
+def _refuse_packed(source: SourceModel) -> None:
+    """
+    Raises:
+        UnsupportedError: the weights are in our sidecar, which `transformers` does not read.
+    """
+    quantization = source.config.get("quantization_config")
+    if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
+        raise UnsupportedError(
+            f"{source.spec} is packed in a form that transformers does not read",
+            hint="tune what it was compressed from, or what `fastserve convert --to safetensors` makes of it",
+        )
 
 
 def _from_dequantized(source: SourceModel, name: str, changes: JsonObject) -> Any:
@@ -172,12 +204,3 @@ def _dropout_of(config: JsonObject, dropout: float | None) -> JsonObject:
         return {}
     names = [name for name in config if name.endswith(("dropout", "dropout_prob", "pdrop"))]
     return dict.fromkeys([*names, *(("classifier_dropout",) if names else ())], dropout)
-
-
-def _digest(files: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while piece := stream.read(2**22):
-                digest.update(piece)
-    return digest.hexdigest()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastserve.data.problem import Problem
 from fastserve.tune.options import TuneOptions
 from fastserve.tune.run import Run, TuneResult, WorkerRequest, prepare
 
@@ -25,6 +26,7 @@ def tune(
     on_problem: Mapping[str, str] | None = None,
     resume: bool = False,
     report: Callable[[Progress], None] | None = None,
+    report_problem: Callable[[Problem], None] | None = None,
     on_evaluate: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TuneResult:
     """Tune a pretrained model on labelled rows; `output` is a model directory afterwards.
@@ -34,10 +36,11 @@ def tune(
         model: a name, a source, a folder or a .gguf file, as everywhere.
         train, dev: files of rows, in any form that `fastserve.data` reads.
         on_problem: what to do about a kind of problem in the rows, {"bad-label": "drop"}; see
-            `fastserve.data.PROBLEM_KINDS`.
+            `fastserve.data.PROBLEM_KINDS`. A text that train and dev share is one, `split-overlap`.
         resume: go on with the unfinished run of this output, where there is one: its final weights are those
             of a run that never stopped, bit for bit on a CPU with as many threads.
         report: is told of each step.
+        report_problem: is told each problem of the rows, before anything is trained.
         on_evaluate: is told step and metrics of each evaluation; what it raises ends the run.
 
     >>> tune("causal-lm", model="smollm2-135m-instruct", train="a.txt", output="b").path  # doctest: +SKIP
@@ -49,7 +52,16 @@ def tune(
         UnsupportedError: a library of the extra is missing, or the model has no head for the task.
     """
     started = time.monotonic()
-    prepared = prepare(task, model, train, dev, Path(output), options or TuneOptions(), on_problem or {})
+    prepared = prepare(
+        task,
+        model,
+        train,
+        dev,
+        Path(output),
+        options or TuneOptions(),
+        on_problem or {},
+        report_problem=report_problem,
+    )
     checkpoint = prepared.folder.begin(prepared.request, resume=resume)
     if prepared.options.processes > 1:
         from fastserve.tune.processes import run_in_processes  # needs torch

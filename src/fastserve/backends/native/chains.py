@@ -10,6 +10,7 @@ from fastserve.backends.native.quantize_rows import QuantizeRows
 from fastserve.graph.memory import Lifetimes, MemoryPlan, plan_strip
 from fastserve.graph.node import (
     Activation,
+    AdapterDown,
     Add,
     AddLayerNorm,
     AddRmsNorm,
@@ -41,6 +42,7 @@ MAX_SEQUENCE_ROWS = 128
 
 _ROW_WISE = (
     Activation,
+    AdapterDown,
     Add,
     AddLayerNorm,
     AddRmsNorm,

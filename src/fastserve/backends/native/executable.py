@@ -11,6 +11,7 @@ from typing import get_args
 
 import fastserve._native as _native
 from fastserve.backends.bounds import BatchBounds
+from fastserve.backends.native.adapters import NativeAdapters
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.fuse_rope_attention import RopeAttention
 from fastserve.backends.native.layout import Layout, lay_out
@@ -24,7 +25,7 @@ from fastserve.config import KvDtype, WeightFormat
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.graph.node import Attention, Graph, Node, PoolNode, Rope, Rows, StoreSource
 from fastserve.option import check_choice, check_integer
-from fastserve.types import Batch, Limits, StepResult, UInt8Array
+from fastserve.types import NO_ADAPTER, Batch, Limits, LowRankMatrices, StepResult, UInt8Array
 
 logger = logging.getLogger(__name__)
 
@@ -97,19 +98,36 @@ def compile_layout(
     packed = Weights(runtime, tensors, layout.schemes, cache, storage_choice)
     nodes = [*_ops(layout), *(_ops(encoder) if encoder else ())]
     kv_pool = _make_kv_pool([node for node in nodes if isinstance(node, PoolNode)], limits, kv_dtype)
-    program = _compile_program(layout, runtime, packed, kv_pool, limits)
-    encoder_program = _compile_program(encoder, runtime, packed, kv_pool, limits) if encoder else None
+    adapters = None
+    if layout.adapted is not None:
+        adapters = NativeAdapters(runtime, layout.source, tensors, layout.schemes, limits)
+    shared = _Shared(runtime, packed, kv_pool, limits)
+    plain = _make_plan(layout, shared)
+    adapted = None
+    if layout.adapted is not None and adapters is not None:
+        adapted = _make_plan(layout.adapted, shared, adapters)
+    encoder_plan = _make_plan(encoder, shared) if encoder else None
     packed.keep()
     storages = packed.storages()
     if storages.keys() - {"dense"}:
         counts = ", ".join(f"{count} {storage}" for storage, count in sorted(storages.items()))
         logger.info("matrices by storage: %s", counts)
-    return NativeExecutable(runtime, program, kv_pool, encoder=encoder_program)
+    return NativeExecutable(runtime, kv_pool, plain, adapted=adapted, adapters=adapters, encoder=encoder_plan)
 
 
 @dataclass(frozen=True, slots=True)
-class _Program:
-    """A plan, what its batches may hold, and where its outputs lie."""
+class _Shared:
+    """What the plans of one executable have in common."""
+
+    runtime: _native.Runtime
+    weights: Weights
+    kv_pool: _native.KvPool
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPlan:
+    """A plan, what its batches may hold, and where the graph's outputs lie in its arena."""
 
     plan: _native.Plan
     bounds: BatchBounds
@@ -117,12 +135,11 @@ class _Program:
     rows_of: Mapping[str, Rows]
 
 
-def _compile_program(
-    layout: Layout, runtime: _native.Runtime, packed: Weights, kv_pool: _native.KvPool, limits: Limits
-) -> _Program:
+def _make_plan(layout: Layout, shared: _Shared, adapters: NativeAdapters | None = None) -> CompiledPlan:
+    limits = shared.limits
     bounds = BatchBounds.from_graph(layout.source, limits, _native.BLOCK_SIZE)
     plan = _native.Plan(
-        runtime,
+        shared.runtime,
         layout.memory.size_bytes,
         max_tokens=limits.max_tokens,
         max_outputs=limits.max_outputs,
@@ -139,16 +156,17 @@ def _compile_program(
     lowering = Lowering(
         plan,
         layout.memory,
-        packed,
-        kv_pool,
+        shared.weights,
+        shared.kv_pool,
         {t: make_rope_table(t, bounds.num_positions) for t in tables},
-        {b: make_bias_table(b, packed, bounds.num_positions) for b in biases},
+        {b: make_bias_table(b, shared.weights, bounds.num_positions) for b in biases},
         layout.chains,
+        {} if adapters is None else adapters.tables,
     )
     lower(layout.graph, lowering)
     outputs = {name: lowering.matrix(value) for name, value in layout.graph.outputs.items()}
     rows_of = {name: value.rows for name, value in layout.graph.outputs.items()}
-    return _Program(plan, bounds, outputs, rows_of)
+    return CompiledPlan(plan, bounds, outputs, rows_of)
 
 
 def _ops(layout: Layout) -> list[Node]:
@@ -177,17 +195,19 @@ class NativeExecutable:
     def __init__(
         self,
         runtime: _native.Runtime,
-        program: _Program,
         kv_pool: _native.KvPool,
+        plain: CompiledPlan,
         *,
-        encoder: _Program | None = None,
+        adapted: CompiledPlan | None = None,
+        adapters: NativeAdapters | None = None,
+        encoder: CompiledPlan | None = None,
     ) -> None:
         self._runtime = runtime
         self._kv_pool = kv_pool
-        self._plan = program.plan
-        self._bounds = program.bounds
-        self._outputs = program.outputs
-        self._rows_of = program.rows_of
+        self._bounds = plain.bounds
+        self._plain = plain
+        self._adapted = adapted  # for steps that have adapters
+        self._adapters = adapters
         self._encoder = encoder
 
     @property
@@ -223,16 +243,23 @@ class NativeExecutable:
     def profiling(self) -> Iterator[list[CallProfile]]:
         """Profile the runs within the context; the list is filled when it ends."""
         calls: list[CallProfile] = []
-        self._plan.start_profile()
+        plans = [compiled.plan for compiled in (self._plain, self._adapted) if compiled is not None]
+        for plan in plans:
+            plan.start_profile()
         try:
             yield calls
         finally:
-            self._plan.stop_profile()
-            calls += (CallProfile(*row) for row in self._plan.profile())
+            for plan in plans:
+                plan.stop_profile()
+                calls += (CallProfile(*row) for row in plan.profile())
 
     def run(self, batch: Batch) -> StepResult:
+        compiled = self._plain
+        slots = batch.adapter_slots
+        if self._adapted is not None and slots is not None and (slots != NO_ADAPTER).any():
+            compiled = self._adapted
         try:
-            sampled = self._plan.run(batch, self._outputs.get("logits"))
+            sampled = compiled.plan.run(batch, compiled.outputs.get("logits"))
         except ValueError as error:
             raise OptionError(str(error)) from error
         num_rows = {
@@ -241,8 +268,8 @@ class NativeExecutable:
             Rows.SEQUENCES: batch.num_sequences,
         }
         outputs = {
-            name: self._plan.view(matrix, num_rows[self._rows_of[name]])
-            for name, matrix in self._outputs.items()
+            name: compiled.plan.view(matrix, num_rows[compiled.rows_of[name]])
+            for name, matrix in compiled.outputs.items()
             if sampled is None or name != "logits"
         }
         if sampled is None:
@@ -256,6 +283,11 @@ class NativeExecutable:
             top_token_ids=top_token_ids,
             top_logprobs=top_logprobs,
         )
+
+    def set_adapter(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
+        if self._adapters is None:
+            raise OptionError(f"the adapter slot {slot} is one too many: there are none")
+        self._adapters.set(slot, matrices)
 
     def encode(self, batch: Batch) -> None:
         assert self._encoder is not None, "the model has no encoder"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from fastserve.backends.native.fuse_quantize_rows import QuantizedResult
 from fastserve.backends.native.weight_scheme import PANEL
 from fastserve.graph.node import (
     Activation,
     ActivationKind,
+    AdaptedLinear,
     GatedActivation,
     Graph,
     Linear,
@@ -52,7 +54,7 @@ def fuse_linear_activation(graph: Graph) -> Graph:
         activation = node.producer
         if isinstance(activation, Activation):
             linear = producers[activation.x]
-            if isinstance(linear, Linear) and is_read_by(linear.out, node):
+            if _is_plain(linear) and is_read_by(linear.out, node):
                 fused[node.out] = _fuse(node, LinearActivation, linear, activation)
                 absorbed.add(linear.out)
         elif isinstance(activation, GatedActivation):
@@ -64,7 +66,7 @@ def fuse_linear_activation(graph: Graph) -> Graph:
             is_read_once = (
                 is_read_by(gate.x, gate, up) and is_read_by(gate.out, node) and is_read_by(up.out, node)
             )
-            if isinstance(linear, Linear) and are_halves and is_read_once:
+            if _is_plain(linear) and are_halves and is_read_once:
                 fused[node.out] = _fuse(node, LinearGatedActivation, linear, activation)
                 absorbed.update((linear.out, gate.out, up.out))
     nodes: list[Node] = []
@@ -74,6 +76,11 @@ def fuse_linear_activation(graph: Graph) -> Graph:
         elif absorbed.isdisjoint(node.outputs()):
             nodes.append(node)
     return Graph(tuple(nodes), dict(graph.outputs))
+
+
+def _is_plain(node: Node) -> TypeGuard[Linear]:
+    """Whether its panels are whole as soon as they are made: an adapter is yet to be added to others."""
+    return isinstance(node, Linear) and not isinstance(node, AdaptedLinear)
 
 
 def _fuse(

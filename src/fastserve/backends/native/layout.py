@@ -4,13 +4,14 @@ lie. The memory of a model is reckoned from it, and the model compiled."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastserve.backends.native.chains import Chain, find_chains
 from fastserve.backends.native.fuse import fuse
 from fastserve.backends.native.weight_scheme import WeightScheme
 from fastserve.graph.memory import MemoryPlan, plan_memory, rows_of
 from fastserve.graph.node import Graph, Parameter, Rows
+from fastserve.graph.passes import add_adapters
 from fastserve.types import Limits
 
 
@@ -23,6 +24,7 @@ class Layout:
         graph: `source` in the nodes that the native backend runs.
         rows: of the largest step that there is room for.
         memory: the places of the values in the arena.
+        adapted: the same with adapters, for steps that have some; None where the limits allow for none.
     """
 
     source: Graph
@@ -31,6 +33,7 @@ class Layout:
     rows: Mapping[Rows, int]
     chains: Sequence[Chain]
     memory: MemoryPlan
+    adapted: Layout | None = None
 
     def is_for(self, limits: Limits) -> bool:
         """Whether it has room for just the largest step within these limits."""
@@ -38,9 +41,10 @@ class Layout:
 
     def num_bytes(self, threads: int) -> int:
         """Memory of all values, and of the strips of so many threads."""
-        return self.memory.size_bytes + threads * max(
+        own_bytes = self.memory.size_bytes + threads * max(
             (chain.strip.size_bytes for chain in self.chains), default=0
         )
+        return own_bytes + (self.adapted.num_bytes(threads) if self.adapted else 0)
 
 
 def lay_out(
@@ -57,4 +61,8 @@ def lay_out(
     chains = find_chains(fused) if in_strips else []
     rows = rows_of(limits)
     memory = plan_memory(fused, rows, chains=[chain.nodes for chain in chains])
-    return Layout(graph, schemes, fused, rows, chains, memory)
+    adapted = None
+    if limits.num_adapter_slots:
+        plain = replace(limits, num_adapter_slots=0)
+        adapted = lay_out(add_adapters(graph, limits.max_adapter_rank), schemes, plain, in_strips=in_strips)
+    return Layout(graph, schemes, fused, rows, chains, memory, adapted)

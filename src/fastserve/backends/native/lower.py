@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from fastserve.backends.relative_bias import bucket_of_distances
 from fastserve.graph.memory import MemoryPlan
 from fastserve.graph.node import (
     Activation,
+    AdaptedLinear,
+    AdapterDown,
     Add,
     AddLayerNorm,
     AddRmsNorm,
@@ -32,6 +34,7 @@ from fastserve.graph.node import (
     LayerNorm,
     Linear,
     Node,
+    Parameter,
     Pool,
     RelativeBias,
     RmsNorm,
@@ -65,6 +68,7 @@ class Lowering:
     rope_tables: Mapping[RopeTable, tuple[_native.FloatTable, _native.FloatTable]]
     bias_tables: Mapping[RelativeBias, _native.FloatTable]
     chains: Sequence[Chain] = ()
+    adapter_tables: Mapping[Parameter, _native.AdapterTable] = field(default_factory=dict)
 
     def quantized(self, value: Value, width: int, group_size: int) -> _native.Matrix:
         """The place of a value that holds quantized rows of `width` columns."""
@@ -132,9 +136,13 @@ def _lower_node(node: Node, to: Lowering, at: Callable[[Value | None], _native.M
             is_gated = isinstance(node, LinearGatedActivation)
             call = plan.linear_gated_activation if is_gated else plan.linear_activation
             call(node.kind, at(node.x), to.weights.matrix(node.weight), bias, at(node.out))
+        case AdapterDown():
+            plan.adapter_down(at(node.x), to.adapter_tables[node.weight], at(node.out))
         case Linear():
             bias = vector(node.bias) if node.bias else None
             plan.linear(at(node.x), to.weights.matrix(node.weight), bias, at(node.out))
+            if isinstance(node, AdaptedLinear):
+                plan.adapter_up(at(node.low), to.adapter_tables[node.weight], at(node.out))
         case QuantizeRows():
             plan.quantize_rows(at(node.x), to.quantized(node.out, node.x.width, node.group_size))
         case RmsNorm():

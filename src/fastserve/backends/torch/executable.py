@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self, get_args
 
 import numpy as np
 import torch
 
+from fastserve.backends.adapter import AdapterSites, PlacedMatrices
 from fastserve.backends.bounds import BatchBounds
 from fastserve.backends.torch.ops import OPS
 from fastserve.backends.torch.sample import sample
-from fastserve.backends.torch.step import KvLayer, Step
+from fastserve.backends.torch.step import AddedRows, KvLayer, Step
+from fastserve.backends.torch.step import PlacedMatrices as TorchMatrices
 from fastserve.config import KvDtype
 from fastserve.errors import OptionError
 from fastserve.graph.node import Graph, Parameter, PoolNode
+from fastserve.graph.passes import add_adapters
 from fastserve.option import check_choice
-from fastserve.types import Batch, Float32Array, Limits, StepResult, UInt8Array
+from fastserve.types import (
+    NO_ADAPTER,
+    Batch,
+    Float32Array,
+    Limits,
+    LowRankMatrices,
+    StepResult,
+    UInt8Array,
+)
 
 
 def compile_torch(
@@ -62,10 +73,12 @@ def compile_torch(
         kv = {layer: KvLayer.zeros(shape, kv_dtype, device) for layer, shape in shapes.items()}
     except torch.OutOfMemoryError as error:
         raise MemoryError(str(error)) from error
+    sites = AdapterSites(graph, {name: len(array) for name, array in parameters.items()}, limits)
     return TorchExecutable(
         _Program.of(graph, limits, block_size),
         weights,
         kv,
+        sites,
         encoder=_Program.of(encoder, limits, block_size) if encoder else None,
     )
 
@@ -91,11 +104,18 @@ class TorchExecutable:
         program: _Program,
         weights: Mapping[Parameter, torch.Tensor],
         kv: Mapping[int, KvLayer],
+        sites: AdapterSites,
         *,
         encoder: _Program | None = None,
     ) -> None:
         self._program = program
+        adapted = add_adapters(program.graph, program.bounds.limits.max_adapter_rank)
+        self._adapted = replace(program, graph=adapted)
         self._encoder = encoder
+        self._sites = sites
+        self._adapters: dict[Parameter, list[TorchMatrices | None]] = {
+            weight: [None] * program.bounds.limits.num_adapter_slots for weight in sites.weights
+        }
         self._weights = weights
         self._kv = kv
         self._bounds = program.bounds
@@ -122,7 +142,9 @@ class TorchExecutable:
         return self._device.type == "cpu"
 
     def run(self, batch: Batch) -> StepResult:
-        outputs = self._interpret(self._program, batch)
+        slots = batch.adapter_slots
+        is_adapted = slots is not None and (slots != NO_ADAPTER).any()
+        outputs = self._interpret(self._adapted if is_adapted else self._program, batch)
         if batch.sampling is None:
             return StepResult(outputs=outputs)
         sampled = sample(outputs["logits"], batch.sampling)
@@ -135,6 +157,10 @@ class TorchExecutable:
             top_logprobs=sampled.top_logprobs,
         )
 
+    def set_adapter(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
+        for weight, placed in self._sites.place(slot, matrices or {}).items():
+            self._adapters[weight][slot] = None if placed is None else self._to_torch(placed)
+
     def encode(self, batch: Batch) -> None:
         assert self._encoder is not None, "the model has no encoder"
         self._interpret(self._encoder, batch)
@@ -145,7 +171,12 @@ class TorchExecutable:
         program.bounds.check(batch)
         try:
             step = Step.from_batch(
-                batch, weights=self._weights, kv=self._kv, block_size=self.block_size, device=self._device
+                batch,
+                weights=self._weights,
+                kv=self._kv,
+                block_size=self.block_size,
+                device=self._device,
+                adapters=self._adapters,
             )
             for node in program.graph.nodes:
                 OPS[type(node)](node, step)
@@ -170,6 +201,15 @@ class TorchExecutable:
     def copy_block(self, source: int, target: int) -> None:
         for part, copy in zip(self._parts(source), self._parts(target), strict=True):
             copy.copy_(part)
+
+    def _to_torch(self, placed: PlacedMatrices) -> TorchMatrices:
+        return TorchMatrices(
+            torch.tensor(placed.down, device=self._device),
+            tuple(
+                AddedRows(part.first_row, part.first_rank, torch.tensor(part.up, device=self._device))
+                for part in placed.parts
+            ),
+        )
 
     def _parts(self, block: int) -> list[torch.Tensor]:
         """The bytes of a block: keys, values, keys, ... layer by layer. Views."""

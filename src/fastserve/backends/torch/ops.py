@@ -14,6 +14,8 @@ from fastserve.backends.torch.step import SequenceRows, Step
 from fastserve.graph.node import (
     Activation,
     ActivationKind,
+    AdaptedLinear,
+    AdapterDown,
     Add,
     AddLayerNorm,
     AddRmsNorm,
@@ -55,6 +57,25 @@ def embedding(node: Embedding, step: Step) -> None:
 def linear(node: Linear, step: Step) -> None:
     bias = step.weights[node.bias] if node.bias else None
     step.values[node.out] = functional.linear(step.values[node.x], step.weights[node.weight], bias)
+
+
+def adapter_down(node: AdapterDown, step: Step) -> None:
+    x = step.values[node.x]
+    out = x.new_zeros(x.shape[0], node.out.width)
+    for rows, adapter in step.adapters_of(node.weight, node.out.rows):
+        low = functional.linear(x[rows], adapter.down)
+        out[rows, : low.shape[1]] = low
+    step.values[node.out] = out
+
+
+def adapted_linear(node: AdaptedLinear, step: Step) -> None:
+    linear(node, step)
+    out, low = step.values[node.out], step.values[node.low]
+    for rows, adapter in step.adapters_of(node.weight, node.out.rows):
+        for part in adapter.parts:
+            ranks = slice(part.first_rank, part.first_rank + part.up.shape[1])
+            columns = slice(part.first_row, part.first_row + part.up.shape[0])
+            out[rows, columns] += functional.linear(low[rows, ranks], part.up)
 
 
 def rms_norm(node: RmsNorm, step: Step) -> None:
@@ -243,6 +264,8 @@ _POOLS: Mapping[PoolKind, Callable[[torch.Tensor], torch.Tensor]] = {
 OPS: Mapping[type[Node], Callable[[Any, Step], None]] = {
     Embedding: embedding,
     Linear: linear,
+    AdapterDown: adapter_down,
+    AdaptedLinear: adapted_linear,
     RmsNorm: rms_norm,
     LayerNorm: layer_norm,
     Add: add,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from fastserve.config import KvDtype
-from fastserve.graph.node import IdSource, Parameter, Value
-from fastserve.types import Batch, Int32Array
+from fastserve.graph.node import IdSource, Parameter, Rows, Value
+from fastserve.types import NO_ADAPTER, Batch, Int32Array
 
 _SMALLEST_QUANTIZED = 1e-30  # what is smaller becomes zeros: the inverse of its scale would overflow
 
@@ -68,6 +69,27 @@ class SequenceRows:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class AddedRows:
+    """See `fastserve.backends.adapter.AddedRows`."""
+
+    first_row: int
+    first_rank: int
+    up: torch.Tensor  # [rows, rank]
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedMatrices:
+    """See `fastserve.backends.adapter.PlacedMatrices`."""
+
+    down: torch.Tensor  # [ranks, in]
+    parts: tuple[AddedRows, ...]
+
+
+Adapters = Mapping[Parameter, Sequence[PlacedMatrices | None]]
+"""By weight and slot."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What a node's function reads, and where it puts its result (`values`)."""
@@ -77,6 +99,8 @@ class Step:
     ids: Mapping[IdSource, torch.Tensor]  # [tokens]
     output_rows: torch.Tensor
     sequences: tuple[SequenceRows, ...]
+    adapters: Adapters = field(default_factory=dict)
+    rows_of_slots: Mapping[Rows, Mapping[int, torch.Tensor]] = field(default_factory=dict)
     values: dict[Value, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -88,6 +112,7 @@ class Step:
         kv: Mapping[int, KvLayer],
         block_size: int,
         device: torch.device,
+        adapters: Adapters | None = None,
     ) -> Step:
         def ids(array: object) -> torch.Tensor:
             return torch.as_tensor(array, dtype=torch.int64, device=device)
@@ -124,4 +149,25 @@ class Step:
             },
             output_rows=ids(batch.output_rows),
             sequences=sequences,
+            adapters=adapters or {},
+            rows_of_slots={
+                rows: {int(slot): ids(np.flatnonzero(slots == slot)) for slot in set(slots) - {NO_ADAPTER}}
+                for rows, slots in slots_of_rows(batch).items()
+            },
         )
+
+    def adapters_of(self, weight: Parameter, rows: Rows) -> Iterator[tuple[torch.Tensor, PlacedMatrices]]:
+        """The adapters that change a weight, each with the rows that have it."""
+        for slot, indices in self.rows_of_slots[rows].items():
+            adapter = self.adapters[weight][slot]
+            if adapter is not None:
+                yield indices, adapter
+
+
+def slots_of_rows(batch: Batch) -> dict[Rows, Int32Array]:
+    """The adapter slot of every row of each kind; nothing where the batch names none."""
+    slots = batch.adapter_slots
+    if slots is None:
+        return {}
+    of_tokens = np.repeat(slots, np.diff(batch.sequence_starts))
+    return {Rows.TOKENS: of_tokens, Rows.OUTPUTS: of_tokens[batch.output_rows], Rows.SEQUENCES: slots}

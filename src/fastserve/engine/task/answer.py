@@ -9,7 +9,8 @@ import numpy as np
 
 from fastserve.checkpoint.tokenizer import Encoding
 from fastserve.engine.load import LoadedModel
-from fastserve.engine.task.prepared import Prepared, softmax
+from fastserve.engine.probability import softmax
+from fastserve.engine.task.prepared import Prepared
 from fastserve.engine.task.window import Window, cut, fit, stride_of
 from fastserve.errors import OptionError
 from fastserve.types import Float32Array

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import Any, TypedDict
 
+from fastserve.checkpoint.tokenizer import Encoding
 from fastserve.engine.load import LoadedModel
-from fastserve.engine.task.prepared import Prepared, sigmoid, softmax
+from fastserve.engine.probability import shares_of
+from fastserve.engine.task.prepared import Prepared
 from fastserve.engine.task.window import fit
 from fastserve.errors import CheckpointError, OptionError
-from fastserve.types import Float32Array
+from fastserve.models.task import TaskSettings
+from fastserve.types import Float32Array, Float64Array
 
 THRESHOLD = 0.5  # from which probability on a text has one of several labels
 
@@ -44,8 +48,7 @@ def prepare_text(
     Raises:
         ContextLengthError: they are longer than the model's limit.
     """
-    input_ = fit(model, model.tokenizer.encode_with_origin(text, pair), truncate=truncate)
-    return Prepared([input_], lambda logits: classify(model, logits[0]))
+    return _prepare(model, lambda member: member.tokenizer.encode_with_origin(text, pair), truncate=truncate)
 
 
 def prepare_relation(
@@ -57,7 +60,11 @@ def prepare_relation(
         OptionError: an entity is not within the text, or they overlap.
         ContextLengthError: as `prepare_text`.
     """
-    return prepare_text(model, mark(text, head, tail, markers_of(model)), truncate=truncate)
+
+    def encode(member: LoadedModel) -> Encoding:
+        return member.tokenizer.encode_with_origin(mark(text, head, tail, markers_of(member)))
+
+    return _prepare(model, encode, truncate=truncate)
 
 
 def markers_of(model: LoadedModel) -> Seq[str]:
@@ -96,22 +103,31 @@ def mark(text: str, head: Span, tail: Span, markers: Seq[str]) -> str:
     return marked + text[position:]
 
 
-def classify(model: LoadedModel, logits: Float32Array) -> Classification:
-    """What the logits [labels] of a head for whole texts say."""
-    settings = model.settings
+def _prepare(
+    model: LoadedModel, encode: Callable[[LoadedModel], Encoding], *, truncate: bool
+) -> Prepared[Classification]:
+    """An input for each member of an ensemble; of another model one."""
+    inputs = [fit(member, encode(member), truncate=truncate) for member in model.members]
+
+    def finish(logits: Seq[Float32Array]) -> Classification:
+        said = [
+            shares_of(member.settings, values) for member, values in zip(model.members, logits, strict=True)
+        ]
+        return classify(model.settings, said[0] if model.ensemble is None else model.ensemble.mix(said))
+
+    return Prepared(inputs, finish)
+
+
+def classify(settings: TaskSettings, shares: Float64Array) -> Classification:
+    """What probabilities [labels] of a text say, or the numbers of regression."""
     labels = settings.labels
     if settings.problem_type == "regression":
         if len(labels) == 1:
-            return {"value": float(logits[0])}
-        return {"values": dict(zip(labels, map(float, logits), strict=True))}
+            return {"value": float(shares[0])}
+        return {"values": dict(zip(labels, map(float, shares), strict=True))}
+    probabilities = dict(zip(labels, shares.tolist(), strict=True))
     if settings.problem_type == "multi_label_classification":
-        shares = dict(zip(labels, sigmoid(logits).tolist(), strict=True))
-        chosen = [label for label, share in shares.items() if share >= THRESHOLD]
-        return {"labels": chosen, "probabilities": shares}
-    values = softmax(logits)
-    best = int(values.argmax())
-    return {
-        "label": labels[best],
-        "score": float(values[best]),
-        "probabilities": dict(zip(labels, values.tolist(), strict=True)),
-    }
+        chosen = [label for label, share in probabilities.items() if share >= THRESHOLD]
+        return {"labels": chosen, "probabilities": probabilities}
+    best = int(shares.argmax())
+    return {"label": labels[best], "score": float(shares[best]), "probabilities": probabilities}

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from fastserve.engine.encoder import EncoderInput
-from fastserve.types import Float32Array, Float64Array
+from fastserve.types import Float32Array
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -44,14 +42,3 @@ def finish_all(prepared: Seq[Prepared[T]], results: Seq[Float32Array]) -> list[T
         start = stop
     assert start == len(results)
     return predictions
-
-
-def softmax(logits: Float32Array) -> Float64Array:
-    """Probabilities along the last axis."""
-    values = logits.astype(np.float64)
-    powers = np.exp(values - values.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
-
-
-def sigmoid(logits: Float32Array) -> Float64Array:
-    return np.asarray(1 / (1 + np.exp(-logits.astype(np.float64))))

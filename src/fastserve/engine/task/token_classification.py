@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 
 from fastserve.checkpoint.tokenizer import Encoding
 from fastserve.engine.load import LoadedModel
-from fastserve.engine.task.prepared import Prepared, softmax
+from fastserve.engine.probability import shares_of
+from fastserve.engine.task.prepared import Prepared
 from fastserve.engine.task.window import Window, cut, stride_of
-from fastserve.types import Float32Array
+from fastserve.models.task import TaskSettings
+from fastserve.types import Float32Array, Float64Array
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 # Blocks of the Unicode standard whose scripts write no spaces between words: Thai and Lao, kana, Han.
@@ -60,17 +63,50 @@ def prepare_tags(model: LoadedModel, text: str | Seq[str], *, stride: int | None
         words = [text[start:end] for start, end in offsets]
     if not words:
         return Prepared([], lambda _: {"entities": [], "tokens": [], "tags": [], "scores": []})
-    encoding = model.tokenizer.encode_with_origin(words)
-    if stride is None:
-        stride = stride_of(model)
-    windows = cut(model, encoding, part=0, stride=min(stride, model.context_length // 4))
-    first_tokens = _first_tokens(encoding)
+    parts = [_Part.of(member, words, stride) for member in model.members]
 
     def finish(logits: Seq[Float32Array]) -> Tagging:
-        found = _best_rows(first_tokens, windows, logits)
-        return _tagging(model, words, found, text if isinstance(text, str) else None, offsets)
+        found = _read(model, len(words), parts, logits)
+        return _tagging(model.settings, words, found, text if isinstance(text, str) else None, offsets)
 
-    return Prepared([window.input for window in windows], finish)
+    return Prepared([window.input for part in parts for window in part.windows], finish)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a member of an ensemble reads of a text; of another model all there is."""
+
+    windows: Seq[Window]
+    first_tokens: dict[int, int]
+
+    @classmethod
+    def of(cls, model: LoadedModel, words: Seq[str], stride: int | None) -> _Part:
+        encoding = model.tokenizer.encode_with_origin(words)
+        if stride is None:
+            stride = stride_of(model)
+        windows = cut(model, encoding, part=0, stride=min(stride, model.context_length // 4))
+        return cls(windows, _first_tokens(encoding))
+
+
+def _read(
+    model: LoadedModel, num_words: int, parts: Seq[_Part], logits: Seq[Float32Array]
+) -> dict[int, Float64Array]:
+    """By word, the probabilities of its tags. A member whose tokenizer drops all of a word leaves it open."""
+    said: list[dict[int, Float64Array]] = []
+    start = 0
+    for member, part in zip(model.members, parts, strict=True):
+        end = start + len(part.windows)
+        rows = _best_rows(part.first_tokens, part.windows, logits[start:end])
+        said.append({word: shares_of(member.settings, row) for word, row in rows.items()})
+        start = end
+    if model.ensemble is None:
+        return said[0]
+    num_labels = len(model.settings.labels)
+    is_open = np.full(num_labels, 1 / num_labels)
+    mixed = model.ensemble.mix(
+        [np.stack([found.get(word, is_open) for word in range(num_words)]) for found in said]
+    )
+    return {word: mixed[word] for word in range(num_words) if any(word in found for found in said)}
 
 
 def word_offsets(text: str) -> list[tuple[int, int]]:
@@ -155,17 +191,15 @@ def _best_rows(
 
 
 def _tagging(
-    model: LoadedModel,
+    settings: TaskSettings,
     words: list[str],
-    found: dict[int, Float32Array],
+    found: dict[int, Float64Array],
     text: str | None,
     offsets: Seq[tuple[int, int]] | None,
 ) -> Tagging:
-    settings = model.settings
     # A word without tokens (of characters that the tokenizer drops) has no tag of its own.
     tags, scores = ["O"] * len(words), [1.0] * len(words)
-    for word, row in found.items():
-        shares = softmax(row)
+    for word, shares in found.items():
         best = int(shares.argmax())
         tags[word], scores[word] = settings.labels[best], float(shares[best])
     entities: list[Entity] = []

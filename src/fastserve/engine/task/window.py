@@ -92,7 +92,8 @@ def stride_of(model: LoadedModel) -> int:
 def _window(model: LoadedModel, encoding: Encoding, tokens: Seq[int]) -> Window:
     has_types = isinstance(model.config, EncoderConfig) and model.config.num_token_types > 1
     types = [encoding.types[index] for index in tokens] if has_types else None
-    return Window(tokens, EncoderInput([encoding.ids[index] for index in tokens], types))
+    ids = [encoding.ids[index] for index in tokens]
+    return Window(tokens, EncoderInput(ids, types, member=model.member_index))
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

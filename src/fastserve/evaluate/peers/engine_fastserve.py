@@ -30,10 +30,11 @@ class Engine:
         completions = self._llm.generate(prompts, SamplingParams(max_tokens=max_tokens, ignore_eos=True))
         return [list(completion.token_ids) for completion in completions]
 
-    def embed(self, texts: list[list[int]]) -> Float32Array:
-        from fastserve.engine.encoder import Encoder
+    def embed(self, texts: list[list[int]]) -> list[Float32Array]:
+        from fastserve.engine.encoder import Encoder, EncoderInput
 
-        return Encoder(self._llm.model.executable).embed(texts)
+        encoder = Encoder(self._llm.model.executable, self._llm.model.settings.head)
+        return [row.reshape(-1) for row in encoder.run_all([EncoderInput(text) for text in texts])]
 
     def cost(self, prompts: list[list[int]], max_tokens: int) -> list[dict[str, Any]]:
         """What the calls of a run did, by op and shape; `max_tokens` 0 embeds."""

@@ -29,7 +29,8 @@ class Generation:
     Of a plain text all tokens are learned; it is cut into pieces of `max_length`. Of messages only what the
     assistant says, as the model's chat template writes it. A source becomes a user's message, with
     `instruction` before it, and its target the answer; where a model has no template, they are lines. An
-    encoder-decoder reads the source and writes the target.
+    encoder-decoder reads the source, after `instruction` where one is set, and writes the target, beginning
+    from `decoder_start`, which is the pad token where a model names none (T5, arXiv 1910.10683, section 2.1).
 
     While a model learns it is scored by the loss of a token and `perplexity`, its exponential; texts that it
     wrote (`prediction["text"]`) are scored against the targets.
@@ -39,6 +40,7 @@ class Generation:
     max_length: int
     instruction: str | None = None
     is_encoder_decoder: bool = False
+    decoder_start: int | None = None
 
     labels = ()
 
@@ -92,8 +94,10 @@ class Generation:
 
     @property
     def told(self) -> str | None:
-        """The instruction before a source: the one that is set, or the task's own."""
-        return self.instruction if self.instruction is not None else INSTRUCTIONS.get(self.name)
+        """The instruction before a source: the one that is set, or, for a decoder, the task's own."""
+        if self.instruction is not None or self.is_encoder_decoder:
+            return self.instruction
+        return INSTRUCTIONS.get(self.name)
 
     def messages_of(self, row: Row) -> list[dict[str, str]]:
         """What is said in a row, answers included."""
@@ -101,6 +105,10 @@ class Generation:
             return list(row["messages"])
         source = {"role": "user", "content": f"{self.told}\n\n{row['source']}".strip()}
         return [source, {"role": "assistant", "content": row["target"]}]
+
+    def source_of(self, row: Row) -> str:
+        """What an encoder-decoder reads of a row."""
+        return f"{self.told or ''} {row['source']}".strip()
 
     def target_of(self, row: Row) -> str:
         """What is to be written for a row: its target, or the last that the assistant says."""
@@ -136,14 +144,16 @@ class Generation:
         examples.add(index, _features(encoded["input_ids"][: self.max_length], labels))
 
     def _add_pair(self, index: int, row: Row, tokenizer: Any, examples: Examples) -> None:
-        source, target = (tokenizer(row[name], verbose=False)["input_ids"] for name in ("source", "target"))
+        source, target = (
+            tokenizer(text, verbose=False)["input_ids"] for text in (self.source_of(row), row["target"])
+        )
         if not target or target[-1] != tokenizer.eos_token_id:
             target = [*target, tokenizer.eos_token_id]
         examples.num_cut += max(len(source), len(target)) > self.max_length
         target = target[: self.max_length]
         features = _features(source[: self.max_length], target)
-        # The decoder begins with the pad token, as T5's does (arXiv 1910.10683, section 2.1).
-        features["decoder_input_ids"] = [tokenizer.pad_token_id, *target[:-1]]
+        start = tokenizer.pad_token_id if self.decoder_start is None else self.decoder_start
+        features["decoder_input_ids"] = [start, *target[:-1]]
         examples.add(index, features)
 
 

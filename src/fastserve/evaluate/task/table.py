@@ -36,6 +36,7 @@ class TaskOptions:
         problem: of text classification; None sees it from the labels.
         instruction: before the source of a translation or summary; None is the task's own.
         is_encoder_decoder: whether the model is one.
+        decoder_start: the token that such a model's decoder begins with; None is the pad token.
     """
 
     max_length: int
@@ -43,6 +44,7 @@ class TaskOptions:
     problem: Problem | None = None
     instruction: str | None = None
     is_encoder_decoder: bool = False
+    decoder_start: int | None = None
 
 
 def _text_classification(rows: Seq[Row], options: TaskOptions) -> Task:
@@ -84,6 +86,7 @@ def _generation(name: GenerationName) -> Callable[[Seq[Row], TaskOptions], Task]
             max_length=options.max_length,
             instruction=options.instruction,
             is_encoder_decoder=options.is_encoder_decoder,
+            decoder_start=options.decoder_start,
         )
 
     return make
@@ -162,6 +165,7 @@ def task_of_folder(folder: Path) -> Task:
                 max_length=int(settings.get("example_length", max_length)),
                 instruction=settings.get("instruction"),
                 is_encoder_decoder=bool(config.get("is_encoder_decoder")),
+                decoder_start=config.get("decoder_start_token_id"),
             )
     raise UnsupportedError(f"{folder} has task {name!r}", hint=f"tasks are {', '.join(TASK_NAMES)}")
 

@@ -14,6 +14,7 @@ class ModelDocument(Document):
     created: int
     owned_by: str
     root: str
+    parent: str | None  # of an adapter: the model that it is beside
     task: Task
     context_length: int
 

@@ -1,0 +1,160 @@
+"""SparseGPT: weights go by what it costs to lose them, and those that stay make up for it (Frantar &
+Alistarh, arXiv 2301.00774)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from fastserve.checkpoint.tensor import StoredTensor
+from fastserve.compress.calibration import walk
+from fastserve.compress.prune.matrix import note_dequantized, write_matrix
+from fastserve.compress.prune.pattern import Pattern, mask_of, read_pattern
+from fastserve.compress.quantize.gram import Gram, relative_output_error
+from fastserve.compress.station import Station
+from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
+from fastserve.errors import CheckpointError
+from fastserve.option import check_integer, check_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseGpt:
+    """The step `sparsegpt`.
+
+    Attributes:
+        sparsity, pattern: as of the step `magnitude`. Blocks go by the sum of their costs.
+        block_size: columns whose mask is chosen at once, over all rows, and after which the columns to the
+            right are made up (B and B_s of the paper, section 3); whole groups of N:M or blocks, at least.
+        damping: share of the mean of the Hessian's diagonal that is added to it.
+
+    Raises:
+        OptionError: no such pattern, a number out of range.
+    """
+
+    sparsity: float | None = None
+    pattern: str = "unstructured"
+    block_size: int = 128
+    damping: float = 0.01
+    targets: Targets = field(default_factory=Targets)
+
+    def __post_init__(self) -> None:
+        read_pattern(self.pattern, self.sparsity)
+        check_integer("block_size", self.block_size, low=1)
+        check_number("damping", self.damping, 0.0, 10.0, is_low_open=True)
+
+    @property
+    def calibrates(self) -> bool:
+        return True
+
+    def run(self, model: WorkingModel, context: Context) -> WorkingModel:
+        """Raises as `Step.run`."""
+        names = model.matrices(self.targets)
+        pattern = read_pattern(self.pattern, self.sparsity)
+        for name in names:
+            pattern.check(name, model.tensors[name].shape)
+        note_dequantized(context, model, names, "sparsegpt")
+        return walk(model, context, _Visitor(self, pattern, model, context, frozenset(names)), names=names)
+
+
+class _Visitor:
+    def __init__(
+        self, step: SparseGpt, pattern: Pattern, model: WorkingModel, context: Context, names: frozenset[str]
+    ) -> None:
+        self._step = step
+        self._pattern = pattern
+        self._model = model
+        self._context = context
+        self._names = names
+        self._gram: Gram | None = None
+
+    @property
+    def key(self) -> str:
+        return repr(self._step)
+
+    def observe(self, station: Station, x: torch.Tensor) -> None:
+        self._gram = self._gram or Gram(x.shape[1])
+        self._gram.add(x)
+
+    def finish(self, station: Station) -> Mapping[str, StoredTensor]:
+        assert self._gram is not None
+        gram, self._gram = self._gram.matrix(station.names[0]), None
+        factor = inverse_factor(gram, damping=self._step.damping, name=station.names[0])
+        changed: dict[str, StoredTensor] = {}
+        for name, weights in station.values.items():
+            if name not in self._names:
+                continue
+            pruned = prune_and_update(weights, factor, self._pattern, block_size=self._step.block_size)
+            self._context.layers.append(
+                LayerError(name, "sparsegpt", relative_output_error(weights, pruned, gram), "outputs")
+            )
+            changed[name] = write_matrix(self._model.tensors[name], pruned.numpy())
+        return changed
+
+
+def inverse_factor(gram: torch.Tensor, *, damping: float, name: str) -> torch.Tensor:
+    """The upper Cholesky factor U of the inverse Hessian [in, in], float32: U[j, j:] * U[j, j] is the first
+    row of the inverse of the Hessian of columns j, j + 1, ... alone (section 3.3 of arXiv 2210.17323).
+
+    Inputs that are always 0 count as independent of all others.
+
+    Raises:
+        CheckpointError: the Hessian is not positive definite, for all damping.
+    """
+    hessian = gram.to(torch.float64, copy=True)
+    diagonal = hessian.diagonal()
+    diagonal[diagonal == 0] = 1
+    diagonal += damping * diagonal.mean()
+    lower, failed = torch.linalg.cholesky_ex(hessian)
+    inverse = torch.cholesky_inverse(lower)
+    upper, failed_too = torch.linalg.cholesky_ex(inverse, upper=True)
+    if failed or failed_too:
+        raise CheckpointError(
+            f"the Hessian of the inputs of {name} is not positive definite",
+            hint="give more calibration text, or more damping",
+        )
+    factor: torch.Tensor = upper.float()
+    return factor
+
+
+def prune_and_update(
+    weights: torch.Tensor, factor: torch.Tensor, pattern: Pattern, *, block_size: int
+) -> torch.Tensor:
+    """Algorithm 1 of the paper.
+
+    Args:
+        weights: [out, in].
+        factor: of `inverse_factor` [in, in].
+
+    Returns:
+        The weights that are left, in float32 [out, in]; what goes is exactly 0.
+    """
+    unit = pattern.group if pattern.kept is not None else pattern.block[1]
+    width = -(-block_size // unit) * unit
+    weights = weights.clone()
+    for begin in range(0, weights.shape[1], width):
+        end = min(begin + width, weights.shape[1])
+        errors = _prune_columns(weights[:, begin:end], factor[begin:end, begin:end], pattern)
+        weights[:, end:] -= errors @ factor[begin:end, end:]
+    return weights
+
+
+def _prune_columns(block: torch.Tensor, factor: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """Prune some columns in place, one after the other. Returns what each has lost, over the factor's
+    diagonal [out, columns]."""
+    diagonal = factor.diagonal()
+    errors = torch.zeros_like(block)
+    step = pattern.group if pattern.kept is not None else block.shape[1]
+    mask = torch.zeros(block.shape, dtype=torch.bool)
+    for column in range(block.shape[1]):
+        if column % step == 0:
+            chosen = slice(column, column + step)
+            costs = (block[:, chosen] / diagonal[chosen]).square()
+            mask[:, chosen] = torch.from_numpy(mask_of(costs.numpy(), pattern, by_row=False))
+        gone = mask[:, column]
+        error = torch.where(gone, block[:, column] / diagonal[column], 0)
+        block[:, column + 1 :] -= error[:, None] * factor[column, column + 1 :]
+        block[gone, column] = 0
+        errors[:, column] = error
+    return errors

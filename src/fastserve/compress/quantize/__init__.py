@@ -1,0 +1,1 @@
+"""Quantization: steps that give matrices as whole numbers with scales."""

@@ -1,0 +1,118 @@
+"""The step `smoothquant` (Xiao et al., arXiv 2211.10438): large activations are divided, and the weights that
+they meet multiplied, until both are as hard to round; then both become int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.grouped_tensor import GroupedTensor
+from fastserve.checkpoint.tensor import StoredTensor
+from fastserve.compress.calibration import graph_of, visit
+from fastserve.compress.quantize.fold import Factors, Fold, find_fold, float_tensor, fold_vectors
+from fastserve.compress.quantize.grid import Grid
+from fastserve.compress.quantize.step import read_matrix, round_matrices
+from fastserve.compress.station import Station, find_stations
+from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.graph.node import Linear
+from fastserve.option import check_number
+
+_LEAST = 1e-5  # magnitude of activations and weights that scales are made of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothQuant:
+    """The step `smoothquant`: scales go into the norms before linears; then weights are int8 with a scale for
+    each row, and meet activations of int8 with a scale for each token (W8A8).
+
+    Attributes:
+        alpha: how much of the difficulty goes from activations to weights, from 0 to 1.
+        targets: which matrices.
+    """
+
+    alpha: float = 0.5
+    targets: Targets = field(default_factory=Targets)
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, 0.0, 1.0)
+
+    @property
+    def calibrates(self) -> bool:
+        return True
+
+    def run(self, model: WorkingModel, context: Context) -> WorkingModel:
+        """Raises as `Step.run`."""
+        names = model.matrices(self.targets)
+        visitor = _Magnitudes()
+        found = visit(model, context, visitor, names=names)
+        smooth = self._smooth(model, frozenset(names), found, context)
+        grid = Grid(bits=8, granularity="channel")
+        rounded = round_matrices(smooth, dict.fromkeys(names, grid), context, step="smoothquant")
+        return rounded.with_tensors({}, int8_activations=model.int8_activations | frozenset(names))
+
+    def _smooth(
+        self,
+        model: WorkingModel,
+        names: frozenset[str],
+        magnitudes: Mapping[str, StoredTensor],
+        context: Context,
+    ) -> WorkingModel:
+        """The model with scales folded: it computes what it did, up to rounding."""
+        changed: dict[str, StoredTensor] = {}
+        factors = Factors()
+        stations = find_stations(graph_of(model), names)
+        for station in stations:
+            fold = find_fold(station)
+            if fold is None or isinstance(fold.maker, Linear) or not _are_floats(model, station):
+                continue
+            activations = torch.from_numpy(to_f32(magnitudes[_key(station)]))
+            vectors, scales = fold_vectors(model, fold, self._scales(model, station, fold, activations))
+            changed |= vectors
+            factors.add(station, fold, scales)
+        if not factors.columns:
+            context.notes.append("smoothquant: no norm of this model can take scales; it is rounded as it is")
+        for name in factors.names:
+            changed[name] = float_tensor(name, factors.apply(name, read_matrix(model, name)))
+        return model.with_tensors(changed)
+
+    def _scales(
+        self, model: WorkingModel, station: Station, fold: Fold, activations: torch.Tensor
+    ) -> torch.Tensor:
+        """max|x|^alpha / max|w|^(1 - alpha) of each column (equation 4 of the paper)."""
+        names = (node.weight.names[0] for node in station.consumers if isinstance(node, Linear))
+        columns = [read_matrix(model, name).abs().amax(0) for name in names]
+        weights = torch.stack(columns).amax(0).clamp(min=_LEAST)
+        scales: torch.Tensor = activations.clamp(min=_LEAST) ** self.alpha / weights ** (1 - self.alpha)
+        return fold.shared(scales)
+
+
+class _Magnitudes:
+    """Finds the largest magnitude of each column of every station's inputs."""
+
+    key = "largest magnitudes"
+
+    def __init__(self) -> None:
+        self._largest: torch.Tensor | None = None
+
+    def observe(self, station: Station, x: torch.Tensor) -> None:
+        largest = x.abs().amax(0)
+        self._largest = largest if self._largest is None else torch.maximum(largest, self._largest)
+
+    def finish(self, station: Station) -> Mapping[str, StoredTensor]:
+        assert self._largest is not None
+        largest, self._largest = self._largest, None
+        return {_key(station): float_tensor(_key(station), largest)}
+
+
+def _key(station: Station) -> str:
+    """Of a finding: the name of no tensor."""
+    return f"largest inputs of {station.names[0]}"
+
+
+def _are_floats(model: WorkingModel, station: Station) -> bool:
+    names = (name for node in station.consumers for name in node.parameters()[0].names)
+    return not any(isinstance(model.tensors[name], GroupedTensor) for name in names)

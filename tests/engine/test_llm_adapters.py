@@ -1,0 +1,136 @@
+"""Adapters of a model in this process: chosen by prompt, loaded and swapped while it stays."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastserve.cli.main import main
+from fastserve.engine.llm import LLM
+from fastserve.errors import CheckpointError, ModelNotFoundError, OptionError, UnsupportedError
+from fastserve.types import SamplingParams
+from tiny_adapters import make_adapter, make_stories_adapter
+from tiny_heads import save_bert_head
+
+PROMPTS = ["Once upon a time", "Lily and Ben", "The dog was", "One day, a"]
+PARAMS = SamplingParams(max_tokens=64, ignore_eos=True)
+EXACT = {"weights": "f32", "kv_dtype": "f32"}
+
+
+@pytest.fixture(scope="module")
+def adapters(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return {name: make_stories_adapter(folder / name, stories, seed=seed) for seed, name in enumerate("abc")}
+
+
+@pytest.fixture
+def llm(stories: Path, adapters: dict[str, Path]) -> Iterator[LLM]:
+    with LLM(stories, **EXACT, adapters=adapters, max_adapters=2) as llm:
+        yield llm
+
+
+def tokens(llm: LLM, prompt: str, adapter: str | None) -> tuple[int, ...]:
+    return tuple(llm.generate(prompt, PARAMS, adapter=adapter)[0].token_ids)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_what_comes_with_an_adapter_is_what_the_merged_model_writes(
+    stories: Path, adapters: dict[str, Path], tmp_path: Path, backend: str
+) -> None:
+    arguments = ["convert", str(stories), "--to", "safetensors", "--output", str(tmp_path / "merged")]
+    assert main([*arguments, "--adapter", str(adapters["a"])]) == 0
+    with LLM(tmp_path / "merged", **EXACT, backend=backend) as merged:
+        expected = [tokens(merged, prompt, None) for prompt in PROMPTS]
+    with LLM(stories, **EXACT, backend=backend, adapters={"a": adapters["a"]}) as llm:
+        assert [tokens(llm, prompt, "a") for prompt in PROMPTS] == expected
+        assert tokens(llm, PROMPTS[0], None) != expected[0]
+
+
+@pytest.mark.parametrize("weights", ["f32", "int8", "int4"])
+def test_more_adapters_than_slots_in_one_call_give_each_prompt_what_it_gets_alone(
+    stories: Path, adapters: dict[str, Path], weights: str
+) -> None:
+    with LLM(stories, weights=weights, adapters=adapters, max_adapters=2, max_sequences=5) as llm:
+        choices = ["a", None, "b", "c"] * 3
+        prompts = PROMPTS * 3
+        together = llm.generate(prompts, PARAMS, adapter=choices)
+        assert [c.finish_reason for c in together] == ["length"] * 12
+        for prompt, adapter, completion in zip(prompts[:4], choices, together, strict=False):
+            assert tuple(completion.token_ids) == tokens(llm, prompt, adapter)
+    with LLM(stories, weights=weights) as plain:  # without room for any
+        assert tuple(together[1].token_ids) == tokens(plain, PROMPTS[1], None)
+
+
+def test_an_adapter_is_swapped_while_the_model_stays_and_what_runs_goes_on_as_it_began(
+    llm: LLM, adapters: dict[str, Path]
+) -> None:
+    old, new = (tokens(llm, PROMPTS[0], name) for name in "ab")
+    assert old != new
+    stream = llm.stream(PROMPTS[0], PARAMS, adapter="a")
+    begun = [next(stream).token_id]
+    llm.load_adapter("a", adapters["b"])
+    assert tokens(llm, PROMPTS[0], "a") == new
+    assert (*begun, *(chunk.token_id for chunk in stream)) == old
+    llm.unload_adapter("a")
+    assert llm.adapters == ("b", "c")
+    with pytest.raises(ModelNotFoundError, match="has no adapter 'a'") as error:
+        llm.generate(PROMPTS[0], adapter="a")
+    assert error.value.hint == "it has b, c"
+
+
+def test_speculation_changes_nothing_with_an_adapter(stories: Path, adapters: dict[str, Path]) -> None:
+    outputs = []
+    for options in ({}, {"speculation": "prompt-lookup"}, {"speculation": "draft", "draft_layers": 2}):
+        with LLM(stories, **EXACT, adapters={"a": adapters["a"]}, **options) as llm:
+            outputs.append([tokens(llm, prompt, "a") for prompt in PROMPTS])
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_adapters_that_do_not_fit_the_options_are_refused_by_name(
+    stories: Path, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    wide = make_stories_adapter(tmp_path / "wide", stories, seed=0, rank=12)
+    with pytest.raises(OptionError, match=r"wide has rank 12 at .*, the limit is max_adapter_rank=8"):
+        LLM(stories, adapters={"wide": wide}, max_adapter_rank=8)
+    dora = make_stories_adapter(tmp_path / "dora", stories, seed=0, use_dora=True)
+    with pytest.raises(UnsupportedError, match="DoRA"):
+        LLM(stories, adapters={"dora": dora})
+    with pytest.raises(OptionError, match="an adapter cannot be called 'x:y'"):
+        LLM(stories, adapters={"x:y": adapters["a"]})
+    with pytest.raises(OptionError, match="max_adapters=0 leaves no room"):
+        LLM(stories, adapters=adapters, max_adapters=0)
+    with LLM(stories) as plain, pytest.raises(OptionError, match="without room for adapters"):
+        plain.load_adapter("a", adapters["a"])
+    broken = tmp_path / "broken"
+    shutil.copytree(adapters["a"], broken)
+    (broken / "adapter_model.safetensors").write_bytes(b"none")
+    with LLM(stories, max_adapters=1) as llm:
+        with pytest.raises(CheckpointError):
+            llm.load_adapter("broken", broken)
+        assert llm.adapters == ()
+        llm.load_adapter("a", adapters["a"])
+        assert llm.generate(PROMPTS[0], PARAMS, adapter="a")[0].completion_tokens == 64
+
+
+def test_an_encoder_embeds_with_adapters_more_than_it_has_slots(tmp_path: Path) -> None:
+    import transformers
+
+    folder = save_bert_head(tmp_path / "base", "")
+    model = transformers.AutoModel.from_pretrained(folder)
+    paths = {}
+    for seed, name in enumerate("ab"):
+        paths[name] = tmp_path / name
+        make_adapter(paths[name], model, "bert", seed=seed)
+    texts = ["the cat sat", "ada love in london"]
+    with LLM(folder, adapters=paths, max_adapters=1) as llm:
+        plain = llm.embed(texts)
+        first, second = (llm.embed(texts, adapter=name) for name in "ab")
+        assert np.abs(first - second).max() > 1e-3
+        assert np.abs(first - plain).max() > 1e-3
+        np.testing.assert_array_equal(llm.embed(texts, adapter="a"), first)
+        np.testing.assert_array_equal(llm.embed(texts[1], adapter="b"), second[1:])
+        np.testing.assert_array_equal(llm.embed(texts), plain)
