@@ -18,11 +18,14 @@ pytest.importorskip("fastserve._native")
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SCRIPTS = [
     "busy_neighbour.py",
+    "compress_archive.py",
+    "compress_sparse_decode.py",
     "decode_against_llama_cpp.py",
     "huge_pages.py",
     "install_size.py",
     "peers.py",
     "prepare_large.py",
+    "random_projections.py",
     "quality.py",
     "serve_abuse.py",
     "serve_against_peers.py",

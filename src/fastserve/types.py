@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -131,7 +131,7 @@ class SamplingParams:
                 option="early_stopping",
             )
         plain = SEARCH_OPTIONS if self.num_beams == 1 else OPTIONS_WITHOUT_SEARCH
-        changed = [name for name, default in plain.items() if getattr(self, name) != default]
+        changed = [name for name, default in plain.items() if not _is_default(getattr(self, name), default)]
         if changed and self.num_beams == 1:
             raise OptionError(
                 f"{changed[0]}={getattr(self, changed[0])!r} is for beam search, and num_beams is 1",
@@ -150,6 +150,10 @@ class SamplingParams:
                 hint=f"choose num_beams={self.n}, or n={self.num_beams}",
                 option="n",
             )
+
+
+def _is_default(value: object, default: object) -> bool:
+    return value == default or (isinstance(value, Collection) and not value)
 
 
 SEARCH_OPTIONS: Mapping[str, object] = {"length_penalty": 1.0, "early_stopping": False}

@@ -205,6 +205,74 @@ def test_unigram_models(tmp_path: Path, shared_data: Path, texts: list[str], cla
     assert ours._backend.encode("a b", "c").ids == theirs("a b", "c")["input_ids"]
 
 
+def write_marian(folder: Path, shared_data: Path, drop: str = "") -> Path:
+    """English to French: one vocabulary of both, in the order of Marian's own files."""
+    train(folder, shared_data, "source.spm", model_type="unigram")
+    french = (shared_data / "lm_udhr_multilingual" / "fra.txt").read_text(encoding="utf-8")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(french.splitlines()),
+        model_writer=model,
+        num_threads=1,
+        minloglevel=2,
+        vocab_size=400,
+        hard_vocab_limit=False,
+    )
+    (folder / "target.spm").write_bytes(model.getvalue())
+    found: dict[str, None] = {"</s>": None, "<unk>": None, ">>fra<<": None}
+    for name in ("target.spm", "source.spm"):
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / name))
+        found |= dict.fromkeys(pieces.id_to_piece(id_) for id_ in range(3, len(pieces)))
+    found.pop(drop, None)
+    vocabulary = {piece: id_ for id_, piece in enumerate([*found, "<pad>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    return write_config(folder, "MarianTokenizer", source_lang="eng", target_lang="fra")
+
+
+@pytest.mark.filterwarnings("ignore:Recommended")
+def test_marian_cuts_sources_by_one_model_and_writes_targets_by_another(
+    tmp_path: Path, shared_data: Path, texts: list[str]
+) -> None:
+    write_marian(tmp_path, shared_data)
+    ours = build(tmp_path)
+    theirs = transformers.MarianTokenizer.from_pretrained(tmp_path)
+    assert ours.vocab_size == len(theirs)
+    ascii_texts = [text for text in texts if text.isascii() and "``" not in text]
+    for text in [*ascii_texts, ">>fra<< Hello", "one </s> two"]:
+        assert ours.encode(text) == theirs.encode(text), text
+    for text in ("Tous les êtres humains naissent libres et égaux.", "Chacun a des devoirs."):
+        target = theirs(text_target=text)["input_ids"]
+        assert ours.decode(target) == theirs.decode(target, skip_special_tokens=True) == text
+    assert ours.encode("\U000f0000a") == ours.encode("a")
+
+
+@pytest.mark.filterwarnings("ignore:Recommended")
+def test_a_piece_that_marians_vocabulary_lacks_is_cut_smaller(tmp_path: Path, shared_data: Path) -> None:
+    write_marian(tmp_path, shared_data, drop="▁the")
+    ours = build(tmp_path)
+    assert ours.decode(ours.encode("the end")) == "the end"
+    unknown = transformers.MarianTokenizer.from_pretrained(tmp_path).encode("the end")
+    assert 1 in unknown
+    assert 1 not in ours.encode("the end")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "says"),
+    [
+        ({"</s>": 0, "<unk>": 2}, "other ids than those from 0 to 1"),
+        ({"</s>": 0, "<unk>": "1"}, "other ids"),
+        ({"</s>": 0, "a": 1}, "lacks '<unk>'"),
+    ],
+)
+def test_a_vocabulary_of_marian_that_is_none_is_refused(
+    vocabulary: dict[str, Any], says: str, tmp_path: Path, shared_data: Path
+) -> None:
+    write_marian(tmp_path, shared_data)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(CheckpointError, match=says):
+        build(tmp_path)
+
+
 def test_added_tokens_have_the_ids_that_the_folder_declares(
     tmp_path: Path, gpt2_files: Callable[[Path], Path]
 ) -> None:

@@ -39,3 +39,15 @@ def write_rows(tmp_path: Path) -> Callable[[str, Iterable[Mapping[str, Any]]], P
         return path
 
     return write
+
+
+@pytest.fixture
+def without_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed is not measured, which takes two processes for each model: every one is said to be as fast."""
+    from fastserve.compress.speed import Speed
+
+    def pretend(models: Mapping[str, Path], **_: Any) -> dict[str, Speed]:
+        speed = Speed(memory_bytes=10**8, decode_ms=1.0, prefill_ms=2.0, prefill_tokens=128)
+        return dict.fromkeys(models, speed)
+
+    monkeypatch.setattr("fastserve.compress.compression.measure_speeds", pretend)

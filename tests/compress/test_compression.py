@@ -87,6 +87,7 @@ def test_a_decoder_keeps_its_predictions_at_int8_in_transformers_too(
             assert list(completion.token_ids) == probe["token_ids"]
 
 
+@pytest.mark.usefixtures("without_speed")
 def test_steps_follow_each_other_and_calibrate_on_the_text_that_is_given(
     stories_folder: Path, story_file: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +111,79 @@ def test_steps_follow_each_other_and_calibrate_on_the_text_that_is_given(
     assert open_checkpoint(tmp_path / "out").tensors.keys() == open_checkpoint(stories_folder).tensors.keys()
 
 
+@pytest.mark.usefixtures("without_speed")
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(
+    stories_folder: Path, story_file: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        "calibration: {sequences: 4, length: 64}\n"
+        "steps: [{magnitude: {sparsity: 0.5}}, {gptq: {bits: 4, misfit: channel}}]",
+    )
+    data = CompressData(calibration=story_file)
+    told: list[tuple[str, int]] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        told.append((what, done))
+        if what == "writing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data, progress=stop)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OptionError, match="unfinished run"):
+        compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data)
+    with pytest.raises(OptionError, match="seed=1 differs from 0"):
+        compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data, resume=True, seed=1)
+    compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data, resume=True)
+    compress(stories_folder, recipe=recipe, output=tmp_path / "whole", data=data)
+    one, other = (digests(tmp_path / name) for name in ("out", "whole"))
+    assert {name for name in one if name.endswith(".safetensors")} == {
+        "fastserve.safetensors",
+        "model.safetensors",
+    }
+    for name in ("fastserve.safetensors", "model.safetensors", "config.json"):
+        assert one[name] == other[name]
+    assert not (tmp_path / "out.run").exists()
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_what_is_left_in_blocks_of_gguf_is_told(stories_folder: Path, tmp_path: Path) -> None:
+    result = compress(stories_folder / "stories260K.gguf", recipe="int8", output=tmp_path / "out")
+    formats = {t.format.block_elements for t in open_checkpoint(tmp_path / "out").tensors.values()}
+    assert formats == {1}
+    source = open_checkpoint(stories_folder / "stories260K.gguf")
+    has_blocks = any(
+        tensor.format.block_elements > 1 for name, tensor in source.tensors.items() if "embed_tokens" in name
+    )
+    assert any("became bfloat16" in note for note in result.report["notes"]) == has_blocks
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_an_archive_is_smaller_opens_like_the_artifact_and_keeps_its_report(
+    stories_folder: Path, story_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("constriction")
+    monkeypatch.setenv("FASTSERVE_HOME", str(tmp_path / "home"))
+    recipe = write_recipe(
+        tmp_path, "steps: [{magnitude: {sparsity: 0.5}}, {rtn: {bits: 4, misfit: channel}}]"
+    )
+    plain, archive = (
+        compress(stories_folder, recipe=recipe, output=tmp_path / name, archive=name == "archive")
+        for name in ("plain", "archive")
+    )
+    assert plain.path is not None
+    assert archive.path is not None
+    size = archive.report["archive"]["file_bytes"]
+    assert size < plain.report["size"]["after_bytes"]
+    assert sum(path.stat().st_size for path in archive.path.glob("*.safetensors")) == size
+    tensors = open_checkpoint(archive.path).tensors
+    for name, tensor in open_checkpoint(plain.path).tensors.items():
+        np.testing.assert_array_equal(to_f32(tensors[name]), to_f32(tensor))
+    assert "archive, MB" in (archive.path / "README.md").read_text("utf-8")
+    assert (archive.path / "compression" / "report.html").is_file()
+
+
 def test_a_classifier_is_judged_by_its_task_and_keeps_it(
     tmp_path: Path, write_rows: Callable[[str, Iterable[Mapping[str, Any]]], Path]
 ) -> None:
@@ -130,6 +204,7 @@ def test_a_classifier_is_judged_by_its_task_and_keeps_it(
     assert result.report["speed"]["after"]["sentence_ms"] > 0
     written = json.loads((tmp_path / "out" / "fastserve.json").read_text("utf-8"))
     assert {key: written[key] for key in card} == card
+    assert written["metrics"]["accuracy"] == accuracy["after"]["value"]
     with fastserve.pipeline("text-classification", tmp_path / "out") as classify:
         assert classify("the cat")["label"] in ("no", "yes")
 

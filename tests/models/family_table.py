@@ -24,14 +24,17 @@ from test_gguf_families import FAMILIES as GGUF_FAMILIES  # noqa: E402
 from test_gguf_families import write_gguf  # noqa: E402
 
 from decoder_configs import DECODERS, LLAMA  # noqa: E402
+from encoder_decoder_configs import ENCODER_DECODERS  # noqa: E402
 from fastserve.checkpoint.checkpoint import open_checkpoint  # noqa: E402
 from fastserve.checkpoint.convert_checkpoint import convert  # noqa: E402
 from fastserve.errors import UnsupportedError  # noqa: E402
 from fastserve.graph.node import Linear, MixtureOfExperts  # noqa: E402
 from fastserve.models.family import (  # noqa: E402
     DECODER_FAMILIES,
+    ENCODER_DECODER_FAMILIES,
     ENCODER_FAMILIES,
     build_graph,
+    build_source_encoder,
     read_config,
 )
 from fastserve.models.matrices import find_matrices  # noqa: E402
@@ -44,8 +47,9 @@ from parity import (  # noqa: E402
     run_embeddings,
     run_logits,
 )
+from source_parity import compile_graphs, load_graphs, run_target  # noqa: E402
 from tiny_encoders import ENCODERS, hf_encoder, hf_vectors  # noqa: E402
-from tiny_models import random_language_model  # noqa: E402
+from tiny_models import random_encoder_decoder, random_language_model  # noqa: E402
 
 DOCUMENT = CHECKOUT / "docs" / "models.md"
 SCRIPT = "tests/models/family_table.py"
@@ -68,6 +72,11 @@ _WIDTHS = {
     "word_embed_proj_dim": 64,
     "moe_intermediate_size": 64,
     "shared_expert_intermediate_size": 64,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 128,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
 }
 
 
@@ -77,7 +86,7 @@ def widened(config: Mapping[str, Any]) -> dict[str, Any]:
 
 CONFIGS: dict[str, dict[str, Any]] = {
     config["model_type"]: widened(config)
-    for name, config in {"llama": LLAMA, **DECODERS, **ENCODERS}.items()
+    for name, config in {"llama": LLAMA, **DECODERS, **ENCODERS, **ENCODER_DECODERS}.items()
     if "," not in name
 }
 # The same text models inside another config.
@@ -85,14 +94,19 @@ TEXT_PARTS = {"gemma3": "gemma3_text"}
 
 
 def save(model_type: str, folder: Path) -> Float32Array:
-    """Save a random model of a family and a tokenizer; give what it computes of TEXT: logits, or the mean of
-    its vectors."""
+    """Save a random model of a family and a tokenizer; give what it computes of TEXT (of encoder-decoders:
+    after TEXT): logits, or the mean of its vectors."""
     import torch
 
     config = CONFIGS[model_type]
     if model_type in ENCODER_FAMILIES:
         model = hf_encoder(config)
         expected = hf_vectors(model, TEXT).mean(0, keepdims=True)
+    elif model_type in ENCODER_DECODER_FAMILIES:
+        model = random_encoder_decoder(config)
+        with torch.no_grad():
+            ids = torch.tensor([TEXT])
+            expected = np.asarray(model(ids, decoder_input_ids=ids).logits[0].numpy())
     else:
         model = random_language_model(config)
         with torch.no_grad():
@@ -141,7 +155,10 @@ def converted(target: Any, weights: Any) -> Callable[[Path, Path], Path]:
 def linears_of(folder: Path) -> list[str]:
     """What GPTQ and AWQ pack: all linears but the head, those of experts too, in whatever order rows lie."""
     checkpoint = open_checkpoint(folder)
-    graph = build_graph(read_config(checkpoint.config), checkpoint.tensors.keys())
+    config = read_config(checkpoint.config)
+    graph = build_graph(config, checkpoint.tensors.keys())
+    if encoder := build_source_encoder(config, checkpoint.tensors.keys()):
+        graph = graph.beside(encoder)
     tables = find_matrices(checkpoint).tables
     # A gate of one row a token is no matrix to pack.
     weights = [n.weight for n in graph.nodes if isinstance(n, Linear) and n.out.width % 32 == 0]
@@ -216,6 +233,8 @@ FORMATS: Mapping[str, tuple[Callable[[Path, Path], Path], float]] = {
 
 def compute(folder: Path, backend: str) -> Float32Array:
     """What we compute of TEXT, in float32."""
+    if open_checkpoint(folder).config.get("is_encoder_decoder"):
+        return run_target(compile_graphs(backend, load_graphs(folder)), TEXT, TEXT)
     graph, parameters = load_model(folder)
     executable = compile_graph(backend, graph, parameters, max_context=64)
     if "embedding" in graph.outputs:
@@ -274,7 +293,7 @@ def cells(model_type: str, folder: Path) -> list[str]:
 
 
 def row(model_type: str, folder: Path) -> str:
-    families = {**DECODER_FAMILIES, **ENCODER_FAMILIES}
+    families = {**DECODER_FAMILIES, **ENCODER_FAMILIES, **ENCODER_DECODER_FAMILIES}
     also = [other for other, own in TEXT_PARTS.items() if own == model_type]
     names = ", ".join(f"`{name}`" for name in (model_type, *also))
     return f"| {' | '.join([families[model_type].title, names, *cells(model_type, folder)])} |"

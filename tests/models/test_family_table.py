@@ -6,11 +6,12 @@ import family_table
 import numpy as np
 import pytest
 
-from fastserve.models.family import DECODER_FAMILIES, ENCODER_FAMILIES
+from fastserve.models.family import DECODER_FAMILIES, ENCODER_DECODER_FAMILIES, ENCODER_FAMILIES
 
 
 def test_every_family_has_its_row() -> None:
-    assert {*family_table.CONFIGS, *family_table.TEXT_PARTS} == {*DECODER_FAMILIES, *ENCODER_FAMILIES}
+    families = {*DECODER_FAMILIES, *ENCODER_FAMILIES, *ENCODER_DECODER_FAMILIES}
+    assert {*family_table.CONFIGS, *family_table.TEXT_PARTS} == families
 
 
 @pytest.mark.parametrize("model_type", family_table.CONFIGS)

@@ -16,6 +16,8 @@ from fastserve.models.matrices import find_matrices
         ("gpt_neox", "embed_out.weight", "gpt_neox.embed_in.weight"),
         ("gemma2", None, "model.embed_tokens.weight"),
         ("mpnet", None, "embeddings.word_embeddings.weight"),
+        ("t5", None, "shared.weight"),
+        ("marian", None, "model.shared.weight"),
     ],
 )
 def test_tables_are_the_words_and_the_head(
@@ -27,3 +29,11 @@ def test_tables_are_the_words_and_the_head(
     assert set(matrices.tables) == {words, *([head] if head else [])}
     assert matrices.linears
     assert not set(matrices.linears) & set(matrices.tables)
+
+
+def test_matrices_of_an_encoder_decoder_are_those_of_both(tmp_path: Path) -> None:
+    save("t5", tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    matrices = find_matrices(checkpoint)
+    kept = {name for name in checkpoint.tensors if "norm" in name or "relative_attention_bias" in name}
+    assert {*matrices.linears, *matrices.tables} == set(checkpoint.tensors) - kept

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from encoder_decoder_configs import T5
 from fastserve.checkpoint.adapter import open_adapter
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.checkpoint.convert import to_f32
@@ -218,6 +219,10 @@ def test_what_cannot_be_added_beside_a_model_is_refused_with_the_remedy(tmp_path
         fit(tmp_path / "base", tmp_path / "embedding")
     with pytest.raises(OptionError, match=r"has rank 9 at .*, the limit is max_adapter_rank=8"):
         fit(tmp_path / "base", tmp_path / "wide")
+    t5 = read_config(T5)
+    graph = build_graph(t5)
+    with pytest.raises(UnsupportedError, match="encoder-decoder"):
+        fit_adapter(open_adapter(tmp_path / "wide"), graph, t5, (), max_rank=64)
     config = tmp_path / "wide" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"modules_to_save": ["score"]}))
     with pytest.raises(UnsupportedError, match="modules_to_save"):

@@ -220,9 +220,30 @@ def test_an_encoder_decoder_learns_to_write_targets(
     )
     assert result.metrics["perplexity"] < 1.5
     rows = load_data(dev, "translation")
-    evaluation = evaluate_folder(result.path, rows, PredictorOptions(max_tokens=8))
-    assert evaluation.backend == "torch"
+    evaluation = evaluate_folder(result.path, rows, PredictorOptions(weights="f32", max_tokens=8))
+    assert evaluation.backend == "native"
     assert evaluation.scores.metrics["exact_match"] == 1.0
+
+
+def test_the_native_runtime_writes_what_torch_writes_of_an_encoder_decoder(
+    tiny_t5: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    result = tune(
+        "summarization",
+        model=str(tiny_t5),
+        train=write_rows("train", copy_rows(5)),
+        output=tmp_path / "out",
+        options=replace(QUICK, epochs=6, learning_rate=1e-2, instruction="who is"),
+    )
+    rows = [{"source": source, "target": "Bob"} for source in ("Ann met Bob", "where is Rome ?", "good film")]
+    native, torch = (
+        evaluate_folder(result.path, rows, PredictorOptions(backend=backend, weights="f32", max_tokens=8))
+        for backend in ("native", "torch")
+    )
+    assert [one["text"] for one in native.predictions] == [one["text"] for one in torch.predictions]
+    assert any(one["text"] for one in native.predictions)
+    assert "perplexity" in torch.scores.metrics
+    assert "perplexity" not in native.scores.metrics
 
 
 def test_a_gguf_file_is_tuned_by_its_dequantized_weights_which_the_lineage_says(

@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from fastserve.checkpoint.file import read_bytes, read_json, read_optional_json
+from fastserve.checkpoint.marian_pieces import MARK, read_marian_pieces
 from fastserve.checkpoint.sentencepiece import CONTROL, UNKNOWN, SentencePieceModel, read_sentencepiece
 from fastserve.checkpoint.sentencepiece_tokenizer import build_from_sentencepiece, piece_tokens
 from fastserve.checkpoint.splitting import QWEN2, cut_words
@@ -265,6 +266,14 @@ def _build_albert(folder: Path, config: JsonObject) -> _Parts:
     return _Parts(backend, piece_tokens(model.pieces, model.types))
 
 
+def _build_marian(folder: Path, config: JsonObject) -> _Parts:
+    model, codes = read_marian_pieces(folder)
+    backend = build_from_sentencepiece(model, first_steps=[normalizers.Replace(MARK, "")])
+    backend.decoder = decoders.Sequence([decoders.Replace(MARK, ""), backend.decoder])
+    languages = [AddedToken(code, normalized=False, special=False) for code in codes]
+    return _Parts(backend, [*piece_tokens(model.pieces, model.types), *languages])
+
+
 def _read_pieces(folder: Path) -> SentencePieceModel:
     path = next((folder / name for name in _PIECE_FILES if (folder / name).is_file()), None)
     if path is None:
@@ -354,6 +363,11 @@ _CLASSES = {
         roles={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
         last="eos_token",
     ),
+    "MarianTokenizer": _Class(
+        build=_build_marian,
+        roles={"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        last="eos_token",
+    ),
     "AlbertTokenizer": replace(
         _BERT,
         build=_build_albert,
@@ -375,6 +389,7 @@ _CLASS_OF_MODEL = {
     "albert": "AlbertTokenizer",
     "bart": "BartTokenizer",
     "bert": "BertTokenizer",
+    "marian": "MarianTokenizer",
     "distilbert": "DistilBertTokenizer",
     "electra": "ElectraTokenizer",
     "gemma": "GemmaTokenizer",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,13 +13,20 @@ from fastserve.cli.engine_option import model_argument
 from fastserve.cli.option import json_option, network_forbidden, offline_option
 from fastserve.cli.progress_bar import step_progress
 from fastserve.cli.report import print_json, print_table
+from fastserve.errors import OptionError
 
 if TYPE_CHECKING:
     from fastserve.compress import CompressResult
 
 REFUSED = 3
 
+_SUBCOMMANDS = {"diff": "fastserve.cli.compress_diff"}
+
 _EPILOG = """\b
+Where two models differ (by layer, token and answer):
+  fastserve compress diff A B --data FILE
+
+\b
 Of --budget: size<=60MB (or <=22%, of the source), memory<=1GB, quality>=-1%, kl<=0.01, agreement>=99%,
 decode<=8ms, prefill<=300ms; of encoders latency<=5ms.
 """
@@ -26,11 +34,24 @@ decode<=8ms, prefill<=300ms; of encoders latency<=5ms.
 _Path = click.Path(path_type=Path)
 
 
-@click.command(cls=CommandWithSubcommands, modules={}, epilog=_EPILOG)
+@click.command(cls=CommandWithSubcommands, modules=_SUBCOMMANDS, epilog=_EPILOG)
 @model_argument
-@click.option("--recipe", required=True, metavar="NAME|FILE", help="A recipe that ships, or a file of one.")
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="A recipe that ships, or a file of one. With --budget, several are searched, or some that ship "
+    "where none is named: whole, and mixed by layer groups.",
+)
 @click.option("--output", required=True, type=_Path, metavar="DIR", help="Folder to make; must not be there.")
 @click.option("--budget", metavar="LIMITS", help="What the artifact must keep, or it is refused; see below.")
+@click.option("--trials", type=click.IntRange(0), default=6, help="Mixtures of recipes that are measured.")
+@click.option(
+    "--archive",
+    is_flag=True,
+    help="DIR is an archive: entropy-coded, exactly, for small links and disks; it is expanded where opened.",
+)
 @click.option("--accept", is_flag=True, help="Have the artifact whatever the budget says.")
 @click.option("--calibration", type=_Path, metavar="FILE", help="Text, or rows, to calibrate steps on.")
 @click.option("--data", type=_Path, metavar="FILE", help="Text, or rows of its task, to judge the model by.")
@@ -45,9 +66,11 @@ _Path = click.Path(path_type=Path)
 @offline_option
 def compress(
     model: str,
-    recipe: str,
+    recipes: Sequence[str],
     output: Path,
     budget: str | None,
+    trials: int,
+    archive: bool,
     accept: bool,
     calibration: Path | None,
     data: Path | None,
@@ -61,30 +84,40 @@ def compress(
     json: bool,
     offline: bool,
 ) -> None:
-    """Compress a model by a recipe, and report what it gained and lost.
+    """Compress a model by a recipe or under a budget, and report what it gained and lost.
 
     DIR is then a model directory that `fastserve serve` and, where a format for it exists, transformers and
     vLLM open, with a card and a report (compression/report.html). Exit code 3: it does not keep the budget.
     """
-    from fastserve.compress import CompressData
+    from fastserve.compress import CompressData, compress_to_budget
     from fastserve.compress import compress as run_compress
 
     if offline:
         click.get_current_context().with_resource(network_forbidden())
+    given = CompressData(calibration=calibration, judged=data, train=train, dev=dev, task=task)
+    options: dict[str, Any] = {
+        "output": output,
+        "data": given,
+        "archive": archive,
+        "accept": accept,
+        "resume": resume,
+        "limit": limit,
+        "seed": seed,
+        "threads": threads,
+    }
     with step_progress(shown=not json) as progress:
-        result = run_compress(
-            model,
-            recipe=recipe,
-            output=output,
-            data=CompressData(calibration=calibration, judged=data, train=train, dev=dev, task=task),
-            budget=budget,
-            accept=accept,
-            resume=resume,
-            limit=limit,
-            seed=seed,
-            threads=threads,
-            progress=progress,
-        )
+        if len(recipes) == 1:
+            result = run_compress(model, recipe=recipes[0], budget=budget, progress=progress, **options)
+        elif budget is None:
+            raise OptionError(
+                f"{len(recipes) or 'no'} recipes are named, and no budget to search among them by",
+                hint='name one with --recipe, or give such as --budget "size<=60MB quality>=-1%"',
+                option="recipe",
+            )
+        else:
+            result = compress_to_budget(
+                model, budget=budget, recipes=recipes, trials=trials, progress=progress, **options
+            )
     if json:
         print_json({**result.report, "output": str(output), "is_refused": result.is_refused})
     else:
@@ -94,8 +127,11 @@ def compress(
 
 
 def _print(result: CompressResult, output: Path) -> None:
-    from fastserve.compress.report import report_lines, report_rows
+    from fastserve.compress.report import SEARCH_HEADER, report_lines, report_rows, search_rows
 
+    if rows := search_rows(result.report):
+        print_table(SEARCH_HEADER, rows)
+        print()
     print_table(["", "before", "after", "change (95 % interval)"], report_rows(result.report))
     for line in report_lines(result.report):
         print(line)

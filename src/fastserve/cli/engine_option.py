@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 import click
 
 from fastserve.config import EngineOptions, ScheduleOptions
-from fastserve.types import SamplingParams
+from fastserve.types import EarlyStopping, SamplingParams
 
 if TYPE_CHECKING:
     from fastserve.engine.llm import LLM
@@ -98,6 +98,12 @@ _SAMPLING_HELP: Mapping[str, str] = {
     "seed": "Number that makes random choices repeatable; by default a new one every time.",
     "stop": "Stop where the model would write this text; may be given several times.",
 }
+_SEARCH_HELP: Mapping[str, str] = {
+    "num_beams": "Search for the likeliest text with so many beams; 1 takes token by token.",
+    "length_penalty": "Of a search: above 0 it favours long texts, below 0 short ones.",
+    "early_stopping": "Of a search: whether it ends as soon as there are as many texts as beams; never goes "
+    "on as long as a better one could come.",
+}
 
 
 def engine_options(*names: str, defaults: EngineOptions | None = None) -> Decorator:
@@ -113,6 +119,11 @@ def schedule_options(defaults: ScheduleOptions, *names: str) -> Decorator:
 def sampling_options(defaults: SamplingParams) -> Decorator:
     """Give a command the options of SamplingParams, with its own defaults; it gets them as `params`."""
     return pack_options("params", defaults, _SAMPLING_HELP)
+
+
+def generation_options(defaults: SamplingParams) -> Decorator:
+    """The same, and those of beam search."""
+    return pack_options("params", defaults, {**_SAMPLING_HELP, **_SEARCH_HELP})
 
 
 def open_llm(model: str, options: EngineOptions, *, task: Task, offline: bool, show_progress: bool) -> LLM:
@@ -158,12 +169,17 @@ def _option(name: str, kind: Any, default: Any, text: str) -> Decorator:
         return click.option(
             "--adapter", name, multiple=True, metavar="NAME=DIR", callback=_to_folders, help=text
         )
+    if kind == EarlyStopping:
+        choices = click.Choice(tuple(_EARLY_STOPPING))
+        return click.option(flag, type=choices, default="false", callback=_to_early_stopping, help=text)
     if kind is bool:
         return click.option(flag, is_flag=True, default=default, help=text)
     if any(get_origin(kind_) is Mapping for kind_ in (kind, *get_args(kind))):
         return click.option(flag, multiple=True, metavar="NAME=NUMBER", callback=_to_mapping, help=text)
     if get_origin(kind) is Literal:
         return click.option(flag, type=click.Choice(get_args(kind)), default=default, help=text)
+    if any(get_origin(kind_) is tuple for kind_ in (kind, *get_args(kind))):
+        return click.option(flag, multiple=True, type=int, default=default, help=text)
     if get_origin(kind) is Sequence:
         return click.option(flag, multiple=True, default=default, help=text)
     plainest = next(type_ for type_ in (str, int, float) if type_ in (get_args(kind) or (kind,)))
@@ -183,6 +199,13 @@ def _to_folders(
             raise click.BadParameter(f"two adapters have the name {name!r}")
         folders[name] = folder
     return folders or None
+
+
+_EARLY_STOPPING: Mapping[str, EarlyStopping] = {"false": False, "true": True, "never": "never"}
+
+
+def _to_early_stopping(context: click.Context, parameter: click.Parameter, text: str) -> EarlyStopping:
+    return _EARLY_STOPPING[text]
 
 
 def _to_mapping(

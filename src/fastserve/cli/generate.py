@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastserve.cli.constraint_option import constraint_options
-from fastserve.cli.engine_option import engine_options, model_argument, open_llm, sampling_options
+from fastserve.cli.engine_option import engine_options, generation_options, model_argument, open_llm
 from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.profile import profile_option, profiling
 from fastserve.cli.report import print_json
@@ -49,7 +49,7 @@ _ADAPTER = "adapter"  # what it is called beside the model
     metavar="DIR",
     help="Add the LoRA adapter in this folder, as peft saves them, to the model's weights.",
 )
-@sampling_options(SamplingParams())
+@generation_options(SamplingParams())
 @constraint_options
 @engine_options(
     "weights",
@@ -90,9 +90,10 @@ def generate(
 ) -> None:
     """Complete prompts.
 
-    The model goes on from where each prompt ends; with --chat it answers it. With --json-schema, --regex,
-    --choice or --grammar the text is what that one demands, unless --max-tokens ends it before. The text of
-    a single prompt is printed as it comes, that of several, which run together, at the end.
+    The model goes on from where each prompt ends; with --chat it answers it. An encoder-decoder writes what
+    it makes of the prompt, such as its translation. With --json-schema, --regex, --choice or --grammar the
+    text is what that one demands, unless --max-tokens ends it before. The text of a single prompt is printed
+    as it comes, that of several, which run together, at the end.
     """
     texts = read_texts(prompts)
     params = replace(params, constraint=constraint)

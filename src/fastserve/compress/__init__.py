@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastserve.compress.compression import CompressData, CompressResult, compress
     from fastserve.compress.recipe import read_recipe, recipe_names
+    from fastserve.compress.search import compress_to_budget
 
-__all__ = ["CompressData", "CompressResult", "compress", "read_recipe", "recipe_names"]
+__all__ = ["CompressData", "CompressResult", "compress", "compress_to_budget", "read_recipe", "recipe_names"]
 
 _EXPORTS = {
     **dict.fromkeys(("CompressData", "CompressResult", "compress"), "fastserve.compress.compression"),
     **dict.fromkeys(("read_recipe", "recipe_names"), "fastserve.compress.recipe"),
+    "compress_to_budget": "fastserve.compress.search",
 }
 
 

@@ -43,7 +43,7 @@ class TokenBatch:
         return Step(
             weights=weights,
             kv={
-                node.pool_layer: KvLayer.zeros((num_tokens, node.num_kv_heads, node.head_dim), "f32", "cpu")
+                node.pool_layer: _empty_layer(num_tokens, node)
                 for node in nodes
                 if isinstance(node, PoolNode)
             },
@@ -56,6 +56,11 @@ class TokenBatch:
             sequences=tuple(SequenceRows(b, e, torch.arange(b, e)) for b, e in pairwise(starts)),
             values=values,
         )
+
+
+def _empty_layer(num_tokens: int, node: PoolNode) -> KvLayer:
+    keys, values = (torch.zeros(num_tokens, node.num_kv_heads, node.head_dim) for _ in range(2))
+    return KvLayer(keys, values, "f32")
 
 
 def make_batches(sequences: Sequence[Sequence[int]], *, num_tokens: int = BATCH_TOKENS) -> list[TokenBatch]:

@@ -12,10 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
+from fastserve.checkpoint.archive import write_archive
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.rounding import row_pieces
-from fastserve.compress.artifact import folder_bytes, publish, settle, write_artifact, write_settings
+from fastserve.compress.artifact import (
+    check_artifact,
+    folder_bytes,
+    publish,
+    settle,
+    write_artifact,
+    write_settings,
+)
 from fastserve.compress.budget import NEED_DATA, Budget, parse_budget
 from fastserve.compress.calibration import calibration_tokens
 from fastserve.compress.lineage import digest, make_lineage
@@ -92,6 +100,7 @@ def compress(
     output: str | Path,
     data: CompressData | None = None,
     budget: str | None = None,
+    archive: bool = False,
     accept: bool = False,
     resume: bool = False,
     limit: int | None = None,
@@ -110,6 +119,7 @@ def compress(
         budget: such as "size<=60MB quality>=-1% decode<=8ms"; see `fastserve.compress.budget`. An artifact
             that does not keep it is refused: it stays in `OUTPUT.run`, from which `resume` with `accept`
             takes it.
+        archive: `output` is the artifact's archive: smaller, and expanded where it is opened.
         accept: have the artifact whatever the budget says.
         resume: go on with the unfinished run of this output.
         limit: judge by so many rows, or windows of text.
@@ -130,11 +140,11 @@ def compress(
     (chosen,) = run.recipes
     run.folder.begin(run.request, resume=resume)
     artifact = run.folder.path / "artifact"
-    report = _finished(artifact)
+    report = finished_report(artifact)
     if report is None:
         shutil.rmtree(artifact, ignore_errors=True)
         report = run.make(chosen, artifact, progress, started=started)
-    return run.conclude(artifact, report, accept=accept)
+    return run.conclude(artifact, report, accept=accept, archive=archive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +224,14 @@ class CompressRun:
         model = WorkingModel(checkpoint=self.checkpoint)
         for named in recipe.steps:
             model = named.step.run(model, context)
-        return settle(model)
+        settled = settle(model)
+        changed = [name for name, tensor in model.tensors.items() if settled.tensors[name] is not tensor]
+        if changed:
+            context.notes.append(
+                f"{len(changed)} {'tensor' if len(changed) == 1 else 'tensors'} in blocks of GGUF became "
+                f"bfloat16, as no step changed them: {changed[0]}{', ...' if changed[1:] else ''}"
+            )
+        return settled
 
     def write(
         self,
@@ -252,6 +269,7 @@ class CompressRun:
         evaluation = {key: report[key] for key in ("size", "quality", "speed")}
         card = {
             **self.checkpoint.card,
+            **({} if quality is None else {"metrics": quality.values}),
             "lineage": lineage,
             "compression": evaluation,
             "probes": list(probes),
@@ -260,17 +278,38 @@ class CompressRun:
         write_report(report, artifact, name=self.folder.output.name)
         return report
 
-    def conclude(self, artifact: Path, report: JsonObject, *, accept: bool) -> CompressResult:
-        """Give the artifact its name, unless the budget is not kept and it is not accepted so."""
+    def conclude(self, artifact: Path, report: JsonObject, *, accept: bool, archive: bool) -> CompressResult:
+        """Give the artifact, or its archive, its name, unless the budget is not kept and it is not accepted
+        so."""
+        made = artifact
+        if archive:
+            made = self.folder.path / "archive"
+            report = {**report, "archive": write_checked_archive(artifact, made)}
         if self.budget is not None:
             verdicts = self.budget.check(measured_values(report))
             report = with_budget(report, self.budget.text, verdicts)
-            write_report(report, artifact, name=self.folder.output.name)
-            if not accept and not report["budget"]["is_met"]:
-                return CompressResult(None, report)
-        publish(artifact, self.folder.output)
+        write_report(report, artifact, name=self.folder.output.name)
+        if self.budget is not None and not accept and not report["budget"]["is_met"]:
+            return CompressResult(None, report)
+        if archive:
+            shutil.copytree(artifact / REPORT_FOLDER, made / REPORT_FOLDER)
+            shutil.copyfile(artifact / "README.md", made / "README.md")
+        publish(made, self.folder.output)
         self.folder.finish(keep=False)
         return CompressResult(self.folder.output, report)
+
+
+def write_checked_archive(artifact: Path, output: Path) -> JsonObject:
+    """Write the archive of an artifact, and hold what it expands to to it. Returns its sizes.
+
+    Raises:
+        UnsupportedError: constriction is not installed.
+        CheckpointError: it expands to something else.
+    """
+    shutil.rmtree(output, ignore_errors=True)
+    sizes = write_archive(artifact, output)
+    check_artifact(WorkingModel(checkpoint=open_checkpoint(artifact)), output)
+    return {name: value for name, value in sizes.to_json().items() if name != "weights"}
 
 
 def prepare(
@@ -377,10 +416,10 @@ def _check_budget(budget: Budget, checkpoint: Checkpoint, data: CompressData) ->
             )
 
 
-def _finished(artifact: Path) -> JsonObject | None:
+def finished_report(artifact: Path) -> JsonObject | None:
     """The report of an artifact that an earlier run has made, but was refused."""
     path = artifact / REPORT_FOLDER / "report.json"
     if not path.is_file():
         return None
     document: JsonObject = json.loads(path.read_text(encoding="utf-8"))
-    return {key: value for key, value in document.items() if key != "budget"}
+    return {key: value for key, value in document.items() if key not in ("archive", "budget", "search")}

@@ -83,7 +83,10 @@ def build_report(
 
 def measured_values(report: JsonObject) -> dict[str, float]:
     """What budgets are held to, by name, as far as the report has it."""
-    values = {"size": report["size"]["after_bytes"], "source_size": report["size"]["before_bytes"]}
+    size = report["size"]["after_bytes"]
+    if "archive" in report:
+        size = report["archive"]["file_bytes"]
+    values = {"size": size, "source_size": report["size"]["before_bytes"]}
     if (quality := report["quality"]) is not None:
         values["quality"] = quality["change"]
         apart = quality["apart"]
@@ -120,6 +123,16 @@ def report_rows(report: JsonObject) -> list[tuple[str, str, str, str]]:
     ]
     if size["expanded_bytes"] != size["after_bytes"]:
         rows.append(("as used where dense, MB", "", f"{size['expanded_bytes'] / 1e6:.2f}", ""))
+    if (archive := report.get("archive")) is not None:
+        bound = archive["file_bytes"] / max(archive["entropy_bytes"], 1) - 1
+        rows.append(
+            (
+                "archive, MB",
+                "",
+                f"{archive['file_bytes'] / 1e6:.2f}",
+                f"{archive['file_bytes'] / size['before_bytes']:.1%} of it, {bound:+.1%} of its entropy",
+            )
+        )
     quality = report["quality"]
     for name, change in (quality or {"metrics": {}})["metrics"].items():
         before, after, difference = (change[key] for key in ("before", "after", "difference"))
@@ -141,6 +154,32 @@ def report_rows(report: JsonObject) -> list[tuple[str, str, str, str]]:
             was, is_ = before[name] * scale, after[name] * scale
             rows.append((label, f"{was:.3g}", f"{is_:.3g}", f"{is_ / was:.2f} of it" if was else ""))
     return rows
+
+
+def search_rows(report: JsonObject) -> list[list[str]]:
+    """Of a search, what was measured: name, size, change of quality, time of a token or text, and what it
+    is."""
+    rows = []
+    for trial in sorted(report.get("search", []), key=lambda trial: trial["size"]):
+        time_ms = trial.get("decode", trial.get("latency"))
+        what = [
+            *(["chosen"] if trial["is_chosen"] else []),
+            *(["keeps the budget"] if trial["is_met"] else []),
+            *(["none is smaller and better"] if trial["is_on_front"] else []),
+        ]
+        rows.append(
+            [
+                trial["name"],
+                f"{trial['size'] / 1e6:.2f}",
+                f"{trial['quality']:+.2%}",
+                "" if time_ms is None else f"{time_ms:.3g}",
+                ", ".join(what),
+            ]
+        )
+    return rows
+
+
+SEARCH_HEADER = ("model", "MB", "quality", "ms", "")
 
 
 def report_lines(report: JsonObject) -> list[str]:
@@ -166,6 +205,9 @@ def report_card(report: JsonObject, *, name: str) -> str:
     lines = [f"# {name}", "", f"Made by `fastserve compress` from `{report['model']}`.{judged}", ""]
     lines += _markdown(("", "before", "after", "change (95 % interval)"), report_rows(report))
     lines += [f"- {line}" for line in report_lines(report)] + [""]
+    if rows := search_rows(report):
+        lines += ["## What was searched", "", *_markdown(SEARCH_HEADER, rows)]
+        lines += [f"![size against quality]({REPORT_FOLDER}/front.png)", ""]
     lines += ["## Recipe", "", "```json", json.dumps(report["recipe"], indent=2), "```", ""]
     return "\n".join(lines)
 
@@ -190,6 +232,10 @@ def _page(report: JsonObject, name: str) -> str:
     ]
     if lines := report_lines(report):
         parts.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>")
+    if found := search_rows(report):
+        parts.append("<h2>What was searched</h2>")
+        parts.append(_table(SEARCH_HEADER, found))
+        parts.append('<img src="front.png" alt="size against quality" style="max-width:100%">')
     rows = [
         (
             layer["name"],

@@ -54,7 +54,7 @@ def measure_speeds(
     models: Mapping[str, Path],
     *,
     threads: int | None = None,
-    turns: int = TURNS,
+    turns: int | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Speed]:
     """The speed of models by name, each run as it is served by default, in turns: what else the machine does
@@ -64,6 +64,7 @@ def measure_speeds(
         MeasurementError: a process failed.
         CheckpointError, UnsupportedError: a model cannot be read.
     """
+    turns = turns or TURNS
     configs = {name: _config(path) for name, path in models.items()}
     with ExitStack() as stack:
         workers = {}

@@ -11,7 +11,7 @@ from fastserve.checkpoint.adapter import ADAPTER_FILES, open_adapter
 from fastserve.config import EngineOptions
 from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.load import LoadedModel, graph_of
-from fastserve.errors import ModelNotFoundError, OptionError
+from fastserve.errors import ModelNotFoundError, OptionError, UnsupportedError
 from fastserve.models.adapter import fit_adapter
 
 
@@ -50,6 +50,11 @@ class AdapterTable:
             raise OptionError(
                 f"the model {self._model_name!r} was loaded without room for adapters",
                 hint="load it with max_adapters, or with adapters to begin with",
+            )
+        if self._model.ensemble is not None:
+            raise UnsupportedError(
+                f"the model {self._model_name!r} is an ensemble, which has no adapters",
+                hint="merge the adapter into a member: `fastserve convert MEMBER --adapter DIR`",
             )
         check_name(name)
         folder = Path(path).expanduser()

@@ -40,10 +40,6 @@ def open_predictor(
 
 def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predictor:
     if isinstance(task, Generation):
-        if task.is_encoder_decoder:
-            raise UnsupportedError(
-                "encoder-decoders are for PyTorch alone", hint="leave out --backend native"
-            )
         from fastserve.engine.llm import LLM
 
         return _NativeGenerator(LLM(folder, weights=options.weights, threads=options.threads), task, options)
@@ -99,8 +95,8 @@ class _NativePredictor:
 
 @dataclass(slots=True)
 class _NativeGenerator:
-    """Losses of what is to be written, and greedy completions of an LLM: of the chat before the last answer,
-    or of a source."""
+    """Losses of what is to be written, of decoders, and greedy completions of an LLM: of the chat before the
+    last answer, or of a source, which an encoder-decoder reads as it is."""
 
     _llm: Any
     _task: Generation
@@ -112,15 +108,12 @@ class _NativeGenerator:
     def predict(self, rows: Seq[Row]) -> list[Prediction]:
         from fastserve.types import SamplingParams
 
-        predictions = self._score(rows)
+        # An encoder-decoder's decoder reads nothing that is given but what it begins with.
+        predictions = [{} for _ in rows] if self._task.is_encoder_decoder else self._score(rows)
         if self._task.name == "causal-lm":
             return predictions
         params = SamplingParams(max_tokens=self._options.max_tokens, temperature=0.0)
-        asked = [self._task.messages_of(row)[:-1] for row in rows]
-        if self._llm.model.checkpoint.chat_template is not None:
-            prompts = [self._llm.chat_prompt(messages) for messages in asked]
-        else:
-            prompts = ["".join(f"{message['content']}\n" for message in messages) for messages in asked]
+        prompts = [self._prompt_of(row) for row in rows]
         completions = self._llm.generate(prompts, params)
         for prediction, completion in zip(predictions, completions, strict=True):
             prediction["text"] = completion.text.strip()
@@ -145,6 +138,18 @@ class _NativeGenerator:
             learned = [label != IGNORED for label in features["labels"][1:]]
             sums.append(np.array([np.dot(losses, learned), sum(learned)]))
         return task.decode(rows, examples, sums)
+
+    def _prompt_of(self, row: Row) -> Any:
+        if self._task.is_encoder_decoder:
+            from fastserve.engine.prompt import encode_text
+
+            source = self._task.source_of(row)
+            truncate = self._options.truncate
+            return encode_text(self._llm.model, source, truncate=True) if truncate else source
+        messages = self._task.messages_of(row)[:-1]
+        if self._llm.model.checkpoint.chat_template is not None:
+            return self._llm.chat_prompt(messages)
+        return "".join(f"{message['content']}\n" for message in messages)
 
     def close(self) -> None:
         self._llm.close()

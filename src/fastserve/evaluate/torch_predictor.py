@@ -85,6 +85,7 @@ class TorchPredictor:
                 **encoded,
                 max_new_tokens=self._options.max_tokens,
                 do_sample=False,
+                num_beams=1,
                 pad_token_id=self._tokenizer.pad_token_id,
             )[0]
         self.num_tokens += len(ids)

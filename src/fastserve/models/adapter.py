@@ -12,6 +12,7 @@ from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.errors import CheckpointError, OptionError, UnsupportedError
 from fastserve.graph.node import Graph, Linear
+from fastserve.models.config import EncoderDecoderConfig
 from fastserve.models.family import ModelConfig, arrange_tensors
 from fastserve.types import Float32Array, LowRankMatrices
 
@@ -32,10 +33,11 @@ def fit_adapter(
     Raises:
         CheckpointError: it changes modules that the model has not, or of another shape, or holds numbers that
             are none; the first of all these are named.
-        UnsupportedError: what it changes cannot be added beside the model: DoRA, embeddings, experts.
+        UnsupportedError: what it changes cannot be added beside the model: DoRA, embeddings, experts, and
+            whatever belongs to an encoder-decoder.
         OptionError: a rank is above `max_rank`.
     """
-    _check_can_be_added(adapter)
+    _check_can_be_added(adapter, config)
     linears = {node.weight.names[0]: node.weight.shape for node in graph.nodes if isinstance(node, Linear)}
     others = {n for node in graph.nodes for p in node.parameters() for n in p.names if n not in linears}
     found: dict[str, LowRankMatrices] = {}
@@ -75,7 +77,12 @@ def fit_adapter(
     return found
 
 
-def _check_can_be_added(adapter: Adapter) -> None:
+def _check_can_be_added(adapter: Adapter, config: ModelConfig) -> None:
+    if isinstance(config, EncoderDecoderConfig):
+        raise UnsupportedError(
+            f"adapters are not added beside encoder-decoder models ({config.model_type})",
+            hint=_merge_hint(adapter),
+        )
     magnitudes = [module for module, matrix in adapter.matrices.items() if matrix.magnitudes is not None]
     if magnitudes:
         raise UnsupportedError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.conversion import Matrices
 from fastserve.graph.node import Embedding, Linear
-from fastserve.models.family import arrange_tensors, build_graph, read_config
+from fastserve.models.family import arrange_tensors, build_graph, build_source_encoder, read_config
 
 
 def find_matrices(checkpoint: Checkpoint) -> Matrices:
@@ -17,6 +17,8 @@ def find_matrices(checkpoint: Checkpoint) -> Matrices:
     config = read_config(checkpoint.config)
     arranged = arrange_tensors(config, checkpoint.tensors)
     graph = build_graph(config, arranged.keys())
+    if (encoder := build_source_encoder(config, arranged.keys())) is not None:
+        graph = graph.beside(encoder)
     embeddings = [node for node in graph.nodes if isinstance(node, Embedding)]
     tables = {node.weight for node in embeddings if node.ids == "token_ids"}
     multiplied = [node for node in graph.nodes if isinstance(node, Linear)]

@@ -10,6 +10,7 @@ from typing import Any
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
+from fastserve.checkpoint.packed_weights import QUANT_METHOD
 from fastserve.errors import UnsupportedError
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.relation_extraction import RelationExtraction
@@ -117,7 +118,8 @@ def _from_folder(source: SourceModel, name: str, changes: JsonObject) -> Any:
     import transformers
 
     _refuse_own_heads(source)
-    config = transformers.AutoConfig.from_pretrained(source.path, **changes)
+    _refuse_packed(source)
+    config = transformers.AutoConfig.from_pretrained(source.checkpoint.path, **changes)
     if config.pad_token_id is None:
         config.pad_token_id = source.tokenizer.pad_token_id
     kind = getattr(transformers, name)
@@ -135,6 +137,19 @@ def _refuse_own_heads(source: SourceModel) -> None:
             f"{source.spec}: transformers has no {source.config['model_type']!r} of {config.num_heads} heads"
             f" of {config.head_dim}, {config.hidden_size} wide",
             hint="tune it within a recipe (the step recover), or what fastserve convert makes of it",
+        )
+
+
+def _refuse_packed(source: SourceModel) -> None:
+    """
+    Raises:
+        UnsupportedError: the weights are in our sidecar, which `transformers` does not read.
+    """
+    quantization = source.config.get("quantization_config")
+    if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
+        raise UnsupportedError(
+            f"{source.spec} is packed in a form that transformers does not read",
+            hint="tune what it was compressed from, or what `fastserve convert --to safetensors` makes of it",
         )
 
 

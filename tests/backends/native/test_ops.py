@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -14,8 +15,8 @@ from fastserve.backends.torch.executable import compile_torch
 from fastserve.config import KvDtype
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.node import Graph, Parameter, RelativeBias, RopeTable, Value
-from fastserve.graph.passes import fuse_add_norm
-from fastserve.types import Float32Array, Limits
+from fastserve.graph.passes import fuse_add_norm, merge_linears
+from fastserve.types import NO_ADAPTER, Float32Array, Limits, LowRankMatrices
 from native_graphs import VOCAB, misaligned, random_parameters
 from parity import Run, make_batch, run_embeddings, run_logits, step_together, store_f32
 
@@ -344,3 +345,50 @@ def test_output_rows_may_be_any_rows_in_any_order(isa: str) -> None:
     batch = make_batch([(Run(native), [4, 5, 6])])
     object.__setattr__(batch, "output_rows", np.array([2, 0, 2], np.int32))
     np.testing.assert_array_equal(native.run(batch).outputs["logits"], parameters["x"][[6, 4, 6]])
+
+
+@pytest.mark.parametrize("rank", [1, 15, 64, 65])
+@pytest.mark.parametrize("width", [1, 17, 64, 257])
+def test_adapters_of_rows_of_several_sequences_equal_torch(width: int, rank: int, isa: str) -> None:
+    b = GraphBuilder()
+    x = misaligned(b, "x", 33)
+    narrow = [b.linear(x, f"{name}.weight", width=size) for name, size in (("a", 19), ("b", 3))]
+    wide = b.linear(x, "c.weight", width=width)
+    graph = merge_linears(
+        b.finish(logits=b.gather_rows(wide), a=b.scale(narrow[0], 2.0), b=b.scale(narrow[1], 2.0))
+    )
+    assert count_linears(graph) == 1
+    parameters = {
+        name: np.random.default_rng(ord(name[0])).normal(size=(size, 33)).astype(np.float32)
+        for name, size in (("a.weight", 19), ("b.weight", 3), ("c.weight", width))
+    } | {"x": random_parameters(graph)["x"]}
+    rng = np.random.default_rng(rank)
+    limits = replace(LIMITS, num_adapter_slots=2, max_adapter_rank=65)
+    adapters = [
+        {
+            f"{name}.weight": LowRankMatrices(
+                rng.normal(size=(rank, 33)).astype(np.float32),
+                rng.normal(size=(len(parameters[f"{name}.weight"]), rank)).astype(np.float32),
+            )
+            for name in names
+        }
+        for names in ("ac", "b")
+    ]
+    outputs = []
+    for executable in (
+        compile_native(graph, store_f32(parameters), weights="f32", limits=limits, kv_dtype="f32", isa=isa),
+        compile_torch(graph, parameters, limits=limits),
+    ):
+        for slot, matrices in enumerate(adapters):
+            executable.set_adapter(slot, matrices)
+        texts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11]]
+        batch = make_batch([(Run(executable, place), ids) for place, ids in enumerate(texts)])
+        batch = replace(batch, adapter_slots=np.array([1, NO_ADAPTER, 0, 1], np.int32))
+        outputs.append({name: value.copy() for name, value in executable.run(batch).outputs.items()})
+    for name, expected in outputs[1].items():
+        atol = 4e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(outputs[0][name], expected, rtol=0, atol=atol, err_msg=name)
+
+
+def count_linears(graph: Graph) -> int:
+    return sum(node.op == "linear" for node in graph.nodes)

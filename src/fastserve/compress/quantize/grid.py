@@ -7,7 +7,7 @@ chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -140,6 +140,11 @@ class Scales:
         split = values.reshape(len(values), -1, self.columns)
         return self.values(self.codes(split)).reshape(values.shape)
 
+    def quantize(self, name: str, values: torch.Tensor) -> GroupedTensor:
+        """A matrix [rows, depth] by the codes nearest to it."""
+        codes = self.codes(values.reshape(len(values), -1, self.columns))
+        return self.to_tensor(name, codes.reshape(values.shape))
+
     def to_tensor(self, name: str, codes: torch.Tensor) -> GroupedTensor:
         """The matrix that codes [rows, depth] stand for."""
         return grouped(
@@ -153,12 +158,20 @@ class Scales:
         )
 
 
-def find_scales(values: torch.Tensor, grid: Grid, columns: int, *, loss: Loss | None = None) -> Scales:
+def find_scales(
+    values: torch.Tensor,
+    grid: Grid,
+    columns: int,
+    *,
+    loss: Loss | None = None,
+    shrinks: Sequence[float] | None = None,
+) -> Scales:
     """The scales of a matrix [rows, depth] whose groups are of so many columns: by the largest magnitudes,
     or, where the grid says so, those of them and of shrunken ones whose errors cost least.
 
     Args:
         loss: what errors cost; None: the sum of their squares.
+        shrinks: that a search tries; None: all those of the grid.
 
     The symmetric scale of a magnitude is that of compressed-tensors (calculate_qparams): it spans the codes
     evenly, so that the largest weight is half a step beyond the largest code.
@@ -168,7 +181,7 @@ def find_scales(values: torch.Tensor, grid: Grid, columns: int, *, loss: Loss | 
     split = values.reshape(1, 1, -1) if is_of_tensor else values.reshape(rows, -1, columns)
     step = max(_ELEMENTS_AT_A_TIME // split[0].numel(), 1)
     found = [
-        _search(split[begin : begin + step], begin, grid, loss or _squares)
+        _search(split[begin : begin + step], begin, grid, loss or _squares, shrinks or grid.shrinks)
         for begin in range(0, len(split), step)
     ]
     scales = torch.cat([scale for scale, _ in found])
@@ -179,7 +192,7 @@ def find_scales(values: torch.Tensor, grid: Grid, columns: int, *, loss: Loss | 
     return Scales(grid, columns, scales, zeros)
 
 
-def quantize(name: str, values: torch.Tensor, grid: Grid, *, loss: Loss | None = None) -> GroupedTensor:
+def quantize(name: str, values: torch.Tensor, grid: Grid) -> GroupedTensor:
     """A matrix [rows, depth] rounded to nearest.
 
     >>> values, grid = torch.tensor([[-4.0, 1.0, 0.5, 3.0]]), Grid(granularity="channel", scale_search=False)
@@ -190,9 +203,7 @@ def quantize(name: str, values: torch.Tensor, grid: Grid, *, loss: Loss | None =
         OptionError: the matrix cannot be quantized so.
     """
     columns = grid.columns_of(name, tuple(values.shape))
-    scales = find_scales(values, grid, columns, loss=loss)
-    codes = scales.codes(values.reshape(len(values), -1, columns))
-    return scales.to_tensor(name, codes.reshape(values.shape))
+    return find_scales(values, grid, columns).quantize(name, values)
 
 
 def grouped(
@@ -219,7 +230,9 @@ def grouped(
     )
 
 
-def _search(values: torch.Tensor, begin: int, grid: Grid, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
+def _search(
+    values: torch.Tensor, begin: int, grid: Grid, loss: Loss, shrinks: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zero points [rows, groups] of values [rows, groups, columns]."""
     low, high = values.amin(2).clamp(max=0), values.amax(2).clamp(min=0)
     if grid.symmetric:
@@ -230,7 +243,7 @@ def _search(values: torch.Tensor, begin: int, grid: Grid, loss: Loss) -> tuple[t
         return scales, zeros
     least = torch.full_like(scales, torch.inf)
     best_scales, best_zeros = scales, zeros
-    for shrink in grid.shrinks:
+    for shrink in shrinks:
         scales, zeros = _scales(low * shrink, high * shrink, grid)
         known = None if grid.symmetric else zeros
         errors = _codes(values, scales, known, grid)

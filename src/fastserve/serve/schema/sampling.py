@@ -16,7 +16,7 @@ from fastserve.errors import OptionError
 from fastserve.serve.generation import GenerationRequest
 from fastserve.serve.schema.body import Name
 from fastserve.serve.schema.constraint import ConstraintFields
-from fastserve.types import SamplingParams
+from fastserve.types import EarlyStopping, SamplingParams
 
 
 class SamplingFields(ConstraintFields):
@@ -36,6 +36,16 @@ class SamplingFields(ConstraintFields):
 
     top_k: int | None = Field(None, description="Choose among so many tokens; 0 is off.")
     min_p: float | None = Field(None, description="Leave out tokens less likely than this share of the best.")
+    num_beams: int | None = Field(
+        None, description="Above 1, search the n likeliest completions so wide; temperature is then 0."
+    )
+    length_penalty: float | None = Field(
+        None, description="Of a search: above 0 it favours long completions; 1 by default."
+    )
+    early_stopping: EarlyStopping | None = Field(
+        None,
+        description="Of a search: end with as many completions as beams; never: once none is better.",
+    )
     repetition_penalty: float | None = Field(None, description="Above 0 to 100; 1 is off.")
     stop_token_ids: list[int] | None = Field(None, description="Tokens that end a completion.")
     ignore_eos: bool | None = Field(None, description="Go on after the model's own end.")
@@ -69,12 +79,18 @@ class SamplingFields(ConstraintFields):
             "frequency_penalty": self.frequency_penalty,
             "top_k": self.top_k,
             "min_p": self.min_p,
+            "num_beams": self.num_beams,
+            "length_penalty": self.length_penalty,
+            "early_stopping": self.early_stopping,
             "repetition_penalty": self.repetition_penalty,
             "stop_token_ids": self.stop_token_ids,
             "ignore_eos": self.ignore_eos,
         }
+        temperature = self.temperature
+        if temperature is None:
+            temperature = 1.0 if (self.num_beams or 1) == 1 else 0.0  # OpenAI's default; none of a search
         params = SamplingParams(
-            temperature=1.0 if self.temperature is None else self.temperature,  # OpenAI's default
+            temperature=temperature,
             max_tokens=max_tokens,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
