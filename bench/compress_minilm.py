@@ -5,10 +5,11 @@ bytes are left, and how fast the native runtime is with it.
     python bench/compress_minilm.py --what speed --set sms --work DIR --seconds 40 --json FILE
 
 The first makes five models: `dense-int8`; `sparse60-int8`, 60 % of the weights of all linears zero
-(SparseGPT); `structured40-int8`, 40 % of heads and neurons taken out, then tuned again; the same before
-it is tuned, and before what is left is fitted to calibration text (`cut`). Token tables are int8 in all of them. Accuracy is of test rows that nothing has seen, by the
-native runtime; shares kept are of the tuned model in float32, with bootstrap intervals over rows. The second
-times the models that the first has made, in turns, one round after the other, on one thread.
+(SparseGPT); `structured40-int8`, 40 % of heads and neurons taken out, then tuned again; the same before it is
+tuned (`unrecovered`), and before what is left is fitted to calibration text (`cut`). Token tables are int8 in
+all of them. Accuracy is of test rows that nothing has seen, by the native runtime; shares kept are of the
+tuned model in float32, with bootstrap intervals over rows. The second times the models that the first has
+made, in turns, one round after the other, on one thread.
 """
 
 from __future__ import annotations
