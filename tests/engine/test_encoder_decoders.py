@@ -16,7 +16,9 @@ import pytest
 
 from encoder_decoder_configs import ENCODER_DECODERS
 from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.checkpoint.generation import read_target_rules
 from fastserve.checkpoint.tokenizer import Tokenizer
+from fastserve.constraint import Choice
 from fastserve.engine.completion import Completion
 from fastserve.engine.llm import LLM
 from fastserve.engine.residency import Residency
@@ -255,6 +257,33 @@ def test_a_model_without_a_token_to_begin_with_is_refused(
         (folder / name).write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="decoder_start_token_id"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder_start_token_id": "x"}, "decoder_start_token_id is 'x'"),
+        ({"decoder_start_token_id": 300}, "token ids are 0 to 299"),
+        ({"forced_eos_token_id": [1, 2]}, "forced_eos_token_id"),
+        ({"suppress_tokens": 5}, "suppress_tokens is 5, a list"),
+        ({"bad_words_ids": {"a": 1}}, "bad_words_ids"),
+        ({"bad_words_ids": [["x"]]}, "a suppressed token is 'x'"),
+        ({"suppress_tokens": [[1]]}, "a suppressed token is"),
+    ],
+)
+def test_hostile_settings_are_refused_by_name(
+    settings: Options, message: str, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = json.loads((folder_of("t5") / "config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=message):
+        read_target_rules(tmp_path, config, vocab_size=300)
+
+
+def test_a_constraint_holds_of_a_target(folder_of: Callable[[str], Path]) -> None:
+    with load(folder_of("marian")) as llm:
+        params = SamplingParams(max_tokens=12, constraint=Choice(("Hund", "Katze")))
+        assert {c.text for c in llm.generate(PROMPTS, params)} <= {"Hund", "Katze"}
 
 
 def test_settings_that_are_not_honoured_are_told(

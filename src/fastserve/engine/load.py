@@ -285,7 +285,10 @@ def _draw(
     checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, available_bytes: int | None
 ) -> _Blueprint:
     context_length = choose_context_length(
-        options, model_context(checkpoint, config), usual_context=_usual_context(checkpoint, config)
+        options,
+        model_context(checkpoint, config),
+        usual_context=_usual_context(checkpoint, config),
+        changes_beyond=isinstance(config, DecoderConfig),
     )
     computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
     graph = _build(checkpoint, computed)

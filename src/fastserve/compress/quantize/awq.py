@@ -22,6 +22,7 @@ from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
 from fastserve.option import check_integer
 
 _LEAST_SCALE = 1e-4
+_MOST_ROWS = 512  # of a matrix that exponents are judged on
 _MOST_COLUMNS, _COARSE = 256, 3  # of a group for which all shrinks are tried; of more, every third
 _SCALES, _QUANTIZED = "awq scales of", "awq of"  # names of findings: with the name of a matrix behind
 
@@ -114,6 +115,7 @@ class _Awq:
     ) -> torch.Tensor:
         """The powers of activations' mean magnitudes [in] that cost the outputs least: [num_scales]."""
         base = fold.shared(magnitude).clamp(min=_LEAST_SCALE)
+        some = {name: values[:: len(values) // _MOST_ROWS + 1] for name, values in station.values.items()}
         best, least = torch.ones_like(base), torch.inf
         for exponent in torch.linspace(0, 1, self._step.num_exponents).tolist():
             scales = base**exponent
@@ -121,7 +123,7 @@ class _Awq:
             of_columns = fold.spread(scales)
             cost = sum(
                 output_error(self._nearest(name, values * of_columns) / of_columns - values, gram)
-                for name, values in station.values.items()
+                for name, values in some.items()
             )
             if cost < least:
                 best, least = scales, cost
