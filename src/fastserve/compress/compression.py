@@ -267,7 +267,7 @@ class CompressRun:
         )
         evaluation = {key: report[key] for key in ("size", "quality", "speed")}
         card = {
-            **self.checkpoint.card,
+            **model.checkpoint.card,
             **({} if quality is None else {"metrics": quality.values}),
             "lineage": lineage,
             "compression": evaluation,
