@@ -128,9 +128,7 @@ def test_rounded_weights_compute_nearly_the_same_however_targets_are_cut(
     more = {} if "t5" in name else {"decoder_attention_heads": 2, "d_model": 128}
     model = make_model({**ENCODER_DECODERS[name], "d_model": 64, **sizes, **more}, tmp_path)
     for parameter_name, parameter in model.model.named_parameters():
-        if parameter_name.endswith(
-            ".q.weight"
-        ):  # small scores, as T5 is initialized
+        if parameter_name.endswith(".q.weight"):  # small scores, as T5 is initialized
             parameter.data *= 64**-0.5
             model.graphs.parameters[parameter_name] = parameter.detach().numpy()
     executable = compile_graphs("native", model.graphs, weights=weights)
