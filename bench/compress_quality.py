@@ -24,7 +24,7 @@ from fastserve.checkpoint.convert import to_f32
 from fastserve.compress.batch_state import make_batches
 from fastserve.compress.calibration import calibration_tokens, graph_of
 from fastserve.compress.recipe import parse_recipe
-from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.compress.step import Context, Step, Targets, WorkingModel
 from fastserve.evaluate.bootstrap import bootstrap
 from fastserve.evaluate.language_model import LanguageModel, read_windows
 from fastserve.graph.node import Linear, Value
@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--grids", nargs="*", default=list(GRIDS)[:4], choices=list(GRIDS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--w8a8", action="store_true", help="and weights and activations of int8")
+    parser.add_argument("--w8a8", nargs="*", default=[], choices=list(W8A8), help="both of int8, by these")
+    parser.add_argument("--folder", type=Path, help="and a model that was compressed elsewhere")
     parser.add_argument("--kv", action="store_true", help="and keys and values of int8")
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--window-tokens", type=int, default=512)
@@ -98,8 +99,8 @@ class Bench:
         self.base = self.losses(checkpoint)
         self.results: dict[str, Any] = {"float32": {"perplexity": perplexity(self.base)}}
 
-    def compress(self, steps: list[Any]) -> tuple[WorkingModel, dict[str, float]]:
-        """The model after the steps of a recipe; the time, and the mean error of a matrix."""
+    def compress(self, steps: list[Step]) -> tuple[WorkingModel, dict[str, float]]:
+        """The model after some steps; the time, and the mean error of a matrix."""
         context = Context(
             source=self.path,
             scratch=Path(tempfile.mkdtemp(dir=self.folder)),
@@ -108,8 +109,8 @@ class Bench:
         )
         start = time.perf_counter()
         model = self.model
-        for named in parse_recipe({"steps": steps}, name="bench").steps:
-            model = named.step.run(model, context)
+        for step in steps:
+            model = step.run(model, context)
         seconds = time.perf_counter() - start
         error = float(np.mean([layer.relative_error for layer in context.layers]))
         return model, {"seconds": seconds, "mean_layer_error": error}
@@ -151,28 +152,40 @@ class Bench:
 
 
 def measure(arguments: Any) -> dict[str, Any]:
+    weights = {
+        f"{grid}: {method}": read_steps([{METHODS[method]["step"]: {**options_of(method), **GRIDS[grid]}}])
+        for grid in arguments.grids
+        for method in arguments.methods
+    }
+    w8a8 = {name: read_steps(W8A8[name]) for name in arguments.w8a8}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments, Path(folder))
-        for grid in arguments.grids:
-            for method in arguments.methods:
-                options = {**METHODS[method], **GRIDS[grid]}
-                step = options.pop("step")
-                model, figures = bench.compress([{step: options}])
-                bench.note(f"{grid}: {method}", bench.losses(model.checkpoint), **figures)
-        if arguments.w8a8:
-            measure_w8a8(bench)
+        for name, steps in weights.items():
+            model, figures = bench.compress(steps)
+            bench.note(name, bench.losses(model.checkpoint), **figures)
+        for name, steps in w8a8.items():
+            measure_w8a8(bench, name, steps)
         if arguments.kv:
             bench.note("keys and values of int8", bench.losses(bench.model.checkpoint, kv_dtype="int8"))
+        if arguments.folder is not None:
+            bench.note(f"folder {arguments.folder.name}", bench.losses(open_checkpoint(arguments.folder)))
         return bench.results
 
 
-def measure_w8a8(bench: Bench) -> None:
+def options_of(method: str) -> dict[str, Any]:
+    return {name: value for name, value in METHODS[method].items() if name != "step"}
+
+
+def read_steps(steps: list[Any]) -> list[Step]:
+    return [named.step for named in parse_recipe({"steps": steps}, name="bench").steps]
+
+
+def measure_w8a8(bench: Bench, name: str, steps: list[Step]) -> None:
     """With a scale for each token, as the format says, and as the runtime computes it."""
-    for name, steps in W8A8.items():
-        model, figures = bench.compress(steps)
-        everywhere = replace(model, int8_activations=frozenset(model.matrices(Targets())))
-        bench.note(f"W8A8, tokens: {name}", bench.losses_by_tokens(everywhere), **figures)
-        bench.note(f"W8A8, runtime: {name}", bench.losses(model.checkpoint, weights="int8"), **figures)
+    model, figures = bench.compress(steps)
+    everywhere = replace(model, int8_activations=frozenset(model.matrices(Targets())))
+    bench.note(f"W8A8, tokens: {name}", bench.losses_by_tokens(everywhere), **figures)
+    bench.note(f"W8A8, runtime: {name}", bench.losses(model.checkpoint, weights="int8"), **figures)
 
 
 def split_text(folder: Path) -> tuple[Path, Path]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from compress_models import TINY, make_context, random_sequences, working_model
+from decoder_configs import DECODERS
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress import batch_state
@@ -189,6 +190,15 @@ def test_a_head_that_is_the_embedding_is_a_station(tmp_path: Path) -> None:
     recorder = Recorder()
     walk(working_model(config), make_context(tmp_path), recorder)
     assert recorder.names[-1] == ("model.embed_tokens.weight",)
+
+
+def test_matrices_of_experts_are_left_as_they_are_which_is_noted(tmp_path: Path) -> None:
+    recorder, context = Recorder(), make_context(tmp_path)
+    walk(working_model(DECODERS["qwen2_moe"]), context, recorder)
+    names = [name for station in recorder.names for name in station]
+    assert any("shared_expert.down_proj" in name for name in names)
+    assert not any(".experts." in name for name in names)
+    assert context.notes == ["matrices of experts are not calibrated: they are left as they are"]
 
 
 def test_numbers_that_are_not_finite_are_told_by_name(tmp_path: Path) -> None:

@@ -112,6 +112,54 @@ def test_steps_follow_each_other_and_calibrate_on_the_text_that_is_given(
 
 
 @pytest.mark.usefixtures("without_speed")
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(
+    stories_folder: Path, story_file: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        "calibration: {sequences: 4, length: 64}\n"
+        "steps: [{magnitude: {sparsity: 0.5}}, {gptq: {bits: 4, misfit: channel}}]",
+    )
+    data = CompressData(calibration=story_file)
+    told: list[tuple[str, int]] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        told.append((what, done))
+        if what == "writing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data, progress=stop)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OptionError, match="unfinished run"):
+        compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data)
+    with pytest.raises(OptionError, match="seed=1 differs from 0"):
+        compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data, resume=True, seed=1)
+    compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data, resume=True)
+    compress(stories_folder, recipe=recipe, output=tmp_path / "whole", data=data)
+    one, other = (digests(tmp_path / name) for name in ("out", "whole"))
+    assert {name for name in one if name.endswith(".safetensors")} == {
+        "fastserve.safetensors",
+        "model.safetensors",
+    }
+    for name in ("fastserve.safetensors", "model.safetensors", "config.json"):
+        assert one[name] == other[name]
+    assert not (tmp_path / "out.run").exists()
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_what_is_left_in_blocks_of_gguf_is_told(stories_folder: Path, tmp_path: Path) -> None:
+    result = compress(stories_folder / "stories260K.gguf", recipe="int8", output=tmp_path / "out")
+    formats = {t.format.block_elements for t in open_checkpoint(tmp_path / "out").tensors.values()}
+    assert formats == {1}
+    source = open_checkpoint(stories_folder / "stories260K.gguf")
+    has_blocks = any(
+        tensor.format.block_elements > 1 for name, tensor in source.tensors.items() if "embed_tokens" in name
+    )
+    assert any("became bfloat16" in note for note in result.report["notes"]) == has_blocks
+
+
+@pytest.mark.usefixtures("without_speed")
 def test_an_archive_is_smaller_opens_like_the_artifact_and_keeps_its_report(
     stories_folder: Path, story_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +204,7 @@ def test_a_classifier_is_judged_by_its_task_and_keeps_it(
     assert result.report["speed"]["after"]["sentence_ms"] > 0
     written = json.loads((tmp_path / "out" / "fastserve.json").read_text("utf-8"))
     assert {key: written[key] for key in card} == card
+    assert written["metrics"]["accuracy"] == accuracy["after"]["value"]
     with fastserve.pipeline("text-classification", tmp_path / "out") as classify:
         assert classify("the cat")["label"] in ("no", "yes")
 

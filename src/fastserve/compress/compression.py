@@ -224,7 +224,14 @@ class CompressRun:
         model = WorkingModel(checkpoint=self.checkpoint)
         for named in recipe.steps:
             model = named.step.run(model, context)
-        return settle(model)
+        settled = settle(model)
+        changed = [name for name, tensor in model.tensors.items() if settled.tensors[name] is not tensor]
+        if changed:
+            context.notes.append(
+                f"{len(changed)} {'tensor' if len(changed) == 1 else 'tensors'} in blocks of GGUF became "
+                f"bfloat16, as no step changed them: {changed[0]}{', ...' if changed[1:] else ''}"
+            )
+        return settled
 
     def write(
         self,
@@ -262,6 +269,7 @@ class CompressRun:
         evaluation = {key: report[key] for key in ("size", "quality", "speed")}
         card = {
             **self.checkpoint.card,
+            **({} if quality is None else {"metrics": quality.values}),
             "lineage": lineage,
             "compression": evaluation,
             "probes": list(probes),

@@ -67,6 +67,11 @@ class Quality:
     apart: dict[str, Interval] = field(default_factory=dict)
     change: float = 0.0
 
+    @property
+    def values(self) -> dict[str, float]:
+        """Of the compressed model's metrics."""
+        return {name: change.after.value for name, change in self.metrics.items()}
+
     def to_json(self) -> JsonObject:
         return {
             "judged_by": self.judged_by,

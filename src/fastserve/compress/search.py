@@ -78,8 +78,8 @@ def compress_to_budget(
     Other arguments, results and errors as of `fastserve.compress.compress`. The report has all that was
     measured as `search`, and a plot of it lies beside it.
 
-    >>> compress_to_budget("smollm2-135m-instruct", output="out", budget="size<=100MB decode<=20ms",
-    ...                    data=CompressData(judged=Path("text.txt")))  # doctest: +SKIP
+    >>> data = CompressData(judged=Path("text.txt"))
+    >>> compress_to_budget("all-minilm-l6-v2", output="out", budget="size<=25MB", data=data)  # doctest: +SKIP
     """
     check_libraries()
     if data.judged is None:

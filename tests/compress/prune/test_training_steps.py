@@ -182,6 +182,9 @@ def test_what_cannot_be_tuned_is_refused(tiny_encoder: Path, context: Context, t
     model = open_working_model(tiny_encoder)
     with pytest.raises(DataError, match="recover needs rows to tune on"):
         Recover().run(model, make_context(tmp_path))
+    context.task = None
+    with pytest.raises(OptionError, match="is an encoder of no task"):
+        Recover().run(model, context)
     with pytest.raises(OptionError, match="tune: 'keep_zeros' is no option"):
         Recover(tune={"keep_zeros": False})
     with pytest.raises(OptionError, match="epochs=0"):

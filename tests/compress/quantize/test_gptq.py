@@ -11,7 +11,7 @@ import torch
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.compress.quantize.gptq import Solver, inverse_factor
-from fastserve.compress.quantize.gram import output_error
+from fastserve.compress.quantize.gram import Gram, output_error
 from fastserve.compress.quantize.grid import Grid, find_scales, quantize
 from fastserve.errors import CheckpointError
 from fastserve.types import Float32Array, Float64Array
@@ -147,3 +147,15 @@ def test_fewer_rows_than_columns_are_damped_until_the_matrix_can_be_inverted() -
 def test_a_gram_matrix_that_is_none_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="w multiplies with has a Gram matrix that cannot be inverted"):
         inverse_factor(-1e9 * torch.ones(4, 4, dtype=torch.float64) + torch.eye(4) * 1e9, 0.01, "w")
+
+
+def test_a_gram_matrix_adds_up_over_batches_and_is_finite() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(70, 9)).astype(np.float32))
+    gram = Gram(9)
+    for part in x.split(32):
+        gram.add(part)
+    np.testing.assert_allclose(gram.matrix("w"), x.double().T @ x.double() / 70, atol=1e-6)
+    np.testing.assert_allclose(gram.mean_magnitude, x.abs().mean(0), rtol=1e-5)
+    gram.add(torch.full((1, 9), 1e30))
+    with pytest.raises(CheckpointError, match="what w multiplies with is too large"):
+        gram.matrix("w")

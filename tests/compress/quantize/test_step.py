@@ -153,6 +153,19 @@ def test_weights_that_are_not_finite_are_told_by_name(tmp_path: Path) -> None:
             step.run(model, make_context(tmp_path))
 
 
+def test_matrices_that_are_quantized_again_meet_floats_again(tmp_path: Path) -> None:
+    model = SmoothQuant().run(working_model(LLAMA_CONFIG), make_context(tmp_path))
+    assert len(model.int8_activations) == 21
+    for step in (Rtn(**ROWS), Gptq(**ROWS), Awq(**ROWS)):
+        assert not step.run(model, make_context(tmp_path)).int8_activations
+
+
+def test_fewer_tokens_than_columns_are_noted(tmp_path: Path) -> None:
+    context = make_context(tmp_path, calibration=random_sequences()[:1])
+    Gptq(**ROWS).run(working_model(LLAMA_CONFIG), context)
+    assert "fewer than the 40 columns of model.layers.0.mlp.down_proj.weight" in context.notes[0]
+
+
 @pytest.mark.parametrize("name", ["rtn", "gptq", "awq"])
 def test_recipes_name_the_steps(name: str) -> None:
     recipe = parse_recipe(

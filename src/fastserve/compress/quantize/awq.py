@@ -16,12 +16,13 @@ from fastserve.compress.calibration import graph_of, visit
 from fastserve.compress.quantize.fold import Factors, Fold, find_fold, float_tensor, fold_vectors
 from fastserve.compress.quantize.gram import Gram, output_error, relative_output_error
 from fastserve.compress.quantize.grid import Grid, Loss, find_scales, grouped
-from fastserve.compress.quantize.step import check_grid, read_matrix, round_matrices
+from fastserve.compress.quantize.step import check_grid, note_little_text, read_matrix, round_matrices
 from fastserve.compress.station import Station, find_stations
 from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
 from fastserve.option import check_integer
 
 _LEAST_SCALE = 1e-4
+_MOST_ROWS = 512  # of a matrix that exponents are judged on
 _MOST_COLUMNS, _COARSE = 256, 3  # of a group for which all shrinks are tried; of more, every third
 _SCALES, _QUANTIZED = "awq scales of", "awq of"  # names of findings: with the name of a matrix behind
 
@@ -52,6 +53,7 @@ class Awq(Grid):
         """Raises as `Step.run`."""
         names = model.matrices(self.targets)
         check_grid(self, model, names, context)
+        note_little_text(model, names, context)
         visitor = _Awq(self, model, frozenset(names), context)
         found = visit(model, context, visitor, names=names)
         scaled = _assemble(model, visitor, found)
@@ -113,6 +115,7 @@ class _Awq:
     ) -> torch.Tensor:
         """The powers of activations' mean magnitudes [in] that cost the outputs least: [num_scales]."""
         base = fold.shared(magnitude).clamp(min=_LEAST_SCALE)
+        some = {name: values[:: len(values) // _MOST_ROWS + 1] for name, values in station.values.items()}
         best, least = torch.ones_like(base), torch.inf
         for exponent in torch.linspace(0, 1, self._step.num_exponents).tolist():
             scales = base**exponent
@@ -120,7 +123,7 @@ class _Awq:
             of_columns = fold.spread(scales)
             cost = sum(
                 output_error(self._nearest(name, values * of_columns) / of_columns - values, gram)
-                for name, values in station.values.items()
+                for name, values in some.items()
             )
             if cost < least:
                 best, least = scales, cost
@@ -168,7 +171,7 @@ def _assemble(model: WorkingModel, visitor: _Awq, found: Mapping[str, StoredTens
             changed[name] = _multiply_rows(tensor, name, factors.rows.get(name))
         elif name in factors.names:
             changed[name] = float_tensor(name, factors.apply(name, read_matrix(model, name)))
-    return model.with_tensors(changed)
+    return model.with_tensors(changed, int8_activations=model.int8_activations - visitor.names)
 
 
 def _multiply_rows(tensor: GroupedTensor, name: str, factors: torch.Tensor | None) -> GroupedTensor:

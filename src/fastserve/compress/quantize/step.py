@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -112,7 +112,7 @@ def round_matrices(
         error = weight_error(values, torch.from_numpy(to_f32(changed[name])))
         context.layers.append(LayerError(name, step, error, "weights"))
     context.progress(step, len(grids), len(grids))
-    return model.with_tensors(changed)
+    return model.with_tensors(changed, int8_activations=model.int8_activations - changed.keys())
 
 
 def solve_matrices(
@@ -121,11 +121,24 @@ def solve_matrices(
     """The model with matrices quantized by GPTQ, each on its grid. A table that is only looked up is rounded
     to nearest."""
     visitor = _Gptq(solver, grids, context)
+    note_little_text(model, grids.keys(), context)
     walked = walk(model, context, visitor, names=grids.keys())
+    walked = walked.with_tensors({}, int8_activations=model.int8_activations - grids.keys())
     looked_up = {
         name: grid for name, grid in grids.items() if not isinstance(walked.tensors[name], GroupedTensor)
     }
     return round_matrices(walked, looked_up, context, step="gptq")
+
+
+def note_little_text(model: WorkingModel, names: Collection[str], context: Context) -> None:
+    """Note where there are fewer calibration tokens than columns, which then are not told apart by them."""
+    num_tokens = sum(map(len, context.calibration))
+    widest = max(names, key=lambda name: model.tensors[name].shape[1])
+    columns = model.tensors[widest].shape[1]
+    if num_tokens < columns:
+        context.notes.append(
+            f"calibrated on {num_tokens} tokens, fewer than the {columns} columns of {widest}"
+        )
 
 
 def read_matrix(model: WorkingModel, name: str) -> torch.Tensor:
