@@ -139,13 +139,15 @@ def _read_answers(path: Path) -> tuple[Rows, Rows]:
 
 
 SETS = {
-    "sms": TaskSet("text-classification", "accuracy", read_sms, 1500, 600, learning_rate=2e-4),
+    "sms": TaskSet("text-classification", "accuracy", read_sms, 2500, 600),
     "polarity": TaskSet("text-classification", "accuracy", read_polarity, 800, 500, learning_rate=2e-4),
     "banking77": TaskSet(
         "text-classification", "accuracy", read_banking77, 1200, 500, epochs=3, learning_rate=4e-4
     ),
     "wnut17": TaskSet("token-classification", "f1", read_wnut17, 800, 400, learning_rate=2e-4),
-    "semeval": TaskSet("relation-extraction", "f1", read_semeval, 1000, 500, learning_rate=3e-4),
+    "semeval": TaskSet(
+        "relation-extraction", "f1", read_semeval, 1600, 500, epochs=3, batch_size=8, learning_rate=2e-4
+    ),
     "subjects": TaskSet("text-classification", "accuracy", read_subjects, 600, 400, learning_rate=2e-4),
     "xquad": TaskSet(
         "question-answering", "f1", read_xquad, 120, 60, learning_rate=2e-4, max_length=256, batch_size=8

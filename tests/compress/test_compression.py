@@ -22,7 +22,7 @@ from fastserve.checkpoint.safetensors_writer import floats, write_safetensors
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.compress import CompressData, compress
 from fastserve.compress import probe as probe_module
-from fastserve.errors import CheckpointError, DataError, OptionError
+from fastserve.errors import CheckpointError, DataError, OptionError, UnsupportedError
 from fastserve.evaluate.language_model import log_softmax
 from fastserve.types import SamplingParams
 from tiny_heads import save_bert_head
@@ -112,6 +112,54 @@ def test_steps_follow_each_other_and_calibrate_on_the_text_that_is_given(
 
 
 @pytest.mark.usefixtures("without_speed")
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(
+    stories_folder: Path, story_file: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        "calibration: {sequences: 4, length: 64}\n"
+        "steps: [{magnitude: {sparsity: 0.5}}, {gptq: {bits: 4, misfit: channel}}]",
+    )
+    data = CompressData(calibration=story_file)
+    told: list[tuple[str, int]] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        told.append((what, done))
+        if what == "writing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data, progress=stop)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OptionError, match="unfinished run"):
+        compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data)
+    with pytest.raises(OptionError, match="seed=1 differs from 0"):
+        compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data, resume=True, seed=1)
+    compress(stories_folder, recipe=recipe, output=tmp_path / "out", data=data, resume=True)
+    compress(stories_folder, recipe=recipe, output=tmp_path / "whole", data=data)
+    one, other = (digests(tmp_path / name) for name in ("out", "whole"))
+    assert {name for name in one if name.endswith(".safetensors")} == {
+        "fastserve.safetensors",
+        "model.safetensors",
+    }
+    for name in ("fastserve.safetensors", "model.safetensors", "config.json"):
+        assert one[name] == other[name]
+    assert not (tmp_path / "out.run").exists()
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_what_is_left_in_blocks_of_gguf_is_told(stories_folder: Path, tmp_path: Path) -> None:
+    result = compress(stories_folder / "stories260K.gguf", recipe="int8", output=tmp_path / "out")
+    formats = {t.format.block_elements for t in open_checkpoint(tmp_path / "out").tensors.values()}
+    assert formats == {1}
+    source = open_checkpoint(stories_folder / "stories260K.gguf")
+    has_blocks = any(
+        tensor.format.block_elements > 1 for name, tensor in source.tensors.items() if "embed_tokens" in name
+    )
+    assert any("became bfloat16" in note for note in result.report["notes"]) == has_blocks
+
+
+@pytest.mark.usefixtures("without_speed")
 def test_an_archive_is_smaller_opens_like_the_artifact_and_keeps_its_report(
     stories_folder: Path, story_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,8 +204,44 @@ def test_a_classifier_is_judged_by_its_task_and_keeps_it(
     assert result.report["speed"]["after"]["sentence_ms"] > 0
     written = json.loads((tmp_path / "out" / "fastserve.json").read_text("utf-8"))
     assert {key: written[key] for key in card} == card
+    assert written["metrics"]["accuracy"] == accuracy["after"]["value"]
     with fastserve.pipeline("text-classification", tmp_path / "out") as classify:
         assert classify("the cat")["label"] in ("no", "yes")
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_a_decoder_that_classifies_is_judged_by_its_task(
+    stories_folder: Path, tmp_path: Path, write_rows: Callable[[str, Iterable[Mapping[str, Any]]], Path]
+) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    source = tmp_path / "source"
+    labels = {0: "no", 1: "yes"}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        stories_folder, num_labels=2, id2label=labels, pad_token_id=0
+    )
+    model.save_pretrained(source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(stories_folder / name, source / name)
+    rows = write_rows("rows", [{"text": f"One {word}.", "label": "yes"} for word in ("cat", "dog", "car")])
+    result = compress(source, recipe="int8", output=tmp_path / "out", data=CompressData(judged=rows))
+    quality = result.report["quality"]
+    assert quality["judged_by"] == "3 rows of text-classification"
+    assert quality["apart"]["mean_kl"]["value"] < 0.01
+    probes = json.loads((tmp_path / "out" / "fastserve.json").read_text("utf-8"))["probes"]
+    assert [len(probe["values"]) for probe in probes] == [2, 2, 2]
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    with pytest.raises(UnsupportedError, match="is an encoder-decoder"):
+        compress(tmp_path / "t5", recipe="int8", output=tmp_path / "out")
+    assert not (tmp_path / "out.run").exists()
 
 
 def with_numbers(source: Path, folder: Path, name: str, value: float) -> Path:

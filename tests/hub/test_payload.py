@@ -64,3 +64,8 @@ def test_packed_weights_come_with_the_floats_beside_them() -> None:
 def test_several_gguf_files_are_not_chosen_from_silently() -> None:
     with pytest.raises(DownloadError, match=r"2 \.gguf files to choose from: q4\.gguf, q8\.gguf"):
         choose_payload(["q4.gguf", "q8.gguf"])
+
+
+def test_both_tokenizers_of_a_translator_are_of_the_model() -> None:
+    names = ["config.json", "model.safetensors", "source.spm", "target.spm", "tf_model.h5", "vocab.json"]
+    assert list(choose_payload(names)) == [name for name in names if name != "tf_model.h5"]

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -407,6 +408,105 @@ void test_mixtures(const Kernels& kernels, const WeightScheme& scheme, const std
   }
 }
 
+// An encoder that stores its sources, and a decoder that reads them: one layer of attention to them and nothing else.
+class Translator {
+ public:
+  Translator(const Kernels& kernels, int threads)
+      : pool_(threads),
+        kv_(1, kMaxSequences * kSequenceBlocks, kHeads, kHeadDim, KvFormat::f32),
+        table_(Parameters::make({WeightFormat::f32, ScaleFormat::bf16, WeightOffset::none, 0, 0}, kVocab, 3 * kWidth, 3,
+                                kernels, pool_)),
+        encoder_(kBytes, limits(true), kernels, pool_),
+        decoder_(kBytes, limits(false), kernels, pool_) {
+    encoder_.embedding(IdSource::token_ids, table_, qkv());
+    encoder_.store_source(part(1), part(2), kv_, 0);
+    decoder_.embedding(IdSource::token_ids, table_, qkv());
+    decoder_.cross_attention(part(0), kv_, 0, kScale, out());
+  }
+
+  void encode(const Sequences& sources) { encoder_.run(sources.batch(), nullptr, nullptr, nullptr); }
+  std::vector<float> run(const Sequences& targets, const Sequences& sources) {
+    Batch batch = targets.batch();
+    batch.source_table_width = kSequenceBlocks;
+    batch.source_lengths = sources.lengths.data();
+    batch.source_block_tables = sources.block_tables.data();
+    decoder_.run(batch, nullptr, nullptr, nullptr);
+    return {decoder_.data(out()), decoder_.data(out()) + batch.num_tokens * kWidth};
+  }
+  // Without sources; it is refused.
+  void run(const Sequences& targets) { decoder_.run(targets.batch(), nullptr, nullptr, nullptr); }
+
+  // Of queries, keys and values that runs have left behind, row by row and key by key.
+  std::vector<double> expect(const Sequences& targets, const Sequences& sources) const {
+    std::vector<double> results;
+    for (std::size_t s = 0; s < targets.lengths.size(); ++s)
+      for (int32_t row = targets.starts[s]; row < targets.starts[s + 1]; ++row)
+        for (int32_t head = 0; head < kHeads; ++head) {
+          const float* q = decoder_.data(part(0)) + row * 3 * kWidth + head * kHeadDim;
+          std::vector<double> sums(kHeadDim, 0.0);
+          double total = 0;
+          for (int32_t key = sources.starts[s]; key < sources.starts[s + 1]; ++key) {
+            const float* k = encoder_.data(part(1)) + key * 3 * kWidth + head * kHeadDim;
+            const float* v = encoder_.data(part(2)) + key * 3 * kWidth + head * kHeadDim;
+            double score = 0;
+            for (int32_t d = 0; d < kHeadDim; ++d) score += static_cast<double>(q[d]) * static_cast<double>(k[d]);
+            const double weight = std::exp(score * static_cast<double>(kScale));
+            total += weight;
+            for (int32_t d = 0; d < kHeadDim; ++d)
+              sums[static_cast<std::size_t>(d)] += weight * static_cast<double>(v[d]);
+          }
+          for (double sum : sums) results.push_back(sum / total);
+        }
+    return results;
+  }
+
+ private:
+  static constexpr float kScale = 0.25f;
+  static constexpr int64_t kBytes = int64_t{4} * kMaxTokens * 4 * kWidth;
+
+  static PlanLimits limits(bool needs_whole_sequences) {
+    return {kMaxTokens, kMaxSequences, kMaxSequences, kMaxSequences * kSequenceBlocks, kMaxContext, kVocab, 1,
+            needs_whole_sequences};
+  }
+  static Matrix qkv() { return {0, 3 * kWidth, 3 * kWidth, Rows::tokens}; }
+  static Matrix part(int64_t index) { return {4 * index * kWidth, 3 * kWidth, kWidth, Rows::tokens}; }
+  static Matrix out() { return {int64_t{4} * kMaxTokens * 3 * kWidth, kWidth, kWidth, Rows::tokens}; }
+
+  ThreadPool pool_;
+  KvPool kv_;
+  Weight table_;
+  Plan encoder_, decoder_;
+};
+
+// Sources of one split and of several, targets token by token (cut by keys, where threads would idle) and in chunks.
+void test_sources(const Kernels& kernels) {
+  const Sequences sources({310, 1, 33, 60});
+  for (const std::vector<int>& lengths : {std::vector<int>{1, 1, 1, 1}, std::vector<int>{5, 2, 60, 1}}) {
+    const Sequences targets(lengths);
+    std::vector<float> first;
+    for (int threads : {1, 2, 8}) {
+      Translator translator(kernels, threads);
+      translator.encode(sources);
+      const std::vector<float> results = translator.run(targets, sources);
+      const std::string where = std::string(kernels.name) + " sources, threads " + std::to_string(threads);
+      const std::vector<double> expected = translator.expect(targets, sources);
+      double largest = 0;
+      for (std::size_t i = 0; i < results.size(); ++i)
+        largest = std::max(largest, std::abs(static_cast<double>(results[i]) - expected[i]));
+      expect(largest < 1e-5, where + ": differ from the reference by " + std::to_string(largest));
+      if (first.empty()) first = results;
+      expect_same(results, first, where);
+      bool is_refused = false;
+      try {
+        translator.run(targets);
+      } catch (const std::invalid_argument&) {
+        is_refused = true;
+      }
+      expect(is_refused, where + ": a batch without sources runs");
+    }
+  }
+}
+
 // Chains of the calls [1, 4) and [5, 9) of 10, and where sequences have one, that of [0, 9) about them.
 Chains chains_of(int32_t strip_rows, int32_t sequence_rows) {
   Chains chains{{{1, 4, strip_rows}, {5, 9, strip_rows}}, {}};
@@ -472,6 +572,7 @@ void test_all(const Kernels& kernels) {
   test_models(kernels, {WeightFormat::int4, ScaleFormat::bf16, WeightOffset::zero_point, kGroup, kGroup}, {3});
   test_mixtures(kernels, {WeightFormat::f32, ScaleFormat::bf16, WeightOffset::none, 0, 0}, {1, 3});
   test_mixtures(kernels, {WeightFormat::int8, ScaleFormat::bf16, WeightOffset::none, 0, kGroup}, {1, 3});
+  test_sources(kernels);
 }
 
 }  // namespace

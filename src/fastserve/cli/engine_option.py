@@ -178,6 +178,8 @@ def _option(name: str, kind: Any, default: Any, text: str) -> Decorator:
         return click.option(flag, multiple=True, metavar="NAME=NUMBER", callback=_to_mapping, help=text)
     if get_origin(kind) is Literal:
         return click.option(flag, type=click.Choice(get_args(kind)), default=default, help=text)
+    if any(get_origin(kind_) is tuple for kind_ in (kind, *get_args(kind))):
+        return click.option(flag, multiple=True, type=int, default=default, help=text)
     if get_origin(kind) is Sequence:
         return click.option(flag, multiple=True, default=default, help=text)
     plainest = next(type_ for type_ in (str, int, float) if type_ in (get_args(kind) or (kind,)))

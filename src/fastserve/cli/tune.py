@@ -61,9 +61,16 @@ _HELP: Mapping[str, str] = {
     "temperature": "Of the contrastive loss of embeddings.",
     "instruction": "What a decoder is told before a text to translate or summarize.",
     "processes": "On this machine, which share each batch; --batch-size is that of all of them.",
+    "shard": "Each process keeps a part of weights, gradients and optimizer state (FSDP), instead of all.",
     "device": "Where to compute; auto is a GPU where there is one.",
     "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
     "keep_zeros": "Zeros of the source's matrices stay zeros: a pruned model stays pruned.",
+    "teacher": "A model that was tuned for the task, from whose outputs this one learns too.",
+    "soft_weight": "Share of the loss that compares with the teacher's probabilities; the rest is of labels.",
+    "soft_temperature": "That logits are divided by where they are compared with the teacher's.",
+    "hidden_weight": "Of the squared error to the teacher's hidden states, which is added to the loss.",
+    "attention_weight": "Of the squared error to the teacher's attention maps, which is added to the loss.",
+    "layer_map": "The teacher's layer, from 0, that a layer is held to; given once for each layer.",
 }
 
 

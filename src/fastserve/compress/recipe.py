@@ -28,6 +28,7 @@ from fastserve.types import JsonObject
 # Where each step's class is: imported when a recipe names it.
 STEPS: Mapping[str, str] = {
     "awq": "fastserve.compress.quantize.awq:Awq",
+    "distil": "fastserve.compress.distil.step:Distil",
     "gptq": "fastserve.compress.quantize.step:Gptq",
     "gradual": "fastserve.compress.prune.gradual:Gradual",
     "lottery": "fastserve.compress.prune.lottery:Lottery",

@@ -30,6 +30,7 @@ from fastserve.compress.compression import (
     prepare,
 )
 from fastserve.compress.group import can_exchange, find_groups, mix
+from fastserve.compress.model_kind import writes_text
 from fastserve.compress.pareto import Choice, front, front_of_sums
 from fastserve.compress.quality import Quality, open_judge, silent
 from fastserve.compress.recipe import Recipe
@@ -37,8 +38,6 @@ from fastserve.compress.report import REPORT_FOLDER, measured_values, with_budge
 from fastserve.compress.step import Context, LayerError, WorkingModel
 from fastserve.errors import OptionError
 from fastserve.evaluate.pareto_plot import Point, plot_front
-from fastserve.models.config import DecoderConfig
-from fastserve.models.family import read_config
 from fastserve.types import JsonObject
 
 TRIALS = 6  # mixtures that are measured whole, unless told otherwise
@@ -78,8 +77,8 @@ def compress_to_budget(
     Other arguments, results and errors as of `fastserve.compress.compress`. The report has all that was
     measured as `search`, and a plot of it lies beside it.
 
-    >>> compress_to_budget("smollm2-135m-instruct", output="out", budget="size<=100MB decode<=20ms",
-    ...                    data=CompressData(judged=Path("text.txt")))  # doctest: +SKIP
+    >>> data = CompressData(judged=Path("text.txt"))
+    >>> compress_to_budget("all-minilm-l6-v2", output="out", budget="size<=25MB", data=data)  # doctest: +SKIP
     """
     check_libraries()
     if data.judged is None:
@@ -157,8 +156,7 @@ class _Search:
         """Of each recipe, what each group alone loses by it."""
         run = self._run
         assert run.data.judged is not None
-        is_decoder = isinstance(read_config(run.checkpoint.config), DecoderConfig)
-        limit = _WINDOWS if is_decoder else _ROWS
+        limit = _WINDOWS if writes_text(run.checkpoint) else _ROWS
         judge = open_judge(
             run.checkpoint.path,
             run.data.judged,

@@ -19,7 +19,7 @@ from fastserve.backends.native.executable import CallProfile
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.config import EngineOptions
 from fastserve.engine.load import model_context
-from fastserve.errors import MeasurementError, OptionError
+from fastserve.errors import MeasurementError, OptionError, UnsupportedError
 from fastserve.evaluate.estimate import Estimate, estimate_ratio
 from fastserve.evaluate.machine import MachineLimits, check_share, measure_limits
 from fastserve.evaluate.peer_model import peer_job
@@ -34,7 +34,7 @@ from fastserve.evaluate.workload import (
     Sentences,
     make_prompts,
 )
-from fastserve.models.config import DecoderConfig
+from fastserve.models.config import DecoderConfig, EncoderDecoderConfig
 from fastserve.models.family import ModelConfig, read_config
 
 logger = logging.getLogger(__name__)
@@ -163,6 +163,11 @@ def measure_model(path: Path, options: SpeedOptions, *, name: str | None = None)
     """
     checkpoint = open_checkpoint(path)
     config = read_config(checkpoint.config)
+    if isinstance(config, EncoderDecoderConfig):
+        raise UnsupportedError(
+            f"the model {str(checkpoint.path)!r} is an encoder-decoder, whose speed is not measured",
+            hint="choose a decoder or an encoder",
+        )
     config = replace(config, max_context=model_context(checkpoint, config))
     measures = choose_measures(config, options.only)
     peers, left_out = choose_peers(options.peers, _task(config))

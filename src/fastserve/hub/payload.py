@@ -25,6 +25,8 @@ _BESIDE_WEIGHTS = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "source.spm",
+    "target.spm",
     "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",

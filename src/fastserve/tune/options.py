@@ -21,6 +21,7 @@ ClassWeights = Literal["none", "balanced"]
 Problem = Literal["auto", "single-label", "multi-label", "regression"]
 Device = Literal["auto", "cpu"]
 
+_OF_TEACHERS = ("soft_weight", "soft_temperature", "hidden_weight", "attention_weight", "layer_map")
 ADAPTER_METHODS = ("lora", "dora", "ia3")
 
 # What learns well as a start, by method; adapters are small and take larger steps.
@@ -61,10 +62,19 @@ class TuneOptions:
         temperature: of the contrastive loss: similarities are divided by it.
         instruction: what a decoder is told before a source text; None is the task's own.
         processes: on this machine, which share each batch.
+        shard: each process keeps a part of the weights, gradients and the optimizer's state (FSDP), instead
+            of all of them.
         device: where to compute.
         keep_checkpoints: leave the run's folder, with checkpoints and optimizer, when it has ended.
         keep_zeros: what is exactly 0 in the source's matrices stays so: a pruned model stays pruned. Not with
             an adapter, which is added to all of a matrix.
+        teacher: a model that has learned the task, from whose outputs this one learns too.
+        soft_weight: share of the loss that compares with the teacher's probabilities; the rest is of labels.
+        soft_temperature: that both models' logits are divided by where they are compared.
+        hidden_weight, attention_weight: of the squared error to the teacher's hidden states, and attention
+            maps, which is added to the loss.
+        layer_map: for each layer, the one of the teacher, from 0, that it is held to by those two; None
+            spreads the teacher's layers evenly, the last to the last.
     """
 
     epochs: float = 3.0
@@ -98,9 +108,16 @@ class TuneOptions:
     temperature: float = 0.05
     instruction: str | None = None
     processes: int = 1
+    shard: bool = False
     device: Device = "auto"
     keep_checkpoints: bool = False
     keep_zeros: bool = False
+    teacher: str | None = None
+    soft_weight: float = 0.5
+    soft_temperature: float = 2.0
+    hidden_weight: float = 0.0
+    attention_weight: float = 0.0
+    layer_map: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, 0.0, 10_000.0, is_low_open=True)
@@ -131,12 +148,53 @@ class TuneOptions:
                 hint="choose full, last-layers or head",
                 option="keep_zeros",
             )
+        check_number("soft_weight", self.soft_weight, 0.0, 1.0)
+        check_number("soft_temperature", self.soft_temperature, 0.0, 1000.0, is_low_open=True)
+        for name in ("hidden_weight", "attention_weight"):
+            check_number(name, getattr(self, name), 0.0, 1e6)
+        object.__setattr__(self, "layer_map", tuple(self.layer_map or ()) or None)
+        self._check_teacher()
         share = self.processes * self.accumulation
         if self.batch_size % share:
             raise OptionError(
                 f"batch_size={self.batch_size} is not a multiple of processes x accumulation, {share}",
                 hint=f"choose {-(-self.batch_size // share) * share}",
                 option="batch_size",
+            )
+        if self.shard:
+            self._check_shard()
+
+    def _check_shard(self) -> None:
+        if self.processes == 1:
+            raise OptionError(
+                "shard shares the weights among processes, and there is one",
+                hint="choose processes=2 or more",
+                option="shard",
+            )
+        for name, values in _NOT_SHARDED.items():
+            if (value := getattr(self, name)) in values:
+                raise OptionError(
+                    f"shard cannot be had with {name}={value!r}", hint="leave one of them out", option="shard"
+                )
+
+    def _check_teacher(self) -> None:
+        defaults = {field.name: field.default for field in fields(TuneOptions)}
+        changed = [name for name in _OF_TEACHERS if getattr(self, name) != defaults[name]]
+        if self.teacher is None and changed:
+            raise OptionError(
+                f"{changed[0]} is for learning from a teacher", hint="name one: teacher", option=changed[0]
+            )
+        if self.teacher is not None and self.shard:
+            raise OptionError(
+                "shard is not for learning from a teacher, which is whole in each process",
+                hint="leave one of the two out",
+                option="shard",
+            )
+        if self.teacher is not None and self.is_adapter and (self.hidden_weight or self.attention_weight):
+            raise OptionError(
+                f"hidden_weight and attention_weight are not for method={self.method!r}",
+                hint="choose full, last-layers or head",
+                option="method",
             )
 
     @property
@@ -149,6 +207,13 @@ class TuneOptions:
         """Whether the method adds small weights to a model whose own stay."""
         return self.method in ADAPTER_METHODS
 
+
+# What knows nothing of parts of a weight.
+_NOT_SHARDED: Mapping[str, tuple[object, ...]] = {
+    "optimizer": ("adafactor", "adamw-8bit"),
+    "precision": ("fp16",),
+    "keep_zeros": (True,),
+}
 
 _CHOICES = {
     "optimizer": Optimizer,

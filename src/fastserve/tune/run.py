@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.table import TaskOptions, check_metric
-from fastserve.evaluate.task.task import Scores, Task
+from fastserve.evaluate.task.task import Examples, Scores, Task
 from fastserve.evaluate.training_plot import plot_training
 from fastserve.hub.resolve import resolve
 from fastserve.tune.dependency import check_tune_libraries
@@ -235,9 +236,18 @@ class Run:
             callbacks.append(best)
         if self.options.keep_zeros:
             callbacks.append(KeepZeros(model))
-        trainer = TaskTrainer(
+        arguments = self._training_arguments(has_dev=dev is not None)
+        make_trainer: Callable[..., TaskTrainer] = TaskTrainer
+        if self.options.shard:
+            from fastserve.tune.sharding import ShardedTrainer, shard_model
+
+            shard_model(model, arguments.device)  # asking for the device has processes find each other
+            make_trainer = ShardedTrainer
+        elif self.options.teacher is not None:
+            make_trainer = self._with_teacher(examples)
+        trainer = make_trainer(
             model=model,
-            args=self._training_arguments(has_dev=dev is not None),
+            args=arguments,
             task=self.task,
             examples=examples,
             dev=dev,
@@ -247,6 +257,7 @@ class Run:
         )
         log = self._train(trainer, best, checkpoint)
         trained = trainer.accelerator.unwrap_model(trainer.model)
+        trainer.accelerator.wait_for_everyone()  # until the best weights are written
         best_step = None if best is None else best.load_into(trained)
         scores = trainer.score_dev() if dev is not None else None
         num_steps = max((entry.get("step", 0) for entry in log), default=0)
@@ -261,6 +272,8 @@ class Run:
             resumed_at=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
             problems=self.prepared.rows.problem_counts,
         )
+        if self.options.shard:
+            trained = self._put_together(trained)
         if _is_first_process():
             plot_training(log, self.folder.plots, title=self._title)
             self._write_lines("log.jsonl", log)
@@ -274,6 +287,36 @@ class Run:
             self._write(trained, result, scores, adapter)
             self.folder.finish(keep=self.options.keep_checkpoints)
         return result
+
+    def _with_teacher(self, examples: Examples) -> Callable[..., TaskTrainer]:
+        """What makes a trainer that learns from the options' teacher, whose outputs are on disk then."""
+        from fastserve.tune.distillation import DistillingTrainer
+        from fastserve.tune.teacher import LogitCache, Teacher, open_teacher
+
+        assert self.options.teacher is not None
+        teacher = open_teacher(self.options.teacher, self.task, self.source)
+        if not (self.options.hidden_weight or self.options.attention_weight):
+            cache = LogitCache.make(
+                teacher,
+                examples.features,
+                self.folder.path / "teacher",
+                pad_token_id=self.source.tokenizer.pad_token_id,
+            )
+            teacher = Teacher(teacher.model, teacher.columns, cache)
+        return partial(DistillingTrainer, teacher=teacher, options=self.options)
+
+    def _put_together(self, trained: Any) -> Any:
+        """A sharded model whole again, in the first process; the others take part."""
+        from fastserve.tune.adapter import prepare_weights
+        from fastserve.tune.part import gather_weights
+
+        weights = gather_weights(trained, keeps=_is_first_process())
+        if not _is_first_process():
+            return trained
+        model = load_model(self.source, self.task, dropout=self.options.dropout)
+        model = prepare_weights(model, self.task, self.options)
+        model.load_state_dict(weights)
+        return model
 
     @property
     def _title(self) -> str:
@@ -380,6 +423,7 @@ class Run:
             metrics=result.metrics,
             card=card,
             plots=self.folder.plots,
+            max_tokens=self.source.limit,
             adapter=adapter,
         )
 

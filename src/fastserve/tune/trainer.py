@@ -27,6 +27,7 @@ from fastserve.evaluate.task.collate import collate, example_length
 from fastserve.evaluate.task.task import LOWER_IS_BETTER, Examples, Row, Scores, Task
 from fastserve.evaluate.torch_model import reduction_of, run_examples
 from fastserve.tune.loss import Loss
+from fastserve.tune.part import is_part, set_weights, whole
 from fastserve.tune.sampler import EpochSampler
 from fastserve.types import JsonObject
 
@@ -157,8 +158,9 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         best_step, num_worse = self.standing(state.log_history)
-        if best_step == state.global_step and args.should_save:
-            self._save(model, {"step": state.global_step, "metric": self._metric})
+        if best_step == state.global_step:
+            about = {"step": state.global_step, "metric": self._metric}
+            self._save(model, about, writes=args.should_save)
         if self._patience is not None and num_worse >= self._patience:
             control.should_training_stop = True
 
@@ -182,20 +184,20 @@ class BestWeights(TrainerCallback):  # type: ignore[misc]
         """Put the best weights into a model. Returns their step, or None where there was no evaluation."""
         if not (self._folder / "step.json").is_file():
             return None
-        weights = load_file(self._folder / "weights.safetensors")
-        with torch.no_grad():
-            parameters = dict(model.named_parameters())
-            for name, values in weights.items():
-                parameters[name].copy_(values)
+        set_weights(model, load_file(self._folder / "weights.safetensors"))
         step: int = json.loads((self._folder / "step.json").read_text(encoding="utf-8"))["step"]
         return step
 
-    def _save(self, model: Any, about: JsonObject) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def _save(self, model: Any, about: JsonObject, *, writes: bool) -> None:
+        """All processes take part, as each has a part of weights that are sharded; one of them writes."""
         model = getattr(model, "module", model)
-        weights = {
-            name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad
-        }
+        weights = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and (writes or is_part(parameter)):
+                weights[name] = whole(parameter).cpu().contiguous()
+        if not writes:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
         written = self._folder / "weights.safetensors.part"
         save_file(weights, written)
         os.replace(written, self._folder / "weights.safetensors")

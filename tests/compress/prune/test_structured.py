@@ -27,7 +27,15 @@ from fastserve.models.parameters import check_parameters
 from parity import BACKENDS, RANGE_BOUND, compile_graph, range_error, run_embeddings, run_logits
 from stored_tensors import random_grouped
 from tiny_encoders import ENCODERS, hf_encoder
-from tiny_models import BERT_CONFIG, LLAMA_CONFIG, hf_model, hf_parameters, random_language_model
+from tiny_models import (
+    BERT_CONFIG,
+    LLAMA_CONFIG,
+    hf_model,
+    hf_parameters,
+    random_language_model,
+    random_parameters,
+    tiny_graph,
+)
 
 SEQUENCES = random_sequences(97, 6, 20)
 TEXT = SEQUENCES[0]
@@ -262,6 +270,19 @@ def test_the_units_that_go_are_each_layer_s_own_but_where_layers_share_a_bias(tm
     assert kept[0] == kept[1] == kept[2]
     assert structure.bias is not None
     assert (after[structure.bias] == before[structure.bias][:, kept[0]]).all()
+
+
+def test_a_llama_keeps_a_number_of_heads_that_transformers_takes(tmp_path: Path) -> None:
+    config = {**LLAMA_CONFIG, "hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4}
+    model, context = decoder(config), make_context(tmp_path, calibration=SEQUENCES)
+    small = Structured(heads=0.25).run(model, context)  # 6 heads do not divide 32 columns
+    assert small.config["num_attention_heads"] == 4
+    assert "2 of 4 heads of keys went" in context.notes[-1]
+    expected = outputs_of_transformers(small, tmp_path / "small")
+    assert range_error(outputs_of(small), expected) < RANGE_BOUND
+    odd = {**config, "num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 32}
+    with pytest.raises(OptionError, match="no number up to 3, of 3 that share keys"):
+        Structured(heads=0.5).run(working_model(odd, random_parameters(tiny_graph(odd))), context)
 
 
 def test_what_cannot_be_taken_out_is_refused_by_name(tmp_path: Path) -> None:

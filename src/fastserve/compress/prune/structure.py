@@ -29,19 +29,24 @@ _LAYER = re.compile(r"^(.*?\.?(?:layer|layers))\.(\d+)\.")
 
 @dataclass(frozen=True, slots=True)
 class ConfigKeys:
-    """Where a family's config has its sizes."""
+    """Where a family's config has its sizes.
+
+    Attributes:
+        is_decoder: of the Llama kind: head_dim and num_key_value_heads are keys of transformers.
+        heads_divide_width: transformers 5 refuses other numbers of heads, though head_dim says their width.
+    """
 
     neurons: str = "intermediate_size"
     heads: str = "num_attention_heads"
     layers: str = "num_hidden_layers"
-    is_decoder: bool = True  # of the Llama kind: head_dim and num_key_value_heads are keys of transformers
+    is_decoder: bool = True
+    heads_divide_width: bool = False
 
 
 _ENCODER = ConfigKeys(is_decoder=False)
 FAMILIES: Mapping[str, ConfigKeys] = {
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3"), ConfigKeys()
-    ),
+    **dict.fromkeys(("mistral", "qwen2", "qwen3", "gemma", "smollm3"), ConfigKeys()),
+    **dict.fromkeys(("llama", "gemma2", "gemma3_text"), ConfigKeys(heads_divide_width=True)),
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "mpnet"), _ENCODER),
     "distilbert": ConfigKeys("hidden_dim", "n_heads", "n_layers", is_decoder=False),
 }

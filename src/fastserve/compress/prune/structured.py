@@ -29,7 +29,8 @@ class Structured:
 
     Attributes:
         neurons: share of feed-forward neurons that go, at least.
-        heads: share of attention heads that go, at least; those that share keys go together.
+        heads: share of attention heads that go, at least; those that share keys go together. Of a Llama,
+            Gemma 2 or 3 so many that those left divide its width, since transformers refuses others.
         layers: how many layers go: those that change what flows through them least.
         score: of heads and neurons: `activation`, the norm of what they add to their layer's output on
             calibration text; or `taylor`, how much the loss on the training rows changes without them, to
@@ -111,12 +112,11 @@ class Structured:
         scores: Mapping[str, Scores],
     ) -> dict[str, Indices]:
         kept: dict[str, Indices] = {}
-        for part in heads:
-            count = max(1, int((1 - self.heads) * part.num_units + 1e-9))
-            kept[part.name] = top_units(scores[part.name], count)
+        if heads:
+            count = self._num_heads(structure, heads[0])
+            kept |= {part.name: top_units(scores[part.name], count) for part in heads}
         if heads and structure.bias is not None:  # whose columns all layers share
             together = np.sum([scores[part.name] / scores[part.name].sum() for part in heads], axis=0)
-            count = len(kept[heads[0].name])
             kept |= {part.name: top_units(together, count) for part in heads}
         for part in neurons:
             count = max(1, int((1 - self.neurons) * part.num_units + 1e-9))
@@ -125,7 +125,32 @@ class Structured:
             kept[part.name] = top_units(scores[part.name], count)
         return kept
 
+    def _num_heads(self, structure: Structure, part: Part) -> int:
+        """How many heads of keys stay: the share that does, or the next number that `transformers` takes.
+
+        Raises:
+            OptionError: it takes none.
+        """
+        wanted = max(1, int((1 - self.heads) * part.num_units + 1e-9))
+        if not structure.keys.heads_divide_width:
+            return wanted
+        width, shared = structure.streams[0].width, part.makers[0][1] // part.makers[1][1]
+        for count in range(wanted, 0, -1):
+            if width % (count * shared) == 0:
+                return count
+        raise OptionError(
+            f"heads={self.heads}: transformers wants heads that divide the width of {width}, and no number up"
+            f" to {wanted * shared}, of {shared} that share keys, does",
+            hint="leave heads out, and take out neurons or layers",
+            option="heads",
+        )
+
     def _note_heads(self, model: WorkingModel, structure: Structure, context: Context) -> None:
+        part, left = structure.attentions[0], find_structure(model).attentions[0]
+        context.notes.append(
+            f"structured: {part.num_units - left.num_units} of {part.num_units} heads of keys went from each"
+            " layer"
+        )
         if not structure.keys.is_decoder:
             context.notes.append(
                 f"structured: a config of transformers has no head_dim for {model.config['model_type']!r}:"

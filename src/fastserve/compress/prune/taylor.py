@@ -11,7 +11,7 @@ import torch
 
 from fastserve.compress.calibration import torch_threads
 from fastserve.compress.prune.structure import Part
-from fastserve.compress.prune.training import TASK_WITHOUT_LABELS, training_rows, write_trainable
+from fastserve.compress.prune.training import task_of, training_rows, write_trainable
 from fastserve.compress.prune.unit_score import Scores
 from fastserve.compress.step import Context, WorkingModel
 from fastserve.data.load import load_data
@@ -40,7 +40,7 @@ def score_by_taylor(model: WorkingModel, context: Context, parts: Seq[Part]) -> 
     folder = context.scratch / "taylor"
     write_trainable(model, folder)
     source = open_source_model(str(folder), folder)
-    name = context.task or TASK_WITHOUT_LABELS
+    name = task_of(model, context, "structured")
     rows = list(load_data(train, name))[:_ROWS]
     task = make_task(name, rows, TaskOptions(max_length=source.max_tokens))
     torch.manual_seed(context.seed)

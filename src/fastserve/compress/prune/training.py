@@ -20,11 +20,11 @@ from fastserve.compress.calibration import torch_threads
 from fastserve.compress.prune.heads import missing_heads, with_all_heads, without_last_heads
 from fastserve.compress.step import Context, WorkingModel
 from fastserve.errors import DataError, OptionError
+from fastserve.models.config import EncoderConfig
+from fastserve.models.family import read_config
 from fastserve.option import check_kind
 from fastserve.tune import TuneOptions, tune
 from fastserve.tune.trainer import Progress
-
-TASK_WITHOUT_LABELS = "causal-lm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def tune_model(model: WorkingModel, context: Context, tuning: Tuning, *, step: s
 
         with torch_threads(context.threads):
             result = tune(
-                context.task or TASK_WITHOUT_LABELS,
+                task_of(model, context, step),
                 model=str(source),
                 train=train,
                 dev=context.dev,
@@ -110,6 +110,23 @@ def training_rows(context: Context, step: str) -> Path:
     if context.train is None:
         raise DataError(f"{step} needs rows to tune on", hint="name a file with --train")
     return context.train
+
+
+def task_of(model: WorkingModel, context: Context, step: str) -> str:
+    """The task that a model is tuned for: the context's, or that of its own `fastserve.json`; a decoder's is
+    its text.
+
+    Raises:
+        OptionError: it is an encoder, and nothing says which.
+    """
+    task = context.task or model.checkpoint.card.get("task")
+    if task is None and isinstance(read_config(model.config), EncoderConfig):
+        raise OptionError(
+            f"{step}: {model.checkpoint.path} is an encoder of no task",
+            hint="name one with --task",
+            option="task",
+        )
+    return str(task or "causal-lm")
 
 
 def write_trainable(model: WorkingModel, folder: Path) -> None:
