@@ -27,6 +27,7 @@ from fastserve.compress.artifact import (
 from fastserve.compress.budget import NEED_DATA, Budget, parse_budget
 from fastserve.compress.calibration import calibration_tokens
 from fastserve.compress.lineage import digest, make_lineage
+from fastserve.compress.model_kind import writes_text
 from fastserve.compress.probe import make_probes
 from fastserve.compress.quality import Judge, open_judge
 from fastserve.compress.recipe import Recipe, read_recipe
@@ -41,8 +42,6 @@ from fastserve.compress.speed import measure_speeds
 from fastserve.compress.step import Context, WorkingModel
 from fastserve.errors import CheckpointError, OptionError, UnsupportedError
 from fastserve.hub.resolve import resolve
-from fastserve.models.config import DecoderConfig
-from fastserve.models.family import read_config
 from fastserve.tune.dependency import check_tune_libraries
 from fastserve.tune.run_folder import RunFolder
 from fastserve.types import JsonObject
@@ -268,7 +267,7 @@ class CompressRun:
         )
         evaluation = {key: report[key] for key in ("size", "quality", "speed")}
         card = {
-            **self.checkpoint.card,
+            **model.checkpoint.card,
             **({} if quality is None else {"metrics": quality.values}),
             "lineage": lineage,
             "compression": evaluation,
@@ -346,6 +345,7 @@ def prepare(
             option="output",
         )
     checkpoint = open_checkpoint(path)
+    writes_text(checkpoint)  # refuses what neither writes nor reads
     if parsed is not None:
         _check_budget(parsed, checkpoint, data)
     check_finite(checkpoint)
@@ -404,13 +404,13 @@ def _check_budget(budget: Budget, checkpoint: Checkpoint, data: CompressData) ->
             hint="give such a file with --data",
             option="data",
         )
-    is_decoder = isinstance(read_config(checkpoint.config), DecoderConfig)
+    is_decoder = writes_text(checkpoint)
     of_others: Mapping[str, str] = {"latency": "decode"} if is_decoder else {"decode": "latency"}
     if not is_decoder:
         of_others = {"decode": "latency", "prefill": "latency"}
     for name, instead in of_others.items():
         if name in budget.names:
-            kind = "a decoder, which has no" if is_decoder else "an encoder, which has no"
+            kind = "a model that writes, which has no" if is_decoder else "one that reads, which has no"
             raise OptionError(
                 f"budget: {checkpoint.path} is {kind} {name}", hint=f"limit {instead}", option="budget"
             )

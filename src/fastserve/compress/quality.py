@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from fastserve.compress.model_kind import writes_text
 from fastserve.data.load import load_data
 from fastserve.data.read import read_rows
 from fastserve.data.row import texts_of
@@ -22,8 +23,6 @@ from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.task.table import task_of_folder
 from fastserve.evaluate.task.task import LOWER_IS_BETTER
 from fastserve.evaluate.task_evaluation import Evaluation, evaluate_folder
-from fastserve.models.config import DecoderConfig
-from fastserve.models.family import read_config
 from fastserve.types import Int64Array, JsonObject
 
 Progress = Callable[[str, int, int], None]
@@ -108,7 +107,7 @@ def open_judge(
         DataError: the file has too little, or no rows of the task.
     """
     checkpoint = open_checkpoint(source)
-    if isinstance(read_config(checkpoint.config), DecoderConfig):
+    if writes_text(checkpoint):
         return _TextJudge(checkpoint, data, limit, threads, seed)
     try:
         task = task_of_folder(source).name

@@ -30,6 +30,7 @@ from fastserve.compress.compression import (
     prepare,
 )
 from fastserve.compress.group import can_exchange, find_groups, mix
+from fastserve.compress.model_kind import writes_text
 from fastserve.compress.pareto import Choice, front, front_of_sums
 from fastserve.compress.quality import Quality, open_judge, silent
 from fastserve.compress.recipe import Recipe
@@ -37,8 +38,6 @@ from fastserve.compress.report import REPORT_FOLDER, measured_values, with_budge
 from fastserve.compress.step import Context, LayerError, WorkingModel
 from fastserve.errors import OptionError
 from fastserve.evaluate.pareto_plot import Point, plot_front
-from fastserve.models.config import DecoderConfig
-from fastserve.models.family import read_config
 from fastserve.types import JsonObject
 
 TRIALS = 6  # mixtures that are measured whole, unless told otherwise
@@ -157,8 +156,7 @@ class _Search:
         """Of each recipe, what each group alone loses by it."""
         run = self._run
         assert run.data.judged is not None
-        is_decoder = isinstance(read_config(run.checkpoint.config), DecoderConfig)
-        limit = _WINDOWS if is_decoder else _ROWS
+        limit = _WINDOWS if writes_text(run.checkpoint) else _ROWS
         judge = open_judge(
             run.checkpoint.path,
             run.data.judged,
