@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -182,6 +183,47 @@ def test_completions_do_not_depend_on_memory_rows_or_policy(
             assert status.residency.evictions > 0
         if "kv_spill" in memory:
             assert status.residency.blocks_in > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_that_come_go_and_wait_at_random_leave_the_others_as_they_are(
+    seed: int, folder_of: Callable[[str], Path]
+) -> None:
+    """Greedy, drawn and searched completions in little memory; blocks and sequences agree after each step."""
+    rng = random.Random(seed)
+    kinds: list[Options] = [{}, {"temperature": 0.9, "seed": 3, "n": 2}, {"num_beams": 3, "n": 2}]
+    with load(folder_of("t5")) as llm:
+        block_bytes = llm.model.executable.block_bytes
+        alone = {
+            (prompt, kind): tokens_of(llm.generate(prompt, SamplingParams(max_tokens=20, **kinds[kind])))
+            for prompt in PROMPTS
+            for kind in range(3)
+        }
+    with load(folder_of("t5"), kv_memory=10 * block_bytes, max_sequences=6) as llm:
+        engine = llm._engine
+        assert engine is not None
+        asked: dict[int, tuple[str, int]] = {}
+        found: dict[int, dict[int, list[int]]] = {}
+        for step in range(400):
+            if step < 120 and rng.random() < 0.3:
+                prompt, kind = rng.choice(PROMPTS), rng.randrange(3)
+                ids = llm.model.tokenizer.encode(prompt)
+                request_id = engine.add(ids, SamplingParams(max_tokens=20, **kinds[kind]))
+                asked[request_id] = prompt, kind
+            for request_id in filter(engine.is_running, list(asked)):
+                if rng.random() < 0.01:
+                    engine.abort(request_id)
+                    del asked[request_id]
+                else:
+                    engine.hold(request_id, is_held=step < 150 and rng.random() < 0.1)
+            for chunk in engine.step():
+                if chunk.completion is not None:
+                    found.setdefault(chunk.request_id, {})[chunk.index] = list(chunk.completion.token_ids)
+            engine.check_invariants()
+        assert not engine.has_work
+        assert len(asked) > 10
+        for request_id, key in asked.items():
+            assert [found[request_id][index] for index in sorted(found[request_id])] == alone[key]
 
 
 def test_sampled_completions_share_their_source(folder_of: Callable[[str], Path]) -> None:

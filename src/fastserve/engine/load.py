@@ -72,6 +72,12 @@ class LoadedModel:
         return self.settings.task
 
     @property
+    def reading_length(self) -> int:
+        """Tokens to which a text is cut, or cut into windows of: as many as it was tuned with, which it reads
+        best, within its context."""
+        return min(self.context_length, self.settings.max_length or self.context_length)
+
+    @property
     def members(self) -> tuple[LoadedModel, ...]:
         """Of an ensemble, in their order; a model that is none is its own only one."""
         return (self,) if self.ensemble is None else self.ensemble.members
@@ -474,13 +480,9 @@ def choose_weights(options: EngineOptions, *, generates: bool, has_integers: boo
 
 def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
     """Encoders may be made for shorter texts than their position table holds."""
-    made_for = [config.max_context]
     if checkpoint.sentence and checkpoint.sentence.max_tokens:
-        made_for.append(checkpoint.sentence.max_tokens)
-    settings = _settings(checkpoint, config)
-    if settings.task != "generate" and settings.max_length:
-        made_for.append(settings.max_length)
-    return min(made_for)
+        return min(config.max_context, checkpoint.sentence.max_tokens)
+    return config.max_context
 
 
 def _usual_context(checkpoint: Checkpoint, config: ModelConfig) -> int:

@@ -423,6 +423,7 @@ class Run:
             metrics=result.metrics,
             card=card,
             plots=self.folder.plots,
+            max_tokens=self.source.limit,
             adapter=adapter,
         )
 

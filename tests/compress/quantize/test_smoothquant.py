@@ -64,7 +64,7 @@ def test_products_of_int8_are_nearer_to_those_of_floats(tmp_path: Path) -> None:
         difference = [
             inputs @ torch.from_numpy(to_f32(quantized.tensors[m])).T
             - x @ torch.from_numpy(to_f32(model.tensors[m])).T
-            for m in QKV
+            for m in QKV[:2]  # rows of v have been divided: they take the scales of attention's output
         ]
         errors[name] = sum(float(part.square().sum()) for part in difference)
     assert errors["smooth"] < 0.5 * errors["plain"]
@@ -85,5 +85,5 @@ def test_its_matrices_meet_activations_of_int8(tmp_path: Path) -> None:
     context = make_context(tmp_path)
     quantized = SmoothQuant(targets=Targets(exclude="layer.2")).run(model, context)
     assert quantized.int8_activations == set(model.matrices(Targets(exclude="layer.2")))
-    # Every norm of a post-norm encoder is read by the residual too.
-    assert "no norm of this model can take scales" in context.notes[0]
+    # Norms of a post-norm encoder are read by the residual too, and a GELU takes no scales: values do.
+    assert context.notes == ["smoothquant: 2 of 8 inputs can take scales"]

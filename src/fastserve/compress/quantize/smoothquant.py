@@ -26,8 +26,11 @@ _LEAST = 1e-5  # magnitude of activations and weights that scales are made of
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothQuant:
-    """The step `smoothquant`: scales go into the norms before linears; then weights are int8 with a scale for
-    each row, and meet activations of int8 with a scale for each token (W8A8).
+    """The step `smoothquant`: scales go into what makes the inputs of linears; then weights are int8 with a
+    scale for each row, and meet activations of int8 with a scale for each token (W8A8).
+
+    The paper has them in norms alone. Here they go wherever they can: the input of a gated MLP's last matrix
+    has the largest outliers, and its up projection takes their scales.
 
     Attributes:
         alpha: how much of the difficulty goes from activations to weights, from 0 to 1.
@@ -64,17 +67,18 @@ class SmoothQuant:
         """The model with scales folded: it computes what it did, up to rounding."""
         changed: dict[str, StoredTensor] = {}
         factors = Factors()
-        stations = find_stations(graph_of(model), names)
+        stations, num_smoothed = find_stations(graph_of(model), names), 0
         for station in stations:
             fold = find_fold(station)
-            if fold is None or isinstance(fold.maker, Linear) or not _are_floats(model, station):
+            if fold is None or not _are_floats(model, station, fold):
                 continue
+            num_smoothed += 1
             activations = torch.from_numpy(to_f32(magnitudes[_key(station)]))
             vectors, scales = fold_vectors(model, fold, self._scales(model, station, fold, activations))
             changed |= vectors
             factors.add(station, fold, scales)
-        if not factors.columns:
-            context.notes.append("smoothquant: no norm of this model can take scales; it is rounded as it is")
+        if num_smoothed < len(stations):
+            context.notes.append(f"smoothquant: {num_smoothed} of {len(stations)} inputs can take scales")
         for name in factors.names:
             changed[name] = float_tensor(name, factors.apply(name, read_matrix(model, name)))
         return model.with_tensors(changed)
@@ -113,6 +117,7 @@ def _key(station: Station) -> str:
     return f"largest inputs of {station.names[0]}"
 
 
-def _are_floats(model: WorkingModel, station: Station) -> bool:
-    names = (name for node in station.consumers for name in node.parameters()[0].names)
+def _are_floats(model: WorkingModel, station: Station, fold: Fold) -> bool:
+    """Whether all that scales would change can be multiplied."""
+    names = (name for node in (*station.consumers, fold.maker) for name in node.parameters()[0].names)
     return not any(isinstance(model.tensors[name], GroupedTensor) for name in names)
