@@ -89,7 +89,7 @@ class Judge(Protocol):
         """Of a model directory. What it is served as computes. The source is run the first time."""
 
     def narrowed(self, limit: int) -> Judge:
-        """A judge by the first so many windows, rows or texts alone; what is large of the source is shared."""
+        """A judge by the first so many windows, rows or texts alone; a large source is shared."""
 
 
 def open_judge(

@@ -20,7 +20,7 @@ from typing import Any
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.compress.artifact import settle, write_artifact
 from fastserve.compress.budget import Budget
-from fastserve.compress.compression import (
+from fastserve.compress.compress_run import (
     CompressData,
     CompressResult,
     CompressRun,
