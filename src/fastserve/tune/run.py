@@ -19,6 +19,7 @@ from fastserve.data.problem import Problem
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
 from fastserve.evaluate.task.embedding import Embedding
+from fastserve.evaluate.task.generation import Generation
 from fastserve.evaluate.task.table import TaskOptions, check_metric
 from fastserve.evaluate.task.task import Examples, Scores, Task
 from fastserve.evaluate.training_plot import plot_training
@@ -294,8 +295,16 @@ class Run:
         from fastserve.tune.teacher import LogitCache, Teacher, open_teacher
 
         assert self.options.teacher is not None
+        teaches_layers = bool(self.options.hidden_weight or self.options.attention_weight)
+        has_targets = isinstance(self.task, Generation) and self.task.is_encoder_decoder
+        if has_targets and teaches_layers:
+            raise UnsupportedError(
+                "hidden_weight and attention_weight are not for encoder-decoders",
+                hint="leave them out: soft_weight compares what both write",
+            )
         teacher = open_teacher(self.options.teacher, self.task, self.source)
-        if not (self.options.hidden_weight or self.options.attention_weight):
+        # The cache tells an example's own logits from padding by its source, which a target is not as long as.
+        if not (teaches_layers or has_targets):
             cache = LogitCache.make(
                 teacher,
                 examples.features,
