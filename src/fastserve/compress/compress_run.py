@@ -5,17 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-
-import numpy as np
 
 from fastserve.checkpoint.archive import write_archive
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from fastserve.checkpoint.convert import to_f32
-from fastserve.checkpoint.rounding import row_pieces
 from fastserve.compress.artifact import (
     check_artifact,
     folder_bytes,
@@ -24,10 +19,11 @@ from fastserve.compress.artifact import (
     write_artifact,
     write_settings,
 )
-from fastserve.compress.budget import NEED_DATA, Budget, parse_budget
+from fastserve.compress.budget import Budget, parse_budget
 from fastserve.compress.calibration import calibration_tokens
 from fastserve.compress.lineage import digest, make_lineage
 from fastserve.compress.model_kind import writes_text
+from fastserve.compress.precondition import check_budget, check_finite
 from fastserve.compress.probe import make_probes
 from fastserve.compress.quality import Judge, open_judge
 from fastserve.compress.recipe import Recipe, read_recipe
@@ -40,13 +36,10 @@ from fastserve.compress.report import (
 )
 from fastserve.compress.speed import measure_speeds
 from fastserve.compress.step import Context, WorkingModel
-from fastserve.errors import CheckpointError, OptionError, UnsupportedError
+from fastserve.errors import OptionError
 from fastserve.hub.resolve import resolve
-from fastserve.tune.dependency import check_tune_libraries
 from fastserve.tune.run_folder import RunFolder
 from fastserve.types import JsonObject
-
-_NEEDED = ("torch", "transformers")
 
 Progress = Callable[[str, int, int], None]
 
@@ -293,7 +286,7 @@ def prepare(
     checkpoint = open_checkpoint(path)
     writes_text(checkpoint)  # refuses what neither writes nor reads
     if parsed is not None:
-        _check_budget(parsed, checkpoint, data)
+        check_budget(parsed, checkpoint, has_data=data.judged is not None)
     check_finite(checkpoint)
     judge = None
     if data.judged is not None:
@@ -310,56 +303,6 @@ def prepare(
         threads=threads,
         judge=judge,
     )
-
-
-def check_libraries() -> None:
-    """Raise UnsupportedError where a library of the extra `[compress]` is missing."""
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise UnsupportedError(
-            f"compression needs {' and '.join(missing)}", hint="pip install 'fastserve-llm[compress]'"
-        )
-    check_tune_libraries()
-
-
-def check_finite(checkpoint: Checkpoint) -> None:
-    """
-    Raises:
-        CheckpointError: a weight is NaN or infinite; the first such tensor is named.
-    """
-    for name, tensor in checkpoint.tensors.items():
-        for begin, end in row_pieces(tensor.shape) if tensor.shape else []:
-            values = to_f32(tensor.rows(begin, end))
-            if not np.isfinite(values).all():
-                count = int((~np.isfinite(values)).sum())
-                raise CheckpointError(
-                    f"{checkpoint.path}: {name} {list(tensor.shape)} has {count} numbers in rows {begin} to "
-                    f"{end - 1} that are NaN or infinite",
-                    hint="take the model from its source again",
-                )
-
-
-def _check_budget(budget: Budget, checkpoint: Checkpoint, data: CompressData) -> None:
-    """
-    Raises:
-        OptionError: something is limited that will not be measured.
-    """
-    if data.judged is None and (unknown := sorted(budget.names & NEED_DATA)):
-        raise OptionError(
-            f"budget: {unknown[0]} is measured on text or labelled rows",
-            hint="give such a file with --data",
-            option="data",
-        )
-    is_decoder = writes_text(checkpoint)
-    of_others: Mapping[str, str] = {"latency": "decode"} if is_decoder else {"decode": "latency"}
-    if not is_decoder:
-        of_others = {"decode": "latency", "prefill": "latency"}
-    for name, instead in of_others.items():
-        if name in budget.names:
-            kind = "a model that writes, which has no" if is_decoder else "one that reads, which has no"
-            raise OptionError(
-                f"budget: {checkpoint.path} is {kind} {name}", hint=f"limit {instead}", option="budget"
-            )
 
 
 def finished_report(artifact: Path) -> JsonObject | None:

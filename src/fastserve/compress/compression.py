@@ -10,10 +10,10 @@ from fastserve.compress.compress_run import (
     CompressData,
     CompressResult,
     Progress,
-    check_libraries,
     finished_report,
     prepare,
 )
+from fastserve.compress.precondition import check_libraries
 
 
 def compress(

@@ -25,13 +25,13 @@ from fastserve.compress.compress_run import (
     CompressResult,
     CompressRun,
     Progress,
-    check_libraries,
     finished_report,
     prepare,
 )
 from fastserve.compress.group import can_exchange, find_groups, mix
 from fastserve.compress.model_kind import writes_text
 from fastserve.compress.pareto import Choice, front, front_of_sums
+from fastserve.compress.precondition import check_libraries
 from fastserve.compress.quality import Quality, silent
 from fastserve.compress.recipe import Recipe
 from fastserve.compress.report import REPORT_FOLDER, measured_values, with_budget
