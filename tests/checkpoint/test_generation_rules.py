@@ -43,5 +43,5 @@ def test_tokens_that_no_target_has_are_bad_words_of_one_token_that_end_no_text(t
     ],
 )
 def test_what_is_no_token_is_refused_by_name(settings: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="token|bad_words_ids"):
+    with pytest.raises(CheckpointError, match=r"token|bad_words_ids"):
         read(tmp_path, **settings)

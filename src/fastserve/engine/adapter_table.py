@@ -22,9 +22,7 @@ class AdapterTable:
     def __init__(self, model: LoadedModel, *, model_name: str) -> None:
         self._model = model
         self._model_name = model_name
-        self._adapters: Mapping[
-            str, ServedAdapter
-        ] = {}  # replaced as a whole, so that who reads needs no lock
+        self._adapters: Mapping[str, ServedAdapter] = {}  # replaced as a whole: who reads needs no lock
         self._lock = Lock()  # of who replaces it
 
     @classmethod

@@ -303,7 +303,7 @@ class Run:
                 hint="leave them out: soft_weight compares what both write",
             )
         teacher = open_teacher(self.options.teacher, self.task, self.source)
-        # The cache tells an example's own logits from padding by its source, which a target is not as long as.
+        # The cache tells an example's logits from padding by its source; a target has a length of its own.
         if not (teaches_layers or has_targets):
             cache = LogitCache.make(
                 teacher,
