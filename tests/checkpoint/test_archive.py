@@ -416,7 +416,6 @@ def tensors_of(document: dict[str, Any]) -> list[dict[str, Any]]:
         (lambda d: d.pop("texts"), "malformed"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-    ids=str,
 )
 def test_a_description_that_cannot_be_is_named(
     archive: Path, change: Callable[[dict[str, Any]], None], message: str
