@@ -20,6 +20,7 @@ from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.generation import Generation
+from fastserve.evaluate.task.multiple_choice import MultipleChoice
 from fastserve.evaluate.task.table import TaskOptions, check_metric
 from fastserve.evaluate.task.task import Examples, Scores, Task
 from fastserve.evaluate.training_plot import plot_training
@@ -297,10 +298,11 @@ class Run:
         assert self.options.teacher is not None
         teaches_layers = bool(self.options.hidden_weight or self.options.attention_weight)
         has_targets = isinstance(self.task, Generation) and self.task.is_encoder_decoder
-        if has_targets and teaches_layers:
+        if teaches_layers and (has_targets or isinstance(self.task, Embedding | MultipleChoice)):
+            kind = "encoder-decoders" if has_targets else self.task.name
             raise UnsupportedError(
-                "hidden_weight and attention_weight are not for encoder-decoders",
-                hint="leave them out: soft_weight compares what both write",
+                f"hidden_weight and attention_weight are not for {kind}: a row is several texts to the model",
+                hint="leave them out: soft_weight compares what comes of all",
             )
         teacher = open_teacher(self.options.teacher, self.task, self.source)
         # The cache tells an example's logits from padding by its source; a target has a length of its own.
