@@ -47,16 +47,16 @@ class AdapterTable:
             ModelNotFoundError, CheckpointError, UnsupportedError: the adapter cannot be read, is one of
                 another model, or cannot be added beside it.
         """
+        if self._model.ensemble is not None:
+            raise UnsupportedError(
+                f"the model {self._model_name!r} is an ensemble, which has no adapters",
+                hint="merge the adapter into a member: `fastserve convert MEMBER --adapter DIR`",
+            )
         limits = self._model.executable.limits
         if not limits.num_adapter_slots:
             raise OptionError(
                 f"the model {self._model_name!r} was loaded without room for adapters",
                 hint="load it with max_adapters, or with adapters to begin with",
-            )
-        if self._model.ensemble is not None:
-            raise UnsupportedError(
-                f"the model {self._model_name!r} is an ensemble, which has no adapters",
-                hint="merge the adapter into a member: `fastserve convert MEMBER --adapter DIR`",
             )
         check_name(name)
         folder = Path(path).expanduser()
