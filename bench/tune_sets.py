@@ -118,18 +118,20 @@ def read_xquad(data: Path) -> tuple[Rows, Rows]:
 
 
 def read_cmrc(data: Path) -> tuple[Rows, Rows]:
-    return _read_answers(data / "qa_cmrc2018" / "cmrc2018_trial.json")
+    return _read_answers(data / "qa_cmrc2018" / "cmrc2018_trial.json", longest=400)
 
 
-def _read_answers(path: Path) -> tuple[Rows, Rows]:
+def _read_answers(path: Path, longest: int | None = None) -> tuple[Rows, Rows]:
     """Questions of some contexts to train on, of others to judge: every third context is for judging. Answers
-    that are not where the file says are left out."""
+    that are not where the file says are left out, and contexts of more than `longest` characters."""
     from fastserve.data import load_data
 
     train: Rows = []
     dev: Rows = []
     contexts: dict[str, int] = {}
     for row in load_data(path, "question-answering", on_problem={"answer-offset": "drop"}):
+        if longest is not None and len(row["context"]) > longest:
+            continue
         number = contexts.setdefault(row["context"], len(contexts))
         kept = {name: row[name] for name in ("context", "question", "answers")}
         (dev if number % 3 == 2 else train).append(kept)
@@ -153,6 +155,6 @@ SETS = {
         "question-answering", "f1", read_xquad, 120, 60, learning_rate=2e-4, max_length=256, batch_size=8
     ),
     "cmrc": TaskSet(
-        "question-answering", "f1", read_cmrc, 120, 60, learning_rate=2e-4, max_length=256, batch_size=8
+        "question-answering", "f1", read_cmrc, 120, 60, learning_rate=2e-4, max_length=416, batch_size=8
     ),
 }

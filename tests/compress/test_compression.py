@@ -26,6 +26,7 @@ from fastserve.errors import CheckpointError, DataError, OptionError, Unsupporte
 from fastserve.evaluate.language_model import log_softmax
 from fastserve.types import SamplingParams
 from tiny_heads import save_bert_head
+from tune.conftest import tiny_encoder as tiny_encoder
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -232,6 +233,17 @@ def test_a_decoder_that_classifies_is_judged_by_its_task(
     assert quality["apart"]["mean_kl"]["value"] < 0.01
     probes = json.loads((tmp_path / "out" / "fastserve.json").read_text("utf-8"))["probes"]
     assert [len(probe["values"]) for probe in probes] == [2, 2, 2]
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_an_encoder_without_a_task_is_judged_by_its_embeddings(tiny_encoder: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the film was good\nBob met Ann in Rome\nwho likes Paris ?\nyes and no .\n", "utf-8")
+    result = compress(tiny_encoder, recipe="int8", output=tmp_path / "out", data=CompressData(judged=texts))
+    quality = result.report["quality"]
+    assert quality["judged_by"] == "embeddings of 4 texts"
+    assert -0.01 < quality["change"] == quality["metrics"]["cosine"]["after"]["value"] - 1 <= 1e-6
+    assert quality["apart"]["same_neighbour"]["value"] >= 0.5
 
 
 def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:

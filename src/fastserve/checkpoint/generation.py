@@ -92,7 +92,7 @@ def _suppressed(folder: Path, settings: JsonObject, vocab_size: int) -> tuple[in
     wrong = [id_ for id_ in found if not _is_token(id_, vocab_size)]
     if wrong:
         raise CheckpointError(
-            f"{folder}: a suppressed token is {wrong[0]!r}; token ids are 0 to {vocab_size - 1}"
+            f"{folder}: a suppressed token is {wrong[0]!r:.80}; token ids are 0 to {vocab_size - 1}"
         )
     return tuple(sorted(set(found)))
 

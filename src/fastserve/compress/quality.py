@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,6 +88,9 @@ class Judge(Protocol):
     def judge(self, folder: Path, progress: Progress = silent) -> Quality:
         """Of a model directory. What it is served as computes. The source is run the first time."""
 
+    def narrowed(self, limit: int) -> Judge:
+        """A judge by the first so many windows, rows or texts alone; a large source is shared."""
+
 
 def open_judge(
     source: Path,
@@ -131,6 +135,12 @@ class _TextJudge:
         self._windows = read_windows(checkpoint, texts, most=limit or WINDOWS)
         self._checkpoint, self._threads, self._seed = checkpoint, threads, seed
 
+    def narrowed(self, limit: int) -> _TextJudge:
+        judge = copy(self)
+        judge.__dict__["_source"] = self._source
+        judge._windows = self._windows[:limit]
+        return judge
+
     @cached_property
     def _source(self) -> LanguageModel:
         return LanguageModel(self._checkpoint, weights="f32", kv_dtype="f32", threads=self._threads)
@@ -163,6 +173,9 @@ class _TaskJudge:
         if not rows:
             raise DataError(f"{data} has no rows", hint="give a file with rows")
         self._folder, self._rows, self._threads, self._seed = source, rows, threads, seed
+
+    def narrowed(self, limit: int) -> _TaskJudge:
+        return _TaskJudge(self._folder, self._rows[:limit], self._folder, self._threads, self._seed)
 
     @cached_property
     def _source(self) -> Evaluation:
@@ -234,6 +247,12 @@ class _EmbeddingJudge:
         if len(self._texts) < 2:
             raise DataError(f"{data} has {len(self._texts)} texts; 2 are needed at least", hint="give more")
         self._folder = source
+
+    def narrowed(self, limit: int) -> _EmbeddingJudge:
+        judge = copy(self)
+        judge._texts = self._texts[: max(limit, 2)]
+        judge.__dict__["_source"] = self._source[: max(limit, 2)]
+        return judge
 
     @cached_property
     def _source(self) -> Any:

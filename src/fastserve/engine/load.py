@@ -371,7 +371,11 @@ def _check_draft_config(
     """The config of a draft model, of its first layers where the options say so."""
     draft_name = name if options.draft_model is None else str(options.draft_model)
     check_task("generate", _settings(checkpoint, config), draft_name)
-    assert isinstance(config, DecoderConfig)
+    if not isinstance(config, DecoderConfig):
+        raise UnsupportedError(
+            f"the draft model {draft_name!r} is an encoder-decoder, which cannot guess at another's tokens",
+            hint="choose a decoder of the same family as the model, or leave speculation out",
+        )
     if options.draft_layers is None:
         return config
     if options.draft_layers > config.num_layers:
