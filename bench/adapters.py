@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from fastserve.config import EngineOptions
-from fastserve.engine.load import graph_of, load_model
+from fastserve.engine.blueprint import graph_of
+from fastserve.engine.load import load_model
 from fastserve.graph.node import Linear
 from fastserve.hub.resolve import resolve
 from fastserve.types import NO_ADAPTER, Batch, Executable, Int32Array, LowRankMatrices

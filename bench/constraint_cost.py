@@ -15,7 +15,8 @@ from fastserve.engine import batch
 from fastserve.engine.engine import Engine
 from fastserve.engine.guide import Guide
 from fastserve.engine.llm import make_constraint_compiler, make_engine
-from fastserve.engine.load import LoadedModel, load_model
+from fastserve.engine.load import load_model
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.engine.prompt import encode_chat
 from fastserve.hub.resolve import resolve
 from fastserve.types import SamplingParams

@@ -12,7 +12,8 @@ import numpy as np
 
 from fastserve.config import EngineOptions, ScheduleOptions
 from fastserve.engine.engine import Engine
-from fastserve.engine.load import LoadedModel, load_model
+from fastserve.engine.load import load_model
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.evaluate.arrival import Arrival
 from fastserve.evaluate.capacity import mean_work, measure_capacity
 from fastserve.evaluate.fit_cost import StepRecorder, fit_cost

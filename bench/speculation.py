@@ -20,7 +20,8 @@ from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
 from fastserve.config import EngineOptions
 from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.engine import Engine
-from fastserve.engine.load import LoadedModel, load_model
+from fastserve.engine.load import load_model
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.engine.prompt import encode_chat
 from fastserve.evaluate.model_folder import write_model_folder
 from fastserve.hub.resolve import resolve

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fastserve.config import EngineOptions, KvDtype
-from fastserve.engine import load
+from fastserve.engine import blueprint, load
 from fastserve.engine.completion import Completion
 from fastserve.engine.llm import LLM
 from fastserve.engine.sequence import Sequence
@@ -171,8 +171,8 @@ def test_a_context_beyond_the_models_own_is_refused_with_both_numbers(stories: P
 def test_too_little_memory_is_told_before_weights_are_read(
     stories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(load, "available_memory_bytes", lambda: 10 * 2**20)
-    monkeypatch.setattr(load, "_compile", lambda *args, **options: pytest.fail("weights were read"))
+    monkeypatch.setattr(blueprint, "available_memory_bytes", lambda: 10 * 2**20)
+    monkeypatch.setattr(blueprint, "_compile", lambda *args, **options: pytest.fail("weights were read"))
     with pytest.raises(MemoryLimitError, match=r"needs \d+ MiB of memory .* 10 MiB are available"):
         LLM(stories)
 
@@ -237,7 +237,7 @@ def test_a_model_that_is_not_made_for_the_task_is_refused_by_name_before_weights
     model_dir: Callable[[str], Path], stories: Path, monkeypatch: pytest.MonkeyPatch, task: Task
 ) -> None:
     path = model_dir("all-minilm-l6-v2") if task == "generate" else stories
-    monkeypatch.setattr(load, "_compile", lambda *args, **options: pytest.fail("weights were read"))
+    monkeypatch.setattr(blueprint, "_compile", lambda *args, **options: pytest.fail("weights were read"))
     with pytest.raises(UnsupportedError, match="the model 'my-model' "):
         LLM(path, name="my-model", task=task)
 

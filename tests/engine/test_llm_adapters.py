@@ -13,7 +13,7 @@ import pytest
 from fastserve.cli.main import main
 from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.llm import LLM
-from fastserve.engine.load import Ensemble
+from fastserve.engine.loaded_model import Ensemble
 from fastserve.errors import CheckpointError, ModelNotFoundError, OptionError, UnsupportedError
 from fastserve.types import SamplingParams
 from tiny_adapters import make_adapter, make_stories_adapter

@@ -13,7 +13,7 @@ import pytest
 from encoder_decoder_configs import T5
 from fastserve.cli.main import main
 from fastserve.config import EngineOptions
-from fastserve.engine import load
+from fastserve.engine import blueprint, load
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import LLM
 from fastserve.errors import MemoryLimitError, OptionError, UnsupportedError
@@ -89,7 +89,7 @@ def test_a_draft_of_another_vocabulary_is_refused_before_weights_are_read(
         first, second = (token for token, token_id in vocabulary.items() if token_id in (400, 401))
         vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
         path.write_text(json.dumps(tokenizer))
-    monkeypatch.setattr(load, "_compile", lambda *args, **options: pytest.fail("weights were read"))
+    monkeypatch.setattr(blueprint, "_compile", lambda *args, **options: pytest.fail("weights were read"))
     with pytest.raises(UnsupportedError, match=r"another vocabulary: .* the model"):
         LLM(stories, speculation="draft", draft_model=draft)
 
@@ -123,7 +123,7 @@ def test_a_draft_that_does_not_fit_beside_the_model_is_refused(
 ) -> None:
     options = EngineOptions(speculation="draft", draft_layers=4, kv_memory="8MiB")
     alone = load.load_model(stories, EngineOptions(kv_memory="8MiB")).footprint
-    monkeypatch.setattr(load, "available_memory_bytes", lambda: alone.total_bytes + 2**20)
+    monkeypatch.setattr(blueprint, "available_memory_bytes", lambda: alone.total_bytes + 2**20)
     with pytest.raises(MemoryLimitError, match="of the draft model: the model needs"):
         load.load_model(stories, options)
 

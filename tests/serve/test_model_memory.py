@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastserve.engine.load import ModelPlan
+from fastserve.engine.loaded_model import ModelPlan
 from fastserve.errors import (
     CheckpointError,
     ClosedError,

@@ -17,9 +17,9 @@ from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.compress.model_kind import writes_text
 from fastserve.compress.step import WorkingModel
+from fastserve.engine.blueprint import model_context, read_ending
 from fastserve.engine.encoder import Encoder, EncoderInput
 from fastserve.engine.llm import LLM
-from fastserve.engine.load import model_context, read_ending
 from fastserve.errors import CheckpointError
 from fastserve.evaluate.language_model import LanguageModel
 from fastserve.graph.passes import optimize

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.compress.model_kind import writes_text
-from fastserve.engine.load import model_context
+from fastserve.engine.blueprint import model_context
 from fastserve.evaluate.worker import FASTSERVE, Worker
 from fastserve.evaluate.workload import Decode, Prefill, Sentences
 from fastserve.models.family import read_config

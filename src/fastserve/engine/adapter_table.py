@@ -11,7 +11,8 @@ from typing import Self
 from fastserve.checkpoint.adapter import ADAPTER_FILES, open_adapter
 from fastserve.config import EngineOptions
 from fastserve.engine.adapter import ServedAdapter
-from fastserve.engine.load import LoadedModel, graph_of
+from fastserve.engine.blueprint import graph_of
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.errors import ModelNotFoundError, OptionError, UnsupportedError
 from fastserve.models.adapter import fit_adapter
 

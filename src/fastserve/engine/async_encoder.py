@@ -18,7 +18,7 @@ import numpy as np
 from fastserve.config import EngineOptions
 from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.encoder import EncoderInput
-from fastserve.engine.load import LoadedModel, check_task, make_encoder
+from fastserve.engine.loaded_model import LoadedModel, check_task, make_encoder
 from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import ClosedError, FastServeError, QueueFullError, StepError
 from fastserve.types import Float32Array

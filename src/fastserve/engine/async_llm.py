@@ -18,7 +18,8 @@ from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.completion import Chunk, Completion
 from fastserve.engine.engine import EngineStatus
 from fastserve.engine.llm import make_constraint_compiler, make_engine, resolve_draft
-from fastserve.engine.load import LoadedModel, check_task, load_model
+from fastserve.engine.load import load_model
+from fastserve.engine.loaded_model import LoadedModel, check_task
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt

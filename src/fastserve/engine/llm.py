@@ -30,7 +30,8 @@ from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.encoder import Encoder
 from fastserve.engine.engine import Engine
 from fastserve.engine.guide import ConstraintCompiler
-from fastserve.engine.load import LoadedModel, check_task, load_model
+from fastserve.engine.load import load_model
+from fastserve.engine.loaded_model import LoadedModel, check_task
 from fastserve.engine.mover import make_mover
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor

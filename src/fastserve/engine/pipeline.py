@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 from fastserve.config import Backend, KvDtype, WeightsChoice
 from fastserve.engine.llm import LLM
-from fastserve.engine.load import LoadedModel, make_encoder
+from fastserve.engine.loaded_model import LoadedModel, make_encoder
 from fastserve.engine.task.answer import (
     MAX_ANSWER_TOKENS,
     Answer,

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from fastserve.checkpoint.chat_template import render_chat
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.errors import ContextLengthError
 from fastserve.types import JsonObject
 

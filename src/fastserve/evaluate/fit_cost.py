@@ -11,7 +11,7 @@ import numpy as np
 
 from fastserve.config import EngineOptions, ScheduleOptions
 from fastserve.engine.engine import Engine
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.engine.mover import Direction, Move, ThreadMover
 from fastserve.engine.tier import SpillFile
 from fastserve.errors import MeasurementError

@@ -18,7 +18,7 @@ import numpy as np
 from fastserve.backends.native.executable import CallProfile
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.config import EngineOptions
-from fastserve.engine.load import model_context
+from fastserve.engine.blueprint import model_context
 from fastserve.errors import MeasurementError, OptionError, UnsupportedError
 from fastserve.evaluate.estimate import Estimate, estimate_ratio
 from fastserve.evaluate.machine import MachineLimits, check_share, measure_limits

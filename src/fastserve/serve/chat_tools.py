@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from fastserve.constraint import Constraint
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.engine.prompt import Message
 from fastserve.errors import OptionError
 from fastserve.serve.tools.call_constraint import call_constraint

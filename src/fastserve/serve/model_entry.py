@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.load import LoadedModel, ModelPlan
+from fastserve.engine.loaded_model import LoadedModel, ModelPlan
 from fastserve.errors import FastServeError
 from fastserve.hub.name_table import split_version
 

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.heap import trim_heap
-from fastserve.engine.load import ModelPlan
+from fastserve.engine.loaded_model import ModelPlan
 from fastserve.errors import (
     ClosedError,
     FastServeError,

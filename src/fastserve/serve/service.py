@@ -15,7 +15,7 @@ from starlette.responses import Response
 from fastserve.config import MOST_TIMEOUT_MS
 from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.load import check_task
+from fastserve.engine.loaded_model import check_task
 from fastserve.errors import DeadlineError, RequestError
 from fastserve.models.task import Task
 from fastserve.option import check_number

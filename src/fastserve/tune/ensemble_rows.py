@@ -15,7 +15,8 @@ from fastserve.data.load import load_data
 from fastserve.data.problem import Problem, ProblemLog
 from fastserve.data.row import Row
 from fastserve.engine.ensemble import EnsembleFolder, open_ensemble
-from fastserve.engine.load import Ensemble, LoadedModel, load_model, make_encoder
+from fastserve.engine.load import load_model
+from fastserve.engine.loaded_model import Ensemble, LoadedModel, make_encoder
 from fastserve.engine.task.prepared import Prepared, finish_all, inputs_of
 from fastserve.engine.task.row import prepare_row
 from fastserve.errors import ContextLengthError, DataError

@@ -8,7 +8,7 @@ from typing import TypedDict
 import numpy as np
 
 from fastserve.checkpoint.tokenizer import Encoding
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.engine.probability import softmax
 from fastserve.engine.task.prepared import Prepared
 from fastserve.engine.task.window import Window, cut, fit, stride_of

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from typing import Any, TypedDict
 
 from fastserve.checkpoint.tokenizer import Encoding
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.engine.probability import shares_of
 from fastserve.engine.task.prepared import Prepared
 from fastserve.engine.task.window import fit

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from fastserve.engine.encoder import EncoderInput
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.engine.prompt import encode_text
 from fastserve.engine.task.answer import prepare_answer, prepare_choice
 from fastserve.engine.task.classification import Span, prepare_relation, prepare_text

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastserve.checkpoint.tokenizer import Encoding
 from fastserve.engine.encoder import EncoderInput
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.errors import ContextLengthError
 from fastserve.models.config import EncoderConfig
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.load import check_task
+from fastserve.engine.loaded_model import check_task
 from fastserve.engine.policy import PolicyDescription, describe_policies, parse_policy
 from fastserve.errors import ClosedError, OptionError, RequestError
 from fastserve.serve.model_entry import ModelEntry

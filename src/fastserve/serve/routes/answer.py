@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.engine.task.answer import MAX_ANSWER_TOKENS, prepare_answer, prepare_choice
 from fastserve.errors import OptionError
 from fastserve.models.task import Task

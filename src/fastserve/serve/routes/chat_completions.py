@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fastserve.engine.completion import Chunk, Completion
-from fastserve.engine.load import LoadedModel
+from fastserve.engine.loaded_model import LoadedModel
 from fastserve.errors import FastServeError
 from fastserve.serve.chat_prompt import make_chat_prompt
 from fastserve.serve.chat_tools import ChatTools

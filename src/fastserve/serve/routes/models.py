@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from fastserve.engine.load import ModelPlan
+from fastserve.engine.loaded_model import ModelPlan
 from fastserve.errors import FastServeError
 from fastserve.serve.model_entry import ModelEntry
 from fastserve.serve.schema.body import ERRORS

@@ -1,0 +1,207 @@
+"""One model from its files to an executable: checkpoint, graph, passes, capacities, memory check, backend."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fastserve.backends.native.weight_scheme import choose_schemes
+from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.generation import read_target_rules
+from fastserve.checkpoint.grouped_tensor import GroupedTensor
+from fastserve.checkpoint.tokenizer import Tokenizer
+from fastserve.config import EngineOptions, WeightFormat
+from fastserve.engine.available_memory import available_memory_bytes
+from fastserve.engine.capacity import Capacity, choose_context_length, plan_capacity
+from fastserve.engine.footprint import BLOCK_SIZE
+from fastserve.engine.loaded_model import LoadedModel
+from fastserve.engine.processor import processor_name
+from fastserve.errors import UnsupportedError
+from fastserve.graph.node import Graph
+from fastserve.graph.passes import optimize
+from fastserve.models.config import DecoderConfig, EncoderConfig, EncoderDecoderConfig
+from fastserve.models.family import (
+    ModelConfig,
+    arrange_tensors,
+    build_graph,
+    build_source_encoder,
+    read_config,
+)
+from fastserve.models.head import Ending
+from fastserve.models.parameters import check_parameters
+from fastserve.models.pooling import Pooling
+from fastserve.models.task import TaskSettings, read_task
+from fastserve.types import Executable
+
+logger = logging.getLogger(__name__)
+
+
+def open_model(path: Path) -> tuple[Checkpoint, ModelConfig]:
+    """A model on disk, its tensors as its graph takes them."""
+    checkpoint = open_checkpoint(path)
+    config = read_config(checkpoint.config)
+    return replace(checkpoint, tensors=arrange_tensors(config, checkpoint.tensors)), config
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """Of a model that is to be compiled."""
+
+    graph: Graph
+    encoder: Graph | None  # of an encoder-decoder
+    weights: WeightFormat
+    context_length: int
+    capacity: Capacity
+
+
+def draw(
+    checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, available_bytes: int | None
+) -> Blueprint:
+    context_length = choose_context_length(
+        options,
+        model_context(checkpoint, config),
+        usual_context=_usual_context(checkpoint, config),
+        changes_beyond=isinstance(config, DecoderConfig),
+    )
+    computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
+    graph = _build(checkpoint, computed)
+    encoder = build_source_encoder(computed, checkpoint.tensors.keys())
+    both = graph if encoder is None else graph.beside(encoder)
+    for name in check_parameters(both, checkpoint.tensors):
+        if config == read_config(checkpoint.config):  # else it is one of the layers that are left out
+            logger.info("%s: tensor %s is not used", checkpoint.path, name)
+    graph, encoder = optimize(graph), optimize(encoder) if encoder else None
+    weights = choose_weights(
+        options,
+        generates=settings_of(checkpoint, config).task == "generate",
+        has_integers=any(isinstance(tensor, GroupedTensor) for tensor in checkpoint.tensors.values()),
+    )
+    capacity = plan_capacity(
+        graph,
+        options,
+        schemes=choose_schemes(graph.beside(encoder) if encoder else graph, weights, checkpoint.tensors),
+        context_length=context_length,
+        available_bytes=available_bytes,
+        encoder=encoder,
+    )
+    return Blueprint(graph, encoder, weights, context_length, capacity)
+
+
+def load_single(
+    checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, *, reserved_bytes: int = 0
+) -> LoadedModel:
+    """Load one model. `reserved_bytes` of what looks free are somebody else's."""
+    # What another device has is for torch to say, which refuses what does not fit.
+    available_bytes = available_memory_bytes() if options.device in (None, "cpu") else None
+    if available_bytes is not None:
+        available_bytes -= reserved_bytes
+    blueprint = draw(checkpoint, config, options, available_bytes)
+    capacity = blueprint.capacity
+    if available_bytes is not None:
+        capacity.footprint.check(available_bytes)
+    try:
+        tokenizer = Tokenizer.from_checkpoint(checkpoint)
+        target_rules = None
+        if isinstance(config, EncoderDecoderConfig):
+            folder, vocab_size = checkpoint.path, config.vocab_size
+            target_rules = read_target_rules(folder, checkpoint.config, vocab_size=vocab_size)
+        executable = _compile(blueprint, checkpoint, options)
+    except MemoryError as error:  # others took it meanwhile, or the system grants less than it says
+        raise capacity.footprint.to_error(available_bytes and available_memory_bytes()) from error
+    assert executable.block_size == BLOCK_SIZE
+    return LoadedModel(
+        checkpoint=checkpoint,
+        config=config,
+        settings=settings_of(checkpoint, config),
+        tokenizer=tokenizer,
+        executable=executable,
+        weights=blueprint.weights,
+        context_length=blueprint.context_length,
+        footprint=capacity.footprint,
+        target_rules=target_rules,
+    )
+
+
+def graph_of(model: LoadedModel) -> Graph:
+    """The graph of a model, before any pass."""
+    return _build(model.checkpoint, model.config)
+
+
+def _build(checkpoint: Checkpoint, config: ModelConfig) -> Graph:
+    return build_graph(config, checkpoint.tensors.keys(), ending=read_ending(checkpoint, config))
+
+
+def choose_weights(options: EngineOptions, *, generates: bool, has_integers: bool) -> WeightFormat:
+    """What `auto` comes to: see EngineOptions."""
+    if options.weights != "auto":
+        return options.weights
+    if options.backend != "native":
+        return "f32"
+    return "int8" if generates else "stored" if has_integers else "f32"
+
+
+def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
+    """Encoders may be made for shorter texts than their position table holds."""
+    if checkpoint.sentence and checkpoint.sentence.max_tokens:
+        return min(config.max_context, checkpoint.sentence.max_tokens)
+    return config.max_context
+
+
+def _usual_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
+    context = model_context(checkpoint, config)
+    return context if isinstance(config, EncoderConfig) else min(context, config.usual_context)
+
+
+def settings_of(checkpoint: Checkpoint, config: ModelConfig) -> TaskSettings:
+    return read_task(checkpoint.config, checkpoint.card, is_decoder=not isinstance(config, EncoderConfig))
+
+
+def read_ending(checkpoint: Checkpoint, config: ModelConfig) -> Ending | None:
+    """The head of a model, or how it makes an embedding; None of what writes text."""
+    sentence = checkpoint.sentence
+    if (head := settings_of(checkpoint, config).head) is not None:
+        return head
+    return Pooling.from_sentence_transformers(sentence.modules, sentence.pooling) if sentence else None
+
+
+def _compile(blueprint: Blueprint, checkpoint: Checkpoint, options: EngineOptions) -> Executable:
+    capacity = blueprint.capacity
+    if capacity.layout is None:
+        return _compile_torch(blueprint, checkpoint, options)
+    from fastserve.backends.native.executable import compile_layout
+    from fastserve.backends.native.packed_cache import PackedCache
+    from fastserve.backends.native.storage_choice import StorageChoice
+
+    return compile_layout(
+        capacity.layout,
+        checkpoint.tensors,
+        limits=capacity.limits,
+        kv_dtype=options.kv_dtype,
+        threads=options.threads,
+        cache=PackedCache.of(checkpoint.files),
+        storage_choice=StorageChoice(processor_name()),
+        encoder=capacity.encoder_layout,
+    )
+
+
+def _compile_torch(blueprint: Blueprint, checkpoint: Checkpoint, options: EngineOptions) -> Executable:
+    try:
+        from fastserve.backends.torch.executable import compile_torch
+    except ImportError as error:
+        raise UnsupportedError(
+            f"backend='torch' needs PyTorch: {error}", hint="install torch, or use backend='native'"
+        ) from error
+    graph, encoder = blueprint.graph, blueprint.encoder
+    nodes = graph.nodes if encoder is None else (*graph.nodes, *encoder.nodes)
+    names = {name for node in nodes for parameter in node.parameters() for name in parameter.names}
+    return compile_torch(
+        graph,
+        {name: to_f32(checkpoint.tensors[name]) for name in names},
+        limits=blueprint.capacity.limits,
+        kv_dtype=options.kv_dtype,
+        block_size=BLOCK_SIZE,
+        device=options.device or "cpu",
+        encoder=encoder,
+    )
