@@ -4,11 +4,13 @@ bytes are left, and how fast the native runtime is with it.
     python bench/compress_minilm.py --data shared/data --set sms --work DIR --json FILE
     python bench/compress_minilm.py --what speed --set sms --work DIR --seconds 40 --json FILE
 
-The first makes five models: `dense-int8`; `sparse60-int8`, 60 % of the weights of all linears zero
-(SparseGPT); `structured40-int8`, 40 % of heads and neurons taken out, then tuned again; the same before
-it is tuned, and before what is left is fitted to calibration text (`cut`). Token tables are int8 in all of them. Accuracy is of test rows that nothing has seen, by the
-native runtime; shares kept are of the tuned model in float32, with bootstrap intervals over rows. The second
-times the models that the first has made, in turns, one round after the other, on one thread.
+The first makes six models: `dense-int8`; `sparse60-int8`, 60 % of the weights of all linears zero
+(SparseGPT); `structured40-int8`, 40 % of heads and neurons taken out, then tuned again; the same before it is
+tuned (`unrecovered`), and before what is left is fitted to calibration text (`cut`); `distilled-half-int8`,
+half of the layers, taught by the whole model. Token tables are int8 in all of them. Accuracy is of test rows
+that nothing has seen, by the native runtime; shares kept are of the tuned model in float32, with bootstrap
+intervals over rows. The second times the models that the first has made, in turns, one round after the other,
+on one thread.
 """
 
 from __future__ import annotations
@@ -55,6 +57,11 @@ class Sizes:
     options: TuneOptions
     recovery: Mapping[str, Any]
 
+    @property
+    def teaching(self) -> dict[str, Any]:
+        """How a student of half the layers learns."""
+        return {**self.recovery, "epochs": self.options.epochs, "soft_weight": 0.7}
+
 
 SIZES = {
     "sms": Sizes(
@@ -74,7 +81,7 @@ SIZES = {
 }
 
 
-def recipes(recovery: Mapping[str, Any]) -> dict[str, list[Any]]:
+def recipes(recovery: Mapping[str, Any], teaching: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The steps of each model."""
     return {
         "dense-int8": INT8,
@@ -82,6 +89,7 @@ def recipes(recovery: Mapping[str, Any]) -> dict[str, list[Any]]:
         "structured40-cut-int8": [{"structured": {**TAKEN_OUT, "refit": False}}, *INT8],
         "structured40-unrecovered-int8": [STRUCTURED, *INT8],
         "structured40-int8": [STRUCTURED, {"recover": {"tune": dict(recovery)}}, *INT8],
+        "distilled-half-int8": [{"distil": {"share": 0.5, "tune": dict(teaching)}}, *INT8],
     }
 
 
@@ -150,7 +158,7 @@ def compare_models(options: argparse.Namespace) -> None:
     shown: list[tuple[str, object]] = [
         ("tuned, f32", f"accuracy {accuracy(whole):.4f}, {f32_bytes / 1e6:.1f} MB of weights")
     ]
-    for name, steps in recipes(sizes.recovery).items():
+    for name, steps in recipes(sizes.recovery, sizes.teaching).items():
         output = work / f"{options.set}-{name}"
         sizes_of = build(tuned, steps, files, output, seed=0)
         found = evaluate_folder(output, rows, PredictorOptions(truncate=True))
@@ -249,7 +257,7 @@ def compare_speeds(options: argparse.Namespace) -> None:
     """Pairs of runs of `dense-int8` and each other model on the same texts, in turns."""
     rows = read_rows(options.work / f"{options.set}-test.jsonl")
     batches = [rows[i : i + options.batch] for i in range(0, len(rows) - options.batch + 1, options.batch)]
-    folders = {name: options.work / f"{options.set}-{name}" for name in recipes({})}
+    folders = {name: options.work / f"{options.set}-{name}" for name in recipes({}, {})}
     alone = PredictorOptions(truncate=True, threads=1)
     predictors = {
         name: open_predictor(folder, task_of_folder(folder), alone, note=print)

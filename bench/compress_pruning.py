@@ -5,19 +5,11 @@ Windows and calibration text are those of `compress_quality.py`. Nothing is tune
 
 from __future__ import annotations
 
-import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from compress_quality import compare, losses_of, perplexity, split_text
-from fastserve.checkpoint.checkpoint import open_checkpoint
-from fastserve.compress.calibration import calibration_tokens
-from fastserve.compress.recipe import parse_recipe
-from fastserve.compress.step import Context, WorkingModel
-from fastserve.evaluate.language_model import read_windows
-from fastserve.hub.resolve import resolve
+from compress_quality import Bench, describe, read_steps
 from report import DEFAULT_MODEL, make_parser, publish
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
@@ -35,42 +27,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     results = measure(arguments)
-    rows: list[tuple[str, object]] = []
-    for name, result in results.items():
-        more = result.get("increase")
-        interval = f"{more['value']:+.1%} ({more['low']:+.1%} .. {more['high']:+.1%})" if more else ""
-        rows.append((name, f"{result['perplexity']:9.2f}  {interval}"))
+    rows = [(name, f"{result['perplexity']:9.2f}  {describe(result)}") for name, result in results.items()]
     publish(arguments, results, rows)
 
 
 def measure(arguments: Any) -> dict[str, Any]:
-    path = Path(arguments.model) if Path(arguments.model).exists() else resolve(arguments.model)
-    checkpoint = open_checkpoint(path)
     with tempfile.TemporaryDirectory() as folder:
-        evaluated, calibrated = split_text(Path(folder))
-        windows = read_windows(checkpoint, evaluated, length=arguments.window_tokens, most=arguments.windows)
-        calibration = calibration_tokens(
-            checkpoint, calibrated, num_sequences=arguments.sequences, length=arguments.length, seed=0
-        )
-        base = losses_of(checkpoint, windows, arguments.threads)
-        results: dict[str, Any] = {"whole": {"perplexity": perplexity(base)}}
+        bench = Bench(arguments, Path(folder))
         for pattern in arguments.patterns:
+            options = {"pattern": pattern} if ":" in pattern else {"pattern": pattern, "sparsity": 0.5}
             for method in arguments.methods:
-                options = {"pattern": pattern} if ":" in pattern else {"pattern": pattern, "sparsity": 0.5}
-                recipe = parse_recipe({"steps": [{method: options}]}, name="bench")
-                context = Context(
-                    source=path,
-                    scratch=Path(folder) / f"{pattern} {method}",
-                    calibration=calibration,
-                    threads=arguments.threads,
-                )
-                start = time.perf_counter()
-                pruned = recipe.steps[0].step.run(WorkingModel(checkpoint=checkpoint), context)
-                seconds = time.perf_counter() - start
-                losses = losses_of(pruned.checkpoint, windows, arguments.threads)
-                results[f"{pattern}, {method}"] = {**compare(base, losses), "seconds": seconds}
-                print(f"{pattern}, {method}", json.dumps(results[f"{pattern}, {method}"]), flush=True)
-    return results
+                model, figures = bench.compress(read_steps([{method: options}]))
+                bench.note(f"{pattern}, {method}", bench.losses(model.checkpoint), **figures)
+        return bench.results
 
 
 if __name__ == "__main__":

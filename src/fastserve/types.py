@@ -124,7 +124,7 @@ class SamplingParams:
                 )
 
     def _check_beams(self) -> None:
-        if self.early_stopping not in (True, False, "never"):
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
             raise OptionError(
                 f"early_stopping is {self.early_stopping!r}",
                 hint="choose true, false or 'never'",

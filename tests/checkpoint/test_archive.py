@@ -415,7 +415,7 @@ def tensors_of(document: dict[str, Any]) -> list[dict[str, Any]]:
         (lambda d: d.update(files=7), "malformed"),
         (lambda d: d.pop("texts"), "malformed"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_description_that_cannot_be_is_named(
     archive: Path, change: Callable[[dict[str, Any]], None], message: str

@@ -50,4 +50,4 @@ def without_speed(monkeypatch: pytest.MonkeyPatch) -> None:
         speed = Speed(memory_bytes=10**8, decode_ms=1.0, prefill_ms=2.0, prefill_tokens=128)
         return dict.fromkeys(models, speed)
 
-    monkeypatch.setattr("fastserve.compress.compression.measure_speeds", pretend)
+    monkeypatch.setattr("fastserve.compress.compress_run.measure_speeds", pretend)

@@ -22,10 +22,11 @@ from fastserve.checkpoint.safetensors_writer import floats, write_safetensors
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.compress import CompressData, compress
 from fastserve.compress import probe as probe_module
-from fastserve.errors import CheckpointError, DataError, OptionError
+from fastserve.errors import CheckpointError, DataError, OptionError, UnsupportedError
 from fastserve.evaluate.language_model import log_softmax
 from fastserve.types import SamplingParams
 from tiny_heads import save_bert_head
+from tune.conftest import tiny_encoder as tiny_encoder
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -207,6 +208,52 @@ def test_a_classifier_is_judged_by_its_task_and_keeps_it(
     assert written["metrics"]["accuracy"] == accuracy["after"]["value"]
     with fastserve.pipeline("text-classification", tmp_path / "out") as classify:
         assert classify("the cat")["label"] in ("no", "yes")
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_a_decoder_that_classifies_is_judged_by_its_task(
+    stories_folder: Path, tmp_path: Path, write_rows: Callable[[str, Iterable[Mapping[str, Any]]], Path]
+) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    source = tmp_path / "source"
+    labels = {0: "no", 1: "yes"}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        stories_folder, num_labels=2, id2label=labels, pad_token_id=0
+    )
+    model.save_pretrained(source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(stories_folder / name, source / name)
+    rows = write_rows("rows", [{"text": f"One {word}.", "label": "yes"} for word in ("cat", "dog", "car")])
+    result = compress(source, recipe="int8", output=tmp_path / "out", data=CompressData(judged=rows))
+    quality = result.report["quality"]
+    assert quality["judged_by"] == "3 rows of text-classification"
+    assert quality["apart"]["mean_kl"]["value"] < 0.01
+    probes = json.loads((tmp_path / "out" / "fastserve.json").read_text("utf-8"))["probes"]
+    assert [len(probe["values"]) for probe in probes] == [2, 2, 2]
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_an_encoder_without_a_task_is_judged_by_its_embeddings(tiny_encoder: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the film was good\nBob met Ann in Rome\nwho likes Paris ?\nyes and no .\n", "utf-8")
+    result = compress(tiny_encoder, recipe="int8", output=tmp_path / "out", data=CompressData(judged=texts))
+    quality = result.report["quality"]
+    assert quality["judged_by"] == "embeddings of 4 texts"
+    assert -0.01 < quality["change"] == quality["metrics"]["cosine"]["after"]["value"] - 1 <= 1e-6
+    assert quality["apart"]["same_neighbour"]["value"] >= 0.5
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    with pytest.raises(UnsupportedError, match="is an encoder-decoder"):
+        compress(tmp_path / "t5", recipe="int8", output=tmp_path / "out")
+    assert not (tmp_path / "out.run").exists()
 
 
 def with_numbers(source: Path, folder: Path, name: str, value: float) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.compress.pareto import front, front_of_sums
@@ -14,6 +14,7 @@ values = st.integers(0, 8)
 options = st.lists(st.tuples(values, values), min_size=1, max_size=4)
 
 
+@settings(deadline=None)  # a busy machine takes what it takes
 @given(st.lists(options, min_size=1, max_size=4))
 def test_a_front_of_sums_is_that_of_all_choices(groups: list[list[tuple[int, int]]]) -> None:
     sums = {

@@ -157,6 +157,7 @@ def test_a_reader_who_is_behind_holds_all_beams(folder: Path) -> None:
         ({"length_penalty": 2.0}, "length_penalty=2.0 is for beam search"),
         ({"early_stopping": True}, "early_stopping=True is for beam search"),
         ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
+        ({"num_beams": 2, "early_stopping": 1}, "early_stopping is 1"),
         ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty"),
     ],
 )

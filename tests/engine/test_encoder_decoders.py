@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,7 +17,9 @@ import pytest
 
 from encoder_decoder_configs import ENCODER_DECODERS
 from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.checkpoint.generation import read_target_rules
 from fastserve.checkpoint.tokenizer import Tokenizer
+from fastserve.constraint import Choice
 from fastserve.engine.completion import Completion
 from fastserve.engine.llm import LLM
 from fastserve.engine.residency import Residency
@@ -182,6 +185,47 @@ def test_completions_do_not_depend_on_memory_rows_or_policy(
             assert status.residency.blocks_in > 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_that_come_go_and_wait_at_random_leave_the_others_as_they_are(
+    seed: int, folder_of: Callable[[str], Path]
+) -> None:
+    """Greedy, drawn and searched completions in little memory; blocks and sequences agree after each step."""
+    rng = random.Random(seed)
+    kinds: list[Options] = [{}, {"temperature": 0.9, "seed": 3, "n": 2}, {"num_beams": 3, "n": 2}]
+    with load(folder_of("t5")) as llm:
+        block_bytes = llm.model.executable.block_bytes
+        alone = {
+            (prompt, kind): tokens_of(llm.generate(prompt, SamplingParams(max_tokens=20, **kinds[kind])))
+            for prompt in PROMPTS
+            for kind in range(3)
+        }
+    with load(folder_of("t5"), kv_memory=10 * block_bytes, max_sequences=6) as llm:
+        engine = llm._engine
+        assert engine is not None
+        asked: dict[int, tuple[str, int]] = {}
+        found: dict[int, dict[int, list[int]]] = {}
+        for step in range(400):
+            if step < 120 and rng.random() < 0.3:
+                prompt, kind = rng.choice(PROMPTS), rng.randrange(3)
+                ids = llm.model.tokenizer.encode(prompt)
+                request_id = engine.add(ids, SamplingParams(max_tokens=20, **kinds[kind]))
+                asked[request_id] = prompt, kind
+            for request_id in filter(engine.is_running, list(asked)):
+                if rng.random() < 0.01:
+                    engine.abort(request_id)
+                    del asked[request_id]
+                else:
+                    engine.hold(request_id, is_held=step < 150 and rng.random() < 0.1)
+            for chunk in engine.step():
+                if chunk.completion is not None:
+                    found.setdefault(chunk.request_id, {})[chunk.index] = list(chunk.completion.token_ids)
+            engine.check_invariants()
+        assert not engine.has_work
+        assert len(asked) > 10
+        for request_id, key in asked.items():
+            assert [found[request_id][index] for index in sorted(found[request_id])] == alone[key]
+
+
 def test_sampled_completions_share_their_source(folder_of: Callable[[str], Path]) -> None:
     params = SamplingParams(max_tokens=30, temperature=1.0, seed=7, n=3, repetition_penalty=1.2)
     with load(folder_of("t5")) as llm:
@@ -255,6 +299,33 @@ def test_a_model_without_a_token_to_begin_with_is_refused(
         (folder / name).write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="decoder_start_token_id"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder_start_token_id": "x"}, "decoder_start_token_id is 'x'"),
+        ({"decoder_start_token_id": 300}, "token ids are 0 to 299"),
+        ({"forced_eos_token_id": [1, 2]}, "forced_eos_token_id"),
+        ({"suppress_tokens": 5}, "suppress_tokens is 5, a list"),
+        ({"bad_words_ids": {"a": 1}}, "bad_words_ids"),
+        ({"bad_words_ids": [["x"]]}, "a suppressed token is 'x'"),
+        ({"suppress_tokens": [[1]]}, "a suppressed token is"),
+    ],
+)
+def test_hostile_settings_are_refused_by_name(
+    settings: Options, message: str, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = json.loads((folder_of("t5") / "config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=message):
+        read_target_rules(tmp_path, config, vocab_size=300)
+
+
+def test_a_constraint_holds_of_a_target(folder_of: Callable[[str], Path]) -> None:
+    with load(folder_of("marian")) as llm:
+        params = SamplingParams(max_tokens=12, constraint=Choice(("Hund", "Katze")))
+        assert {c.text for c in llm.generate(PROMPTS, params)} <= {"Hund", "Katze"}
 
 
 def test_settings_that_are_not_honoured_are_told(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastserve.cli.main import main
+from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.llm import LLM
+from fastserve.engine.load import Ensemble
 from fastserve.errors import CheckpointError, ModelNotFoundError, OptionError, UnsupportedError
 from fastserve.types import SamplingParams
 from tiny_adapters import make_adapter, make_stories_adapter
@@ -134,3 +137,11 @@ def test_an_encoder_embeds_with_adapters_more_than_it_has_slots(tmp_path: Path) 
         np.testing.assert_array_equal(llm.embed(texts, adapter="a"), first)
         np.testing.assert_array_equal(llm.embed(texts[1], adapter="b"), second[1:])
         np.testing.assert_array_equal(llm.embed(texts), plain)
+
+
+def test_an_ensemble_is_not_told_to_make_room_for_adapters(stories: Path, adapters: dict[str, Path]) -> None:
+    with LLM(stories) as llm:
+        ensemble = replace(llm.model, ensemble=Ensemble((llm.model, llm.model), lambda said: said[0]))
+        table = AdapterTable(ensemble, model_name="both")
+        with pytest.raises(UnsupportedError, match="'both' is an ensemble, which has no adapters"):
+            table.load("a", adapters["a"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from encoder_decoder_configs import T5
 from fastserve.cli.main import main
 from fastserve.config import EngineOptions
 from fastserve.engine import load
@@ -17,9 +18,11 @@ from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.llm import LLM
 from fastserve.errors import MemoryLimitError, OptionError, UnsupportedError
 from fastserve.evaluate.model_folder import write_model_folder
+from fastserve.evaluate.random_model import make_byte_tokenizer
 from fastserve.models.family import build_graph, read_config
 from fastserve.models.parameters import expected_parameters
 from fastserve.types import SamplingParams
+from tiny_models import random_encoder_decoder
 
 pytest.importorskip("fastserve._native")
 
@@ -89,6 +92,13 @@ def test_a_draft_of_another_vocabulary_is_refused_before_weights_are_read(
     monkeypatch.setattr(load, "_compile", lambda *args, **options: pytest.fail("weights were read"))
     with pytest.raises(UnsupportedError, match=r"another vocabulary: .* the model"):
         LLM(stories, speculation="draft", draft_model=draft)
+
+
+def test_an_encoder_decoder_is_no_draft(stories: Path, tmp_path: Path) -> None:
+    random_encoder_decoder({**T5, "vocab_size": 300}).save_pretrained(tmp_path / "t5")
+    (tmp_path / "t5" / "tokenizer.json").write_text(json.dumps(make_byte_tokenizer(300)))
+    with pytest.raises(UnsupportedError, match="is an encoder-decoder, which cannot guess"):
+        LLM(stories, speculation="draft", draft_model=tmp_path / "t5")
 
 
 def test_layers_that_a_draft_has_not_are_refused_with_both_numbers(stories: Path) -> None:

@@ -89,9 +89,12 @@ def test_pairs_that_are_too_long_are_cut_as_transformers_cuts_them(folders, leng
     with fastserve.pipeline("pair-classification", folders["pairs"]) as classify:
         found = classify(first, second, truncate=True)
         np.testing.assert_allclose(list(found["probabilities"].values()), shares, atol=CLOSE)
-        if sum(lengths) > 40:
-            with pytest.raises(ContextLengthError, match="the model takes at most 48"):
-                classify(first, second)
+        # What it is not asked to cut it reads whole, as far as its positions go.
+        whole = run_with_transformers(model, tokenizer([first], [second]))["logits"][0]
+        found = classify(first, second)
+        np.testing.assert_allclose(list(found["probabilities"].values()), softmax(whole), atol=CLOSE)
+        with pytest.raises(ContextLengthError, match="the model takes at most 128"):
+            classify("cat " * 130, second)
         with pytest.raises(OptionError, match="there is one text"):
             classify(first)
 

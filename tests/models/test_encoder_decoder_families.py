@@ -118,6 +118,27 @@ def test_sources_of_any_length_share_batches_without_meeting(
             assert range_error(together, alone) < RANGE_BOUND
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4", "bf16"])
+@pytest.mark.parametrize("name", ["t5 v1.1, gated gelu, own head", "marian"])
+def test_rounded_weights_compute_nearly_the_same_however_targets_are_cut(
+    name: str, weights: str, tmp_path: Path
+) -> None:
+    """Of heads as wide as a group of activations, whose results attention itself quantizes."""
+    sizes = {"d_kv": 64, "d_ff": 128} if "t5" in name else {"encoder_attention_heads": 2}
+    more = {} if "t5" in name else {"decoder_attention_heads": 2, "d_model": 128}
+    model = make_model({**ENCODER_DECODERS[name], "d_model": 64, **sizes, **more}, tmp_path)
+    for parameter_name, parameter in model.model.named_parameters():
+        if parameter_name.endswith(".q.weight"):  # small scores, as T5 is initialized
+            parameter.data *= 64**-0.5
+            model.graphs.parameters[parameter_name] = parameter.detach().numpy()
+    executable = compile_graphs("native", model.graphs, weights=weights)
+    whole = run_target(executable, SOURCE, TARGET)
+    assert np.array_equal(run_target(executable, SOURCE, TARGET, chunk=1), whole)
+    exact = model.logits(SOURCE, TARGET)
+    least = {"int8": 0.99, "int4": 0.6, "bf16": 0.999}[weights]
+    assert np.corrcoef(whole.ravel(), exact.ravel())[0, 1] > least
+
+
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_graphs_hold_what_must_hold_before_and_after_the_passes(
     name: str, model_of: Callable[[str], Model]

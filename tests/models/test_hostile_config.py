@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from fastserve.errors import CheckpointError, UnsupportedError
-from fastserve.models.family import DECODER_FAMILIES, ENCODER_FAMILIES, read_config
+from fastserve.models.family import DECODER_FAMILIES, ENCODER_DECODER_FAMILIES, ENCODER_FAMILIES, read_config
 
 BAD: tuple[Any, ...] = (
     -1, 0, 10**9, 10**30, float("inf"), -1e30, float("nan"), None, "x", [], {}, True, [1, 1, 1],
@@ -20,12 +20,13 @@ BAD: tuple[Any, ...] = (
 
 def config_of(model_type: str) -> dict[str, Any]:
     config = transformers.CONFIG_MAPPING[model_type]().to_dict()
-    if model_type in DECODER_FAMILIES:
-        config["architectures"] = [DECODER_FAMILIES[model_type].architectures[0]]
+    families = {**DECODER_FAMILIES, **ENCODER_DECODER_FAMILIES}
+    if model_type in families:
+        config["architectures"] = [families[model_type].architectures[0]]
     return {key: value for key, value in config.items() if key != "dtype"}
 
 
-@pytest.mark.parametrize("model_type", [*DECODER_FAMILIES, *ENCODER_FAMILIES])
+@pytest.mark.parametrize("model_type", [*DECODER_FAMILIES, *ENCODER_FAMILIES, *ENCODER_DECODER_FAMILIES])
 def test_a_value_that_no_config_has_is_refused_or_harmless(model_type: str) -> None:
     good = config_of(model_type)
     places: list[tuple[str, ...]] = [(key,) for key in good]

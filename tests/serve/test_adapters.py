@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,9 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from encoder_decoder_configs import T5
 from fastserve.cli.main import main
 from fastserve.engine.llm import LLM
-from fastserve.errors import OptionError
+from fastserve.errors import OptionError, UnsupportedError
+from fastserve.evaluate.random_model import make_byte_tokenizer
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
 from fastserve.serve.key_file import digest_of
@@ -24,6 +27,7 @@ from fastserve.types import SamplingParams
 from serve.conftest import ADMIN_KEY, CHAT_TEMPLATE, OPTIONS
 from tiny_adapters import make_adapter, make_stories_adapter
 from tiny_heads import save_bert_head
+from tiny_models import random_encoder_decoder
 
 PROMPT = "Once upon a time"
 BODY = {"prompt": PROMPT, "max_tokens": 24, "ignore_eos": True, "temperature": 0}
@@ -221,6 +225,18 @@ def test_a_model_whose_own_name_has_a_colon_goes_before_an_adapter(folders: Path
         find_models(names[:1], ServeOptions(), replace(OPTIONS, adapters={"other:a": folders / "a"}))
     with pytest.raises(OptionError, match=r"'a' is of no model"):
         find_models(names, ServeOptions(), replace(OPTIONS, adapters={"a": folders / "a"}))
+
+
+def test_adapters_of_one_model_keep_no_other_from_being_served(folders: Path, tmp_path: Path) -> None:
+    random_encoder_decoder({**T5, "vocab_size": 300}).save_pretrained(tmp_path / "translator")
+    (tmp_path / "translator" / "tokenizer.json").write_text(json.dumps(make_byte_tokenizer(300)))
+    names = [str(folders / "writer"), str(tmp_path / "translator")]
+    engine = replace(OPTIONS, context_length=128, adapters={"writer:a": folders / "a"})
+    models = find_models(names, ServeOptions(), engine)
+    models.set_up()
+    asyncio.run(models.close())
+    with pytest.raises(UnsupportedError, match="'translator' is an encoder-decoder"):
+        find_models(names, ServeOptions(), replace(engine, adapters={"translator:a": folders / "a"})).set_up()
 
 
 def test_generate_takes_an_adapter(

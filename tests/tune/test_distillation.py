@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastserve.errors import FastServeError, OptionError
+from fastserve.errors import FastServeError, OptionError, UnsupportedError
 from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.task.question_answering import QuestionAnswering
 from fastserve.evaluate.task.text_classification import TextClassification
@@ -211,6 +211,23 @@ def test_a_teacher_of_another_task_or_other_tokens_is_refused(
         open_teacher(str(teacher), QuestionAnswering(max_length=8, stride=0), source)
     with pytest.raises(OptionError, match="has other tokens"):
         open_teacher(str(tiny_decoder), CLASSES, source)
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("embedding", {"text": "a film", "text_pair": "the film"}),
+        ("multiple-choice", {"question": "where ?", "choices": ["in Rome", "good"], "label": 0}),
+    ],
+)
+@pytest.mark.parametrize("option", ["hidden_weight", "attention_weight"])
+def test_layers_of_what_reads_several_texts_of_a_row_are_not_compared(
+    option: str, task: str, row: dict[str, Any], tiny_encoder: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    options = replace(LEARN, teacher=str(tiny_encoder), **{option: 1.0})  # type: ignore[arg-type]
+    train = write_rows("train", [row, {**row, "text": "x", "question": "who ?"}])
+    with pytest.raises(UnsupportedError, match=f"hidden_weight and attention_weight are not for {task}"):
+        tune(task, model=str(tiny_encoder), train=train, output=tmp_path / "out", options=options)
 
 
 @pytest.mark.parametrize("options", [{"soft_weight": 0.9}, {"layer_map": (1,)}, {"hidden_weight": 1.0}])

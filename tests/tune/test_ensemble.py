@@ -208,8 +208,9 @@ def test_an_ensemble_holds_its_members_and_is_planned_as_it_is_loaded(
     plan = plan_model(made.path, EngineOptions())
     loaded = load_model(made.path, EngineOptions())
     assert plan.total_bytes == loaded.footprint.total_bytes
-    assert plan.context_length == loaded.context_length == 64
+    assert plan.context_length == loaded.context_length == 128
     assert len(loaded.members) == 2
+    assert loaded.reading_length == 64  # of texts that are cut
     with pytest.raises(UnsupportedError, match="is an ensemble of models"):
         open_checkpoint(made.path)
     with pytest.raises(UnsupportedError, match="is an ensemble, which PyTorch does not open"):

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from fastserve.cli.main import main
+from fastserve.config import EngineOptions
 from fastserve.data import load_data
+from fastserve.engine.load import plan_model
 from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.task_evaluation import evaluate_folder
 from fastserve.tune import TuneOptions, tune
@@ -56,6 +58,7 @@ def test_the_native_runtime_scores_as_the_trainer_did(
         output=tmp_path / "out",
         options=SHORT,
     )
+    assert plan_model(result.path, EngineOptions()).context_length == 256  # of the base, not of the training
     evaluation = evaluate_folder(
         result.path, load_data(dev, task), PredictorOptions(backend="native", weights="f32")
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fastserve.data import load_data
+from fastserve.errors import UnsupportedError
 from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.task.generation import Generation, render
 from fastserve.evaluate.task.task import IGNORED
@@ -202,6 +203,32 @@ def test_methods_change_what_they_say_of_an_encoder_decoder(
     else:  # keys, values and what goes into the feed-forward's last matrix, of both parts
         assert {name.rsplit(".", 2)[1] for name in changed} >= {"k", "v", "wo"}
         assert {name.split(".")[0] for name in changed} == {"encoder", "decoder"}
+
+
+def test_an_encoder_decoder_learns_from_a_teacher_whose_logits_are_of_targets(
+    tiny_t5: Path, write_rows: WriteRows, tmp_path: Path
+) -> None:
+    options = replace(QUICK, epochs=1, batch_size=1, teacher=str(tiny_t5), soft_weight=1.0, dropout=0.0)
+    rows = [{"source": "Ann met Bob in Paris", "target": "Bob"}, {"source": "who", "target": "Ann is ."}]
+    losses: list[float] = []
+    tune(
+        "translation",
+        model=str(tiny_t5),
+        train=write_rows("train", rows),
+        output=tmp_path / "out",
+        options=options,
+        report=lambda progress: losses.append(progress.figures.get("loss", 0.0)),
+    )
+    assert losses
+    assert max(losses) == pytest.approx(0, abs=1e-5)  # of a model that learns from itself
+    with pytest.raises(UnsupportedError, match="hidden_weight and attention_weight are not for encoder-dec"):
+        tune(
+            "translation",
+            model=str(tiny_t5),
+            train=write_rows("train", rows),
+            output=tmp_path / "other",
+            options=replace(options, hidden_weight=1.0),
+        )
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastserve.checkpoint.file import read_optional_json
 from fastserve.errors import CheckpointError
@@ -82,18 +83,25 @@ def read_target_rules(folder: Path, config: JsonObject, *, vocab_size: int) -> T
 def _suppressed(folder: Path, settings: JsonObject, vocab_size: int) -> tuple[int, ...]:
     """`bad_words_ids` of one token each, but for those that end a text, and `suppress_tokens`."""
     ends = settings.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    words = settings.get("bad_words_ids") or []
+    words = _listed(folder, settings, "bad_words_ids")
     single = [word[0] for word in words if isinstance(word, list) and len(word) == 1]
     if len(single) < len(words):
         logger.warning("%s: bad_words_ids of several tokens are not honoured", folder)
-    found = {*(id_ for id_ in single if id_ not in ends), *(settings.get("suppress_tokens") or [])}
+    kept = ends if isinstance(ends, list) else [ends]
+    found = [id_ for id_ in single if id_ not in kept] + _listed(folder, settings, "suppress_tokens")
     wrong = [id_ for id_ in found if not _is_token(id_, vocab_size)]
     if wrong:
         raise CheckpointError(
-            f"{folder}: a suppressed token is {wrong[0]!r}; token ids are 0 to {vocab_size - 1}"
+            f"{folder}: a suppressed token is {wrong[0]!r:.80}; token ids are 0 to {vocab_size - 1}"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(set(found)))
+
+
+def _listed(folder: Path, settings: JsonObject, key: str) -> list[Any]:
+    value = settings.get(key)
+    if value is not None and not isinstance(value, list):
+        raise CheckpointError(f"{folder}: {key} is {value!r}, a list was expected")
+    return value or []
 
 
 def _is_token(value: object, vocab_size: int) -> bool:

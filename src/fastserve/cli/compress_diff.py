@@ -32,8 +32,8 @@ def compress_diff(
     one: str, other: str, data: Path | None, limit: int | None, threads: int | None, json: bool, offline: bool
 ) -> None:
     """Show where two models differ: by layer, by token, and in the answers that flip."""
-    from fastserve.compress.compression import check_libraries
     from fastserve.compress.difference import find_differences
+    from fastserve.compress.precondition import check_libraries
     from fastserve.hub.resolve import resolve
 
     check_libraries()

@@ -19,6 +19,7 @@ from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.compress.batch_state import TokenBatch, make_batches, run_nodes
 from fastserve.compress.calibration import graph_of, torch_threads
+from fastserve.compress.model_kind import writes_text
 from fastserve.compress.quality import WINDOWS, read_texts, silent
 from fastserve.compress.step import WorkingModel
 from fastserve.data.load import load_data
@@ -31,7 +32,6 @@ from fastserve.evaluate.task.table import task_of_folder
 from fastserve.evaluate.task.task import place_of
 from fastserve.evaluate.task_evaluation import compare, evaluate_folder
 from fastserve.graph.node import Graph, Linear, Value
-from fastserve.models.config import DecoderConfig
 from fastserve.models.family import arrange_tensors, read_config
 from fastserve.types import JsonObject
 
@@ -130,10 +130,10 @@ def find_differences(
         DataError: the file has too little.
     """
     first, second = open_checkpoint(one), open_checkpoint(other)
-    kinds = [type(read_config(checkpoint.config)) for checkpoint in (first, second)]
+    kinds = [writes_text(checkpoint) for checkpoint in (first, second)]
     if kinds[0] is not kinds[1]:
         raise UnsupportedError(
-            f"{one} and {other} are not of one kind", hint="compare two decoders, or two encoders"
+            f"{one} and {other} are not of one kind", hint="compare two that write text, or two that read it"
         )
     names = {name for name, tensor in first.tensors.items() if len(tensor.shape) == 2}
     layers = tuple(
@@ -154,7 +154,7 @@ def find_differences(
     if data is None:
         return found
     values = vars(found) | {"layers": _with_outputs(layers, first, second, data, threads, progress)}
-    if issubclass(kinds[0], DecoderConfig):
+    if kinds[0]:
         return ModelDifference(**(values | _by_tokens(first, other, data, limit, threads, progress)))
     return ModelDifference(**(values | _by_rows(one, other, data, limit, threads)))
 

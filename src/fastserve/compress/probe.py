@@ -15,6 +15,7 @@ from fastserve.backends.native.executable import compile_native
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tokenizer import Tokenizer
+from fastserve.compress.model_kind import writes_text
 from fastserve.compress.step import WorkingModel
 from fastserve.engine.encoder import Encoder, EncoderInput
 from fastserve.engine.llm import LLM
@@ -45,7 +46,7 @@ def make_probes(model: WorkingModel, folder: Path, *, threads: int | None = None
     room = min(model_context(checkpoint, config), _MOST_PROMPT_TOKENS + _COMPLETION_TOKENS)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     prompts = [tokenizer.encode(text)[: max(room - _COMPLETION_TOKENS, 1)] for text in TEXTS]
-    if isinstance(config, DecoderConfig):
+    if writes_text(checkpoint):
         count = min(_COMPLETION_TOKENS, room - max(map(len, prompts)))
         own = LanguageModel(checkpoint, threads=threads, window=room)
         expected: list[Any] = [own.greedy(prompt, count) for prompt in prompts]
@@ -96,8 +97,9 @@ def _outputs(checkpoint: Checkpoint, prompts: Seq[Seq[int]], threads: int | None
     tensors = arrange_tensors(config, checkpoint.tensors)
     has_whole_numbers = any(isinstance(tensor, GroupedTensor) for tensor in tensors.values())
     longest = max(map(len, prompts))
+    computed = config.for_context(longest) if isinstance(config, DecoderConfig) else config
     executable = compile_native(
-        optimize(build_graph(config, tensors.keys(), ending=ending)),
+        optimize(build_graph(computed, tensors.keys(), ending=ending)),
         tensors,
         weights="stored" if has_whole_numbers else "f32",
         threads=threads,

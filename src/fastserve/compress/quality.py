@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from fastserve.compress.model_kind import writes_text
 from fastserve.data.load import load_data
 from fastserve.data.read import read_rows
 from fastserve.data.row import texts_of
@@ -22,8 +24,6 @@ from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.task.table import task_of_folder
 from fastserve.evaluate.task.task import LOWER_IS_BETTER
 from fastserve.evaluate.task_evaluation import Evaluation, evaluate_folder
-from fastserve.models.config import DecoderConfig
-from fastserve.models.family import read_config
 from fastserve.types import Int64Array, JsonObject
 
 Progress = Callable[[str, int, int], None]
@@ -88,6 +88,9 @@ class Judge(Protocol):
     def judge(self, folder: Path, progress: Progress = silent) -> Quality:
         """Of a model directory. What it is served as computes. The source is run the first time."""
 
+    def narrowed(self, limit: int) -> Judge:
+        """A judge by the first so many windows, rows or texts alone; a large source is shared."""
+
 
 def open_judge(
     source: Path,
@@ -108,7 +111,7 @@ def open_judge(
         DataError: the file has too little, or no rows of the task.
     """
     checkpoint = open_checkpoint(source)
-    if isinstance(read_config(checkpoint.config), DecoderConfig):
+    if writes_text(checkpoint):
         return _TextJudge(checkpoint, data, limit, threads, seed)
     try:
         task = task_of_folder(source).name
@@ -131,6 +134,12 @@ class _TextJudge:
         texts = (f"{text}\n" for text in read_texts(data))
         self._windows = read_windows(checkpoint, texts, most=limit or WINDOWS)
         self._checkpoint, self._threads, self._seed = checkpoint, threads, seed
+
+    def narrowed(self, limit: int) -> _TextJudge:
+        judge = copy(self)
+        judge.__dict__["_source"] = self._source
+        judge._windows = self._windows[:limit]
+        return judge
 
     @cached_property
     def _source(self) -> LanguageModel:
@@ -164,6 +173,9 @@ class _TaskJudge:
         if not rows:
             raise DataError(f"{data} has no rows", hint="give a file with rows")
         self._folder, self._rows, self._threads, self._seed = source, rows, threads, seed
+
+    def narrowed(self, limit: int) -> _TaskJudge:
+        return _TaskJudge(self._folder, self._rows[:limit], self._folder, self._threads, self._seed)
 
     @cached_property
     def _source(self) -> Evaluation:
@@ -235,6 +247,12 @@ class _EmbeddingJudge:
         if len(self._texts) < 2:
             raise DataError(f"{data} has {len(self._texts)} texts; 2 are needed at least", hint="give more")
         self._folder = source
+
+    def narrowed(self, limit: int) -> _EmbeddingJudge:
+        judge = copy(self)
+        judge._texts = self._texts[: max(limit, 2)]
+        judge.__dict__["_source"] = self._source[: max(limit, 2)]
+        return judge
 
     @cached_property
     def _source(self) -> Any:

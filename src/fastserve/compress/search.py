@@ -20,25 +20,24 @@ from typing import Any
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.compress.artifact import settle, write_artifact
 from fastserve.compress.budget import Budget
-from fastserve.compress.compression import (
+from fastserve.compress.compress_run import (
     CompressData,
     CompressResult,
     CompressRun,
     Progress,
-    check_libraries,
     finished_report,
     prepare,
 )
 from fastserve.compress.group import can_exchange, find_groups, mix
+from fastserve.compress.model_kind import writes_text
 from fastserve.compress.pareto import Choice, front, front_of_sums
-from fastserve.compress.quality import Quality, open_judge, silent
+from fastserve.compress.precondition import check_libraries
+from fastserve.compress.quality import Quality, silent
 from fastserve.compress.recipe import Recipe
 from fastserve.compress.report import REPORT_FOLDER, measured_values, with_budget
 from fastserve.compress.step import Context, LayerError, WorkingModel
 from fastserve.errors import OptionError
 from fastserve.evaluate.pareto_plot import Point, plot_front
-from fastserve.models.config import DecoderConfig
-from fastserve.models.family import read_config
 from fastserve.types import JsonObject
 
 TRIALS = 6  # mixtures that are measured whole, unless told otherwise
@@ -156,16 +155,8 @@ class _Search:
     def _losses(self, made: dict[str, Checkpoint]) -> dict[str | None, list[float]]:
         """Of each recipe, what each group alone loses by it."""
         run = self._run
-        assert run.data.judged is not None
-        is_decoder = isinstance(read_config(run.checkpoint.config), DecoderConfig)
-        limit = _WINDOWS if is_decoder else _ROWS
-        judge = open_judge(
-            run.checkpoint.path,
-            run.data.judged,
-            limit=min(run.limit or limit, limit),
-            threads=run.threads,
-            seed=run.seed,
-        )
+        assert run.judge is not None
+        judge = run.judge.narrowed(_WINDOWS if writes_text(run.checkpoint) else _ROWS)
         losses: dict[str | None, list[float]] = {None: [0.0] * len(self._groups)}
         total = len(made) * len(self._groups)
         for name in made:

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fastserve.checkpoint.checkpoint import open_checkpoint
+from fastserve.compress.model_kind import writes_text
 from fastserve.engine.load import model_context
 from fastserve.evaluate.worker import FASTSERVE, Worker
 from fastserve.evaluate.workload import Decode, Prefill, Sentences
-from fastserve.models.config import DecoderConfig
-from fastserve.models.family import ModelConfig, read_config
+from fastserve.models.family import read_config
 from fastserve.types import JsonObject
 
 TURNS = 3
@@ -65,69 +65,74 @@ def measure_speeds(
         CheckpointError, UnsupportedError: a model cannot be read.
     """
     turns = turns or TURNS
-    configs = {name: _config(path) for name, path in models.items()}
+    subjects = {name: _Subject.of(path) for name, path in models.items()}
     with ExitStack() as stack:
         workers = {}
         for name, path in models.items():
             worker = Worker(FASTSERVE, Path(sys.executable), variables=_WITHOUT_CACHE)
             workers[name] = stack.enter_context(worker)
-            workers[name].open(_job(path, configs[name], threads))
+            workers[name].open(subjects[name].job(path, threads))
         found: dict[str, dict[str, list[float]]] = {name: {} for name in models}
         for turn in range(turns + 1):  # the first warms up
             for name in list(models)[:: -1 if turn % 2 else 1]:
                 time.sleep(_SETTLE_SECONDS)
-                for figure, value in _run(workers[name], configs[name]).items():
+                for figure, value in subjects[name].run(workers[name]).items():
                     found[name].setdefault(figure, []).append(value)
             progress("speed", turn + 1, turns + 1)
         memory = {name: worker.peak_memory_bytes() for name, worker in workers.items()}
     return {
         name: Speed(
             memory_bytes=memory[name],
-            prefill_tokens=_lengths(configs[name])[0] if "prefill_ms" in figures else None,
-            sentence_tokens=_lengths(configs[name])[0] if "sentence_ms" in figures else None,
+            prefill_tokens=subjects[name].length if "prefill_ms" in figures else None,
+            sentence_tokens=subjects[name].length if "sentence_ms" in figures else None,
             **{figure: statistics.median(values[1:]) for figure, values in figures.items()},
         )
         for name, figures in found.items()
     }
 
 
-def _config(path: Path) -> tuple[ModelConfig, int]:
-    checkpoint = open_checkpoint(path)
-    config = read_config(checkpoint.config)
-    return config, model_context(checkpoint, config)
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is timed of a model: `length` tokens of a prompt or text, and those that are decoded, as far as
+    the context holds them."""
 
+    writes: bool
+    vocab_size: int
+    context: int
 
-def _lengths(config: tuple[ModelConfig, int]) -> tuple[int, int]:
-    """Tokens of a prompt or text, and those that are decoded, as far as the context holds them."""
-    kind, context = config
-    if not isinstance(kind, DecoderConfig):
-        return min(_SENTENCE_TOKENS, context), 0
-    decoded = min(_DECODE_TOKENS, max((context - 17) // 2, 1))
-    return min(_PREFILL_TOKENS, context - 2), decoded
+    @classmethod
+    def of(cls, path: Path) -> _Subject:
+        checkpoint = open_checkpoint(path)
+        config = read_config(checkpoint.config)
+        return cls(writes_text(checkpoint), config.vocab_size, model_context(checkpoint, config))
 
+    @property
+    def length(self) -> int:
+        if self.writes:
+            return min(_PREFILL_TOKENS, self.context - 2)
+        return min(_SENTENCE_TOKENS, self.context)
 
-def _job(path: Path, config: tuple[ModelConfig, int], threads: int | None) -> JsonObject:
-    kind, context = config
-    is_decoder = isinstance(kind, DecoderConfig)
-    return {
-        "model": str(path),
-        "task": "generate" if is_decoder else "embed",
-        "weights": "auto",
-        "threads": threads,
-        "context_length": min(2 * _PREFILL_TOKENS, context),
-        "max_sequences": 1 if is_decoder else 32,
-    }
+    @property
+    def decoded(self) -> int:
+        return min(_DECODE_TOKENS, max((self.context - 17) // 2, 1))
 
-
-def _run(worker: Worker, config: tuple[ModelConfig, int]) -> dict[str, float]:
-    kind, _ = config
-    length, decoded = _lengths(config)
-    if isinstance(kind, DecoderConfig):
+    def job(self, path: Path, threads: int | None) -> JsonObject:
         return {
-            "prefill_ms": 1000 * length / Prefill(length).run(worker, kind.vocab_size),
-            "decode_ms": 1000 / Decode(1, decoded).run(worker, kind.vocab_size),
+            "model": str(path),
+            "task": "generate" if self.writes else "embed",
+            "weights": "auto",
+            "threads": threads,
+            "context_length": min(2 * _PREFILL_TOKENS, self.context),
+            "max_sequences": 1 if self.writes else 32,
         }
-    return {
-        "sentence_ms": 1000 / Sentences((length,)).run(worker, kind.vocab_size),
-        "sentences_per_second": Sentences((length,) * 32).run(worker, kind.vocab_size),
-    }
+
+    def run(self, worker: Worker) -> dict[str, float]:
+        if self.writes:
+            return {
+                "prefill_ms": 1000 * self.length / Prefill(self.length).run(worker, self.vocab_size),
+                "decode_ms": 1000 / Decode(1, self.decoded).run(worker, self.vocab_size),
+            }
+        return {
+            "sentence_ms": 1000 / Sentences((self.length,)).run(worker, self.vocab_size),
+            "sentences_per_second": Sentences((self.length,) * 32).run(worker, self.vocab_size),
+        }

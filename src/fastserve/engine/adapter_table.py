@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 from fastserve.checkpoint.adapter import ADAPTER_FILES, open_adapter
@@ -16,12 +17,13 @@ from fastserve.models.adapter import fit_adapter
 
 
 class AdapterTable:
-    """The adapters of one model. Another thread may find one while this one loads."""
+    """The adapters of one model. Threads may load, find and forget some at once."""
 
     def __init__(self, model: LoadedModel, *, model_name: str) -> None:
         self._model = model
         self._model_name = model_name
-        self._adapters: Mapping[str, ServedAdapter] = {}
+        self._adapters: Mapping[str, ServedAdapter] = {}  # replaced as a whole: who reads needs no lock
+        self._lock = Lock()  # of who replaces it
 
     @classmethod
     def of(cls, model: LoadedModel, options: EngineOptions, *, model_name: str) -> Self:
@@ -45,16 +47,16 @@ class AdapterTable:
             ModelNotFoundError, CheckpointError, UnsupportedError: the adapter cannot be read, is one of
                 another model, or cannot be added beside it.
         """
+        if self._model.ensemble is not None:
+            raise UnsupportedError(
+                f"the model {self._model_name!r} is an ensemble, which has no adapters",
+                hint="merge the adapter into a member: `fastserve convert MEMBER --adapter DIR`",
+            )
         limits = self._model.executable.limits
         if not limits.num_adapter_slots:
             raise OptionError(
                 f"the model {self._model_name!r} was loaded without room for adapters",
                 hint="load it with max_adapters, or with adapters to begin with",
-            )
-        if self._model.ensemble is not None:
-            raise UnsupportedError(
-                f"the model {self._model_name!r} is an ensemble, which has no adapters",
-                hint="merge the adapter into a member: `fastserve convert MEMBER --adapter DIR`",
             )
         check_name(name)
         folder = Path(path).expanduser()
@@ -67,7 +69,8 @@ class AdapterTable:
             max_rank=limits.max_adapter_rank,
         )
         served = ServedAdapter(name, folder, _digest(folder), matrices)
-        self._adapters = {**self._adapters, name: served}
+        with self._lock:
+            self._adapters = {**self._adapters, name: served}
         return served
 
     def unload(self, name: str) -> None:
@@ -76,8 +79,9 @@ class AdapterTable:
         Raises:
             ModelNotFoundError: there is none of that name.
         """
-        self.find(name)
-        self._adapters = {key: adapter for key, adapter in self._adapters.items() if key != name}
+        with self._lock:
+            self.find(name)
+            self._adapters = {key: adapter for key, adapter in self._adapters.items() if key != name}
 
     def find(self, name: str) -> ServedAdapter:
         """

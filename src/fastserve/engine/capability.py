@@ -89,7 +89,7 @@ class Capability:
             )
         num_suppressed = len(self._target_rules.suppressed_token_ids) if self._target_rules else 0
         most = most_beams(self._vocab_size, self._num_eos_tokens, num_suppressed)
-        most = min(most, self._limits.max_outputs)
+        most = max(min(most, self._limits.max_outputs), 1)  # a model may suppress more than a step tells
         if params.num_beams > most:
             raise OptionError(
                 f"num_beams is {params.num_beams}; the limit of this model is {most}",

@@ -38,12 +38,16 @@ class Capacity:
 
 
 def choose_context_length(
-    options: EngineOptions, model_context: int, *, usual_context: int | None = None
+    options: EngineOptions,
+    model_context: int,
+    *,
+    usual_context: int | None = None,
+    changes_beyond: bool = True,
 ) -> int:
     """What the options ask for, else the most that is usual, of the model and of ours.
 
-    Texts longer than `usual_context` make some models compute all texts otherwise (LongRoPE): that takes
-    asking, and is logged.
+    Texts longer than `usual_context` take asking: they make some models compute all texts otherwise
+    (LongRoPE; `changes_beyond`), which is logged; others were not trained on them.
 
     Raises:
         ContextLengthError: more is asked for than the model was made for.
@@ -55,7 +59,7 @@ def choose_context_length(
             f"context_length is {options.context_length}; the model was made for {model_context} tokens",
             hint=f"choose a context_length of at most {model_context}",
         )
-    if usual_context is not None and options.context_length > usual_context:
+    if changes_beyond and usual_context is not None and options.context_length > usual_context:
         logger.warning(
             "context_length is %d: all texts use the rotary factors for those of more than %d tokens;"
             " context_length=%d keeps the factors for shorter ones",

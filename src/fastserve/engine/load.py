@@ -72,6 +72,12 @@ class LoadedModel:
         return self.settings.task
 
     @property
+    def reading_length(self) -> int:
+        """Tokens to which a text is cut, or cut into windows of: as many as it was tuned with, which it reads
+        best, within its context."""
+        return min(self.context_length, self.settings.max_length or self.context_length)
+
+    @property
     def members(self) -> tuple[LoadedModel, ...]:
         """Of an ensemble, in their order; a model that is none is its own only one."""
         return (self,) if self.ensemble is None else self.ensemble.members
@@ -285,7 +291,10 @@ def _draw(
     checkpoint: Checkpoint, config: ModelConfig, options: EngineOptions, available_bytes: int | None
 ) -> _Blueprint:
     context_length = choose_context_length(
-        options, model_context(checkpoint, config), usual_context=_usual_context(checkpoint, config)
+        options,
+        model_context(checkpoint, config),
+        usual_context=_usual_context(checkpoint, config),
+        changes_beyond=isinstance(config, DecoderConfig),
     )
     computed = config.for_context(context_length) if isinstance(config, DecoderConfig) else config
     graph = _build(checkpoint, computed)
@@ -362,7 +371,11 @@ def _check_draft_config(
     """The config of a draft model, of its first layers where the options say so."""
     draft_name = name if options.draft_model is None else str(options.draft_model)
     check_task("generate", _settings(checkpoint, config), draft_name)
-    assert isinstance(config, DecoderConfig)
+    if not isinstance(config, DecoderConfig):
+        raise UnsupportedError(
+            f"the draft model {draft_name!r} is an encoder-decoder, which cannot guess at another's tokens",
+            hint="choose a decoder of the same family as the model, or leave speculation out",
+        )
     if options.draft_layers is None:
         return config
     if options.draft_layers > config.num_layers:
@@ -471,13 +484,9 @@ def choose_weights(options: EngineOptions, *, generates: bool, has_integers: boo
 
 def model_context(checkpoint: Checkpoint, config: ModelConfig) -> int:
     """Encoders may be made for shorter texts than their position table holds."""
-    made_for = [config.max_context]
     if checkpoint.sentence and checkpoint.sentence.max_tokens:
-        made_for.append(checkpoint.sentence.max_tokens)
-    settings = _settings(checkpoint, config)
-    if settings.task != "generate" and settings.max_length:
-        made_for.append(settings.max_length)
-    return min(made_for)
+        return min(config.max_context, checkpoint.sentence.max_tokens)
+    return config.max_context
 
 
 def _usual_context(checkpoint: Checkpoint, config: ModelConfig) -> int:

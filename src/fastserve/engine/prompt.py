@@ -82,12 +82,13 @@ def encode_text(model: LoadedModel, text: str, *, truncate: bool = False) -> Seq
     """The token ids of a text to embed, special tokens included, within the model's limit.
 
     Args:
-        truncate: cut a text that is too long, instead of refusing it.
+        truncate: cut a text that is longer than the model was tuned with, instead of refusing what it cannot
+            take.
 
     Raises:
         ContextLengthError: it is longer than the limit.
     """
-    tokenizer, limit = model.tokenizer, model.context_length
+    tokenizer, limit = model.tokenizer, model.reading_length if truncate else model.context_length
     if not truncate and (least := tokenizer.min_tokens(text)) > limit:  # see encode_prompt
         raise _too_long_to_embed(f"at least {least}", limit)
     token_ids = tokenizer.encode(text)

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from fastserve.checkpoint.file import read_optional_json
 from fastserve.engine.ensemble import open_ensemble
 from fastserve.errors import ContextLengthError, UnsupportedError
 from fastserve.evaluate.label_tokenizer import LabelTokenizer
 from fastserve.evaluate.prediction import Predictor, PredictorOptions, check_not_cut
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.generation import Generation
+from fastserve.evaluate.task.table import SETTINGS_FILE
 from fastserve.evaluate.task.task import IGNORED, Prediction, Row, Task
 
 
@@ -45,7 +47,12 @@ def _open_native(folder: Path, task: Task, options: PredictorOptions) -> Predict
         return _NativeGenerator(LLM(folder, weights=options.weights, threads=options.threads), task, options)
     from fastserve.engine.pipeline import pipeline
 
-    opened = pipeline(task.name, folder, weights=options.weights, threads=options.threads)
+    # As tuned, so that longer rows are told; of an ensemble each member has a length of its own.
+    is_single = open_ensemble(folder) is None
+    length = read_optional_json(folder / SETTINGS_FILE).get("max_length") if is_single else None
+    opened = pipeline(
+        task.name, folder, weights=options.weights, threads=options.threads, context_length=length
+    )
     return _NativePredictor(opened, task, options)
 
 

@@ -65,18 +65,22 @@ class ModelOpener:
     adapters: Mapping[str, Path]
 
     def plan(self) -> ModelPlan:
-        options = resolve_draft(self.options, offline=True)
+        options = resolve_draft(self._own_options(), offline=True)
         path = resolve(self.text, offline=True)
         return plan_model(path, options, name=self.name, available_bytes=self.budget_bytes)
 
     def open(self, plan: ModelPlan) -> ServedModel:
-        options = replace(
-            self.options, adapters=dict(self.adapters), max_adapters=self.options.num_adapter_slots
-        )
+        options = self._own_options()
         if self.budget_bytes is not None and plan.kv_bytes:
             options = replace(options, kv_memory=plan.kv_bytes)
         path = resolve(self.text, offline=True)
         return open_model(path, options, name=self.name, offline=True, turnstile=self.turnstile)
+
+    def _own_options(self) -> EngineOptions:
+        """With the adapters of this model alone; others have as much room for such as are loaded later."""
+        return replace(
+            self.options, adapters=dict(self.adapters), max_adapters=self.options.num_adapter_slots
+        )
 
 
 def find_models(

@@ -26,11 +26,13 @@ def write_artifact(
     metrics: dict[str, float],
     card: str,
     plots: Path | None,
+    max_tokens: int | None,
     adapter: Path | None = None,
 ) -> None:
     """Write what `transformers` and FastServe open: weights, config, tokenizer, `fastserve.json`, and the
     card of the training as README.md, its curves in `training/`.
 
+    `max_tokens` are those that the model takes, of a text to embed at least as many as it was tuned with;
     `adapter` is the folder of an adapter that was merged into the weights; it is kept beside them.
     """
     written = output.with_name(f"{output.name}.part")
@@ -38,7 +40,8 @@ def write_artifact(
     written.mkdir(parents=True)
     if isinstance(task, Embedding):
         model.encoder.save_pretrained(written)
-        _write_pooling(written, model.pooling, model.encoder.config.hidden_size, task.max_length)
+        most = None if max_tokens is None else max(max_tokens, task.max_length)
+        _write_pooling(written, model.pooling, model.encoder.config.hidden_size, most)
     else:
         model.save_pretrained(written)
     tokenizer.save_pretrained(written)
@@ -62,7 +65,7 @@ def write_artifact(
     os.replace(written, output)
 
 
-def _write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) -> None:
+def _write_pooling(folder: Path, pooling: Pooling, width: int, max_tokens: int | None) -> None:
     """The files by which sentence-transformers, and FastServe, know how token vectors become one."""
     kinds = ("Transformer", "Pooling", "Normalize") if pooling.normalize else ("Transformer", "Pooling")
     modules = [
@@ -81,7 +84,7 @@ def _write_pooling(folder: Path, pooling: Pooling, width: int, max_length: int) 
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     (folder / "sentence_bert_config.json").write_text(
-        json.dumps({"max_seq_length": max_length, "do_lower_case": False}), encoding="utf-8"
+        json.dumps({"max_seq_length": max_tokens, "do_lower_case": False}), encoding="utf-8"
     )
 
 

@@ -19,6 +19,8 @@ from fastserve.data.problem import Problem
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
 from fastserve.evaluate.task.embedding import Embedding
+from fastserve.evaluate.task.generation import Generation
+from fastserve.evaluate.task.multiple_choice import MultipleChoice
 from fastserve.evaluate.task.table import TaskOptions, check_metric
 from fastserve.evaluate.task.task import Examples, Scores, Task
 from fastserve.evaluate.training_plot import plot_training
@@ -294,8 +296,17 @@ class Run:
         from fastserve.tune.teacher import LogitCache, Teacher, open_teacher
 
         assert self.options.teacher is not None
+        teaches_layers = bool(self.options.hidden_weight or self.options.attention_weight)
+        has_targets = isinstance(self.task, Generation) and self.task.is_encoder_decoder
+        if teaches_layers and (has_targets or isinstance(self.task, Embedding | MultipleChoice)):
+            kind = "encoder-decoders" if has_targets else self.task.name
+            raise UnsupportedError(
+                f"hidden_weight and attention_weight are not for {kind}: a row is several texts to the model",
+                hint="leave them out: soft_weight compares what comes of all",
+            )
         teacher = open_teacher(self.options.teacher, self.task, self.source)
-        if not (self.options.hidden_weight or self.options.attention_weight):
+        # The cache tells an example's logits from padding by its source; a target has a length of its own.
+        if not (teaches_layers or has_targets):
             cache = LogitCache.make(
                 teacher,
                 examples.features,
@@ -423,6 +434,7 @@ class Run:
             metrics=result.metrics,
             card=card,
             plots=self.folder.plots,
+            max_tokens=self.source.limit,
             adapter=adapter,
         )
 

@@ -45,12 +45,24 @@ class SourceModel:
         return self.checkpoint.config
 
     @property
+    def limit(self) -> int | None:
+        """Tokens that the model takes, by its positions and, of sentence-transformers, by its settings."""
+        sentence = self.checkpoint.sentence
+        found = [self._positions, None if sentence is None else sentence.max_tokens]
+        return min((length for length in found if length), default=None)
+
+    @property
     def max_tokens(self) -> int:
         """The longest example by default: what the model takes, up to 512."""
-        limit = self.config.get("max_position_embeddings") or self.config.get("n_positions") or _MOST_TOKENS
-        if self.config.get("model_type") in ("roberta", "xlm-roberta", "mpnet"):
+        return min(self._positions or _MOST_TOKENS, _MOST_TOKENS)
+
+    @property
+    def _positions(self) -> int | None:
+        """Of the table; None where there is none."""
+        limit = self.config.get("max_position_embeddings") or self.config.get("n_positions")
+        if limit and self.config.get("model_type") in ("roberta", "xlm-roberta", "mpnet"):
             limit -= 2  # the first two positions are of padding
-        return min(int(limit), _MOST_TOKENS)
+        return None if not limit else int(limit)
 
     @property
     def pooling(self) -> Pooling:

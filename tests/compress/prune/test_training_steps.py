@@ -107,6 +107,7 @@ def test_the_schedule_is_cubic_and_ends_where_it_should() -> None:
     assert np.all(np.diff(np.diff(shares)) < 0)
 
 
+@pytest.mark.slow
 def test_gradual_pruning_comes_to_its_sparsity_by_steps_that_keep_what_went_before(
     tiny_encoder: Path, context: Context
 ) -> None:
@@ -120,6 +121,7 @@ def test_gradual_pruning_comes_to_its_sparsity_by_steps_that_keep_what_went_befo
         assert final[f"bert.{name}"][zeros].all()
 
 
+@pytest.mark.slow
 def test_a_ticket_has_early_weights_where_the_trained_ones_are_large(
     tiny_encoder: Path, context: Context
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_ticket_has_early_weights_where_the_trained_ones_are_large(
     assert magnitudes[kept].min() >= magnitudes[~kept].max()
 
 
+@pytest.mark.slow
 def test_a_lottery_ends_in_a_tuned_ticket_of_the_sparsity_that_was_asked_for(
     tiny_encoder: Path, context: Context
 ) -> None:

@@ -22,8 +22,8 @@ _METHODS: Mapping[str, Any] = {"magnitude": Magnitude, "wanda": Wanda, "sparsegp
 def sparsity_at(step: int, steps: int, *, first: float, last: float) -> float:
     """The cubic schedule of the paper (equation 1): fast at first, where much is redundant, then ever slower.
 
-    >>> [sparsity_at(step, 2, first=0.0, last=0.8) for step in range(3)]
-    [0.0, 0.7, 0.8]
+    >>> [sparsity_at(step, 2, first=0.0, last=0.5) for step in range(3)]
+    [0.0, 0.4375, 0.5]
     """
     return last + (first - last) * (1 - step / steps) ** 3
 

@@ -5,7 +5,7 @@ they are rounded, and what makes those activations divided, by scales that cost 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -22,7 +22,7 @@ from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
 from fastserve.option import check_integer
 
 _LEAST_SCALE = 1e-4
-_MOST_ROWS = 512  # of a matrix that exponents are judged on
+_MOST_ROWS, _FEW = 512, 5  # exponents are judged on some rows of a matrix, with every so manyth shrink
 _MOST_COLUMNS, _COARSE = 256, 3  # of a group for which all shrinks are tried; of more, every third
 _SCALES, _QUANTIZED = "awq scales of", "awq of"  # names of findings: with the name of a matrix behind
 
@@ -130,9 +130,10 @@ class _Awq:
         return best
 
     def _nearest(self, name: str, values: torch.Tensor) -> torch.Tensor:
-        """A matrix [out, in] rounded on the grid as it is without clipping."""
-        grid = replace(self._step, scale_search=False)
-        return find_scales(values, grid, grid.columns_of(name, tuple(values.shape))).round(values)
+        """A matrix [out, in] rounded to nearest on the grid, clipped where that makes the error smaller."""
+        columns = self._step.columns_of(name, tuple(values.shape))
+        shrinks = self._step.shrinks[::_FEW]
+        return find_scales(values, self._step, columns, shrinks=shrinks).round(values)
 
     def _quantize(self, name: str, values: torch.Tensor, gram: torch.Tensor) -> GroupedTensor:
         columns = self._step.columns_of(name, tuple(values.shape))

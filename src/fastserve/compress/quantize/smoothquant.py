@@ -64,17 +64,20 @@ class SmoothQuant:
         """The model with scales folded: it computes what it did, up to rounding."""
         changed: dict[str, StoredTensor] = {}
         factors = Factors()
-        stations = find_stations(graph_of(model), names)
+        stations, num_smoothed = find_stations(graph_of(model), names), 0
         for station in stations:
             fold = find_fold(station)
             if fold is None or isinstance(fold.maker, Linear) or not _are_floats(model, station):
                 continue
+            num_smoothed += 1
             activations = torch.from_numpy(to_f32(magnitudes[_key(station)]))
             vectors, scales = fold_vectors(model, fold, self._scales(model, station, fold, activations))
             changed |= vectors
             factors.add(station, fold, scales)
-        if not factors.columns:
-            context.notes.append("smoothquant: no norm of this model can take scales; it is rounded as it is")
+        if num_smoothed < len(stations):
+            context.notes.append(
+                f"smoothquant: {num_smoothed} of {len(stations)} inputs come from norms that take scales"
+            )
         for name in factors.names:
             changed[name] = float_tensor(name, factors.apply(name, read_matrix(model, name)))
         return model.with_tensors(changed)

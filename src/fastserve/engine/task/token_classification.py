@@ -84,7 +84,7 @@ class _Part:
         encoding = model.tokenizer.encode_with_origin(words)
         if stride is None:
             stride = stride_of(model)
-        windows = cut(model, encoding, part=0, stride=min(stride, model.context_length // 4))
+        windows = cut(model, encoding, part=0, stride=min(stride, model.reading_length // 4))
         return cls(windows, _first_tokens(encoding))
 
 

@@ -26,13 +26,13 @@ def fit(model: LoadedModel, encoding: Encoding, *, truncate: bool) -> EncoderInp
     """All of an encoding, as one input.
 
     Args:
-        truncate: cut what is too long at the ends of its texts, the longer one first, as `transformers` does
-            (`longest_first`), instead of refusing it.
+        truncate: cut what is longer than the model was tuned with at the ends of its texts, the longer one
+            first, as `transformers` does (`longest_first`), instead of refusing what it cannot take.
 
     Raises:
         ContextLengthError: it is longer than the model's limit.
     """
-    limit = model.context_length
+    limit = model.reading_length if truncate else model.context_length
     if len(encoding) <= limit:
         return _window(model, encoding, range(len(encoding))).input
     if not truncate:
@@ -54,7 +54,8 @@ def fit(model: LoadedModel, encoding: Encoding, *, truncate: bool) -> EncoderInp
 
 
 def cut(model: LoadedModel, encoding: Encoding, *, part: int, stride: int) -> list[Window]:
-    """Windows of an encoding whose `part` is cut where it must be; the rest of it is in each of them.
+    """Windows of an encoding, as long as the model was tuned with, whose `part` is cut where it must be; the
+    rest of it is in each of them.
 
     Args:
         stride: tokens of the part that neighbours share, where there is room for twice as many.
@@ -62,7 +63,7 @@ def cut(model: LoadedModel, encoding: Encoding, *, part: int, stride: int) -> li
     Raises:
         ContextLengthError: the rest alone leaves no room.
     """
-    limit = model.context_length
+    limit = model.reading_length
     if len(encoding) <= limit:
         return [_window(model, encoding, range(len(encoding)))]
     place = [index for index, own in enumerate(encoding.parts) if own == part]
