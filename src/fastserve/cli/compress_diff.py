@@ -76,12 +76,14 @@ def _print(found: ModelDifference) -> None:
                 for t in found.tokens
             ],
         )
-    else:
+    elif found.flips:
         print(f"\n{found.num_flips} answers flip:")
         print_table(
             ["row", "right", "A says", "B says", "text"],
             [[flip.place, flip.right, flip.answer, flip.other_answer, flip.text] for flip in found.flips],
         )
+    else:
+        print("\nno answer flips")
 
 
 def _share(value: float | None) -> str:
