@@ -16,7 +16,6 @@ from typing import Self
 from fastserve.config import EngineOptions
 from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.completion import Chunk, Completion
-from fastserve.engine.engine import EngineStatus
 from fastserve.engine.llm import make_constraint_compiler, make_engine, resolve_draft
 from fastserve.engine.load import load_model
 from fastserve.engine.loaded_model import LoadedModel, check_task
@@ -24,6 +23,7 @@ from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt
 from fastserve.engine.snapshot import EngineSnapshot
+from fastserve.engine.status import EngineStatus
 from fastserve.engine.turnstile import Turnstile
 from fastserve.engine.worker import (
     Abort,

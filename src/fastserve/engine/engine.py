@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, chain, count
 
 from fastserve.checkpoint.generation import TargetRules
@@ -28,12 +27,11 @@ from fastserve.engine.encoder import build_source_batch
 from fastserve.engine.guide import Guide
 from fastserve.engine.mover import Mover
 from fastserve.engine.policy.work import LengthPredictor
-from fastserve.engine.residency import ResidencyCounters
-from fastserve.engine.schedule import PreemptionReason, make_scheduler
-from fastserve.engine.sequence import Residence, Sequence, Source
+from fastserve.engine.schedule import make_scheduler
+from fastserve.engine.sequence import Sequence, Source
 from fastserve.engine.snapshot import EngineSnapshot, StepTotals, take_snapshot
-from fastserve.engine.speculator import SpeculationCounters
 from fastserve.engine.statistics import StepStatistics
+from fastserve.engine.status import EngineStatus, take_status
 from fastserve.engine.text import CompletionText, MakeDecoder
 from fastserve.engine.transcript import Transcript
 from fastserve.engine.turn import Turn
@@ -45,33 +43,6 @@ from fastserve.types import Executable, SamplingParams, SourceExecutable, StepRe
 _LONGEST_WAIT_SECONDS = 0.05  # for a move to finish, where nobody can run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStatus:
-    """What an engine is doing, and what it has done since its start."""
-
-    policy: str
-    num_waiting: int  # sequences without keys and values in memory
-    num_resident: int
-    num_slow: int  # in the slow tier, or on the way
-    num_blocks: int
-    num_free_blocks: int  # that nobody owns; cached ones among them
-    num_cached_blocks: int
-    num_slow_blocks_used: int
-    num_preemptions: int
-    preemptions: Mapping[PreemptionReason, int]
-    queue_lengths: Mapping[tuple[str, int], int]  # by class and the policy's level: without keys and values
-    # in the fast pool
-    steps: StepStatistics
-    num_unstarted: int  # requests that wait for their first turn
-    num_refused: int  # requests, as the queue was full or their deadline could not be kept
-    num_expired: int  # requests that took too long, or waited too long
-    num_relegated: int  # sequences that cannot be in time any more, and go last
-    num_insistent: int  # streams that have been paused for as long as may be, and go first
-    residency: ResidencyCounters
-    speculation: SpeculationCounters
-    cost: StepCost  # as fitted to the steps so far
 
 
 class Engine:
@@ -362,35 +333,8 @@ class Engine:
         return request_id in self._requests
 
     def status(self) -> EngineStatus:
-        """A snapshot between two steps."""
-        scheduler, residency = self.scheduler, self.scheduler.residency
-        residences = Counter(sequence.residence for sequence in scheduler.sequences)
-        num_waiting, num_resident = residences[Residence.NOWHERE], residences[Residence.FAST]
-        return EngineStatus(
-            policy=scheduler.policy.name,
-            num_waiting=num_waiting,
-            num_resident=num_resident,
-            num_slow=len(scheduler.sequences) - num_waiting - num_resident,
-            num_blocks=self.pool.num_blocks,
-            num_free_blocks=self.pool.num_free,
-            num_cached_blocks=self.pool.num_cached,
-            num_slow_blocks_used=residency.num_slow_blocks_used,
-            num_preemptions=scheduler.num_preemptions,
-            preemptions=dict(scheduler.preemptions),
-            queue_lengths={
-                (self._options.priority_classes[class_index], level): count
-                for (class_index, level), count in scheduler.queue_lengths().items()
-            },
-            steps=self._steps.copy(),
-            num_unstarted=scheduler.num_unstarted,
-            num_refused=self._admission.num_refused,
-            num_expired=self._admission.num_expired,
-            num_relegated=sum(sequence.is_relegated for sequence in scheduler.sequences),
-            num_insistent=sum(sequence.is_insistent for sequence in scheduler.sequences),
-            residency=replace(residency.counters),
-            speculation=replace(scheduler.speculation),
-            cost=scheduler.cost.model,
-        )
+        """A snapshot of figures between two steps."""
+        return take_status(self.scheduler, self._admission, self._steps, self._options.priority_classes)
 
     def snapshot(self) -> EngineSnapshot:
         """What a watcher sees, between two steps; its model has no name here."""

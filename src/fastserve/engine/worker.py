@@ -13,9 +13,10 @@ from threading import Event, Thread
 
 from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.completion import Chunk
-from fastserve.engine.engine import Engine, EngineStatus
+from fastserve.engine.engine import Engine
 from fastserve.engine.guide import Guide
 from fastserve.engine.snapshot import EngineSnapshot
+from fastserve.engine.status import EngineStatus
 from fastserve.errors import FastServeError, StepError
 from fastserve.types import SamplingParams
 

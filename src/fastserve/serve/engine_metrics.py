@@ -16,8 +16,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.engine import EngineStatus
 from fastserve.engine.statistics import Histogram
+from fastserve.engine.status import EngineStatus
 from fastserve.errors import FastServeError
 from fastserve.serve.model_table import ModelTable
 
