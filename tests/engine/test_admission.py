@@ -304,6 +304,15 @@ def test_without_guards_requests_that_do_not_fit_together_do_not_displace_each_o
     assert all(completion.error is None for completion in finish(engine).values())
 
 
+def test_without_guards_nobody_is_displaced_for_ever_with_one_token_of_its_prefix_left_to_compute() -> None:
+    engine, _ = make(policy="mlfq-published", num_blocks=32)
+    engine.add([1] * 77, SamplingParams(max_tokens=40, temperature=1.0, seed=1, n=3))
+    for _ in range(26):
+        engine.step()
+    engine.add([2] * 36, SamplingParams(max_tokens=29))
+    assert all(completion.error is None for completion in finish(engine).values())
+
+
 streams = st.lists(
     st.tuples(
         st.integers(0, 150),  # prompt tokens: none, or more than the memory holds, is impossible

@@ -112,6 +112,7 @@ class Residency:
         """Give it blocks: of a known prefix, as far as there is one, and free ones. From the slow tier it is
         then on the way; else it can run at once."""
         sequence.resident_seconds = 0.0
+        sequence.num_entry_tokens = len(sequence.token_ids)
         if sequence.residence is Residence.SLOW:
             self._bring_back(sequence)
         else:

@@ -88,7 +88,8 @@ class Sequence:
     attained_seconds: float = 0.0  # of the steps in which it had a turn
     service_seconds: float = 0.0  # its share of these: the seconds of a step by the sequences in it
     inherited_seconds: float = 0.0  # attained by its session before it came: to count as its own
-    resident_seconds: float = 0.0  # the same, since it came into the fast pool
+    resident_seconds: float = 0.0  # attained since it came into the fast pool
+    num_entry_tokens: int = 0  # how many it had when it came there
     last_token_seconds: float | None = None  # when its newest token came, or its reader had caught up
     paused_seconds: float = 0.0  # of its stream, in all: its next token waited while others had turns
     is_insistent: bool = False  # it has been paused for as long as may be: it goes first

@@ -310,7 +310,8 @@ class Round:
         """Whether its stay has brought a token: where no guard prices evictions, those who lose what they
         have computed anew before it does would displace each other for ever."""
         is_dropped_again = resident.num_evictions > 0 and not self._residency.is_cheaper_to_move(resident)
-        return self._policy.is_guarded or not is_dropped_again or resident.num_uncomputed_tokens <= 1
+        has_grown = len(resident.token_ids) > resident.num_entry_tokens
+        return self._policy.is_guarded or not is_dropped_again or has_grown
 
     def _is_behind(self, sequence: Sequence, other: Sequence) -> bool:
         """Whether it comes after another in the order, which is more than the policy's ranks."""
