@@ -115,6 +115,8 @@ def test_recipes_include_others_in_their_places(tmp_path: Path) -> None:
         ("steps: [{fold: {sizes: [1, x]}}]", r"sizes\[1\]='x' is not a whole number", "give"),
         ("steps: [{fold: {sizes: 3}}]", "sizes=3 is not a list", "give"),
         ("steps: [{fold: {targets: {table: true}}}]", "targets: no option is named 'table'", "tables"),
+        ("steps: [{fold: {targets: {include: '('}}}]", r"targets: include='\(' is no regular", "escape"),
+        ("steps: [{fold: {targets: {exclude: '*'}}}]", r"targets: exclude='\*' is no regular", "escape"),
         ("steps: [{fold: {}, rest: {}}]", "is no step", "NAME: {OPTION: VALUE}"),
         ("steps: []", r"steps=\[\] is no list of steps", "fold"),
         ("step: [rest]", "'step' is no key", "keys are description, calibration, steps"),

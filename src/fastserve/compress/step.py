@@ -24,12 +24,10 @@ class WorkingModel:
         checkpoint: config, tokenizer files and tensors by Hugging Face name; matrices that were quantized are
             `GroupedTensor`s, zeros of pruned ones are zeros.
         int8_activations: names of int8 matrices that meet activations of int8 wherever they run (W8A8).
-        kv_scales: what a calibration of the KV cache found, by layer; empty where none was done.
     """
 
     checkpoint: Checkpoint
     int8_activations: frozenset[str] = frozenset()
-    kv_scales: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def config(self) -> JsonObject:
@@ -69,12 +67,26 @@ class Targets:
         linears: those that are multiplied with, but for the head.
         tables: embeddings of tokens, and the head.
         include, exclude: regular expressions that a name must match, or must not, anywhere in it.
+
+    Raises:
+        OptionError: one is no regular expression.
     """
 
     linears: bool = True
     tables: bool = False
     include: str = ""
     exclude: str | None = None
+
+    def __post_init__(self) -> None:
+        for option, expression in (("include", self.include), ("exclude", self.exclude)):
+            try:
+                re.compile(expression or "")
+            except re.error as error:
+                raise OptionError(
+                    f"{option}={expression!r} is no regular expression: {error}",
+                    hint='write a part of a name, such as "mlp", or escape what has a meaning of its own',
+                    option=option,
+                ) from error
 
     def matches(self, name: str) -> bool:
         return re.search(self.include, name) is not None and (

@@ -72,6 +72,12 @@ def test_matrices_of_another_shape_are_drawn_and_the_others_stay() -> None:
         make_student(model, StudentOptions(config={"depth": 3}), seed=0)
 
 
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 1), ("vocab_size", 50)])
+def test_a_config_does_not_say_how_many_layers_or_tokens_a_student_has(key: str, value: int) -> None:
+    with pytest.raises(OptionError, match=f"config: {key} is not to be changed"):
+        make_student(working_model(LLAMA_CONFIG), StudentOptions(config={key: value}), seed=0)
+
+
 def test_a_student_of_half_the_layers_learns_from_the_source(taught: tuple[Path, Context]) -> None:
     source, context = taught
     assert source == context.source

@@ -70,6 +70,7 @@ def make_student(model: WorkingModel, options: StudentOptions, *, seed: int) -> 
     kept = _kept_layers(structure.num_layers, options)
     student = without_layers(model, structure, set(range(structure.num_layers)) - set(kept))
     if options.config:
+        _check_config(options.config, structure.keys.layers)
         student = _with_config(student, options.config, seed)
     return Student(student, kept)
 
@@ -87,6 +88,20 @@ def _kept_layers(num_layers: int, options: StudentOptions) -> tuple[int, ...]:
             option="layers",
         )
     return kept
+
+
+def _check_config(changes: Mapping[str, Any], layers: str) -> None:
+    """
+    Raises:
+        OptionError: a key changes something else than the shapes of matrices.
+    """
+    hints = {
+        layers: "name the layers to keep with layers, or how many of them with share",
+        "vocab_size": "leave it out: a student has the tokenizer of its teacher",
+    }
+    for key, hint in hints.items():
+        if key in changes:
+            raise OptionError(f"config: {key} is not to be changed", hint=hint, option="config")
 
 
 def _with_config(model: WorkingModel, changes: Mapping[str, Any], seed: int) -> WorkingModel:

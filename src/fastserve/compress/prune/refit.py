@@ -14,7 +14,7 @@ from fastserve.compress.calibration import walk
 from fastserve.compress.prune.cut import Indices, spread_units
 from fastserve.compress.prune.matrix import write_matrix
 from fastserve.compress.prune.structure import Part
-from fastserve.compress.quantize.gram import Gram, relative_output_error
+from fastserve.compress.quantize.gram import GramVisitor, relative_output_error
 from fastserve.compress.station import Station
 from fastserve.compress.step import Context, LayerError, WorkingModel
 
@@ -30,7 +30,7 @@ def refit(
     return walk(model, context, _Refitter(model, context, by_name, kept), names=by_name)
 
 
-class _Refitter:
+class _Refitter(GramVisitor):
     def __init__(
         self,
         model: WorkingModel,
@@ -38,11 +38,11 @@ class _Refitter:
         parts: Mapping[str, Part],
         kept: Mapping[str, Indices],
     ) -> None:
+        super().__init__()
         self._model = model
         self._context = context
         self._parts = parts
         self._kept = kept
-        self._gram: Gram | None = None
         self._sum = torch.zeros(())
 
     @property
@@ -50,14 +50,13 @@ class _Refitter:
         return f"refit {sorted((name, kept.tolist()) for name, kept in self._kept.items())}"
 
     def observe(self, station: Station, x: torch.Tensor) -> None:
-        self._gram = self._gram or Gram(x.shape[1])
-        self._gram.add(x)
+        super().observe(station, x)
         self._sum = self._sum + x.sum(dim=0, dtype=torch.float64)
 
     def finish(self, station: Station) -> Mapping[str, StoredTensor]:
-        assert self._gram is not None
-        gram, mean = self._gram.matrix(station.names[0]), self._sum / self._gram.num_rows
-        self._gram, self._sum = None, torch.zeros(())
+        taken = self.take()
+        gram, mean = taken.matrix(station.names[0]), self._sum / taken.num_rows
+        self._sum = torch.zeros(())
         ((name, before),) = station.values.items()
         part = self._parts[name]
         kept = torch.from_numpy(spread_units(self._kept[name], part.width))

@@ -3,18 +3,13 @@ Alistarh, arXiv 2301.00774)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from fastserve.checkpoint.tensor import StoredTensor
-from fastserve.compress.calibration import walk
-from fastserve.compress.prune.matrix import note_dequantized, write_matrix
+from fastserve.compress.prune.by_outputs import Prune, prune_by_outputs
 from fastserve.compress.prune.pattern import Pattern, mask_of, read_pattern
-from fastserve.compress.quantize.gram import Gram, relative_output_error
-from fastserve.compress.station import Station
-from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
+from fastserve.compress.step import Context, Targets, WorkingModel
 from fastserve.errors import CheckpointError
 from fastserve.option import check_integer, check_number
 
@@ -50,47 +45,12 @@ class SparseGpt:
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
-        names = model.matrices(self.targets)
-        pattern = read_pattern(self.pattern, self.sparsity)
-        for name in names:
-            pattern.check(name, model.tensors[name].shape)
-        note_dequantized(context, model, names, "sparsegpt")
-        return walk(model, context, _Visitor(self, pattern, model, context, frozenset(names)), names=names)
+        return prune_by_outputs(self, model, context, name="sparsegpt")
 
-
-class _Visitor:
-    def __init__(
-        self, step: SparseGpt, pattern: Pattern, model: WorkingModel, context: Context, names: frozenset[str]
-    ) -> None:
-        self._step = step
-        self._pattern = pattern
-        self._model = model
-        self._context = context
-        self._names = names
-        self._gram: Gram | None = None
-
-    @property
-    def key(self) -> str:
-        return repr(self._step)
-
-    def observe(self, station: Station, x: torch.Tensor) -> None:
-        self._gram = self._gram or Gram(x.shape[1])
-        self._gram.add(x)
-
-    def finish(self, station: Station) -> Mapping[str, StoredTensor]:
-        assert self._gram is not None
-        gram, self._gram = self._gram.matrix(station.names[0]), None
-        factor = inverse_factor(gram, damping=self._step.damping, name=station.names[0])
-        changed: dict[str, StoredTensor] = {}
-        for name, weights in station.values.items():
-            if name not in self._names:
-                continue
-            pruned = prune_and_update(weights, factor, self._pattern, block_size=self._step.block_size)
-            self._context.layers.append(
-                LayerError(name, "sparsegpt", relative_output_error(weights, pruned, gram), "outputs")
-            )
-            changed[name] = write_matrix(self._model.tensors[name], pruned.numpy())
-        return changed
+    def pruner(self, gram: torch.Tensor, pattern: Pattern, name: str) -> Prune:
+        """What prunes the matrices that multiply with the inputs of a Gram matrix [in, in]."""
+        factor = inverse_factor(gram, damping=self.damping, name=name)
+        return lambda weights: prune_and_update(weights, factor, pattern, block_size=self.block_size)
 
 
 def inverse_factor(gram: torch.Tensor, *, damping: float, name: str) -> torch.Tensor:

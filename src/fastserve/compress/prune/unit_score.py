@@ -14,7 +14,7 @@ from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import visit
 from fastserve.compress.prune.matrix import stored_tensor
 from fastserve.compress.prune.structure import Part
-from fastserve.compress.quantize.gram import Gram
+from fastserve.compress.quantize.gram import GramVisitor
 from fastserve.compress.station import Station
 from fastserve.compress.step import Context, WorkingModel
 from fastserve.types import Float32Array
@@ -37,24 +37,19 @@ def score_by_activation(model: WorkingModel, context: Context, parts: Seq[Part])
     return {name.removesuffix(_MARK): np.asarray(to_f32(t), np.float64) for name, t in found.items()}
 
 
-class _Scorer:
+class _Scorer(GramVisitor):
     """Changes nothing: all that it finds is scores."""
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
+        super().__init__()
         self._parts = parts
-        self._gram: Gram | None = None
 
     @property
     def key(self) -> str:
         return f"score units {sorted((name, part.width) for name, part in self._parts.items())}"
 
-    def observe(self, station: Station, x: torch.Tensor) -> None:
-        self._gram = self._gram or Gram(x.shape[1])
-        self._gram.add(x)
-
     def finish(self, station: Station) -> Mapping[str, StoredTensor]:
-        assert self._gram is not None
-        gram, self._gram = self._gram.matrix(station.names[0]).float(), None
+        gram = self.take().matrix(station.names[0]).float()
         ((name, weights),) = station.values.items()
         scores = unit_norms(weights, gram, self._parts[name].width)
         return {f"{name}{_MARK}": stored_tensor(f"{name}{_MARK}", scores)}

@@ -14,7 +14,7 @@ from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import graph_of, visit
 from fastserve.compress.quantize.fold import Factors, Fold, find_fold, float_tensor, fold_vectors
-from fastserve.compress.quantize.gram import Gram, output_error, relative_output_error
+from fastserve.compress.quantize.gram import GramVisitor, output_error, relative_output_error
 from fastserve.compress.quantize.grid import Grid, Loss, find_scales, grouped
 from fastserve.compress.quantize.step import check_grid, note_little_text, read_matrix, round_matrices
 from fastserve.compress.station import Station, find_stations
@@ -61,29 +61,23 @@ class Awq(Grid):
         return round_matrices(scaled, dict.fromkeys(looked_up, self), context, step="awq")
 
 
-class _Awq:
+class _Awq(GramVisitor):
     """Visits the stations of a walk that changes nothing: all it finds is for afterwards."""
 
     def __init__(self, step: Awq, model: WorkingModel, names: frozenset[str], context: Context) -> None:
+        super().__init__()
         self._step = step
         self._model = model
         self.names = names
         self._context = context
-        self._gram: Gram | None = None
 
     @property
     def key(self) -> str:
         return f"awq {self._step}"
 
-    def observe(self, station: Station, x: torch.Tensor) -> None:
-        self._gram = self._gram or Gram(x.shape[1])
-        self._gram.add(x)
-
     def finish(self, station: Station) -> Mapping[str, StoredTensor]:
-        assert self._gram is not None
-        magnitude = self._gram.mean_magnitude
-        gram = self._gram.matrix(station.names[0]).float()
-        self._gram = None
+        taken = self.take()
+        magnitude, gram = taken.mean_magnitude, taken.matrix(station.names[0]).float()
         found: dict[str, StoredTensor] = {}
         of_columns = torch.ones(len(gram))
         fold = self.fold_of(station)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastserve.compress.station import Station
 from fastserve.errors import CheckpointError
 
 
@@ -48,6 +49,24 @@ class Gram:
                 hint="the model's activations overflow; take it from its source again",
             )
         return matrix
+
+
+class GramVisitor:
+    """A visitor of a walk, as of `fastserve.compress.calibration.Visitor`, that adds up each station's rows;
+    its `finish` takes what they came to."""
+
+    def __init__(self) -> None:
+        self._gram: Gram | None = None
+
+    def observe(self, station: Station, x: torch.Tensor) -> None:
+        self._gram = self._gram or Gram(x.shape[1])
+        self._gram.add(x)
+
+    def take(self) -> Gram:
+        """Of all rows of the station that was observed; the next one begins anew."""
+        assert self._gram is not None
+        gram, self._gram = self._gram, None
+        return gram
 
 
 def output_error(change: torch.Tensor, gram: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import walk
 from fastserve.compress.quantize.gptq import Solver
-from fastserve.compress.quantize.gram import Gram, relative_output_error
+from fastserve.compress.quantize.gram import GramVisitor, relative_output_error
 from fastserve.compress.quantize.grid import Grid, quantize
 from fastserve.compress.station import Station
 from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
@@ -161,27 +161,21 @@ def weight_error(before: torch.Tensor, after: torch.Tensor) -> float:
     return float((after - before).square().sum()) / whole if whole > 0 else 0.0
 
 
-class _Gptq:
+class _Gptq(GramVisitor):
     """Visits the stations of a walk."""
 
     def __init__(self, solver: Solver, grids: Mapping[str, Grid], context: Context) -> None:
+        super().__init__()
         self._solver = solver
         self._grids = grids
         self._context = context
-        self._gram: Gram | None = None
 
     @property
     def key(self) -> str:
         return f"gptq {self._solver} {sorted(self._grids.items(), key=lambda item: item[0])}"
 
-    def observe(self, station: Station, x: torch.Tensor) -> None:
-        self._gram = self._gram or Gram(x.shape[1])
-        self._gram.add(x)
-
     def finish(self, station: Station) -> Mapping[str, StoredTensor]:
-        assert self._gram is not None
-        gram = self._gram.matrix(station.names[0])
-        self._gram = None
+        gram = self.take().matrix(station.names[0])
         plan = self._solver.plan(gram, station.names[0])
         found: dict[str, StoredTensor] = {}
         for name, values in station.values.items():
