@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
+from fastapi import FastAPI
 
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.serve import run
@@ -127,3 +130,16 @@ def test_a_body_that_comes_late_but_whole_leaves_the_connection_usable(site) -> 
     said, seconds = site.talk(STRANGER, b"x" * 100 + ASK)
     assert said.count(b"403 Forbidden") == said.count(b"200 OK") == 1
     assert seconds >= IDLE_SECONDS - 0.1
+
+
+def test_while_it_serves_threads_hand_the_interpreter_over_sooner(monkeypatch) -> None:
+    before, during = sys.getswitchinterval(), []
+
+    class Server:
+        def run(self, sockets: object) -> None:
+            during.append(sys.getswitchinterval())
+
+    monkeypatch.setattr(run, "make_server", lambda *_, **__: Server())
+    run.serve(FastAPI(), ServeOptions(), listener=socket.socket(), tls=None, announce=lambda _: None)
+    assert during[0] == pytest.approx(run.SWITCH_SECONDS) < before
+    assert sys.getswitchinterval() == before
