@@ -24,8 +24,8 @@ from fastserve.serve.options import ServeOptions
 from fastserve.serve.service import Service
 
 SWITCH_SECONDS = 0.0005
-"""That a thread may keep the interpreter while a step has ended and waits for it, where Python has 5 ms: a step
-of a small model."""
+"""That a thread may keep the interpreter while a step that has ended waits for it. Python's 5 ms are as
+much as a whole step of a small model."""
 
 _BACKLOG = 2048
 _MOST_HEADER_BYTES = 64 * 1024
