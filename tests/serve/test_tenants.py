@@ -115,6 +115,16 @@ def test_a_tenant_over_its_rate_of_tokens_is_refused(guarded) -> None:
     assert site.usage("a")["refused"] == 1
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_a_smaller_request_is_taken_right_after_one_that_asks_for_too_many_tokens(guarded, path: str) -> None:
+    site = guarded(a=Terms(tokens_per_minute=200))
+    name = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    assert site.post("a", path).status_code == 200
+    for _ in range(2):
+        refusal(site.post("a", path, **{name: 200}))
+        assert site.post("a", path).status_code == 200
+
+
 def test_tokens_that_were_asked_for_and_not_used_come_back(guarded) -> None:
     site = guarded(a=Terms(tokens_per_minute=200))
     for _ in range(3):
