@@ -19,6 +19,7 @@ from fastserve.errors import (
     ClosedError,
     MemoryLimitError,
     ModelMemoryError,
+    ModelNotFoundError,
     QueueFullError,
     RequestError,
 )
@@ -394,6 +395,37 @@ def test_a_model_that_is_being_loaded_is_unloaded_after_those_who_waited_for_it(
         gate.set()
         await asyncio.gather(asked, unloading)
         assert models.loaded == set()
+
+    run(main)
+
+
+@pytest.mark.parametrize("state", ["unloaded", "loading", "loaded", "unloading"])
+def test_a_model_that_is_not_served_any_more_goes_whatever_it_does(state: str) -> None:
+    async def main() -> None:
+        models = Models({"a": 3, "b": 3}, budget=4, pinned="a", turn_seconds=0.001)
+        old = models.entries["a"]
+        gate = models.openers["a"].gate = threading.Event()
+        asked: list[asyncio.Task[None]] = []
+        if state != "unloaded":
+            asked.append(asyncio.create_task(models.ask("a", 0.02)))
+            await until(lambda: old.state == "loading")
+        if state in ("loaded", "unloading"):
+            gate.set()
+            await until(lambda: old.num_uses == 1)
+        if state == "unloading":
+            models.memory._give_up(old)
+        models.memory.forget(old)
+        gate.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(a) for a in answers] == ([ModelNotFoundError] if state == "loading" else [type(None)])[
+            : len(asked)
+        ]
+        await models.settle()
+        assert models.memory.entries == [models.entries["b"]]
+        assert models.loaded == set()
+        with pytest.raises(ModelNotFoundError, match="'a' is not served any more"):
+            await models.memory.load(old)
+        await models.ask("b")  # nobody is pinned beside it
 
     run(main)
 

@@ -54,6 +54,7 @@ class ModelEntry:
         self.base, self.version = split_version(name)
         self.opener = opener
         self.is_pinned = is_pinned or opener is None
+        self.is_forgotten = False  # it is not served any more: it goes, and does not come again
         self.plan: ModelPlan | None = None
         self.state: ModelState = "unloaded"
         self.model: ServedModel | None = None

@@ -93,9 +93,23 @@ class ModelMemory:
     def forget(self, entry: ModelEntry) -> None:
         """A model is not served any more: who waits for it is refused, and its memory is given back once the
         requests that use it have ended."""
-        entry.fail(ModelNotFoundError(f"the model {entry.name!r} is not served any more"))
+        entry.is_forgotten, entry.is_pinned = True, False
+        entry.fail(_forgotten_error(entry))
         if entry.state == "loaded":
             self._give_up(entry)
+        elif entry.state == "unloaded":
+            self.entries.remove(entry)
+
+    def entry_of(self, model: ServedModel) -> ModelEntry:
+        """The entry of a model that is in use.
+
+        Raises:
+            ClosedError: it was given up, as its requests had had their time.
+        """
+        for entry in self.entries:
+            if entry.model is model:
+                return entry
+        raise ClosedError(f"the model {model.name!r} was unloaded", hint="try again")
 
     def on_load(self, act: OnLoad) -> None:
         """Have this done with each model that is loaded from now on, before requests are let in."""
@@ -122,6 +136,7 @@ class ModelMemory:
 
         Raises:
             RequestError, ModelMemoryError: its last load has failed just now, and nobody tries another.
+            ModelNotFoundError: it is not served any more.
             QueueFullError: as many requests wait for the model as may.
             ClosedError: the server ends.
         """
@@ -131,6 +146,8 @@ class ModelMemory:
             return lease
         if self._is_closed:
             raise _closed_error()
+        if entry.is_forgotten:
+            raise _forgotten_error(entry)
         pause_seconds = entry.seconds_until_retry(self._retry_seconds, _MOST_RETRY_SECONDS)
         is_tried = bool(entry.waiting) or entry.state == "loading"
         if pause_seconds and entry.failure is not None and not (is_urgent or is_tried):
@@ -199,12 +216,13 @@ class ModelMemory:
         """Stop them all. Whatever is still streaming ends with an error, and who waits is refused."""
         self._is_closed = True
         self._has_changed.set()
-        for entry in self.entries:
+        entries = list(self.entries)  # which those leave that are not served any more
+        for entry in entries:
             entry.fail(_closed_error())
             if entry.model is not None:
                 await entry.model.close()
             entry.is_idle.set()  # who waits for that goes on
-        for entry in self.entries:
+        for entry in entries:
             if entry.changing is not None:
                 await asyncio.shield(entry.changing)
         if self._keeper is not None:
@@ -299,7 +317,7 @@ class ModelMemory:
         try:
             await self._empty(entry)
         finally:
-            entry.state, entry.changing = "unloaded", None
+            self._set_unloaded(entry)
             entry.num_unloads += 1
             self._has_changed.set()
         logger.info("the model %s is unloaded", entry.name)
@@ -335,8 +353,15 @@ class ModelMemory:
         finally:
             entry.changing = None
             if entry.model is None:
-                entry.state = "unloaded"
+                self._set_unloaded(entry)
+            elif entry.is_forgotten:
+                self._give_up(entry)
             changing.set_result(None)
+
+    def _set_unloaded(self, entry: ModelEntry) -> None:
+        entry.state, entry.changing = "unloaded", None
+        if entry.is_forgotten:
+            self.entries.remove(entry)
 
     async def _open(self, entry: ModelEntry, opener: Opener, plan: ModelPlan) -> ServedModel:
         model = await self._run(partial(opener.open, plan))
@@ -406,6 +431,10 @@ def _give_back(model: list[ServedModel]) -> None:
 
 def _closed_error() -> ClosedError:
     return ClosedError("the server ends", hint="try again when it has started anew")
+
+
+def _forgotten_error(entry: ModelEntry) -> ModelNotFoundError:
+    return ModelNotFoundError(f"the model {entry.name!r} is not served any more", hint="ask for it again")
 
 
 def _list(entries: list[ModelEntry]) -> str:

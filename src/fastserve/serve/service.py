@@ -117,7 +117,8 @@ class Service:
             tenants=self.tenants,
             tenant=account_of(request.scope),
         )
-        with self.models.memory.holding(self.models.find(llm.name)):
+        memory = self.models.memory
+        with memory.holding(memory.entry_of(llm)):
             async with generation as running:
                 yield running
 
