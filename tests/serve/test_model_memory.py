@@ -61,13 +61,15 @@ class FakeOpener:
     budget_bytes: int | None
     errors: list[Exception] = field(default_factory=list)  # of the next loads
     gate: threading.Event | None = None  # loads wait for it
+    can_be_given_up: bool = True
 
     def plan(self) -> ModelPlan:
         return ModelPlan(settings=GENERATE, context_length=8, kv_bytes=1, total_bytes=self.num_bytes)
 
-    def open(self, plan: ModelPlan) -> Any:
-        if self.gate is not None:
-            assert self.gate.wait(LONG)
+    def open(self, plan: ModelPlan, check: Callable[[], None] | None = None) -> Any:
+        while self.gate is not None and not self.gate.wait(0.001):
+            if check is not None and self.can_be_given_up:
+                check()
         if self.errors:
             raise self.errors.pop()
         self.history.append(self.name)
@@ -455,6 +457,7 @@ def test_the_end_refuses_who_waits_and_closes_what_is_loaded_or_being_loaded() -
         models = Models({"a": 1, "b": 1, "c": 1}, budget=2)
         await models.ask("a")
         gate = models.openers["b"].gate = threading.Event()
+        models.openers["b"].can_be_given_up = False
         waiting = [asyncio.create_task(models.ask(name)) for name in "bbc"]
         await until(lambda: models.entries["b"].state == "loading")
         closing = asyncio.create_task(models.memory.close())
@@ -469,6 +472,29 @@ def test_the_end_refuses_who_waits_and_closes_what_is_loaded_or_being_loaded() -
             await models.ask("c")
 
     run(main)
+
+
+def test_a_load_is_given_up_when_the_server_ends_and_what_is_loaded_goes_on(caplog) -> None:
+    async def main() -> None:
+        models = Models({"a": 1, "b": 1, "c": 3}, budget=3)
+        models.openers["b"].gate = threading.Event()  # for ever
+        async with models.use("a") as model:
+            waiting = [asyncio.create_task(models.ask(name)) for name in "bc"]
+            await until(lambda: models.entries["b"].state == "loading")
+            models.memory.stop_loading()
+            answers = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(answer) for answer in answers] == 2 * [ClosedError]
+            await models.settle()
+            assert models.entries["b"].state == "unloaded"
+            with pytest.raises(ClosedError):
+                await models.ask("b")
+            await models.ask("a")
+            assert not model.is_closed
+        await models.memory.close()
+        assert (models.loaded, models.history) == (set(), ["a"])
+
+    run(main)
+    assert "could not be loaded" not in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from threading import Event
 from typing import TypeVar
 
 from fastserve.engine.async_llm import AsyncLLM
@@ -77,6 +78,7 @@ class ModelMemory:
         self._wanted: deque[ModelEntry] = deque()  # the one that is loaded next first
         self._keeper: asyncio.Task[None] | None = None
         self._has_changed = asyncio.Event()
+        self._is_ending = Event()  # also for the thread that loads
         self._is_closed = False
         self._on_load: list[OnLoad] = []
         # One thread for all loads: what they leave free in its heap the next one takes.
@@ -144,8 +146,7 @@ class ModelMemory:
         if entry.is_open:
             lease.grant()
             return lease
-        if self._is_closed:
-            raise _closed_error()
+        self._check_going_on()
         if entry.is_forgotten:
             raise _forgotten_error(entry)
         pause_seconds = entry.seconds_until_retry(self._retry_seconds, _MOST_RETRY_SECONDS)
@@ -212,13 +213,21 @@ class ModelMemory:
         if entry.changing is not None:
             await asyncio.shield(entry.changing)
 
+    def stop_loading(self) -> None:
+        """Give up what is being loaded, and refuse who waits for a model: the server ends. Models that are
+        loaded go on.
+        """
+        self._is_ending.set()
+        self._has_changed.set()
+        for entry in self.entries:
+            entry.fail(_closed_error())
+
     async def close(self) -> None:
         """Stop them all. Whatever is still streaming ends with an error, and who waits is refused."""
+        self.stop_loading()
         self._is_closed = True
-        self._has_changed.set()
         entries = list(self.entries)  # which those leave that are not served any more
         for entry in entries:
-            entry.fail(_closed_error())
             if entry.model is not None:
                 await entry.model.close()
             entry.is_idle.set()  # who waits for that goes on
@@ -228,6 +237,14 @@ class ModelMemory:
         if self._keeper is not None:
             await asyncio.shield(self._keeper)
         self._loader.shutdown(wait=False)
+
+    def _check_going_on(self) -> None:
+        """
+        Raises:
+            ClosedError: the server ends.
+        """
+        if self._is_ending.is_set():
+            raise _closed_error()
 
     async def _run(self, act: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._loader, act)
@@ -245,7 +262,8 @@ class ModelMemory:
             try:
                 await self._bring(entry)
             except FastServeError as error:
-                entry.fail(self._note_failure(entry, error))
+                is_given_up = self._is_ending.is_set()
+                entry.fail(error if is_given_up else self._note_failure(entry, error))
             except Exception as error:
                 logger.exception("the model %s could not be loaded by a defect", entry.name)
                 defect = StepError(f"{type(error).__name__}: {error}")
@@ -268,7 +286,7 @@ class ModelMemory:
             await self._load(entry)
 
     def _is_wanted(self, entry: ModelEntry) -> bool:
-        return bool(entry.waiting) and not self._is_closed
+        return bool(entry.waiting) and not self._is_ending.is_set()
 
     async def _make_room(self, entry: ModelEntry) -> None:
         """Give up models until there is room for one.
@@ -364,7 +382,7 @@ class ModelMemory:
             self.entries.remove(entry)
 
     async def _open(self, entry: ModelEntry, opener: Opener, plan: ModelPlan) -> ServedModel:
-        model = await self._run(partial(opener.open, plan))
+        model = await self._run(partial(opener.open, plan, self._check_going_on))
         try:
             for act in self._on_load:
                 await act(model)
