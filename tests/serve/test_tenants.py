@@ -266,6 +266,20 @@ def test_a_tenant_sees_in_metrics_itself_alone(guarded) -> None:
     assert seen == {"a": ["a"], "b": ["b"], "admin": ["a", "b"]}
 
 
+def test_the_schema_of_the_api_tells_of_admin_to_who_has_its_key_alone(guarded) -> None:
+    site = guarded(a=Terms())
+    schemas = {
+        name: site.server.get("/openapi.json", headers=site.headers(name)).json() for name in ("a", "admin")
+    }
+    told = {name: [path for path in s["paths"] if path.startswith("/admin")] for name, s in schemas.items()}
+    assert told["a"] == []
+    assert "/admin/drain" in told["admin"]
+    assert set(schemas["admin"]["paths"]) == {*schemas["a"]["paths"], *told["admin"]}
+    assert "DrainRequest" in schemas["admin"]["components"]["schemas"]
+    assert "DrainRequest" not in schemas["a"]["components"]["schemas"]
+    assert site.server.get("/openapi.json").status_code == 401
+
+
 def test_without_keys_all_usage_is_anonymous(make_server) -> None:
     server = make_server()
     assert server.post("/v1/completions", {"model": STORIES, "prompt": "He", "user": "x"}).status_code == 200
