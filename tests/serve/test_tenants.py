@@ -266,6 +266,15 @@ def test_a_tenant_sees_in_metrics_itself_alone(guarded) -> None:
     assert seen == {"a": ["a"], "b": ["b"], "admin": ["a", "b"]}
 
 
+def test_a_tenant_sees_itself_alone_also_where_there_is_no_admin_key(make_server) -> None:
+    keys = ApiKeys({name: digest_of(f"fs-{name}") for name in "ab"})
+    server = make_server(keys=keys)
+    for name, other in ("ab", "ba"):
+        text = server.get("/metrics", headers={"x-api-key": f"fs-{name}"}).text
+        assert f'tenant="{name}"' in text
+        assert f'tenant="{other}"' not in text
+
+
 def test_the_schema_of_the_api_tells_of_admin_to_who_has_its_key_alone(guarded) -> None:
     site = guarded(a=Terms())
     schemas = {
