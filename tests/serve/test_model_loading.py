@@ -15,6 +15,7 @@ from fastserve.errors import ModelMemoryError, ModelNotFoundError, OptionError
 from fastserve.hub.alias import add_alias, promote, remove_name
 from fastserve.hub.download import download
 from fastserve.hub.name_table import NameTable
+from fastserve.hub.registry import remove_model
 from fastserve.serve.model_entry import ModelEntry
 from fastserve.serve.model_loading import find_models
 from fastserve.serve.model_table import ModelTable
@@ -181,6 +182,51 @@ def test_a_version_that_is_removed_is_not_there_any_more_and_its_memory_goes(two
         assert table.memory.used_bytes == 0
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("served", ["chat", "chat@1"])
+def test_a_version_that_is_made_anew_between_two_looks_is_another_model(two, store, served: str) -> None:
+    """Requests that have the old one keep it to their ends."""
+    add_alias("chat@1", "one")
+    table = find(served, model_memory="1GiB", pinned=["chat@1"])
+    old = table.find("chat@1")
+    old.policy = "fcfs"
+
+    async def main() -> None:
+        await table.memory.load(old)
+        assert old.model is not None
+        lease = table.memory.enter(old)
+        remove_name("chat@1")
+        add_alias("chat@1", "two")
+        change_names(store)
+        new = table.find("chat@1")
+        assert new is not old
+        assert (new.is_pinned, new.policy, table.names()) == (True, "fcfs", ["chat@1"])
+        assert table.memory.entry_of(old.model) is old
+        await table.memory.load(new)
+        assert new.model is not None
+        assert new.model.model.checkpoint.path.parts[-1] == "two"
+        assert old.state == "unloading"
+        table.memory.leave(lease)
+        while old in table.memory.entries:
+            await asyncio.sleep(0.01)
+        assert table.memory.used_bytes == new.num_bytes
+        await table.close()
+
+    asyncio.run(main())
+
+
+def test_a_downloaded_version_that_comes_and_goes_is_noticed(store, tmp_path, stories_for_chat) -> None:
+    """Nobody writes the table of names for it."""
+    for version in ("main", "next"):
+        shutil.copytree(stories_for_chat, tmp_path / f"net@{version}")
+    download(str(tmp_path / "net@main"))
+    table = find("net", model_memory="1GiB")
+    download(str(tmp_path / "net@next"))
+    assert table.find("net@next").version == "next"
+    remove_model("net@main")
+    with pytest.raises(ModelNotFoundError, match="this server has net@next"):
+        table.find("net@main")
 
 
 def test_one_version_alone_can_be_served(two) -> None:

@@ -115,6 +115,16 @@ def test_a_tenant_over_its_rate_of_tokens_is_refused(guarded) -> None:
     assert site.usage("a")["refused"] == 1
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_a_smaller_request_is_taken_right_after_one_that_asks_for_too_many_tokens(guarded, path: str) -> None:
+    site = guarded(a=Terms(tokens_per_minute=200))
+    name = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    assert site.post("a", path).status_code == 200
+    for _ in range(2):
+        refusal(site.post("a", path, **{name: 200}))
+        assert site.post("a", path).status_code == 200
+
+
 def test_tokens_that_were_asked_for_and_not_used_come_back(guarded) -> None:
     site = guarded(a=Terms(tokens_per_minute=200))
     for _ in range(3):
@@ -254,6 +264,29 @@ def test_a_tenant_sees_in_metrics_itself_alone(guarded) -> None:
         for name in ("a", "b", "admin")
     }
     assert seen == {"a": ["a"], "b": ["b"], "admin": ["a", "b"]}
+
+
+def test_a_tenant_sees_itself_alone_also_where_there_is_no_admin_key(make_server) -> None:
+    keys = ApiKeys({name: digest_of(f"fs-{name}") for name in "ab"})
+    server = make_server(keys=keys)
+    for name, other in ("ab", "ba"):
+        text = server.get("/metrics", headers={"x-api-key": f"fs-{name}"}).text
+        assert f'tenant="{name}"' in text
+        assert f'tenant="{other}"' not in text
+
+
+def test_the_schema_of_the_api_tells_of_admin_to_who_has_its_key_alone(guarded) -> None:
+    site = guarded(a=Terms())
+    schemas = {
+        name: site.server.get("/openapi.json", headers=site.headers(name)).json() for name in ("a", "admin")
+    }
+    told = {name: [path for path in s["paths"] if path.startswith("/admin")] for name, s in schemas.items()}
+    assert told["a"] == []
+    assert "/admin/drain" in told["admin"]
+    assert set(schemas["admin"]["paths"]) == {*schemas["a"]["paths"], *told["admin"]}
+    assert "DrainRequest" in schemas["admin"]["components"]["schemas"]
+    assert "DrainRequest" not in schemas["a"]["components"]["schemas"]
+    assert site.server.get("/openapi.json").status_code == 401
 
 
 def test_without_keys_all_usage_is_anonymous(make_server) -> None:

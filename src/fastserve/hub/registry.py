@@ -45,9 +45,14 @@ class Registry:
     def of_user(cls) -> Registry:
         return cls(store_home())
 
+    @property
+    def folder(self) -> Path:
+        """That has a folder for each model, and changes when one comes or goes."""
+        return self.home / "models"
+
     def records(self) -> list[ModelRecord]:
         """All registered models, by name."""
-        found = (self._read(folder) for folder in (self.home / "models").glob("*"))
+        found = (self._read(folder) for folder in self.folder.glob("*"))
         return sorted((record for record in found if record), key=lambda record: record.name.lower())
 
     def find(self, name: str) -> ModelRecord | None:
@@ -208,7 +213,7 @@ class Registry:
             lock.release()
 
     def _model_folder(self, name: str) -> Path:
-        return self.home / "models" / _key(name)
+        return self.folder / _key(name)
 
     def _staging_folder(self, name: str) -> Path:
         return self.home / "staging" / _key(name)

@@ -14,8 +14,8 @@ from fastserve.errors import RateLimitError
 from fastserve.serve.key_file import Terms
 
 _FIRST_COMPLETION_TOKENS = 256.0  # that a completion is expected to have, as long as none has ended
+_LEAST_TOKENS = 1  # that any work takes
 _MEMORY = 0.9  # of the mean over completions: the last ten or so count
-_MOST_SHUT_SECONDS = 1.0
 
 
 class TokenBucket:
@@ -75,8 +75,6 @@ class Limiter:
         self._requests: TokenBucket | None = None
         self._tokens: TokenBucket | None = None
         self._completion_tokens = _FIRST_COMPLETION_TOKENS  # expected of a completion
-        self._refused_tokens = 0.0  # of the last request that found too few ...
-        self._shut_until = float("-inf")  # ... for which others are refused, too
         self.set_terms(terms)
 
     def set_terms(self, terms: Terms) -> None:
@@ -102,13 +100,12 @@ class Limiter:
             is_work: it asks for what `admit` is for.
 
         Raises:
-            RateLimitError: it is one too many, or would be refused by `admit`, as far as is known yet.
+            RateLimitError: it is one too many, or there are no tokens left for any work.
         """
         now = self._clock()
         if is_work:
             self._check_running()
-            if now < self._shut_until:
-                self._check_tokens(self._refused_tokens, now)
+            self._check_tokens(_LEAST_TOKENS, now)
         if self._requests is not None:
             seconds = self._requests.seconds_until(1, now)
             if seconds:
@@ -172,8 +169,6 @@ class Limiter:
             return
         seconds = self._tokens.seconds_until(wanted, now)
         if seconds:
-            if now >= self._shut_until:
-                self._refused_tokens, self._shut_until = wanted, now + min(seconds, _MOST_SHUT_SECONDS)
             limit, left = "tokens_per_minute", max(0, int(self._tokens.level(now)))
             text = f"{limit} is {self.terms.tokens_per_minute}, of which {left} are left"
             raise self._error(limit, f"{text}; {wanted:.0f} are asked for", seconds)

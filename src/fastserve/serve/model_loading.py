@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fastserve.checkpoint.checked_tensors import Check
 from fastserve.config import EngineOptions
 from fastserve.engine.adapter_table import check_name
 from fastserve.engine.async_encoder import AsyncEncoder
@@ -34,10 +35,12 @@ def open_model(
     name: str,
     offline: bool = False,
     turnstile: Turnstile | None = None,
+    check: Check | None = None,
 ) -> ServedModel:
-    """Load the model in a folder or .gguf file, whatever its task. Raises as `load_model`."""
+    """Load the model in a folder or .gguf file, whatever its task. `check` and errors are those of
+    `load_model`."""
     options = resolve_draft(options, offline=offline)
-    model = load_model(path, options, name=name)
+    model = load_model(path, options, name=name, check=check)
     if model.task == "generate":
         return AsyncLLM(model, options, name=name, turnstile=turnstile)
     return AsyncEncoder(
@@ -70,12 +73,12 @@ class ModelOpener:
         path = resolve(self.text, offline=True)
         return plan_model(path, options, name=self.name, available_bytes=self.budget_bytes)
 
-    def open(self, plan: ModelPlan) -> ServedModel:
+    def open(self, plan: ModelPlan, check: Check | None = None) -> ServedModel:
         options = self._own_options()
         if self.budget_bytes is not None and plan.kv_bytes:
             options = replace(options, kv_memory=plan.kv_bytes)
         path = resolve(self.text, offline=True)
-        return open_model(path, options, name=self.name, offline=True, turnstile=self.turnstile)
+        return open_model(path, options, name=self.name, offline=True, turnstile=self.turnstile, check=check)
 
     def _own_options(self) -> EngineOptions:
         """With the adapters of this model alone; others have as much room for such as are loaded later."""

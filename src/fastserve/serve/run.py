@@ -173,6 +173,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.snapshots.close()  # who only watches is not waited for
+        self._service.models.memory.stop_loading()  # nor who has not begun
         ending = asyncio.create_task(self._end_streams())
         try:
             await super().shutdown(sockets)

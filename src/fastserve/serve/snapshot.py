@@ -87,6 +87,7 @@ class ServerSnapshot:
     uptime_seconds: float
     version: str
     is_draining: bool
+    num_requests: int  # under way
     memory: ProcessMemory
     energy: Energy
     models: Seq[ModelSnapshot]
@@ -107,6 +108,7 @@ class Snapshots:
         read_models, read_memory, read_tenants, read_energy, read_latencies: what the rest of the server says
             of itself.
         is_draining: whether it takes no requests.
+        read_num_requests: how many are under way.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Snapshots:
         read_energy: Callable[[], Energy] = lambda: Energy(None),
         read_latencies: Callable[[], Seq[LatencySnapshot]] = tuple,
         is_draining: Callable[[], bool] = lambda: False,
+        read_num_requests: Callable[[], int] = lambda: 0,
     ) -> None:
         self._engines = engines
         self._read_models = read_models
@@ -127,6 +130,7 @@ class Snapshots:
         self._read_energy = read_energy
         self._read_latencies = read_latencies
         self._is_draining = is_draining
+        self._read_num_requests = read_num_requests
         self._start_seconds = monotonic()
         self._known: WeakKeyDictionary[AsyncLLM, EngineSnapshot] = WeakKeyDictionary()  # not kept when closed
         self._asked: dict[AsyncLLM, asyncio.Task[None]] = {}
@@ -144,6 +148,7 @@ class Snapshots:
             uptime_seconds=monotonic() - self._start_seconds,
             version=__version__,
             is_draining=self._is_draining(),
+            num_requests=self._read_num_requests(),
             memory=ProcessMemory(resident_bytes()),
             energy=self._read_energy(),
             models=self._read_models(),

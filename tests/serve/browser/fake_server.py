@@ -239,6 +239,7 @@ class FakeServer:
             "uptime_seconds": now - self._start + 8000,
             "version": "0.1.0",
             "is_draining": self.is_draining,
+            "num_requests": 3,
             "memory": {"resident_bytes": int(1.15 * GIB + 2e7 * random.random())},
             "energy": {"watts": 31.0 + 4 * random.random()},
             "models": self.models,

@@ -155,7 +155,7 @@ def test_models_are_unloaded_and_what_does_not_fit_is_said(visit_fake: VisitFake
 def test_a_drain_is_begun_and_ended(visit_fake: VisitFake, fake: FakeServer) -> None:
     page = visit_fake().open("models")
     page.get_by_role("button", name="Drain", exact=True).click()
-    expect(page.locator("#server-state")).to_have_text("Draining: takes no requests")
+    expect(page.locator("#server-state")).to_have_text("Draining, requests under way: 3")
     page.get_by_role("button", name="Take requests again").click()
     expect(page.locator("#server-state")).to_contain_text("Live")
     assert fake.asked == [("drain", {"is_draining": True}), ("drain", {"is_draining": False})]

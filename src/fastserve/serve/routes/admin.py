@@ -80,8 +80,7 @@ def admin_router(service: Service) -> APIRouter:
         """Take no new requests, and end those that run; or, with `is_draining` false, take some again."""
         drain.is_draining = body is None or body.is_draining
         RequestRecord.of(request.scope).details["is_draining"] = drain.is_draining
-        num_requests = sum(entry.num_requests + len(entry.waiting) for entry in service.models.entries)
-        return json_response({"is_draining": drain.is_draining, "num_requests": num_requests})
+        return json_response({"is_draining": drain.is_draining, "num_requests": service.num_under_way})
 
     return router
 

@@ -47,7 +47,7 @@ function showFeed(state) {
   const shown = state === "live" && status?.is_draining ? "draining" : state;
   element.dataset.state = shown;
   const uptime = shown === "live" && status ? ` · ${duration(Math.floor(status.uptime_seconds))}` : "";
-  setText(element, say(`server_${shown}`) + uptime);
+  setText(element, say(`server_${shown}`, { count: status?.num_requests }) + uptime);
   element.title = status ? `FastServe ${status.version}` : "";
 }
 
