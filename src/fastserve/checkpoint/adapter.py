@@ -92,6 +92,11 @@ class Adapter:
     base: str | None  # the model that it says it was trained on
     matrices: Mapping[str, LowRank]
 
+    @property
+    def max_rank(self) -> int:
+        """The highest of its matrices."""
+        return max(len(matrix.a) for matrix in self.matrices.values())
+
 
 def open_adapter(folder: Path) -> Adapter:
     """Read an adapter.

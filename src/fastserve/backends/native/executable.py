@@ -243,7 +243,8 @@ class NativeExecutable:
     def profiling(self) -> Iterator[list[CallProfile]]:
         """Profile the runs within the context; the list is filled when it ends."""
         calls: list[CallProfile] = []
-        plans = [compiled.plan for compiled in (self._plain, self._adapted) if compiled is not None]
+        every = (self._encoder, self._plain, self._adapted)
+        plans = [compiled.plan for compiled in every if compiled is not None]
         for plan in plans:
             plan.start_profile()
         try:
