@@ -203,7 +203,7 @@ class EngineOptions(ScheduleOptions):
         draft_kv_memory: bytes for its keys and values, or a text such as "64MiB"; None is a fourth of the
             model's own. What is used least gives way.
         adapters: folders of adapters, as peft saves them, by name: requests choose one that is added to the
-            model's weights for them. LoRA alone; a draft model has none.
+            model's weights for them. LoRA or DoRA; a draft model has none.
         max_adapters: how many the sequences of one step may use; those of others wait. There may be more.
             None is DEFAULT_MAX_ADAPTERS where there are adapters, else 0: none can be loaded later.
         max_adapter_rank: the highest rank that an adapter may have.

@@ -16,7 +16,7 @@ import pytest
 from encoder_decoder_configs import T5
 from fastserve.cli.main import main
 from fastserve.engine.llm import LLM
-from fastserve.errors import OptionError, UnsupportedError
+from fastserve.errors import CheckpointError, OptionError
 from fastserve.evaluate.random_model import make_byte_tokenizer
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
@@ -236,7 +236,7 @@ def test_adapters_of_one_model_keep_no_other_from_being_served(folders: Path, tm
     models = find_models(names, ServeOptions(), engine)
     models.set_up()
     asyncio.run(models.close())
-    with pytest.raises(UnsupportedError, match="'translator' is an encoder-decoder"):
+    with pytest.raises(CheckpointError, match="a is no adapter of the model"):
         find_models(names, ServeOptions(), replace(engine, adapters={"translator:a": folders / "a"})).set_up()
 
 

@@ -47,7 +47,7 @@ _ADAPTER = "adapter"  # what it is called beside the model
     "--adapter",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Add the LoRA adapter in this folder, as peft saves them, to the model's weights.",
+    help="Add the LoRA or DoRA adapter in this folder, as peft saves them, to the model's weights.",
 )
 @generation_options(SamplingParams())
 @constraint_options

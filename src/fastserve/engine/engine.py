@@ -383,14 +383,14 @@ class Engine:
         for turn in turns:
             if turn.copy is not None:
                 self._executable.copy_block(*turn.copy)
+        slots = self.scheduler.adapter_slots if any(turn.sequence.adapter for turn in turns) else None
         unread = [turn.sequence for turn in turns if turn.sequence.is_source_unread]
         if unread:  # they have no output rows
             assert isinstance(self._executable, SourceExecutable)
-            self._executable.encode(build_source_batch(unread))
+            self._executable.encode(build_source_batch(unread, adapter_slots=slots))
             turns = [turn for turn in turns if not turn.sequence.is_source_unread]
             if not turns:
                 return StepResult(outputs={})
-        slots = self.scheduler.adapter_slots if any(turn.sequence.adapter for turn in turns) else None
         return self._executable.run(
             build_batch(turns, vocab_size=self._executable.vocab_size, adapter_slots=slots)
         )
