@@ -99,9 +99,7 @@ def test_a_request_that_is_tokenized_is_under_way(server, monkeypatch) -> None:
     monkeypatch.setattr(tokenize, "encode_prompt", encode_slowly)
 
     async def main() -> None:
-        asked = asyncio.create_task(
-            server.client.post("/tokenize", json={"model": STORIES, "prompt": "He"})
-        )
+        asked = asyncio.create_task(server.client.post("/tokenize", json={"model": STORIES, "prompt": "He"}))
         await asyncio.to_thread(begun.wait, 30)
         assert await drained(server) == (1, 1)
         may_end.set()
