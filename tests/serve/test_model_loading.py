@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastserve.config import EngineOptions
-from fastserve.errors import ModelMemoryError, ModelNotFoundError, OptionError
+from fastserve.errors import ContextLengthError, ModelMemoryError, ModelNotFoundError, OptionError
 from fastserve.hub.alias import add_alias, promote, remove_name
 from fastserve.hub.download import download
 from fastserve.hub.name_table import NameTable
@@ -109,6 +110,22 @@ def test_memory_that_options_leave_open_is_a_part_of_the_budget(two) -> None:
     assert 2**20 < plan.kv_bytes < EACH
     asyncio.run(table.memory.load(entry))
     assert entry.plan == plan
+    close(table)
+
+
+def test_beside_others_a_model_that_was_made_for_less_context_has_its_own(two) -> None:
+    path = two[1] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 128}))
+    with pytest.raises(ContextLengthError, match="context_length is 256; the model was made for 128"):
+        find(str(two[1])).set_up()
+    table = find("one", str(two[1]), model_memory="1GiB")
+    table.set_up()
+    asyncio.run(table.memory.load(table.find("two")))
+    contexts = [None if entry.plan is None else entry.plan.context_length for entry in table.entries]
+    assert contexts == [256, 128]
+    model = table.find("two").model
+    assert model is not None
+    assert model.model.context_length == 128
     close(table)
 
 

@@ -17,7 +17,7 @@ from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.key_file import Terms, add_admin_key, add_key, digest_of
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.tenant_table import TenantTable
-from serve.conftest import STORIES
+from serve.conftest import STORIES, events
 
 pytest.importorskip("fastserve._native")
 
@@ -333,6 +333,33 @@ def test_a_reload_takes_new_keys_and_terms_and_gives_up_old_keys(guarded) -> Non
     assert (tenants["a"]["weight"], tenants["a"]["max_concurrent"]) == (4.0, 3)
     assert tenants["b"]["keys"] == []
     assert site.usage("b")["requests"] == 1  # what it had is not forgotten
+
+
+def test_who_watches_by_an_admin_key_that_is_replaced_sees_no_more(guarded) -> None:
+    """And who watches by the new one goes on, whatever else is read again."""
+    site = guarded(a=Terms())
+
+    async def main() -> None:
+        client, path = site.server.client, "/admin/events?interval_seconds=0.1"
+
+        def watch() -> asyncio.Task[httpx.Response]:
+            return asyncio.create_task(client.get(path, headers=site.headers("admin")))
+
+        old = watch()
+        await asyncio.sleep(0.3)
+        (site.path.parent / "admin").unlink()
+        site._admin = add_admin_key(site.path.parent / "admin")
+        await site.tenants.reload([])
+        assert len(events(await asyncio.wait_for(old, 10))) >= 1
+        new = watch()
+        await asyncio.sleep(0.3)
+        await site.tenants.reload([])
+        await asyncio.sleep(0.3)
+        assert not new.done()
+        site.server.app.state.service.snapshots.close()
+        assert len(events(await asyncio.wait_for(new, 10))) >= 2
+
+    site.server.run(main())
 
 
 def test_a_mistake_in_a_file_that_is_reloaded_is_told_by_line_and_all_stays(guarded) -> None:

@@ -96,6 +96,7 @@ def create_app(
     table = models if isinstance(models, ModelTable) else ModelTable.of_loaded(models)
     service = Service.of(table, options, tenants, EnergyMeter(find_counters()))
     table.memory.on_load(tenants.tell_weights_to)
+    tenants.on_new_admin_key(service.snapshots.dismiss)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -23,8 +23,8 @@ class Connection(Protocol):
 
 
 class Drain:
-    """Whether a server takes new requests, which may change at any time; and how many are under way: those
-    that are let in until their whole answer has gone to the system, those in the background to their end."""
+    """Whether a server takes new requests, which may change at any time; and how many are under way: from
+    when they are let in until their whole answer has gone to the system, in the background to their end."""
 
     def __init__(self) -> None:
         self.is_draining = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from fastserve.checkpoint.checked_tensors import Check
@@ -16,7 +17,7 @@ from fastserve.engine.llm import resolve_draft
 from fastserve.engine.load import load_model, plan_model
 from fastserve.engine.loaded_model import ModelPlan
 from fastserve.engine.turnstile import Turnstile
-from fastserve.errors import ModelNotFoundError, OptionError
+from fastserve.errors import ContextLengthError, ModelNotFoundError, OptionError
 from fastserve.hub.folder_source import is_model
 from fastserve.hub.name_table import split_version
 from fastserve.hub.progress import Progress
@@ -59,6 +60,8 @@ class ModelOpener:
         adapters: folders of those beside it, by name, as they are when it is opened.
         budget_bytes: of all models together: what options leave open is a part of that. None: of what the
             machine has at the time.
+        is_alone: no other model is served; else one that was made for less than the options' context has its
+            own.
     """
 
     name: str
@@ -67,14 +70,23 @@ class ModelOpener:
     turnstile: Turnstile
     budget_bytes: int | None
     adapters: Mapping[str, Path]
+    is_alone: bool = True
 
     def plan(self) -> ModelPlan:
         options = resolve_draft(self._own_options(), offline=True)
         path = resolve(self.text, offline=True)
-        return plan_model(path, options, name=self.name, available_bytes=self.budget_bytes)
+        reckon = partial(plan_model, path, name=self.name, available_bytes=self.budget_bytes)
+        try:
+            return reckon(options)
+        except ContextLengthError:
+            if self.is_alone:
+                raise
+        return reckon(replace(options, context_length=None))
 
     def open(self, plan: ModelPlan, check: Check | None = None) -> ServedModel:
         options = self._own_options()
+        if options.context_length is not None:
+            options = replace(options, context_length=plan.context_length)
         if self.budget_bytes is not None and plan.kv_bytes:
             options = replace(options, kv_memory=plan.kv_bytes)
         path = resolve(self.text, offline=True)
@@ -121,6 +133,7 @@ def find_models(
             turnstile=turnstile,
             budget_bytes=budget_bytes,
             adapters=own,
+            is_alone=len(texts) == 1,
         )
         return ModelEntry(name, opener=opener, adapters=own)
 

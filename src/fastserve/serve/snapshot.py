@@ -137,7 +137,7 @@ class Snapshots:
         self._lock = asyncio.Lock()
         self._text = b""
         self._text_seconds = -math.inf
-        self._closed = asyncio.Event()
+        self._dismissed = asyncio.Event()
 
     async def take(self) -> ServerSnapshot:
         """The server as it is now."""
@@ -166,20 +166,28 @@ class Snapshots:
                 self._text_seconds = monotonic()
             return self._text
 
-    async def watch(self, interval_seconds: float) -> AsyncIterator[bytes]:
-        """A text now, and then at every interval, until `close`."""
+    def watch(self, interval_seconds: float) -> AsyncIterator[bytes]:
+        """A text now, and then at every interval, until `close` or `dismiss`."""
+        return self._watch(interval_seconds, self._dismissed)
+
+    async def _watch(self, interval_seconds: float, dismissed: asyncio.Event) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
         due = loop.time()
-        while not self._closed.is_set():
+        while not dismissed.is_set():
             yield await self.text(most_age_seconds=interval_seconds / 2)
             due = max(due + interval_seconds, loop.time())
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
-                    await self._closed.wait()
+                    await dismissed.wait()
+
+    def dismiss(self) -> None:
+        """Let those go who watch by now: what let them in does not any more."""
+        self._dismissed.set()
+        self._dismissed = asyncio.Event()
 
     def close(self) -> None:
-        """Let those who watch go: the server ends."""
-        self._closed.set()
+        """Let all go who watch, also those to come: the server ends."""
+        self._dismissed.set()
 
     async def _ask(self, engines: Seq[AsyncLLM]) -> None:
         for gone in set(self._known.keys()) - set(engines):

@@ -198,6 +198,7 @@ class FakeServer:
         self._start = self._time = time.time() - 0.5
         self._lock = threading.Lock()
         self._num_ends = 0
+        self.admin_key = ADMIN_KEY
         self.app = self._make_app()
 
     @staticmethod
@@ -279,7 +280,7 @@ class FakeServer:
             return JSONResponse({"object": "list", "data": data})
 
         def refuse(request: Request) -> Response | None:
-            if request.headers.get("authorization") == f"Bearer {ADMIN_KEY}":
+            if request.headers.get("authorization") == f"Bearer {self.admin_key}":
                 return None
             error = {"message": "there is nothing at /admin", "type": "x", "param": None, "code": "not_found"}
             return JSONResponse({"error": error}, 404)

@@ -189,6 +189,24 @@ def test_a_server_that_goes_away_is_missed_and_found_again(visit_fake: VisitFake
     expect(page.locator("#server-state")).to_contain_text("Live")
 
 
+def test_who_has_an_admin_key_that_was_replaced_is_told_so_and_asks_no_more(
+    visit_fake: VisitFake, fake: FakeServer
+) -> None:
+    started = visit_fake()
+    started.expected.add("Failed to load resource")
+    page = started.open("scheduler")
+    expect(page.locator("#server-state")).to_contain_text("Live")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    fake.admin_key = "fs-another"
+    fake.end_streams()
+    expect(page.locator(".notice.trouble")).to_contain_text("This is not the admin key of this server")
+    expect(page.locator("#playground")).to_be_visible()
+    expect(page.locator(".views .for-admin").first).to_be_hidden()
+    page.wait_for_timeout(1500)
+    assert len([url for url in asked if "/admin/" in url]) == 1
+
+
 @pytest.mark.parametrize(
     ("locale", "word"), [("zh-CN", "调度器"), ("en-GB", "Scheduler"), ("de-DE", "Scheduler")]
 )

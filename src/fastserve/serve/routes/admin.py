@@ -45,10 +45,12 @@ def admin_router(service: Service) -> APIRouter:
 
     @router.get("/events", response_class=StreamingResponse, responses=STREAMED)
     async def get_events(interval_seconds: Interval = 0.5) -> Response:
-        """The same again and again, as events, until the client or the server ends."""
+        """The same again and again, as events, until the client or the server ends, or another admin key
+        takes the place of the one that was sent."""
+        texts = snapshots.watch(interval_seconds)
 
         async def events() -> AsyncIterator[bytes]:
-            async for text in snapshots.watch(interval_seconds):
+            async for text in texts:
                 yield b"data: " + text + b"\n\n"
 
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
