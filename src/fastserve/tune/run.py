@@ -31,6 +31,7 @@ from fastserve.tune.options import TuneOptions
 from fastserve.tune.rows import RunRows, read_run_rows
 from fastserve.tune.run_folder import RunFolder
 from fastserve.tune.source_model import SourceModel, load_model, open_source_model, outline_model
+from fastserve.tune.weight_change import WeightChange
 from fastserve.types import JsonObject
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class WorkerRequest:
     output: str
     options: TuneOptions
     on_problem: Mapping[str, str] | None
+    change: WeightChange | None
 
 
 def tune_as_worker(
@@ -105,6 +107,7 @@ def tune_as_worker(
         Path(request.output),
         request.options,
         request.on_problem or {},
+        change=request.change,
     )
     return Run(prepared, report, on_evaluate).run(prepared.folder.last_checkpoint(), started)
 
@@ -119,6 +122,7 @@ class PreparedRun:
     metric: str | None
     rows: RunRows
     lineage: JsonObject
+    change: WeightChange | None
 
     @property
     def task(self) -> Task:
@@ -127,8 +131,9 @@ class PreparedRun:
     @property
     def request(self) -> JsonObject:
         """What a run that is resumed must have been asked for too."""
-        names = ("model", "data", "on_problem", "options")
-        return {name: self.lineage[name] for name in names} | {"task": self.task.name}
+        names = ("model", "data", "on_problem", "options", "change")
+        known = {name: self.lineage[name] for name in names if name in self.lineage}
+        return known | {"task": self.task.name}
 
 
 def prepare(
@@ -140,12 +145,15 @@ def prepare(
     options: TuneOptions,
     on_problem: Mapping[str, str],
     *,
+    change: WeightChange | None = None,
     report_problem: Callable[[Problem], None] | None = None,
 ) -> PreparedRun:
     """Check all that can be checked before anything is trained. Arguments and errors as of
     `fastserve.tune.tune`."""
     check_tune_libraries()
     _check_precision(options)
+    if change is not None:
+        _check_change(options)
     if dev is None and (options.metric or options.patience):
         name = "metric" if options.metric else "patience"
         raise OptionError(f"{name} needs dev rows", hint="give them with --dev", option=name)
@@ -169,9 +177,10 @@ def prepare(
         "on_problem": dict(on_problem),
         "problems": rows.problem_counts,
         "options": asdict(options),
+        **({} if change is None else {"change": change.to_json()}),
         "versions": _versions(),
     }
-    return PreparedRun(RunFolder(output), source, options, metric, rows, lineage)
+    return PreparedRun(RunFolder(output), source, options, metric, rows, lineage, change)
 
 
 def default_metric(
@@ -242,6 +251,8 @@ class Run:
             callbacks.append(best)
         if self.options.keep_zeros:
             callbacks.append(KeepZeros(model))
+        if self.prepared.change is not None:  # its parameters may be 0, and are not pruned
+            self.prepared.change.apply(model)
         arguments = self._training_arguments(has_dev=dev is not None)
         make_trainer: Callable[..., TaskTrainer] = TaskTrainer
         if self.options.has_parts:
@@ -483,6 +494,16 @@ def _check_precision(options: TuneOptions) -> None:
             raise UnsupportedError(
                 "optimizer='adamw-8bit' needs bitsandbytes", hint="pip install bitsandbytes, or choose adamw"
             )
+
+
+def _check_change(options: TuneOptions) -> None:
+    if options.is_adapter or options.shard:
+        name, value = ("method", options.method) if options.is_adapter else ("shard", True)
+        raise OptionError(
+            f"{name}={value!r} does not go with a change of weights: a module must have its whole weight",
+            hint="choose full, last-layers or head, in processes that do not shard",
+            option=name,
+        )
 
 
 def _versions() -> dict[str, str]:
