@@ -233,6 +233,17 @@ def test_a_version_that_is_made_anew_between_two_looks_is_another_model(two, sto
     asyncio.run(main())
 
 
+def test_a_folder_that_is_called_as_a_version_is_none(two, store, tmp_path, stories_for_chat) -> None:
+    shutil.copytree(stories_for_chat, tmp_path / "chat@1")
+    add_alias("chat@1", "one")
+    table = find(str(tmp_path / "chat@1"), model_memory="1GiB")
+    entry = table.find("chat@1")
+    remove_name("chat@1")
+    add_alias("chat@1", "two")
+    change_names(store)
+    assert table.find("chat@1") is entry
+
+
 def test_a_downloaded_version_that_comes_and_goes_is_noticed(store, tmp_path, stories_for_chat) -> None:
     """Nobody writes the table of names for it."""
     for version in ("main", "next"):

@@ -140,6 +140,7 @@ def find_models(
     resolve_draft(options, offline=offline)  # downloaded, if it must be
     entries: list[ModelEntry] = []
     bases: list[str] = []
+    single_versions: list[str] = []
     for text in texts:
         if is_model(Path(text).expanduser()):
             path = Path(text).expanduser().resolve()
@@ -150,6 +151,8 @@ def find_models(
         if not versions:
             resolve(name, offline=offline, progress=progress)
             entries.append(make_entry(name, name))
+            if split_version(name)[1] is not None:
+                single_versions.append(name)
             continue
         if budget_bytes is None:
             registry.model_of(name)  # which must be promoted: it is loaded now
@@ -167,7 +170,11 @@ def find_models(
         max_waiting=options.max_waiting,
     )
     table = ModelTable(
-        memory, registry=registry, bases=bases, make_version=lambda name: make_entry(name, name)
+        memory,
+        registry=registry,
+        bases=bases,
+        versions=single_versions,
+        make_version=lambda name: make_entry(name, name),
     )
     for name in serve_options.pinned:
         try:

@@ -26,7 +26,9 @@ class ModelTable:
     Args:
         memory: of the models' entries.
         registry: whose aliases and versions count; None: there are none.
-        bases: names whose versions are all served, those to come too, and what makes the entry of one.
+        bases: names whose versions are all served, those to come too.
+        versions: of other names, that are served.
+        make_version: makes the entry of one.
 
     Raises:
         OptionError: there are no models, or two of one name.
@@ -38,6 +40,7 @@ class ModelTable:
         *,
         registry: Registry | None = None,
         bases: Seq[str] = (),
+        versions: Seq[str] = (),
         make_version: Callable[[str], ModelEntry] | None = None,
     ) -> None:
         self.memory = memory
@@ -45,6 +48,7 @@ class ModelTable:
         self._entries = {entry.name: entry for entry in memory.entries}
         self._registry = registry
         self._bases = bases
+        self._versions = versions
         self._make_version = make_version
         self._names = NameTable()
         self._stamp: object = None  # of where the store has them
@@ -113,8 +117,9 @@ class ModelTable:
         self.memory.add(entry)
 
     def _origin_of(self, entry: ModelEntry) -> PinnedModel | None:
-        """What a version is now; None where there is none."""
-        if entry.version is None or self._registry is None:
+        """What a version of the store is now; None where there is none."""
+        is_version = entry.base in self._bases or entry.name in self._versions
+        if entry.version is None or not is_version or self._registry is None:
             return None
         if (pinned := self._names.pinned(entry.name)) is not None:
             return pinned
