@@ -18,6 +18,7 @@ from fastserve.serve.app import create_app
 from fastserve.serve.key_file import digest_of
 from fastserve.serve.model_loading import find_models
 from fastserve.serve.options import ServeOptions
+from fastserve.serve.routes import chat_completions
 from serve.conftest import ADMIN_KEY, CHAT_TEMPLATE, OPTIONS
 from serve.test_health import samples
 
@@ -144,6 +145,23 @@ def test_a_model_is_kept_until_its_stream_has_ended(server) -> None:
     assert text.endswith("data: [DONE]\n\n")
     assert '"error"' not in text
     assert server.states() == {"one": "unloaded", "two": "loaded"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_keeps_its_model_when_that_is_not_served_any_more(server, monkeypatch, stream) -> None:
+    make_prompt = chat_completions.make_chat_prompt
+
+    async def forget_and_make(*arguments: Any, **options: Any) -> Any:
+        server.models.memory.forget(server.models._entries.pop("one"))
+        return await make_prompt(*arguments, **options)
+
+    monkeypatch.setattr(chat_completions, "make_chat_prompt", forget_and_make)
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100, "ignore_eos": True}
+    response = server.post("/v1/chat/completions", model="one", stream=stream, **body)
+    assert response.status_code == 200, response.text
+    assert "length" in response.text
+    assert "error" not in response.text
+    assert server.states() == {"two": "unloaded"}
 
 
 def test_a_response_in_the_background_keeps_its_model_too(server) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from fastserve.tune.digest import digest_files
 from fastserve.tune.options import INDIFFERENT, TuneOptions
 from fastserve.tune.rows import RunRows, read_run_rows
 from fastserve.tune.run_folder import RunFolder
-from fastserve.tune.source_model import SourceModel, load_model, open_source_model
+from fastserve.tune.source_model import SourceModel, load_model, open_source_model, outline_model
 from fastserve.tune.weight_change import WeightChange
 from fastserve.types import JsonObject
 
@@ -162,6 +163,10 @@ def prepare(
     if rows.dev is not None:
         metric = options.metric or rows.task.metrics[0]
         check_metric(rows.task, metric)
+    if options.tensor_parallel > 1:
+        from fastserve.tune.tensor_parallel import tensor_plan
+
+        tensor_plan(outline_model(source, rows.task), options.tensor_parallel)
     check_plot(output.parent)
     lineage = {
         "parent": source.lineage(),
@@ -249,11 +254,16 @@ class Run:
             self.prepared.change.apply(model)
         arguments = self._training_arguments(has_dev=dev is not None)
         make_trainer: Callable[..., TaskTrainer] = TaskTrainer
-        if self.options.shard:
-            from fastserve.tune.sharding import ShardedTrainer, shard_model
+        if self.options.has_parts:
+            from fastserve.tune.sharding import ShardedTrainer, cut_model
 
-            shard_model(model, arguments.device)  # asking for the device has processes find each other
-            make_trainer = ShardedTrainer
+            cut = cut_model(
+                model,
+                arguments.device,  # asking for it has processes find each other
+                tensor_parallel=self.options.tensor_parallel,
+                shard=self.options.shard,
+            )
+            make_trainer = partial(ShardedTrainer, cut=cut)
         elif self.options.teacher is not None:
             from fastserve.tune.teaching import taught_trainer
 
@@ -287,7 +297,7 @@ class Run:
             resumed_at=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
             problems=self.prepared.rows.problem_counts,
         )
-        if self.options.shard:
+        if self.options.has_parts:
             trained = self._put_together(trained)
         if _is_first_process():
             plot_training(log, self.folder.plots, title=self._title)
@@ -304,7 +314,7 @@ class Run:
         return result
 
     def _put_together(self, trained: Any) -> Any:
-        """A sharded model whole again, in the first process; the others take part."""
+        """A model in parts whole again, in the first process; the others take part."""
         from fastserve.tune.adapter import prepare_weights
         from fastserve.tune.part import gather_weights
 
@@ -314,6 +324,8 @@ class Run:
         model = load_model(self.source, self.task, dropout=self.options.dropout)
         model = prepare_weights(model, self.task, self.options)
         model.load_state_dict(weights)
+        if hasattr(trained, "config"):
+            model.config.use_cache = trained.config.use_cache  # which the trainer sets
         return model
 
     @property
@@ -347,7 +359,7 @@ class Run:
             output_dir=str(self.folder.checkpoints),
             num_train_epochs=options.epochs,
             max_steps=options.max_steps or -1,
-            per_device_train_batch_size=options.batch_size // (options.accumulation * options.processes),
+            per_device_train_batch_size=options.batch_size // options.num_shares,
             gradient_accumulation_steps=options.accumulation,
             learning_rate=options.peak_learning_rate,
             optim=_OPTIMIZERS[options.optimizer],
@@ -462,11 +474,12 @@ def _check_precision(options: TuneOptions) -> None:
 
 
 def _check_change(options: TuneOptions) -> None:
-    if options.is_adapter or options.shard:
-        name, value = ("method", options.method) if options.is_adapter else ("shard", True)
+    if options.is_adapter or options.has_parts:
+        name = "method" if options.is_adapter else "shard" if options.shard else "tensor_parallel"
         raise OptionError(
-            f"{name}={value!r} does not go with a change of weights: a module must have its whole weight",
-            hint="choose full, last-layers or head, in processes that do not shard",
+            f"{name}={getattr(options, name)!r} does not go with a change of weights: a module must have its"
+            " whole weight",
+            hint="choose full, last-layers or head, and processes that share each batch alone",
             option=name,
         )
 
