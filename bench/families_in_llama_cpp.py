@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.checkpoint.convert_checkpoint import convert
+from fastserve.checkpoint.gguf_family import FAMILIES
 from fastserve.errors import UnsupportedError
 from fastserve.models.family import ENCODER_DECODER_FAMILIES, ENCODER_FAMILIES
 from fastserve.models.matrices import find_matrices
@@ -44,7 +45,10 @@ def main() -> None:
 def measure(model_type: str, folder: Path, python: Path) -> dict[str, float]:
     """How far llama.cpp's output is from that of transformers, as a share of the range; of logits, the mean
     KL divergence and how often the likeliest token is the same. Nothing of a family that GGUF has not."""
-    expected = save(model_type, folder / "saved", SAID_IN_GGUF.get(model_type))
+    config = {**SAID_IN_GGUF.get(model_type, CONFIGS[model_type])}
+    if model_type in FAMILIES and FAMILIES[model_type].ignores_window:
+        config["sliding_window"] = None
+    expected = save(model_type, folder / "saved", config)
     checkpoint = open_checkpoint(folder / "saved")
     try:
         convert(checkpoint, "gguf", "f32", folder / "written", find_matrices(checkpoint))
