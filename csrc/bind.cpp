@@ -293,12 +293,12 @@ void bind_plan(nb::module_& m) {
       .def(
           "__init__",
           [](AttentionScores* self, float scale, std::optional<int32_t> keys_before, std::optional<int32_t> keys_after,
-             std::optional<float> soft_cap, const FloatTable* bias) {
+             std::optional<float> soft_cap, const FloatTable* bias, int32_t first_key) {
             new (self) AttentionScores{scale, keys_before.value_or(kAllKeys), keys_after.value_or(kAllKeys),
-                                       soft_cap.value_or(0.0f), bias ? bias->values : nullptr};
+                                       soft_cap.value_or(0.0f), bias ? bias->values : nullptr, first_key};
           },
           "scale"_a, nb::kw_only(), "keys_before"_a.none(), "keys_after"_a.none(), "soft_cap"_a.none(),
-          "bias"_a.none());
+          "bias"_a.none(), "first_key"_a = 0);
   nb::class_<Matrix>(m, "Matrix")
       .def(
           "__init__",

@@ -91,6 +91,7 @@ class AttentionScores:
         keys_after: int | None,
         soft_cap: float | None,
         bias: FloatTable | None,
+        first_key: int = 0,
     ) -> None: ...
 
 class Matrix:

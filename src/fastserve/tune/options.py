@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fastserve.errors import OptionError, UnsupportedError
+from fastserve.models.prefix import MAX_PREFIX_TOKENS
 from fastserve.option import check_choice, check_integer, check_number
 
-Method = Literal["full", "head", "last-layers", "lora", "dora", "ia3"]
+Method = Literal["full", "head", "last-layers", "lora", "dora", "ia3", "prefix"]
 Optimizer = Literal["adamw", "sgd", "adafactor", "adamw-8bit"]
 Schedule = Literal["linear", "cosine", "constant", "polynomial", "inverse-sqrt"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -30,11 +31,12 @@ _OF_TEACHERS = (
     "teacher_processes",
 )
 INDIFFERENT = ("teacher_processes",)  # what a run's result does not depend on
-ADAPTER_METHODS = ("lora", "dora", "ia3")
+MIN_MAX_LENGTH = 8  # tokens
+ADAPTER_METHODS = ("lora", "dora", "ia3", "prefix")
 
 # What learns well as a start, by method; adapters are small and take larger steps.
 _LEARNING_RATES = {"full": 5e-5, "last-layers": 1e-4, "head": 1e-3, "lora": 2e-4, "dora": 2e-4}
-_LEARNING_RATES |= {"ia3": 5e-3}
+_LEARNING_RATES |= {"ia3": 5e-3, "prefix": 1e-2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +60,13 @@ class TuneOptions:
         gradient_checkpointing: compute activations again rather than keep them.
         max_length: most tokens of an example; None is what the model takes, up to 512.
         stride: tokens that neighbouring windows of a long text share.
-        method: what is learned: all weights, the head alone, the last `last_layers` with the head, or an
-            adapter, which is merged into the weights at the end.
+        method: what is learned: all weights, the head alone, the last `last_layers` with the head, an
+            adapter, which is merged into the weights at the end, or a prefix: keys and values of every layer,
+            which all texts come after, of a decoder.
         rank, alpha, adapter_dropout: of LoRA and DoRA.
+        prefix_tokens: keys and values that each layer has of a prefix; positions of texts begin there.
+        prefix_projection: a prefix is made by a network of two layers, which learns more steadily and is left
+            out of the result (Li and Liang 2021, arXiv 2101.00190, section 4.3).
         metric: chooses the best checkpoint; None is the task's own first, `loss` where rows have no classes.
         patience: evaluations without a better metric after which to stop; None never stops early.
         eval_steps: steps between evaluations on the dev rows; None is an epoch.
@@ -111,6 +117,8 @@ class TuneOptions:
     rank: int = 8
     alpha: float = 16.0
     adapter_dropout: float = 0.05
+    prefix_tokens: int = 20
+    prefix_projection: bool = False
     metric: str | None = None
     patience: int | None = None
     eval_steps: int | None = None
@@ -142,8 +150,9 @@ class TuneOptions:
         for name in ("max_steps", "patience", "eval_steps", "save_steps"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), low=1)
+        check_integer("prefix_tokens", self.prefix_tokens, low=1, high=MAX_PREFIX_TOKENS)
         if self.max_length is not None:
-            check_integer("max_length", self.max_length, low=8)
+            check_integer("max_length", self.max_length, low=MIN_MAX_LENGTH)
         check_integer("stride", self.stride, low=0)
         check_integer("seed", self.seed, low=0)
         if self.learning_rate is not None:
@@ -159,10 +168,18 @@ class TuneOptions:
         for name, kind in _CHOICES.items():
             check_choice(name, getattr(self, name), get_args(kind))
         if self.keep_zeros and self.is_adapter:
+            why = "no matrix learns" if self.method == "prefix" else "an adapter is added to all of a matrix"
             raise OptionError(
-                f"keep_zeros is not for method={self.method!r}: an adapter is added to all of a matrix",
+                f"keep_zeros is not for method={self.method!r}: {why}",
                 hint="choose full, last-layers or head",
                 option="keep_zeros",
+            )
+        if self.method == "prefix" and self.gradient_checkpointing:
+            raise OptionError(
+                "gradient_checkpointing is not for method='prefix': activations would be computed again"
+                " without the prefix",
+                hint="leave one of the two out",
+                option="gradient_checkpointing",
             )
         check_number("soft_weight", self.soft_weight, 0.0, 1.0)
         check_number("soft_temperature", self.soft_temperature, 0.0, 1000.0, is_low_open=True)
@@ -263,6 +280,7 @@ _NOT_IN_PARTS: Mapping[str, tuple[object, ...]] = {
     "optimizer": ("adafactor", "adamw-8bit"),
     "precision": ("fp16",),
     "keep_zeros": (True,),
+    "method": ("prefix",),
 }
 
 _CHOICES = {

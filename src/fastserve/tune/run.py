@@ -25,7 +25,8 @@ from fastserve.evaluate.training_plot import plot_training
 from fastserve.hub.resolve import resolve
 from fastserve.tune.dependency import check_tune_libraries
 from fastserve.tune.digest import digest_files
-from fastserve.tune.options import INDIFFERENT, TuneOptions
+from fastserve.tune.options import INDIFFERENT, MIN_MAX_LENGTH, TuneOptions
+from fastserve.tune.prefix import check_prefix
 from fastserve.tune.rows import RunRows, read_run_rows
 from fastserve.tune.run_folder import RunFolder
 from fastserve.tune.source_model import SourceModel, load_model, open_source_model, outline_model
@@ -159,6 +160,7 @@ def prepare(
     source = open_source_model(model, resolve(model))
     task_options = _task_options(source, options)
     rows = read_run_rows(task, train, dev, task_options, on_problem=on_problem, report_problem=report_problem)
+    check_prefix(model, source.config, rows.task, options)
     metric = None
     if rows.dev is not None:
         metric = options.metric or rows.task.metrics[0]
@@ -232,6 +234,7 @@ class Run:
 
         from fastserve.tune.adapter import merge_adapter, prepare_weights, save_adapter
         from fastserve.tune.loss import loss_of
+        from fastserve.tune.prefix import take_off_prefix
         from fastserve.tune.trainer import BestWeights, DevRows, Reporter, TaskTrainer
         from fastserve.tune.zeros import KeepZeros
 
@@ -304,12 +307,16 @@ class Run:
             self._write_lines("log.jsonl", log)
             if problems := self.prepared.rows.problems:
                 self._write_lines("problems.jsonl", [problem.to_dict() for problem in problems])
-            adapter = None
+            adapter: Path | None = None
+            prefix: dict[str, Any] = {}
             if self.options.is_adapter:
                 save_adapter(trained, self.folder.path / "adapter")
                 adapter = self.folder.path / "adapter"
+            if self.options.method == "prefix":
+                trained, prefix = take_off_prefix(trained)
+            elif adapter is not None:
                 trained = merge_adapter(trained)
-            self._write(trained, result, scores, adapter)
+            self._write(trained, result, scores, adapter, prefix)
             self.folder.finish(keep=self.options.keep_checkpoints)
         return result
 
@@ -401,7 +408,14 @@ class Run:
         lines = (f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries)
         (self.folder.plots / name).write_text("".join(lines), encoding="utf-8")
 
-    def _write(self, model: Any, result: TuneResult, scores: Scores | None, adapter: Path | None) -> None:
+    def _write(
+        self,
+        model: Any,
+        result: TuneResult,
+        scores: Scores | None,
+        adapter: Path | None,
+        prefix: Mapping[str, Any],
+    ) -> None:
         from fastserve.tune.artifact import write_artifact
         from fastserve.tune.card import write_card
 
@@ -435,19 +449,29 @@ class Run:
             plots=self.folder.plots,
             max_tokens=self.source.limit,
             adapter=adapter,
+            prefix=prefix,
         )
 
 
 def _task_options(source: SourceModel, options: TuneOptions) -> TaskOptions:
-    limit = source.config.get("max_position_embeddings")
-    if options.max_length is not None and limit is not None and options.max_length > limit:
+    limit = source.config.get("max_position_embeddings") or source.config.get("n_positions")
+    num_prefix_tokens = options.prefix_tokens if options.method == "prefix" else 0
+    room = None if limit is None else limit - num_prefix_tokens
+    if room is not None and num_prefix_tokens and room < MIN_MAX_LENGTH:
         raise OptionError(
-            f"max_length={options.max_length} is more than the model's {limit} positions",
-            hint=f"choose at most {limit}",
+            f"prefix_tokens={num_prefix_tokens} leaves texts {max(room, 0)} of the model's {limit} positions",
+            hint=f"choose at most {limit - MIN_MAX_LENGTH}",
+            option="prefix_tokens",
+        )
+    if options.max_length is not None and room is not None and options.max_length > room:
+        beside = f", of which its prefix has {num_prefix_tokens}" if num_prefix_tokens else ""
+        raise OptionError(
+            f"max_length={options.max_length} is more than the model's {limit} positions{beside}",
+            hint=f"choose at most {room}",
             option="max_length",
         )
     return TaskOptions(
-        max_length=options.max_length or source.max_tokens,
+        max_length=options.max_length or source.max_tokens_after(num_prefix_tokens),
         stride=options.stride,
         problem=None if options.problem == "auto" else options.problem,
         instruction=options.instruction,

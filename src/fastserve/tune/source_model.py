@@ -20,6 +20,7 @@ from fastserve.evaluate.task.task import Task
 from fastserve.models.config import EncoderConfig
 from fastserve.models.family import read_config
 from fastserve.models.pooling import Pooling
+from fastserve.models.prefix import read_prefix
 from fastserve.tune.digest import digest_files
 from fastserve.types import JsonObject
 
@@ -56,7 +57,12 @@ class SourceModel:
     @property
     def max_tokens(self) -> int:
         """The longest example by default: what the model takes, up to 512."""
-        return min(self._positions or _MOST_TOKENS, _MOST_TOKENS)
+        return self.max_tokens_after(0)
+
+    def max_tokens_after(self, num_prefix_tokens: int) -> int:
+        """The same behind a prefix, which takes positions."""
+        positions = (self._positions or _MOST_TOKENS + num_prefix_tokens) - num_prefix_tokens
+        return max(min(positions, _MOST_TOKENS), 1)
 
     @property
     def _positions(self) -> int | None:
@@ -91,9 +97,15 @@ def open_source_model(spec: str, path: Path) -> SourceModel:
     """Open the model that `spec` was resolved to.
 
     Raises:
-        CheckpointError, UnsupportedError: as `open_checkpoint`; or it has no tokenizer that is fast.
+        CheckpointError, UnsupportedError: as `open_checkpoint`; or it has no tokenizer that is fast, or a
+            prefix.
     """
     checkpoint = open_checkpoint(path)
+    if read_prefix(checkpoint.config) is not None:
+        raise UnsupportedError(
+            f"{spec} has a tuned prefix, which is not tuned on",
+            hint="tune the model that the prefix was tuned on, which README.md names",
+        )
     return SourceModel(spec, path, checkpoint, _open_tokenizer(checkpoint))
 
 

@@ -365,7 +365,7 @@ def _make_kv_pool(nodes: Sequence[PoolNode], limits: Limits, kv_dtype: KvDtype) 
     heads = {(node.num_heads, node.num_kv_heads, node.head_dim) for node in attentions}
     if len(heads) > 1:
         raise UnsupportedError(f"layers with different heads {sorted(heads)} are not supported")
-    ((_, num_kv_heads, head_dim),) = heads
+    num_kv_heads, head_dim = nodes[0].num_kv_heads, nodes[0].head_dim
     if head_dim > _native.MAX_HEAD_DIM:
         raise UnsupportedError(
             f"heads of {head_dim} dimensions are not supported; the limit is {_native.MAX_HEAD_DIM}"
