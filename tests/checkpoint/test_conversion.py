@@ -20,7 +20,7 @@ from fastserve.checkpoint import Checkpoint, StoredTensor, TensorFormat, open_ch
 from fastserve.checkpoint.conversion import ConvertedWeights, Target
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.convert_checkpoint import convert
-from fastserve.checkpoint.gguf_export import gguf_name, in_pairs
+from fastserve.checkpoint.gguf_modules import find_place
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tokenizer import Tokenizer as OurTokenizer
 from fastserve.errors import OptionError, UnsupportedError
@@ -79,11 +79,14 @@ def assert_library_has_the_same(checkpoint: Checkpoint) -> dict[str, str]:
     library = {tensor.name: tensor for tensor in GGUFReader(checkpoint.path).tensors}
     found = {}
     for name, tensor in checkpoint.tensors.items():
-        theirs = library.pop(str(gguf_name("llama", name)))
+        place = find_place({"model_type": "llama"}, name)
+        assert place is not None
+        theirs = library.pop(place.name)
         values = dequantize(theirs.data, theirs.tensor_type).reshape(tensor.shape)
         expected = to_f32(tensor)
         if (heads := {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])) is not None:
-            expected = in_pairs(expected.view(np.uint8), heads).view(np.float32)
+            halves = expected.reshape(heads, 2, len(expected) // heads // 2, -1)
+            expected = halves.swapaxes(1, 2).reshape(expected.shape)
         assert np.array_equal(values, expected), name
         found[name] = theirs.tensor_type.name
     assert not library
