@@ -117,6 +117,31 @@ def test_weights_that_nobody_shares_are_not_sharded() -> None:
         TuneOptions(shard=True, processes=2, optimizer="adafactor")
 
 
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory, word_tokenizer: Any) -> Path:
+    """A decoder whose heads share keys by two, and have norms of their own."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("qwen3")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(word_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    word_tokenizer.save_pretrained(folder)
+    return folder
+
+
 SHARED_MATRICES = TuneOptions(
     epochs=3,
     batch_size=8,
@@ -170,9 +195,9 @@ def assert_learned_alike(one: TuneResult, two: TuneResult) -> None:
 
 
 def test_processes_that_share_matrices_learn_as_one_does(
-    tiny_decoder: Path, write_rows: WriteRows, tmp_path: Path
+    tiny_qwen3: Path, write_rows: WriteRows, tmp_path: Path
 ) -> None:
-    how: dict[str, Any] = {"model": tiny_decoder, "write_rows": write_rows}
+    how: dict[str, Any] = {"model": tiny_qwen3, "write_rows": write_rows}
     two = replace(SHARED_MATRICES, processes=2, tensor_parallel=2, keep_checkpoints=True)
     results = [
         run_films(tmp_path / "one", SHARED_MATRICES, **how),
@@ -208,7 +233,7 @@ def results_weights(result: TuneResult) -> dict[str, Any]:
         ("tiny_decoder", {"gradient_checkpointing": True}, {"processes": 2, "tensor_parallel": 2}),
         ("tiny_decoder", {}, {"processes": 4, "tensor_parallel": 4}),
         ("tiny_encoder", {}, {"processes": 4, "tensor_parallel": 2}),
-        ("tiny_decoder", {}, {"processes": 4, "tensor_parallel": 2, "shard": True}),
+        ("tiny_qwen3", {}, {"processes": 4, "tensor_parallel": 2, "shard": True}),
     ],
 )
 def test_matrices_batches_and_weights_are_shared_together(
