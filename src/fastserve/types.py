@@ -260,10 +260,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LowRankMatrices:
-    """What an adapter adds to a matrix W [out, in]: up @ down, any scaling included."""
+    """What an adapter makes of the result y [out] = W x + bias of a matrix W [out, in]: factors * y + shifts
+    + up (down x), any scaling included. Without `factors` it is y + up (down x).
+
+    Of a DoRA adapter (arXiv 2402.09353, section 4), the factors are what W's rows are scaled by; where an
+    adapter replaces a layer they are 0.
+    """
 
     down: Float32Array  # [rank, in]
     up: Float32Array  # [out, rank]
+    factors: Float32Array | None = None  # [out]
+    shifts: Float32Array | None = None  # [out], where there are factors
 
 
 class Executable(Protocol):
@@ -307,7 +314,8 @@ class Executable(Protocol):
         of what was there; None empties the slot. Not while a step runs.
 
         Args:
-            matrices: by the name of the tensor that each is added to, which is a linear's; copied.
+            matrices: by the name of the tensor that each is added to, which is a linear's, of an
+                encoder-decoder of either part; copied.
 
         Raises:
             OptionError: there is no such slot, or a matrix has no linear, another shape, or too high a rank.

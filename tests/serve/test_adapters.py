@@ -16,7 +16,7 @@ import pytest
 from encoder_decoder_configs import T5
 from fastserve.cli.main import main
 from fastserve.engine.llm import LLM
-from fastserve.errors import OptionError, UnsupportedError
+from fastserve.errors import CheckpointError, OptionError
 from fastserve.evaluate.random_model import make_byte_tokenizer
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
@@ -43,6 +43,7 @@ def folders(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "writer" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     for seed, name in enumerate("abc"):
         make_stories_adapter(folder / name, stories, seed=seed)
+    make_stories_adapter(folder / "wide", stories, seed=3, rank=80)
     save_bert_head(folder / "vectors", "")
     model = transformers.AutoModel.from_pretrained(folder / "vectors")
     make_adapter(folder / "v", model, "bert", seed=0)
@@ -235,7 +236,7 @@ def test_adapters_of_one_model_keep_no_other_from_being_served(folders: Path, tm
     models = find_models(names, ServeOptions(), engine)
     models.set_up()
     asyncio.run(models.close())
-    with pytest.raises(UnsupportedError, match="'translator' is an encoder-decoder"):
+    with pytest.raises(CheckpointError, match="a is no adapter of the model"):
         find_models(names, ServeOptions(), replace(engine, adapters={"translator:a": folders / "a"})).set_up()
 
 
@@ -249,8 +250,9 @@ def test_generate_takes_an_adapter(
     assert expected["a"].startswith(written)
     assert main([*arguments, "--adapter", str(folders / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
-    assert main([*arguments, "--adapter", str(folders / "a"), "--max-adapter-rank", "2"]) == 2
-    assert "set max_adapter_rank to 4 or more" in capsys.readouterr().err
+    assert main([*arguments, "--adapter", str(folders / "wide")]) == 0  # whatever its rank
+    assert main([*arguments, "--max-adapter-rank", "2"]) == 2
+    assert "no option is named --max-adapter-rank" in capsys.readouterr().err
 
 
 def test_an_adapter_option_that_says_no_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 from fastserve.backends.native import weights
 from fastserve.engine.async_llm import AsyncLLM
@@ -173,3 +176,17 @@ def test_a_body_that_comes_late_but_whole_leaves_the_connection_usable(site) -> 
     said, seconds = site.talk(STRANGER, b"x" * 100 + ASK)
     assert said.count(b"403 Forbidden") == said.count(b"200 OK") == 1
     assert seconds >= IDLE_SECONDS - 0.1
+
+
+def test_while_it_serves_threads_hand_the_interpreter_over_sooner(monkeypatch) -> None:
+    before, during = sys.getswitchinterval(), []
+
+    class Server:
+        def run(self, sockets: object) -> None:
+            during.append(sys.getswitchinterval())
+
+    monkeypatch.setattr(run, "make_server", lambda *_, **__: Server())
+    with socket.socket() as listener:
+        run.serve(FastAPI(), ServeOptions(), listener=listener, tls=None, announce=lambda _: None)
+    assert during == [pytest.approx(run.SWITCH_SECONDS)]
+    assert sys.getswitchinterval() == before

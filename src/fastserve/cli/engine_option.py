@@ -67,7 +67,7 @@ _ENGINE_HELP: Mapping[str, str] = {
     "draft_layers": "Compute only so many of its layers. Only with --speculation draft.",
     "draft_kv_memory": "Memory to keep its past tokens in, such as 64MiB; by default a fourth of what the "
     "model has. Only with --speculation draft.",
-    "adapters": "LoRA adapter, a folder as peft saves it, that is loaded beside the model: requests choose "
+    "adapters": "LoRA or DoRA adapter, a folder as peft saves it, loaded beside the model: requests choose "
     "it as MODEL:NAME. Where several models are served, write MODEL:NAME=DIR. May be given several times.",
     "max_adapters": "Most adapters that completions which run at once may have; requests for others wait. By "
     "default 4, or none where no adapter is named.",

@@ -34,6 +34,7 @@ STEPS: Mapping[str, str] = {
     "lottery": "fastserve.compress.prune.lottery:Lottery",
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
     "mixed": "fastserve.compress.quantize.mixed:Mixed",
+    "qat": "fastserve.compress.quantize.qat:Qat",
     "recover": "fastserve.compress.prune.recover:Recover",
     "rtn": "fastserve.compress.quantize.step:Rtn",
     "smoothquant": "fastserve.compress.quantize.smoothquant:SmoothQuant",

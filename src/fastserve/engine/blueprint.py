@@ -125,8 +125,10 @@ def load_single(
 
 
 def graph_of(model: LoadedModel) -> Graph:
-    """The graph of a model, before any pass."""
-    return _build(model.checkpoint, model.config)
+    """The graph of a model, before any pass; of an encoder-decoder both its graphs."""
+    graph = _build(model.checkpoint, model.config)
+    encoder = build_source_encoder(model.config, model.checkpoint.tensors.keys())
+    return graph if encoder is None else graph.beside(encoder)
 
 
 def _build(checkpoint: Checkpoint, config: ModelConfig) -> Graph:

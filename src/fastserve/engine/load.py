@@ -98,16 +98,10 @@ def read_settings(path: Path) -> TaskSettings:
 def _check_options(config: ModelConfig, options: EngineOptions, name: str) -> None:
     """
     Raises:
-        UnsupportedError: tokens are to be guessed of a model that is no decoder by itself, or there are to
-            be adapters beside it.
+        UnsupportedError: tokens are to be guessed of a model that is no decoder by itself.
     """
     if not isinstance(config, EncoderDecoderConfig):
         return
-    if options.adapters:
-        raise UnsupportedError(
-            f"the model {name!r} is an encoder-decoder, beside which there are no adapters",
-            hint="merge an adapter into a copy: `fastserve convert MODEL --adapter DIR`",
-        )
     if options.speculation != "off":
         raise UnsupportedError(
             f"the model {name!r} is an encoder-decoder, for which there is no"

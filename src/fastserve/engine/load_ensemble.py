@@ -78,7 +78,7 @@ def _open_members(
 
 def _member_options(folder: EnsembleFolder, options: EngineOptions) -> EngineOptions:
     """Members share the memory for keys and values that the options name, and have no adapters."""
-    options = replace(options, adapters=None, max_adapters=0)
+    options = options.without_adapters()
     if options.kv_memory_bytes is None:
         return options
     return replace(options, kv_memory=options.kv_memory_bytes // len(folder.members))

@@ -30,7 +30,8 @@ from fastserve.tune.digest import digest_files
 from fastserve.tune.options import TuneOptions
 from fastserve.tune.rows import RunRows, read_run_rows
 from fastserve.tune.run_folder import RunFolder
-from fastserve.tune.source_model import SourceModel, load_model, open_source_model
+from fastserve.tune.source_model import SourceModel, load_model, open_source_model, outline_model
+from fastserve.tune.weight_change import WeightChange
 from fastserve.types import JsonObject
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class WorkerRequest:
     output: str
     options: TuneOptions
     on_problem: Mapping[str, str] | None
+    change: WeightChange | None
 
 
 def tune_as_worker(
@@ -105,6 +107,7 @@ def tune_as_worker(
         Path(request.output),
         request.options,
         request.on_problem or {},
+        change=request.change,
     )
     return Run(prepared, report, on_evaluate).run(prepared.folder.last_checkpoint(), started)
 
@@ -119,6 +122,7 @@ class PreparedRun:
     metric: str | None
     rows: RunRows
     lineage: JsonObject
+    change: WeightChange | None
 
     @property
     def task(self) -> Task:
@@ -127,8 +131,9 @@ class PreparedRun:
     @property
     def request(self) -> JsonObject:
         """What a run that is resumed must have been asked for too."""
-        names = ("model", "data", "on_problem", "options")
-        return {name: self.lineage[name] for name in names} | {"task": self.task.name}
+        names = ("model", "data", "on_problem", "options", "change")
+        known = {name: self.lineage[name] for name in names if name in self.lineage}
+        return known | {"task": self.task.name}
 
 
 def prepare(
@@ -140,12 +145,15 @@ def prepare(
     options: TuneOptions,
     on_problem: Mapping[str, str],
     *,
+    change: WeightChange | None = None,
     report_problem: Callable[[Problem], None] | None = None,
 ) -> PreparedRun:
     """Check all that can be checked before anything is trained. Arguments and errors as of
     `fastserve.tune.tune`."""
     check_tune_libraries()
     _check_precision(options)
+    if change is not None:
+        _check_change(options)
     if dev is None and (options.metric or options.patience):
         name = "metric" if options.metric else "patience"
         raise OptionError(f"{name} needs dev rows", hint="give them with --dev", option=name)
@@ -156,6 +164,10 @@ def prepare(
     if rows.dev is not None:
         metric = options.metric or rows.task.metrics[0]
         check_metric(rows.task, metric)
+    if options.tensor_parallel > 1:
+        from fastserve.tune.tensor_parallel import tensor_plan
+
+        tensor_plan(outline_model(source, rows.task), options.tensor_parallel)
     check_plot(output.parent)
     lineage = {
         "parent": source.lineage(),
@@ -165,9 +177,10 @@ def prepare(
         "on_problem": dict(on_problem),
         "problems": rows.problem_counts,
         "options": asdict(options),
+        **({} if change is None else {"change": change.to_json()}),
         "versions": _versions(),
     }
-    return PreparedRun(RunFolder(output), source, options, metric, rows, lineage)
+    return PreparedRun(RunFolder(output), source, options, metric, rows, lineage, change)
 
 
 def default_metric(
@@ -238,13 +251,20 @@ class Run:
             callbacks.append(best)
         if self.options.keep_zeros:
             callbacks.append(KeepZeros(model))
+        if self.prepared.change is not None:  # its parameters may be 0, and are not pruned
+            self.prepared.change.apply(model)
         arguments = self._training_arguments(has_dev=dev is not None)
         make_trainer: Callable[..., TaskTrainer] = TaskTrainer
-        if self.options.shard:
-            from fastserve.tune.sharding import ShardedTrainer, shard_model
+        if self.options.has_parts:
+            from fastserve.tune.sharding import ShardedTrainer, cut_model
 
-            shard_model(model, arguments.device)  # asking for the device has processes find each other
-            make_trainer = ShardedTrainer
+            cut = cut_model(
+                model,
+                arguments.device,  # asking for it has processes find each other
+                tensor_parallel=self.options.tensor_parallel,
+                shard=self.options.shard,
+            )
+            make_trainer = partial(ShardedTrainer, cut=cut)
         elif self.options.teacher is not None:
             make_trainer = self._with_teacher(examples)
         trainer = make_trainer(
@@ -274,7 +294,7 @@ class Run:
             resumed_at=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
             problems=self.prepared.rows.problem_counts,
         )
-        if self.options.shard:
+        if self.options.has_parts:
             trained = self._put_together(trained)
         if _is_first_process():
             plot_training(log, self.folder.plots, title=self._title)
@@ -317,7 +337,7 @@ class Run:
         return partial(DistillingTrainer, teacher=teacher, options=self.options)
 
     def _put_together(self, trained: Any) -> Any:
-        """A sharded model whole again, in the first process; the others take part."""
+        """A model in parts whole again, in the first process; the others take part."""
         from fastserve.tune.adapter import prepare_weights
         from fastserve.tune.part import gather_weights
 
@@ -327,6 +347,8 @@ class Run:
         model = load_model(self.source, self.task, dropout=self.options.dropout)
         model = prepare_weights(model, self.task, self.options)
         model.load_state_dict(weights)
+        if hasattr(trained, "config"):
+            model.config.use_cache = trained.config.use_cache  # which the trainer sets
         return model
 
     @property
@@ -360,7 +382,7 @@ class Run:
             output_dir=str(self.folder.checkpoints),
             num_train_epochs=options.epochs,
             max_steps=options.max_steps or -1,
-            per_device_train_batch_size=options.batch_size // (options.accumulation * options.processes),
+            per_device_train_batch_size=options.batch_size // options.num_shares,
             gradient_accumulation_steps=options.accumulation,
             learning_rate=options.peak_learning_rate,
             optim=_OPTIMIZERS[options.optimizer],
@@ -472,6 +494,16 @@ def _check_precision(options: TuneOptions) -> None:
             raise UnsupportedError(
                 "optimizer='adamw-8bit' needs bitsandbytes", hint="pip install bitsandbytes, or choose adamw"
             )
+
+
+def _check_change(options: TuneOptions) -> None:
+    if options.is_adapter or options.shard:
+        name, value = ("method", options.method) if options.is_adapter else ("shard", True)
+        raise OptionError(
+            f"{name}={value!r} does not go with a change of weights: a module must have its whole weight",
+            hint="choose full, last-layers or head, in processes that do not shard",
+            option=name,
+        )
 
 
 def _versions() -> dict[str, str]:

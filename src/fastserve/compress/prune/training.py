@@ -25,18 +25,21 @@ from fastserve.models.family import read_config
 from fastserve.option import check_kind
 from fastserve.tune import TuneOptions, tune
 from fastserve.tune.trainer import Progress
+from fastserve.tune.weight_change import WeightChange
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How pruned models are tuned: zeros are kept.
+    """How working models are tuned: zeros are kept.
 
     Attributes:
         on_problem: what to do about problems of the rows, as of `fastserve.tune.tune`.
+        change: what the model computes with in place of its weights; None: with them.
     """
 
     options: TuneOptions
     on_problem: Mapping[str, str]
+    change: WeightChange | None = None
 
 
 def read_tuning(values: Mapping[str, Any], context: Context | None = None) -> Tuning:
@@ -90,6 +93,7 @@ def tune_model(model: WorkingModel, context: Context, tuning: Tuning, *, step: s
                 output=output,
                 options=tuning.options,
                 on_problem=tuning.on_problem,
+                change=tuning.change,
                 resume=True,
                 report=report,
             )
