@@ -102,8 +102,6 @@ def recipes_of_few_bits(recovery: Mapping[str, Any]) -> dict[str, list[Any]]:
         found[f"rtn{bits}"] = [{"rtn": {"bits": bits}}]
         found[f"gptq{bits}"] = [{"gptq": {"bits": bits}}]
         found[f"qat{bits}"] = [{"qat": {"bits": bits, "tune": dict(recovery)}}]
-        taught = {"bits": bits, "distil": True, "tune": dict(recovery)}
-        found[f"taught-qat{bits}"] = [{"qat": taught}]
     return found
 
 

@@ -213,6 +213,7 @@ def test_models_that_are_not_loaded_are_listed_as_others_are(server) -> None:
 
 def test_who_waits_for_a_model_longer_than_may_be_is_told_so(folder) -> None:
     server = Server(folder, model_wait_seconds=0.1, model_turn_seconds=60)
+    server.post("/admin/models/load", model="one")  # which may take longer than that
     long = {"model": "one", **BODY, "max_tokens": 250, "n": 8}
 
     async def main() -> tuple[httpx.Response, ...]:

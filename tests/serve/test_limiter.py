@@ -177,6 +177,7 @@ def test_who_has_no_tokens_left_is_refused_at_the_door_until_there_is_one(clock)
     with pytest.raises(RateLimitError) as caught:
         limiter.enter(is_work=True)
     assert caught.value.limit == "tokens_per_minute"
+    assert "tokens_per_minute is 60, and used up" in str(caught.value)
     assert caught.value.retry_after_seconds == pytest.approx(2.0)
     limiter.enter(is_work=False)
     clock.seconds += 1.9

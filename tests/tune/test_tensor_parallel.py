@@ -104,6 +104,49 @@ def test_gradients_of_every_family_that_can_be_cut_are_those_of_whole_models(tmp
     spawn(compare, (str(tmp_path / "rendezvous"), models), nprocs=2)
 
 
+def compare_dropout(rank: int, rendezvous: str) -> None:
+    """In each of two processes, of a model whose two heads are alike: what is dropped of them is not, all
+    else is."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from fastserve.tune.tensor_parallel import cut_tensors
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+
+    def is_same_in_both(values: Any) -> bool:
+        found = [torch.empty_like(values) for _ in range(2)]
+        distributed.all_gather(found, values.contiguous())
+        return bool(torch.equal(*found))
+
+    changes = {"num_attention_heads": 2, "hidden_dropout_prob": 0.2, "num_hidden_layers": 1}
+    for rate in (0.0, 0.5):
+        config = {**ENCODERS["bert"], **changes, "attention_probs_dropout_prob": rate}
+        model = random_model(config, "AutoModel").train()
+        attention = model.encoder.layer[0].attention.self
+        with torch.no_grad():
+            for linear in (attention.query, attention.key, attention.value):
+                linear.weight[12:] = linear.weight[:12]
+        cut_tensors(model, init_device_mesh("cpu", (2,)))
+        heads: list[Any] = []
+        attention.register_forward_hook(lambda module, given, made, to=heads: to.append(made[0].detach()))
+        tokens = torch.arange(3, 40).reshape(1, -1)
+        torch.manual_seed(3)
+        for _ in range(2):
+            assert is_same_in_both(model(input_ids=tokens)[0].detach())
+        assert [is_same_in_both(values) for values in heads] == [rate == 0.0] * 2
+        assert not torch.equal(*heads)  # of dropped states of tokens, or, with a rate, of heads
+        assert is_same_in_both(torch.get_rng_state())
+    distributed.destroy_process_group()
+
+
+def test_dropout_is_drawn_for_each_head_and_alike_for_all_that_is_whole(tmp_path: Path) -> None:
+    from torch.multiprocessing import spawn
+
+    spawn(compare_dropout, (str(tmp_path / "rendezvous"),), nprocs=2)
+
+
 def test_a_head_is_cut_where_it_is_a_matrix_of_its_own() -> None:
     def head_style(**changes: Any) -> str | None:
         model = random_model({**LLAMA, **changes}, "AutoModelForCausalLM")

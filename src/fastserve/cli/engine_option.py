@@ -99,7 +99,8 @@ _SAMPLING_HELP: Mapping[str, str] = {
     "stop": "Stop where the model would write this text; may be given several times.",
 }
 _SEARCH_HELP: Mapping[str, str] = {
-    "num_beams": "Search for the likeliest text with so many beams; 1 takes token by token.",
+    "num_beams": "Search for the likeliest text with so many beams; 1 takes token by token. By default what "
+    "an encoder-decoder's own settings say, else 1.",
     "length_penalty": "Of a search: above 0 it favours long texts, below 0 short ones.",
     "early_stopping": "Of a search: whether it ends as soon as there are as many texts as beams; never goes "
     "on as long as a better one could come.",

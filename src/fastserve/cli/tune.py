@@ -71,6 +71,7 @@ _HELP: Mapping[str, str] = {
     "soft_temperature": "That logits are divided by where they are compared with the teacher's.",
     "hidden_weight": "Of the squared error to the teacher's hidden states, which is added to the loss.",
     "attention_weight": "Of the squared error to the teacher's attention maps, which is added to the loss.",
+    "teacher_processes": "On this machine, which share the examples that the teacher is asked about.",
     "layer_map": "The teacher's layer, from 0, that a layer is held to; given once for each layer.",
 }
 

@@ -113,7 +113,8 @@ def _candidates_of(sequence: Sequence, logprobs: TokenLogprobs) -> list[tuple[in
     forced = rules.forced(sequence.num_completion_tokens, sequence.max_tokens)
     if forced is not None:
         return [(forced, 0.0)]
-    return [(id_, logprob) for id_, logprob in logprobs.top if id_ not in rules.suppressed_token_ids]
+    banned = rules.banned(sequence.token_ids[sequence.target_start :])
+    return [(id_, logprob) for id_, logprob in logprobs.top if id_ not in banned]
 
 
 def _child_of(parent: Sequence, sequence_id: int) -> Sequence:

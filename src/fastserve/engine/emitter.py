@@ -10,7 +10,7 @@ from itertools import accumulate, chain
 from fastserve.engine.admission import Admission
 from fastserve.engine.beam_search import BeamSearch, Hypothesis
 from fastserve.engine.beams import Beams
-from fastserve.engine.completion import NO_ALLOWED_TOKEN, NO_TOKEN, Chunk, TokenLogprobs
+from fastserve.engine.completion import NO_ALLOWED_TOKEN, NO_BEAM, NO_TOKEN, Chunk, TokenLogprobs
 from fastserve.engine.schedule import Scheduler
 from fastserve.engine.sequence import Sequence
 from fastserve.engine.text import MakeDecoder
@@ -174,7 +174,9 @@ class Emitter:
         """The chunks of what a search has found; with an `error`, of as many completions that have none."""
         beams, transcripts = self._beams.pop(request_id), list(self._requests[request_id])
         name, params = transcripts[0].request_name, transcripts[0].sequence.params
-        found = beams.search.best(params.n) if error is None else [Hypothesis(0.0, ())]
+        found = beams.search.best(params.n) if error is None else []
+        if not found:
+            found, error = [Hypothesis(0.0, ())], error or NO_BEAM
         found += found[-1:] * (params.n - len(found))  # where a model's rules leave nothing else
         for index, hypothesis in enumerate(found):
             sequence = beams.completed(hypothesis, seed=(beams.sequences[0].seed + index) % 2**64)

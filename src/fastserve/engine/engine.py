@@ -115,6 +115,9 @@ class Engine:
             block_size=executable.block_size,
             num_eos_tokens=len(eos_token_ids),
             target_rules=target_rules,
+            source_vocab_size=executable.source_vocab_size
+            if target_rules is not None and isinstance(executable, SourceExecutable)
+            else None,
         )
         self._target_rules = target_rules
         self._eos_token_ids = frozenset(eos_token_ids)
@@ -190,6 +193,7 @@ class Engine:
             check_number("timeout_ms", timeout_ms, 0, MOST_TIMEOUT_MS, is_low_open=True)
         self._capability.check_tenant(tenant)
         class_index = self._capability.class_index(priority_class)
+        params = self._with_search(params)
         max_tokens = self._capability.check(prompt_ids, params)
         self._admission.check_queue()
         now = self._clock()
@@ -207,7 +211,7 @@ class Engine:
                 max_tokens=max_tokens,
                 source=source,
                 target_rules=self._target_rules,
-                num_candidates=0 if search is None else search.num_candidates + self._num_suppressed,
+                num_candidates=0 if search is None else search.num_candidates + self._num_spare,
                 params=params,
                 seed=(seed + index) % 2**64,
                 guide=guide if guide is None or index == 0 else guide.fork(),
@@ -238,10 +242,17 @@ class Engine:
         return source, [*prompt_ids, *[start] * (source.num_slots - len(prompt_ids)), start]
 
     @property
-    def _num_suppressed(self) -> int:
-        return len(self._target_rules.suppressed_token_ids) if self._target_rules else 0
+    def _num_spare(self) -> int:
+        return self._target_rules.num_spare if self._target_rules else 0
+
+    def _with_search(self, params: SamplingParams) -> SamplingParams:
+        """With the model's own search where they leave it to the model."""
+        if self._target_rules is not None:
+            return self._target_rules.with_search(params)
+        return replace(params, num_beams=1) if params.num_beams is None else params
 
     def _make_search(self, params: SamplingParams, max_tokens: int) -> BeamSearch | None:
+        assert params.num_beams is not None
         if params.num_beams == 1:
             return None
         return BeamSearch(

@@ -14,7 +14,6 @@ from fastserve.errors import RateLimitError
 from fastserve.serve.key_file import Terms
 
 _FIRST_COMPLETION_TOKENS = 256.0  # that a completion is expected to have, as long as none has ended
-_LEAST_TOKENS = 1  # that any work takes
 _MEMORY = 0.9  # of the mean over completions: the last ten or so count
 
 
@@ -105,12 +104,9 @@ class Limiter:
         now = self._clock()
         if is_work:
             self._check_running()
-            self._check_tokens(_LEAST_TOKENS, now)
+            self._check_left("tokens_per_minute", self._tokens, now)
+        self._check_left("requests_per_minute", self._requests, now)
         if self._requests is not None:
-            seconds = self._requests.seconds_until(1, now)
-            if seconds:
-                limit = "requests_per_minute"
-                raise self._error(limit, f"{limit} is {self.terms.requests_per_minute}, and used up", seconds)
             self._requests.take(1, now)
 
     @contextmanager
@@ -163,6 +159,12 @@ class Limiter:
         if most is not None and self.num_running >= most:
             text = f"{self.num_running} of its requests are under way; max_concurrent is {most}"
             raise self._error("max_concurrent", text, 1.0)
+
+    def _check_left(self, limit: str, bucket: TokenBucket | None, now: float) -> None:
+        """That there is one left at least, which is what any request takes."""
+        seconds = 0.0 if bucket is None else bucket.seconds_until(1, now)
+        if seconds:
+            raise self._error(limit, f"{limit} is {getattr(self.terms, limit)}, and used up", seconds)
 
     def _check_tokens(self, wanted: float, now: float) -> None:
         if self._tokens is None:

@@ -21,7 +21,15 @@ ClassWeights = Literal["none", "balanced"]
 Problem = Literal["auto", "single-label", "multi-label", "regression"]
 Device = Literal["auto", "cpu"]
 
-_OF_TEACHERS = ("soft_weight", "soft_temperature", "hidden_weight", "attention_weight", "layer_map")
+_OF_TEACHERS = (
+    "soft_weight",
+    "soft_temperature",
+    "hidden_weight",
+    "attention_weight",
+    "layer_map",
+    "teacher_processes",
+)
+INDIFFERENT = ("teacher_processes",)  # what a run's result does not depend on
 ADAPTER_METHODS = ("lora", "dora", "ia3")
 
 # What learns well as a start, by method; adapters are small and take larger steps.
@@ -77,6 +85,8 @@ class TuneOptions:
             maps, which is added to the loss.
         layer_map: for each layer, the one of the teacher, from 0, that it is held to by those two; None
             spreads the teacher's layers evenly, the last to the last.
+        teacher_processes: on this machine, which share the examples whose outputs are computed; each has a
+            teacher of its own. What is kept is the same, bit for bit on a CPU with as many threads in each.
     """
 
     epochs: float = 3.0
@@ -121,10 +131,13 @@ class TuneOptions:
     hidden_weight: float = 0.0
     attention_weight: float = 0.0
     layer_map: tuple[int, ...] | None = None
+    teacher_processes: int = 1
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, 0.0, 10_000.0, is_low_open=True)
-        for name in ("batch_size", "accumulation", "last_layers", "rank", "processes", "tensor_parallel"):
+        for name in ("batch_size", "accumulation", "last_layers", "rank"):
+            check_integer(name, getattr(self, name), low=1)
+        for name in ("processes", "tensor_parallel", "teacher_processes"):
             check_integer(name, getattr(self, name), low=1)
         for name in ("max_steps", "patience", "eval_steps", "save_steps"):
             if getattr(self, name) is not None:
@@ -216,6 +229,12 @@ class TuneOptions:
                 f"hidden_weight and attention_weight are not for method={self.method!r}",
                 hint="choose full, last-layers or head",
                 option="method",
+            )
+        if self.teacher_processes > 1 and (self.hidden_weight or self.attention_weight):
+            raise OptionError(
+                "teacher_processes is not for hidden states and attention maps, which are not kept on disk",
+                hint="leave it out, or hidden_weight and attention_weight",
+                option="teacher_processes",
             )
 
     @property

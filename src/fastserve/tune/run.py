@@ -19,15 +19,13 @@ from fastserve.data.problem import Problem
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
 from fastserve.evaluate.task.embedding import Embedding
-from fastserve.evaluate.task.generation import Generation
-from fastserve.evaluate.task.multiple_choice import MultipleChoice
 from fastserve.evaluate.task.table import TaskOptions, check_metric
-from fastserve.evaluate.task.task import Examples, Scores, Task
+from fastserve.evaluate.task.task import Scores, Task
 from fastserve.evaluate.training_plot import plot_training
 from fastserve.hub.resolve import resolve
 from fastserve.tune.dependency import check_tune_libraries
 from fastserve.tune.digest import digest_files
-from fastserve.tune.options import TuneOptions
+from fastserve.tune.options import INDIFFERENT, TuneOptions
 from fastserve.tune.rows import RunRows, read_run_rows
 from fastserve.tune.run_folder import RunFolder
 from fastserve.tune.source_model import SourceModel, load_model, open_source_model, outline_model
@@ -130,10 +128,11 @@ class PreparedRun:
 
     @property
     def request(self) -> JsonObject:
-        """What a run that is resumed must have been asked for too."""
-        names = ("model", "data", "on_problem", "options", "change")
+        """What a run that is resumed must have been asked for too: all that its result depends on."""
+        names = ("model", "data", "on_problem", "change")
         known = {name: self.lineage[name] for name in names if name in self.lineage}
-        return known | {"task": self.task.name}
+        options = {name: value for name, value in self.lineage["options"].items() if name not in INDIFFERENT}
+        return known | {"options": options, "task": self.task.name}
 
 
 def prepare(
@@ -266,7 +265,11 @@ class Run:
             )
             make_trainer = partial(ShardedTrainer, cut=cut)
         elif self.options.teacher is not None:
-            make_trainer = self._with_teacher(examples)
+            from fastserve.tune.teaching import taught_trainer
+
+            make_trainer = taught_trainer(
+                self.options, self.task, self.source, examples, self.folder, is_first=_is_first_process()
+            )
         trainer = make_trainer(
             model=model,
             args=arguments,
@@ -309,32 +312,6 @@ class Run:
             self._write(trained, result, scores, adapter)
             self.folder.finish(keep=self.options.keep_checkpoints)
         return result
-
-    def _with_teacher(self, examples: Examples) -> Callable[..., TaskTrainer]:
-        """What makes a trainer that learns from the options' teacher, whose outputs are on disk then."""
-        from fastserve.tune.distillation import DistillingTrainer
-        from fastserve.tune.teacher import LogitCache, Teacher, open_teacher
-
-        assert self.options.teacher is not None
-        teaches_layers = bool(self.options.hidden_weight or self.options.attention_weight)
-        has_targets = isinstance(self.task, Generation) and self.task.is_encoder_decoder
-        if teaches_layers and (has_targets or isinstance(self.task, Embedding | MultipleChoice)):
-            kind = "encoder-decoders" if has_targets else self.task.name
-            raise UnsupportedError(
-                f"hidden_weight and attention_weight are not for {kind}: a row is several texts to the model",
-                hint="leave them out: soft_weight compares what comes of all",
-            )
-        teacher = open_teacher(self.options.teacher, self.task, self.source)
-        # The cache tells an example's logits from padding by its source; a target has a length of its own.
-        if not (teaches_layers or has_targets):
-            cache = LogitCache.make(
-                teacher,
-                examples.features,
-                self.folder.path / "teacher",
-                pad_token_id=self.source.tokenizer.pad_token_id,
-            )
-            teacher = Teacher(teacher.model, teacher.columns, cache)
-        return partial(DistillingTrainer, teacher=teacher, options=self.options)
 
     def _put_together(self, trained: Any) -> Any:
         """A model in parts whole again, in the first process; the others take part."""
@@ -497,11 +474,12 @@ def _check_precision(options: TuneOptions) -> None:
 
 
 def _check_change(options: TuneOptions) -> None:
-    if options.is_adapter or options.shard:
-        name, value = ("method", options.method) if options.is_adapter else ("shard", True)
+    if options.is_adapter or options.has_parts:
+        name = "method" if options.is_adapter else "shard" if options.shard else "tensor_parallel"
         raise OptionError(
-            f"{name}={value!r} does not go with a change of weights: a module must have its whole weight",
-            hint="choose full, last-layers or head, in processes that do not shard",
+            f"{name}={getattr(options, name)!r} does not go with a change of weights: a module must have its"
+            " whole weight",
+            hint="choose full, last-layers or head, and processes that share each batch alone",
             option=name,
         )
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from torch.distributed import all_reduce, barrier, get_rank, get_world_size
+from torch.distributed import ReduceOp, all_reduce, barrier, get_rank, get_world_size
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -123,11 +123,10 @@ class ShardedTrainer(TaskTrainer):
                 all_reduce(gradient, group=cut.tensor.get_group())
         if cut.data.size() > 1 and not cut.is_sharded:
             for gradient in _gradients(self.model.parameters()):
-                all_reduce(gradient, group=cut.data.get_group())
-                gradient /= cut.data.size()
+                all_reduce(gradient, ReduceOp.AVG, group=cut.data.get_group())
 
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
-        """They begin alike, and `_add_up_gradients` keeps them so; gloo has no mean, which this asks for."""
+        """They begin alike, and `_add_up_gradients` keeps them so; a mean over all would be no sum."""
 
     def score_dev(self) -> Scores:
         scores = super().score_dev()

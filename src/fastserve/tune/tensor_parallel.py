@@ -6,10 +6,12 @@ Which matrices are cut, and how, is a plan: that of `transformers`, where a fami
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate
@@ -29,6 +31,8 @@ _SUMMED = "replicated_with_grad_allreduce"
 """Of what is whole in each process, and sees the heads of that process alone: its gradient is a summand."""
 
 # In the words of `transformers`; `colwise` cuts a linear layer's outputs, `rowwise` its inputs.
+_QUERIES = ("q_proj", "query", "q_lin", "query_key_value")  # an attention is what one of them is of
+_DROPOUT_OF_HEADS = ("attention_dropout", "attention_probs_dropout_prob")  # keys of a config
 _COLWISE = ("colwise", "colwise_gather_output")
 _ROWWISE = ("rowwise", "rowwise_split_input")
 
@@ -101,7 +105,8 @@ def tensor_plan(model: Any, size: int) -> Plan:
 
 
 def cut_tensors(model: Any, mesh: DeviceMesh) -> list[nn.Module]:
-    """Cut a model's matrices by its plan among the processes of a mesh of one dimension.
+    """Cut a model's matrices by its plan among the processes of a mesh of one dimension. All must have drawn
+    the same random numbers up to now, and do so from now on.
 
     Returns the modules of whose gradients each process has a summand.
     """
@@ -111,7 +116,30 @@ def cut_tensors(model: Any, mesh: DeviceMesh) -> list[nn.Module]:
     parallelize_module(model, mesh, styles)
     for name in frozen:
         model.get_parameter(name).requires_grad = False
+    if any(getattr(model.config, name, 0.0) for name in _DROPOUT_OF_HEADS):
+        for name, style in plan.items():
+            parent, _, leaf = name.rpartition(".")
+            if leaf in _QUERIES and style == "colwise":
+                _draw_for_own_heads(model.get_submodule(parent), mesh.get_local_rank())
     return [model.get_submodule(name) for name, style in plan.items() if style == _SUMMED]
+
+
+def _draw_for_own_heads(attention: nn.Module, rank: int) -> None:
+    """What an attention drops is drawn for the heads of this process alone, which else would be what is
+    dropped of the others'; all processes go on with the same random numbers afterwards."""
+    forward = attention.forward
+
+    @functools.wraps(forward)
+    def draw_and_run(*arguments: Any, **more: Any) -> Any:
+        if not attention.training:
+            return forward(*arguments, **more)
+        seed = int(torch.randint(2**62, ()))
+        device = next(attention.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed + rank)
+            return forward(*arguments, **more)
+
+    attention.forward = draw_and_run
 
 
 def _rowwise_split_input() -> ParallelStyle:

@@ -244,6 +244,11 @@ class NativeExecutable:
         return self._bounds.vocab_size
 
     @property
+    def source_vocab_size(self) -> int:
+        assert self._encoder is not None, "the model has no encoder"
+        return self._encoder.plain.bounds.vocab_size
+
+    @property
     def block_bytes(self) -> int:
         return self._kv_pool.block_bytes
 

@@ -142,6 +142,11 @@ class TorchExecutable:
         return self._bounds.vocab_size
 
     @property
+    def source_vocab_size(self) -> int:
+        assert self._encoder is not None, "the model has no encoder"
+        return self._encoder.bounds.vocab_size
+
+    @property
     def block_bytes(self) -> int:
         return sum(2 * layer.keys[: self.block_size].nbytes for layer in self._kv.values())
 

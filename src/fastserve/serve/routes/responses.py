@@ -69,7 +69,7 @@ def responses_router(service: Service) -> APIRouter:
                     skip_special_tokens=prompt.skip_special_tokens,
                 )
                 writer = ResponseFormat(
-                    LogprobWriter(llm.model.tokenizer),
+                    LogprobWriter(llm.model.target_tokenizer),
                     ResponseOutput(prompt.tools),
                     response=_new_document(body, asked),
                     messages=messages,
