@@ -86,6 +86,11 @@ class Recipe:
     def calibrates(self) -> bool:
         return any(named.step.calibrates for named in self.steps)
 
+    @property
+    def tunes(self) -> bool:
+        """Whether a step takes rows to tune on: such a step has the option `tune`."""
+        return any("tune" in options_of(named.name) for named in self.steps)
+
     def to_json(self) -> JsonObject:
         """What `parse_recipe` reads again."""
         return {
