@@ -457,7 +457,7 @@ def _task_options(source: SourceModel, options: TuneOptions) -> TaskOptions:
     limit = source.config.get("max_position_embeddings") or source.config.get("n_positions")
     num_prefix_tokens = options.prefix_tokens if options.method == "prefix" else 0
     room = None if limit is None else limit - num_prefix_tokens
-    if room is not None and num_prefix_tokens and room < MIN_MAX_LENGTH:
+    if limit is not None and room is not None and num_prefix_tokens and room < MIN_MAX_LENGTH:
         raise OptionError(
             f"prefix_tokens={num_prefix_tokens} leaves texts {max(room, 0)} of the model's {limit} positions",
             hint=f"choose at most {limit - MIN_MAX_LENGTH}",
