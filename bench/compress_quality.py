@@ -2,6 +2,7 @@
 
 Windows are of the first half of the text, the same for all, and calibration of the second. Weights are what
 methods give, dequantized; activations are float32, but for W8A8, where each token's are rounded to int8.
+`qat` learns from the model's own probabilities on paragraphs of the half that calibrates.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ GRIDS = {
     "3 bits, groups of 64": {"bits": 3, "group_size": 64},
     "3 bits, rows": {"bits": 3, "granularity": "channel"},
     "8 bits, rows": {"bits": 8},
+    "2 bits, rows": {"bits": 2, "granularity": "channel"},
 }
 # Weights and activations of int8, without and with smoothing.
 W8A8: dict[str, list[Any]] = {
@@ -51,14 +53,27 @@ METHODS: dict[str, dict[str, Any]] = {
     "gptq": {"step": "gptq"},
     "awq": {"step": "awq"},
     "gptq, in order": {"step": "gptq", "act_order": False},
+    "qat": {
+        "step": "qat",
+        "distil": True,
+        "tune": {
+            "device": "cpu",
+            "epochs": 1,
+            "learning_rate": 1e-3,
+            "max_length": 256,
+            "soft_weight": 1.0,
+            "soft_temperature": 1.0,
+        },
+    },
 }
+_LEAST_WORDS, _MOST_CHARACTERS = 21, 700  # of a paragraph that is learned
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--grids", nargs="*", default=list(GRIDS)[:4], choices=list(GRIDS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS)[:6], choices=list(METHODS))
     parser.add_argument("--w8a8", nargs="*", default=[], choices=list(W8A8), help="both of int8, by these")
     parser.add_argument("--folder", type=Path, help="and a model that was compressed elsewhere")
     parser.add_argument("--kv", action="store_true", help="and keys and values of int8")
@@ -87,6 +102,7 @@ class Bench:
         self.path = Path(arguments.model) if Path(arguments.model).exists() else resolve(arguments.model)
         self.folder = folder
         self.threads = arguments.threads
+        self.train = folder / "train.jsonl"
         checkpoint = open_checkpoint(self.path)
         self.model = WorkingModel(checkpoint=checkpoint)
         evaluated, calibrated = split_text(folder)
@@ -96,6 +112,7 @@ class Bench:
         self.calibration = calibration_tokens(
             checkpoint, calibrated, num_sequences=arguments.sequences, length=arguments.length, seed=0
         )
+        write_paragraphs(calibrated, self.train)
         self.base = self.losses(checkpoint)
         self.results: dict[str, Any] = {"float32": {"perplexity": perplexity(self.base)}}
 
@@ -106,6 +123,7 @@ class Bench:
             scratch=Path(tempfile.mkdtemp(dir=self.folder)),
             calibration=self.calibration,
             threads=self.threads,
+            train=self.train,
         )
         start = time.perf_counter()
         model = self.model
@@ -196,6 +214,13 @@ def split_text(folder: Path) -> tuple[Path, Path]:
     for half, part in zip(halves, (lines[: len(lines) // 2], lines[len(lines) // 2 :]), strict=True):
         half.write_text("".join(part), encoding="utf-8")
     return halves
+
+
+def write_paragraphs(text: Path, rows: Path) -> None:
+    """The longer lines of a text as rows."""
+    lines = (line.strip() for line in text.read_text(encoding="utf-8").splitlines())
+    chosen = [line[:_MOST_CHARACTERS] for line in lines if len(line.split()) >= _LEAST_WORDS]
+    rows.write_text("".join(f"{json.dumps({'text': line})}\n" for line in chosen), encoding="utf-8")
 
 
 def perplexity(losses: NDArray[np.float64]) -> float:

@@ -140,6 +140,17 @@ def test_an_interrupted_run_ends_in_the_same_codes(
         np.testing.assert_array_equal(all_values(resumed)[name], values, err_msg=name)
 
 
+@pytest.mark.slow
+def test_two_processes_come_to_the_codes_of_one(tiny_encoder: Path, context: Context) -> None:
+    found = []
+    for processes in (1, 2):
+        step = Qat(bits=3, granularity="channel", tune=TUNE | KEPT | {"dropout": 0.0, "processes": processes})
+        found.append(all_values(step.run(open_working_model(tiny_encoder), context)))
+    one, two = found
+    for name, values in one.items():
+        assert two[name] == pytest.approx(values, abs=1e-5), name
+
+
 def test_pruned_weights_stay_zero_in_the_codes(tiny_encoder: Path, context: Context) -> None:
     pruned = Magnitude(sparsity=0.5).run(open_working_model(tiny_encoder), context)
     model = Qat(bits=4, granularity="channel", tune=TUNE | KEPT).run(pruned, context)
