@@ -50,7 +50,8 @@ struct AttentionInputs {
             scores.soft_cap,
             scores.bias ? scores.bias->data() : nullptr,
             AttentionScores::bias_stride(max_context),
-            max_context - 1};
+            max_context - 1,
+            scores.first_key};
   }
 };
 
@@ -136,7 +137,7 @@ class AttentionCall : public StripCall {
     Cost total;
     for (const AttentionTask& task : inputs_.schedule(step).tasks) {
       const int32_t last = task.first_position + task.num_rows - 1;
-      const int32_t first = std::max(0, task.first_position - inputs_.scores.keys_before);
+      const int32_t first = std::max(inputs_.scores.first_key, task.first_position - inputs_.scores.keys_before);
       const int32_t seen = last + 1 + std::min(inputs_.scores.keys_after, task.context_length - 1 - last);
       const int32_t begin = std::max(task.first_split * kSplit, first), end = std::min(task.end_split * kSplit, seen);
       const int64_t keys = std::max(0, end - begin);

@@ -261,7 +261,10 @@ void set_adapter(AdapterTable& table, int32_t slot, const Weight& down, const nb
   std::vector<AdapterTable::Part> found;
   for (nb::handle part : parts) {
     const auto first_row = nb::cast<int32_t>(part[0]), first_rank = nb::cast<int32_t>(part[1]);
-    found.push_back({first_row, first_rank, &nb::cast<const Weight&>(part[2])});
+    const auto factors = nb::cast<std::optional<Floats>>(part[3]), shifts = nb::cast<std::optional<Floats>>(part[4]);
+    found.push_back({first_row, first_rank, &nb::cast<const Weight&>(part[2]),
+                     factors ? to_vector(*factors) : std::vector<float>{},
+                     shifts ? to_vector(*shifts) : std::vector<float>{}});
   }
   table.set(slot, down, std::move(found));
 }
@@ -290,12 +293,12 @@ void bind_plan(nb::module_& m) {
       .def(
           "__init__",
           [](AttentionScores* self, float scale, std::optional<int32_t> keys_before, std::optional<int32_t> keys_after,
-             std::optional<float> soft_cap, const FloatTable* bias) {
+             std::optional<float> soft_cap, const FloatTable* bias, int32_t first_key) {
             new (self) AttentionScores{scale, keys_before.value_or(kAllKeys), keys_after.value_or(kAllKeys),
-                                       soft_cap.value_or(0.0f), bias ? bias->values : nullptr};
+                                       soft_cap.value_or(0.0f), bias ? bias->values : nullptr, first_key};
           },
           "scale"_a, nb::kw_only(), "keys_before"_a.none(), "keys_after"_a.none(), "soft_cap"_a.none(),
-          "bias"_a.none());
+          "bias"_a.none(), "first_key"_a = 0);
   nb::class_<Matrix>(m, "Matrix")
       .def(
           "__init__",

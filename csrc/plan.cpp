@@ -116,7 +116,7 @@ void Plan::embedding(IdSource ids, const Weight& weight, Matrix out, int32_t off
   const int32_t num_ids = ids == IdSource::token_ids   ? limits_.vocab_size
                           : ids == IdSource::positions ? limits_.max_context
                                                        : limits_.num_token_types;
-  check_range("offset of an embedding", offset, 0, weight.packed().rows - 1);
+  check_range("offset of an embedding", offset, -num_ids, weight.packed().rows - 1);
   check_range("ids of an embedding", num_ids, 1, weight.packed().rows - offset);
   add_call(std::make_unique<EmbeddingCall>(ids, weight, offset, scale, out));
 }
@@ -279,6 +279,7 @@ void Plan::add_attention(const AttentionInputs& inputs, Matrix out) {
               inputs.q.width % (static_cast<int64_t>(kv.num_kv_heads) * kv.head_dim), 0);
   check_range("keys that a row sees before it", inputs.scores.keys_before, 0, kAllKeys);
   check_range("keys that a row sees after it", inputs.scores.keys_after, 0, kAllKeys);
+  check_range("first key that is seen", inputs.scores.first_key, 0, limits_.max_context - 1);
   if (inputs.scores.bias)
     check_equal("floats of a relative bias", static_cast<int64_t>(inputs.scores.bias->size()),
                 static_cast<int64_t>(inputs.num_heads()) * AttentionScores::bias_stride(limits_.max_context));

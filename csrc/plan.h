@@ -41,7 +41,7 @@ class Plan {
   Plan(int64_t arena_bytes, const PlanLimits& limits, const Kernels& kernels, ThreadPool& pool);
   ~Plan();
 
-  // Rows id + offset of the weight, times `scale`.
+  // Rows id + offset of the weight, times `scale`; the first one where that is less than 0.
   void embedding(IdSource ids, const Weight& weight, Matrix out, int32_t offset = 0, float scale = 1.0f);
   void linear(Matrix x, const Weight& weight, std::vector<float> bias, Matrix out);
   // Of rows with an adapter: out = down * x, and out += up * low.

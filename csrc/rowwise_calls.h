@@ -61,7 +61,7 @@ class EmbeddingCall : public RowwiseCall {
     const int32_t* ids = ids_ == IdSource::token_ids   ? step.batch.token_ids
                          : ids_ == IdSource::positions ? step.batch.positions
                                                        : step.token_types.data();
-    step.kernels.embedding(weight_.packed(), ids[row] + offset_, out);
+    step.kernels.embedding(weight_.packed(), std::max(ids[row] + offset_, 0), out);
     if (scale_ != 1.0f) step.kernels.scale(out, scale_, out_.width, out);
   }
 

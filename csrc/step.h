@@ -123,6 +123,7 @@ struct AttentionScores {
   int32_t keys_before = kAllKeys, keys_after = 0;
   float soft_cap = 0;  // 0: none
   RopeTables::Table bias = nullptr;
+  int32_t first_key = 0;  // slots before it are empty
 
   static int32_t bias_stride(int32_t max_context) { return 2 * max_context - 1 + kBiasPadding; }
 };

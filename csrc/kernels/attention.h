@@ -416,11 +416,11 @@ static void attention_rows(const AttentionArgs& a, const AttentionTask& t, int32
     float* query = queries + r * width;
     turn(a, a.q + (t.first_row + token) * a.q_stride + (int64_t)query_head * a.kv.head_dim, position, query);
     map(query, a.kv.head_dim, query, [&](F32 x) { return mul(x, set1(a.scale)); });
-    firsts[r] = greater(0, position - a.keys_before);
+    firsts[r] = greater(a.first_key, position - a.keys_before);
     limits[r] = lesser(a.keys_after, t.context_length - 1 - position) + position + 1;
     if (a.bias) biases[r] = a.bias + query_head * a.bias_stride + a.bias_reach - position;
   }
-  const bool is_within = most(firsts, num_rows) > 0;  // a window
+  const bool is_within = most(firsts, num_rows) > 0;  // a window, or empty slots
   const QueryRows rows = {num_rows, width,  queries,  is_within ? begins : nullptr,
                           ends,     a.bias ? biases : nullptr, scores,   converted};
   const int32_t end_key = lesser(most(limits, num_rows), t.end_split * kSplit);

@@ -158,6 +158,7 @@ struct AttentionArgs {
   const float* bias;  // null: none; else [num_heads][bias_stride], added to scores by key position - query position
   int64_t bias_stride;
   int32_t bias_reach;  // column of distance 0
+  int32_t first_key;   // of all that are seen: slots before it are empty
 };
 
 // Rows first_row .. first_row + num_rows of one sequence against the splits [first_split, end_split) of its keys.

@@ -91,6 +91,7 @@ class AttentionScores:
         keys_after: int | None,
         soft_cap: float | None,
         bias: FloatTable | None,
+        first_key: int = 0,
     ) -> None: ...
 
 class Matrix:
@@ -119,7 +120,12 @@ class KvPool:
 
 class AdapterTable:
     def __init__(self, num_slots: int, rows: int, depth: int, max_ranks: int) -> None: ...
-    def set(self, slot: int, down: Weight, parts: Sequence[tuple[int, int, Weight]]) -> None: ...
+    def set(
+        self,
+        slot: int,
+        down: Weight,
+        parts: Sequence[tuple[int, int, Weight, NDArray[np.float32] | None, NDArray[np.float32] | None]],
+    ) -> None: ...
     def clear(self, slot: int) -> None: ...
 
 class Plan:

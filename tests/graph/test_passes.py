@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from decoder_configs import GEMMA3, GPT2, OPT
 from fastserve.backends.torch.executable import compile_torch
 from fastserve.graph.builder import GraphBuilder
 from fastserve.graph.check import check_graph
@@ -16,10 +17,11 @@ from fastserve.graph.passes import (
     drop_dead_nodes,
     fuse_add_norm,
     hoist_gather_rows,
+    leave_slots_empty,
     merge_linears,
     optimize,
 )
-from fastserve.types import Float32Array, Limits
+from fastserve.types import Batch, Float32Array, Limits
 from parity import Run, make_batch
 from tiny_models import BERT_CONFIG, LLAMA_CONFIG, random_parameters, tiny_graph
 
@@ -226,3 +228,27 @@ def test_soft_caps_and_scales_run_for_output_rows_only() -> None:
     graph = b.finish(logits=b.gather_rows(b.soft_cap(b.scale(x, 0.5), 30.0)))
     rows = dict(op_rows(hoist_gather_rows(graph)))
     assert (rows["linear"], rows["scale"], rows["soft_cap"]) == (Rows.OUTPUTS,) * 3
+
+
+@pytest.mark.parametrize("config", [LLAMA_CONFIG, GPT2, OPT, GEMMA3], ids=lambda config: config["model_type"])
+def test_texts_after_empty_slots_are_computed_as_those_without(config: dict[str, object]) -> None:
+    graph, token_ids = tiny_graph(config), np.array([5, 1, 96, 7, 3, 60], np.int32)
+    parameters = random_parameters(graph)
+
+    def run(graph: Graph, first_slot: int) -> Float32Array:
+        executable = compile_torch(graph, parameters, limits=Limits(num_blocks=4), block_size=4)
+        executable._kv[0].keys.fill_(1e3)  # what is in the empty slots is not seen
+        slots = np.arange(first_slot, first_slot + len(token_ids), dtype=np.int32)
+        batch = Batch(
+            token_ids=token_ids,
+            positions=slots,
+            sequence_starts=np.array([0, len(token_ids)], np.int32),
+            context_lengths=np.array([first_slot + len(token_ids)], np.int32),
+            block_tables=np.array([[2, 0, 3]], np.int32),
+            output_rows=np.arange(len(token_ids), dtype=np.int32),
+        )
+        return executable.run(batch).outputs["logits"]
+
+    moved = leave_slots_empty(graph, 3)
+    check_graph(moved)
+    np.testing.assert_allclose(run(optimize(moved), 3), run(graph, 0), rtol=1e-4, atol=1e-5)

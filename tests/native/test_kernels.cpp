@@ -516,7 +516,7 @@ struct Attention {
     for (int r = 0; r < num_rows; ++r)
       for (int h = 0; h < heads; ++h) {
         const int position = context - num_rows + r, kv_column = h / group * head_dim;
-        const int seen = std::max(0, position - args.keys_before);
+        const int seen = std::max(args.first_key, position - args.keys_before);
         const int visible = position + 1 + std::min(args.keys_after, context - 1 - position);
         const double* query = queries.data() + (r * heads + h) * head_dim;
         std::vector<double> weights;
@@ -582,6 +582,26 @@ void test_attention_in_window(const Kernels& k, KvFormat format, int head_dim, i
     k.attention(a.args, a.task(context - a.num_rows, a.num_rows, false), h, a.scratch.get(),
                 a.out.data() + h * group * head_dim, a.args.q_stride, nullptr);
   expect(std::equal(whole.data(), whole.data() + whole.size(), a.out.data()), where + ": reads other blocks");
+}
+
+// Nobody sees the slots before the first key, whatever is in them.
+void test_attention_after_empty_slots(const Kernels& k, KvFormat format, int group, int context, int first_key,
+                                      int before) {
+  constexpr int kHeadDim = 18;
+  Attention a(k, format, kHeadDim, group, context, kHeadDim, true);
+  a.args.first_key = first_key;
+  a.args.keys_before = before;
+  const std::string where = at(k, "attention after empty slots", {int(format), group, context, first_key, before});
+  const int row = Attention::kKvHeads * kHeadDim;
+  std::fill_n(a.v_rows.data(), first_key * row, std::numeric_limits<float>::quiet_NaN());
+  std::fill_n(a.k_rows.data(), first_key * row, std::numeric_limits<float>::quiet_NaN());
+  a.run();
+  const double tolerance = format == KvFormat::f32 ? 1e-5 : format == KvFormat::f16 ? 4e-3 : 3e-2;
+  expect_close(a.out, a.reference(), tolerance, where);
+  const std::vector<float> merged = a.run_splits(), stored = a.run_storing();
+  expect(std::equal(stored.begin(), stored.end(), a.out.data()), where + ": of keys stored on the way differs");
+  expect(std::equal(merged.begin(), merged.end(), a.out.data() + a.out.size() - merged.size()),
+         where + ": merged splits differ");
 }
 
 // A NaN among the keys or the values is seen by the rows that attend to it, in all of a key head's queries, and by no
@@ -694,6 +714,10 @@ void test_all(const Kernels& k, ThreadPool& pool) {
             test_attention_in_window(k, format, 18, group, context, before, after);
   for (KvFormat format : {KvFormat::f32, KvFormat::f16, KvFormat::bf16, KvFormat::int8})
     for (bool is_in_keys : {true, false}) test_attention_of_nan(k, format, is_in_keys);
+  for (KvFormat format : {KvFormat::f32, KvFormat::f16, KvFormat::bf16, KvFormat::int8})
+    for (int context : {40, 300})
+      for (int first_key : {1, 12, 31})
+        for (int before : {25, kAllKeys}) test_attention_after_empty_slots(k, format, 3, context, first_key, before);
   test_peak(k);
 }
 

@@ -33,10 +33,13 @@ def profiling(llm: LLM, *, shown: bool) -> Iterator[None]:
         yield
         return
     from fastserve.backends.native.executable import NativeExecutable
+    from fastserve.backends.prefix import PrefixedExecutable
     from fastserve.evaluate.machine import measure_limits
     from fastserve.evaluate.profile import PROFILE_HEADER, group_calls, profile_rows
 
     executable = llm.model.executable
+    if isinstance(executable, PrefixedExecutable):
+        executable = executable.inner
     if not isinstance(executable, NativeExecutable):
         raise OptionError("profile=True needs backend='native'", hint="leave out --profile or --backend")
     with executable.profiling() as calls:

@@ -33,7 +33,8 @@ _HELP: Mapping[str, str] = {
     "max_steps": "End after so many steps, whatever --epochs says.",
     "batch_size": "Rows of a step, over all processes and parts.",
     "accumulation": "Parts that a batch is computed in, one after the other, to save memory.",
-    "learning_rate": "At its highest; by default 5e-5 for all weights, 2e-4 for LoRA, 1e-3 for a head.",
+    "learning_rate": "At its highest; by default 5e-5 for all weights, 2e-4 for LoRA, 1e-2 for a prefix, "
+    "1e-3 for a head.",
     "optimizer": "adamw-8bit needs bitsandbytes.",
     "schedule": "How the learning rate falls after the warm-up.",
     "warmup": "Share of all steps in which the learning rate rises.",
@@ -46,12 +47,14 @@ _HELP: Mapping[str, str] = {
     "gradient_checkpointing": "Compute activations again rather than keep them, to save memory.",
     "max_length": "Most tokens of an example; by default what the model takes, up to 512.",
     "stride": "Tokens that neighbouring windows of a long text share.",
-    "method": "What learns: all weights, the head, the last layers, or an adapter that is merged in at "
-    "the end.",
+    "method": "What learns: all weights, the head, the last layers, an adapter that is merged in at the end, "
+    "or a prefix of keys and values (decoders).",
     "last_layers": "How many layers learn with --method last-layers.",
     "rank": "Of LoRA and DoRA.",
     "alpha": "Of LoRA and DoRA: an adapter counts alpha / rank times.",
     "adapter_dropout": "Of LoRA and DoRA.",
+    "prefix_tokens": "How many keys and values each layer has with --method prefix.",
+    "prefix_projection": "Have a network of two layers make the prefix while it learns, which is steadier.",
     "metric": "Chooses the best weights; by default the task's main one. loss is one of every task.",
     "patience": "Stop after so many evaluations without a better metric.",
     "eval_steps": "Steps between evaluations on the dev rows; by default an epoch.",
@@ -62,6 +65,7 @@ _HELP: Mapping[str, str] = {
     "instruction": "What a decoder is told before a text to translate or summarize.",
     "processes": "On this machine, which share each batch; --batch-size is that of all of them.",
     "shard": "Each process keeps a part of weights, gradients and optimizer state (FSDP), instead of all.",
+    "tensor_parallel": "So many of --processes have a part each of the matrices; the rest share each batch.",
     "device": "Where to compute; auto is a GPU where there is one.",
     "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
     "keep_zeros": "Zeros of the source's matrices stay zeros: a pruned model stays pruned.",
@@ -70,6 +74,7 @@ _HELP: Mapping[str, str] = {
     "soft_temperature": "That logits are divided by where they are compared with the teacher's.",
     "hidden_weight": "Of the squared error to the teacher's hidden states, which is added to the loss.",
     "attention_weight": "Of the squared error to the teacher's attention maps, which is added to the loss.",
+    "teacher_processes": "On this machine, which share the examples that the teacher is asked about.",
     "layer_map": "The teacher's layer, from 0, that a layer is held to; given once for each layer.",
 }
 

@@ -10,6 +10,7 @@ from fastserve.backends.native.adapters import adapter_bytes
 from fastserve.backends.native.cores import count_cores
 from fastserve.backends.native.layout import Layout, lay_out
 from fastserve.backends.native.weight_scheme import WeightScheme
+from fastserve.backends.prefix import prefix_blocks
 from fastserve.config import DEFAULT_CONTEXT_LENGTH, EngineOptions
 from fastserve.engine.footprint import BLOCK_SIZE, Footprint, block_bytes, weights_bytes
 from fastserve.errors import ContextLengthError, MemoryLimitError
@@ -78,9 +79,10 @@ def plan_capacity(
     context_length: int,
     available_bytes: int | None,
     encoder: Graph | None = None,
+    num_prefix_tokens: int = 0,
 ) -> Capacity:
     """The capacities to compile for. Of an encoder-decoder, `graph` is its decoder's; sources and targets
-    each have a context.
+    each have a context. A prefix has blocks of its own, and positions before those of the context.
 
     The KV pool has as many whole blocks as `kv_memory` holds. Without it, it holds what `max_sequences` could
     fill, within half of the memory that the rest leaves and MAX_DERIVED_KV_BYTES, but at least one whole
@@ -94,6 +96,7 @@ def plan_capacity(
     generates = all(node.causal for node in graph.nodes if isinstance(node, Attention)) and not any(
         value.rows is Rows.SEQUENCES for value in graph.outputs.values()
     )
+    num_prefix_blocks = prefix_blocks(num_prefix_tokens, BLOCK_SIZE)
     max_tokens = _choose_batch_tokens(
         options, context_length, generates=generates, reads_whole=not generates or encoder is not None
     )
@@ -101,8 +104,8 @@ def plan_capacity(
         max_tokens=max_tokens,
         max_outputs=_max_outputs(options, max_tokens),
         max_sequences=options.max_sequences,
-        num_blocks=(2 if encoder else 1) * -(-context_length // BLOCK_SIZE),  # at least
-        max_context=context_length,
+        num_blocks=(2 if encoder else 1) * -(-context_length // BLOCK_SIZE) + num_prefix_blocks,  # at least
+        max_context=context_length + num_prefix_blocks * BLOCK_SIZE,
         num_adapter_slots=options.num_adapter_slots,
         max_adapter_rank=options.max_adapter_rank,
     )
@@ -110,13 +113,13 @@ def plan_capacity(
     most_tokens = context_length * limits.max_sequences if generates else limits.max_tokens
     if encoder is not None:
         most_tokens *= 2
-    most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences
+    most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences + num_prefix_blocks
     graphs = [graph] if encoder is None else [graph, encoder]
+    whole = graph.beside(encoder) if encoder else graph
     layouts = [lay_out(each, schemes, limits) for each in graphs] if options.backend == "native" else []
     threads = options.threads or count_cores().threads
     footprint = Footprint(
-        weights_bytes=weights_bytes(graph.beside(encoder) if encoder else graph, schemes)
-        + adapter_bytes(graph, schemes, limits),
+        weights_bytes=weights_bytes(whole, schemes) + adapter_bytes(whole, schemes, limits),
         activation_bytes=sum(layout.num_bytes(threads) for layout in layouts)
         if layouts
         else max(plan_memory(each, rows_of(limits)).size_bytes for each in graphs),
@@ -126,7 +129,7 @@ def plan_capacity(
     per_block = block_bytes(graph, options.kv_dtype, options.backend)
     if options.kv_memory_bytes is not None:
         num_blocks = options.kv_memory_bytes // per_block
-        _check_kv_memory(num_blocks, 1 if generates else limits.num_blocks, per_block)
+        _check_kv_memory(num_blocks, num_prefix_blocks + 1 if generates else limits.num_blocks, per_block)
     else:
         spare_bytes = MAX_DERIVED_KV_BYTES
         if available_bytes is not None:

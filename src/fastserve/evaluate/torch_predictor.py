@@ -15,6 +15,7 @@ import transformers
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.evaluate.embedding_model import EmbeddingModel
 from fastserve.evaluate.prediction import PredictorOptions, check_not_cut
+from fastserve.evaluate.prefixed_model import put_behind_prefix
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.generation import Generation, render
 from fastserve.evaluate.task.task import Prediction, Row, Task, place_of
@@ -48,7 +49,7 @@ class TorchPredictor:
             if sentence is not None:
                 pooling = Pooling.from_sentence_transformers(sentence.modules, sentence.pooling)
             model = EmbeddingModel(model, pooling)
-        self._model: Any = model.eval()
+        self._model: Any = put_behind_prefix(model, folder).eval()
         self.num_tokens = 0
 
     def predict(self, rows: Seq[Row]) -> list[Prediction]:

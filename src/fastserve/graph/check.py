@@ -61,7 +61,8 @@ def _embedding_fits(node: Embedding) -> bool:
         node.out.rows is Rows.TOKENS
         and _is_matrix(node.weight)
         and node.weight.shape[1] == node.out.width
-        and 0 <= node.offset < node.weight.shape[0]
+        and node.offset < node.weight.shape[0]
+        and (node.offset >= 0 or node.ids == "positions")
     )
 
 
@@ -116,6 +117,7 @@ def _attention_fits(node: Attention) -> bool:
         and node.k.width == node.num_kv_heads * node.head_dim
         and node.num_heads % node.num_kv_heads == 0
         and (node.window is None or node.window >= 1)
+        and node.first_key >= 0
         and (node.soft_cap is None or node.soft_cap > 0)
         and (node.bias is None or node.bias.weight.shape[1:] == (node.num_heads,))
     )

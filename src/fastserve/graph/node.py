@@ -124,7 +124,9 @@ class Embedding(Node):
 
     ids: IdSource
     weight: Parameter
-    offset: int = 0  # of positions, where a table's first rows are for something else (RoBERTa, OPT)
+    # Of positions: above 0 where a table's first rows are for something else (RoBERTa, OPT), below 0 where a
+    # sequence's first slots are empty (`leave_slots_empty`).
+    offset: int = 0
     scale: float = 1.0
     out: Value
 
@@ -155,8 +157,9 @@ class AdapterDown(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptedLinear(Linear):
-    """out = x @ weight.T + bias, and where the row's sequence has an adapter for this weight, plus up @ low:
-    `low` is what AdapterDown made of x. Made by `add_adapters`."""
+    """out = x @ weight.T + bias, and where the row's sequence has an adapter for this weight, factors * that
+    + shifts + up @ low: `low` is what AdapterDown made of x. An adapter without factors only adds. Made by
+    `add_adapters`."""
 
     low: Value
 
@@ -227,12 +230,13 @@ class RopeTable:
     """Rotary position embedding (arXiv 2104.09864), halves layout: dimension i turns with i + dim / 2.
 
     `dim` may be smaller than the head (partial rotary: the first `dim` dimensions turn). Angles are
-    position * inverse_frequencies[i], in float32; cosines and sines are multiplied by `scale`.
+    (position + offset) * inverse_frequencies[i], in float32; cosines and sines are multiplied by `scale`.
     """
 
     dim: int
     inverse_frequencies: tuple[float, ...]  # [dim / 2]
     scale: float = 1.0
+    offset: int = 0  # below 0 where a sequence's first slots are empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +256,8 @@ class Attention(Node):
 
     Query head h reads key head h * num_kv_heads // num_heads. Causal attention of position p sees 0..p;
     bidirectional attention (encoders) sees the whole sequence, which must then be in one batch. With a
-    `window`, causal attention of p sees p - window + 1 .. p, bidirectional p - window .. p + window.
+    `window`, causal attention of p sees p - window + 1 .. p, bidirectional p - window .. p + window. Nobody
+    sees the slots before `first_key`, which are empty.
 
     Scores are q * k * scale; then, with a `soft_cap`, soft_cap * tanh(scores / soft_cap) (Gemma 2, arXiv
     2408.00118); then the `bias` is added.
@@ -270,6 +275,7 @@ class Attention(Node):
     window: int | None = None
     soft_cap: float | None = None
     bias: RelativeBias | None = None
+    first_key: int = 0
     out: Value  # [tokens, num_heads * head_dim]
 
     @property

@@ -39,6 +39,7 @@ from fastserve.models.mpnet import encode_mpnet, mpnet_heads, read_mpnet
 from fastserve.models.opt import build_opt, read_opt
 from fastserve.models.phi3 import read_phi3
 from fastserve.models.pooling import Pooling
+from fastserve.models.prefix import PREFIX_KEY
 from fastserve.models.qwen import read_qwen2, read_qwen3
 from fastserve.models.roberta import encode_roberta, read_roberta, roberta_heads
 from fastserve.models.smollm3 import read_smollm3
@@ -160,8 +161,15 @@ def read_config(config: JsonObject) -> ModelConfig:
 
     Raises:
         CheckpointError: the config lacks keys (all are named) or is inconsistent.
-        UnsupportedError: an architecture, or a feature of one, that we do not have; or a model's own code.
+        UnsupportedError: an architecture, or a feature of one, that we do not have; or a model's own code; or
+            a prefix, which is beside the model: who has a use for it reads it first (`read_prefix`), and this
+            of the config `without_prefix`.
     """
+    if config.get(PREFIX_KEY) is not None:
+        raise UnsupportedError(
+            "the model has a tuned prefix: it can be generated with, served and evaluated, and nothing else",
+            hint="do it to the model that the prefix was tuned on, which README.md names, and tune that",
+        )
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         problem = "lacks model_type" if model_type is None else "has a model_type that is no text"

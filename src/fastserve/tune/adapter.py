@@ -1,4 +1,5 @@
-"""Which weights learn: all, the head, the last layers, or an adapter (peft) that is merged in at the end."""
+"""Which weights learn: all, the head, the last layers, an adapter (peft) that is merged in at the end, or a
+prefix."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.task.embedding import Embedding
 from fastserve.evaluate.task.task import Task
 from fastserve.tune.options import TuneOptions
+from fastserve.tune.prefix import add_prefix
 
 # T5's layers are `block`s, each of some that are called `layer`.
 _LAYER = re.compile(r"\.(?:block|layer|layers|h|blocks)\.(\d+)\.")
@@ -35,6 +37,8 @@ def prepare_weights(model: Any, task: Task, options: TuneOptions) -> Any:
     if isinstance(model, EmbeddingModel):
         model.encoder = prepare_weights(model.encoder, task, options)
         return model
+    if options.method == "prefix":
+        return add_prefix(model, task, options)
     if options.is_adapter:
         return _with_adapter(model, task, options)
     if options.method == "full":

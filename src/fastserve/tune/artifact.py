@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ def write_artifact(
     plots: Path | None,
     max_tokens: int | None,
     adapter: Path | None = None,
+    prefix: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what `transformers` and FastServe open: weights, config, tokenizer, `fastserve.json`, and the
     card of the training as README.md, its curves in `training/`.
 
     `max_tokens` are those that the model takes, of a text to embed at least as many as it was tuned with;
-    `adapter` is the folder of an adapter that was merged into the weights; it is kept beside them.
+    `adapter` is the folder of an adapter that was merged into the weights, or of a prefix as peft has it; it
+    is kept beside them. `prefix` are tensors of a tuned prefix, which go with the model's own.
     """
     written = output.with_name(f"{output.name}.part")
     shutil.rmtree(written, ignore_errors=True)
@@ -42,6 +45,8 @@ def write_artifact(
         model.encoder.save_pretrained(written)
         most = None if max_tokens is None else max(max_tokens, task.max_length)
         _write_pooling(written, model.pooling, model.encoder.config.hidden_size, most)
+    elif prefix:
+        model.save_pretrained(written, state_dict={**model.state_dict(), **prefix})
     else:
         model.save_pretrained(written)
     tokenizer.save_pretrained(written)

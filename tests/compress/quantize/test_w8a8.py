@@ -9,7 +9,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-from compress_models import TINY, random_sequences, working_model
+from compress.working_models import TINY, ragged_sequences, working_model
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.compress.batch_state import make_batches, run_nodes
 from fastserve.compress.calibration import graph_of
@@ -22,7 +22,7 @@ from fastserve.models.matrices import find_matrices
 from parity import store_f32
 from tiny_models import random_parameters, tiny_graph
 
-SEQUENCES = random_sequences(12)
+SEQUENCES = ragged_sequences(12)
 OUTLIER = "model.layers.1.mlp.up_proj.weight"
 MEETS_IT = "model.layers.1.mlp.down_proj.weight"
 

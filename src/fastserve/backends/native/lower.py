@@ -223,6 +223,7 @@ def _attention_scores(node: Attention, to: Lowering) -> _native.AttentionScores:
         keys_after=0 if node.causal else node.window,
         soft_cap=node.soft_cap,
         bias=to.bias_tables[node.bias] if node.bias else None,
+        first_key=node.first_key,
     )
 
 
@@ -235,8 +236,9 @@ def _norm_bias(node: LayerNorm | AddLayerNorm, to: Lowering) -> Float32Array:
 
 
 def make_rope_table(table: RopeTable, max_context: int) -> tuple[_native.FloatTable, _native.FloatTable]:
-    """Cosines and sines [max_context, dim / 2], from float32 angles as transformers computes them."""
-    positions = np.arange(max_context, dtype=np.float32)
+    """Cosines and sines [max_context, dim / 2] of positions from 0 on, from float32 angles as transformers
+    computes them."""
+    positions = np.arange(table.offset, table.offset + max_context, dtype=np.float32)
     angles = positions[:, None] * np.asarray(table.inverse_frequencies, dtype=np.float32)
     scale = np.float32(table.scale)
     cosines, sines = np.cos(angles) * scale, np.sin(angles) * scale

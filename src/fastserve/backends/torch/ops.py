@@ -75,6 +75,8 @@ def adapted_linear(node: AdaptedLinear, step: Step) -> None:
         for part in adapter.parts:
             ranks = slice(part.first_rank, part.first_rank + part.up.shape[1])
             columns = slice(part.first_row, part.first_row + part.up.shape[0])
+            if part.factors is not None and part.shifts is not None:
+                out[rows, columns] = part.factors * out[rows, columns] + part.shifts
             out[rows, columns] += functional.linear(low[rows, ranks], part.up)
 
 
@@ -108,7 +110,8 @@ def rope(node: Rope, step: Step) -> None:
     table = node.table
     x = _split_heads(step.values[node.x], node.head_dim)
     frequencies = torch.tensor(table.inverse_frequencies, dtype=torch.float32, device=x.device)
-    angles = step.ids["positions"].float()[:, None, None] * frequencies  # [tokens, 1, dim / 2]
+    positions = (step.ids["positions"] + table.offset).float()
+    angles = positions[:, None, None] * frequencies  # [tokens, 1, dim / 2]
     cos, sin = angles.cos() * table.scale, angles.sin() * table.scale
     half = table.dim // 2
     low, high, rest = x[..., :half], x[..., half : table.dim], x[..., table.dim :]
@@ -234,6 +237,7 @@ def _attend(node: Attention, q: torch.Tensor, sequence: SequenceRows, step: Step
     if node.window is not None:
         is_beyond = distances <= -node.window if node.causal else distances.abs() > node.window
         scores = scores.masked_fill(is_beyond, float("-inf"))
+    scores[..., : node.first_key] = float("-inf")
     return torch.einsum("hqk,khd->qhd", scores.softmax(dim=2), v)
 
 

@@ -7,6 +7,7 @@ from fastserve.graph.passes.add_adapters import add_adapters
 from fastserve.graph.passes.drop_dead_nodes import drop_dead_nodes
 from fastserve.graph.passes.fuse_add_norm import fuse_add_norm
 from fastserve.graph.passes.hoist_gather_rows import hoist_gather_rows
+from fastserve.graph.passes.leave_slots_empty import leave_slots_empty
 from fastserve.graph.passes.merge_linears import merge_linears
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "drop_dead_nodes",
     "fuse_add_norm",
     "hoist_gather_rows",
+    "leave_slots_empty",
     "merge_linears",
     "optimize",
 ]
@@ -24,7 +26,8 @@ def optimize(graph: Graph) -> Graph:
 
     Dead nodes go first, so that no pass counts them as readers. Rows are gathered before linears are merged,
     because linears merge only where their rows are the same; both leave adds and norms alone, so fusion comes
-    last. `add_adapters` is no part of this: it makes a second graph of the one that this gives.
+    last. `add_adapters` is no part of this: it makes a second graph of the one that this gives; nor is
+    `leave_slots_empty`, which is for models with a prefix.
     """
     for apply in (drop_dead_nodes, hoist_gather_rows, merge_linears, fuse_add_norm):
         graph = apply(graph)
