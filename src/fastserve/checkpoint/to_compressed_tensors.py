@@ -40,7 +40,7 @@ def to_compressed_tensors(
     if not chosen:
         raise UnsupportedError(f"{checkpoint.path} has no matrices that can be compressed")
     kept = {name: tensor for name, tensor in chosen.items() if tensor is not None}
-    scale_format = _scale_format(kept.values())
+    scale_format = _scale_format(kept.values(), checkpoint.config)
     rounded = {
         name: _round(checkpoint.tensors[name], weights, scale_format) for name in chosen if name not in kept
     }
@@ -94,11 +94,14 @@ def _is_int8_of_rows(tensor: GroupedTensor) -> bool:
     return tensor.bits == 8 and tensor.group_size >= tensor.shape[1]
 
 
-def _scale_format(kept: Iterable[GroupedTensor]) -> TensorFormat:
-    """What holds the scales of all that is kept: their own format, or float32 where they have several."""
+def _scale_format(kept: Iterable[GroupedTensor], config: JsonObject) -> TensorFormat:
+    """What holds the scales of all that is kept: their own format, or float32 where they have several. Of
+    what is rounded, float32 where the model is of float32: others then compute in it, as before, and round
+    no product of a scale."""
     formats = {tensor.format for tensor in kept}
     if not formats:
-        return TensorFormat.BF16
+        is_f32 = config.get("dtype", config.get("torch_dtype")) == "float32"
+        return TensorFormat.F32 if is_f32 else TensorFormat.BF16
     return formats.pop() if len(formats) == 1 else TensorFormat.F32
 
 
