@@ -459,9 +459,10 @@ def _task_options(source: SourceModel, options: TuneOptions) -> TaskOptions:
     num_prefix_tokens = options.prefix_tokens if options.method == "prefix" else 0
     room = None if limit is None else limit - num_prefix_tokens
     if room is not None and num_prefix_tokens and room < MIN_MAX_LENGTH:
+        most = room + num_prefix_tokens - MIN_MAX_LENGTH
         raise OptionError(
             f"prefix_tokens={num_prefix_tokens} leaves texts {max(room, 0)} of the model's {limit} positions",
-            hint=f"choose at most {limit - MIN_MAX_LENGTH}",
+            hint=f"choose at most {most}",
             option="prefix_tokens",
         )
     if options.max_length is not None and room is not None and options.max_length > room:
