@@ -22,6 +22,7 @@ from fastserve.serve.model_entry import ModelEntry
 from fastserve.serve.model_loading import find_models
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.run import bind, serve
+from fastserve.serve.service import Service
 
 
 def main() -> None:
@@ -55,19 +56,19 @@ def main() -> None:
 
     def announce(url: str) -> None:
         loop = asyncio.get_running_loop()
-        threading.Thread(target=obey, args=(entry, loop), daemon=True).start()
+        threading.Thread(target=obey, args=(entry, app.state.service, loop), daemon=True).start()
         print(json.dumps({"url": url, "model": entry.name}), flush=True)
 
     serve(app, options, listener=bind(options), tls=None, announce=announce)
 
 
-def obey(entry: ModelEntry, loop: asyncio.AbstractEventLoop) -> None:
+def obey(entry: ModelEntry, service: Service, loop: asyncio.AbstractEventLoop) -> None:
     for _ in sys.stdin:
-        state = asyncio.run_coroutine_threadsafe(tell_state(entry), loop).result()
+        state = asyncio.run_coroutine_threadsafe(tell_state(entry, service), loop).result()
         print(json.dumps(state), flush=True)
 
 
-async def tell_state(entry: ModelEntry) -> dict[str, Any]:
+async def tell_state(entry: ModelEntry, service: Service) -> dict[str, Any]:
     """What it holds: of a model that is unloaded, nothing."""
     gc.collect()
     state: dict[str, Any] = {"sequences": 0, "blocks_owned": 0, "slow_blocks_used": 0}
@@ -87,6 +88,7 @@ async def tell_state(entry: ModelEntry) -> dict[str, Any]:
         "tasks": len(asyncio.all_tasks()),
         "loads": entry.num_loads,
         "waiting": len(entry.waiting),
+        "requests_under_way": service.num_under_way,
     }
 
 

@@ -3,6 +3,7 @@ bytes are left, and how fast the native runtime is with it.
 
     python bench/compress_minilm.py --data shared/data --set sms --work DIR --json FILE
     python bench/compress_minilm.py --what speed --set sms --work DIR --seconds 40 --json FILE
+    python bench/compress_minilm.py --what few-bits --data shared/data --set sms --work DIR --json FILE
 
 The first makes six models: `dense-int8`; `sparse60-int8`, 60 % of the weights of all linears zero
 (SparseGPT); `structured40-int8`, 40 % of heads and neurons taken out, then tuned again; the same before it is
@@ -10,7 +11,8 @@ tuned (`unrecovered`), and before what is left is fitted to calibration text (`c
 half of the layers, taught by the whole model. Token tables are int8 in all of them. Accuracy is of test rows
 that nothing has seen, by the native runtime; shares kept are of the tuned model in float32, with bootstrap
 intervals over rows. The second times the models that the first has made, in turns, one round after the other,
-on one thread.
+on one thread. The third makes models of 3 and of 2 bits, 64 columns a scale, linears alone: rounded to
+nearest (`rtn`), by GPTQ, and tuned on the grid (`qat`) as long as models that were cut are tuned again.
 """
 
 from __future__ import annotations
@@ -93,9 +95,19 @@ def recipes(recovery: Mapping[str, Any], teaching: Mapping[str, Any]) -> dict[st
     }
 
 
+def recipes_of_few_bits(recovery: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The steps of each model of 3 and 2 bits."""
+    found: dict[str, list[Any]] = {}
+    for bits in (3, 2):
+        found[f"rtn{bits}"] = [{"rtn": {"bits": bits}}]
+        found[f"gptq{bits}"] = [{"gptq": {"bits": bits}}]
+        found[f"qat{bits}"] = [{"qat": {"bits": bits, "tune": dict(recovery)}}]
+    return found
+
+
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--what", choices=("quality", "speed"), default="quality")
+    parser.add_argument("--what", choices=("quality", "few-bits", "speed"), default="quality")
     parser.add_argument("--data", type=Path, help="folder of the sets")
     parser.add_argument("--set", choices=sorted(SIZES), default="sms")
     parser.add_argument("--work", type=Path, required=True, help="folder for rows and models, kept")
@@ -158,7 +170,10 @@ def compare_models(options: argparse.Namespace) -> None:
     shown: list[tuple[str, object]] = [
         ("tuned, f32", f"accuracy {accuracy(whole):.4f}, {f32_bytes / 1e6:.1f} MB of weights")
     ]
-    for name, steps in recipes(sizes.recovery, sizes.teaching).items():
+    made = recipes(sizes.recovery, sizes.teaching)
+    if options.what == "few-bits":
+        made = recipes_of_few_bits(sizes.recovery)
+    for name, steps in made.items():
         output = work / f"{options.set}-{name}"
         sizes_of = build(tuned, steps, files, output, seed=0)
         found = evaluate_folder(output, rows, PredictorOptions(truncate=True))

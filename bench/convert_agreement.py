@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.conversion import ConvertedWeights, Target
 from fastserve.checkpoint.convert_checkpoint import convert
 from fastserve.checkpoint.tokenizer import Tokenizer
+from fastserve.compress.quantize.w8a8 import prepare_w8a8, sample_texts
 from fastserve.graph.passes import optimize
 from fastserve.hub.resolve import resolve
 from fastserve.models.family import build_graph, read_config
@@ -51,7 +53,12 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "model"
-            convert(checkpoint, target, weights, output, find_matrices(checkpoint))
+            matrices, source = find_matrices(checkpoint), checkpoint
+            if weights == "w8a8":
+                prepared = prepare_w8a8(checkpoint, sample_texts(checkpoint.path, checkpoint))
+                source = prepared.checkpoint
+                matrices = replace(matrices, float_activations=prepared.float_activations)
+            convert(source, target, weights, output, matrices)
             expected = log_softmax(our_logits(open_checkpoint(output), token_ids))
             if target == "gguf":
                 actual = logits_of_llama_cpp(arguments.peer_python, output, token_ids)

@@ -503,7 +503,8 @@ class AbusedServer:
         deadline = time.monotonic() + _SETTLE_SECONDS
         while True:
             state = self.state()
-            busy = state["sequences"] or state["blocks_owned"] or state["tasks"] > 4
+            busy = state["sequences"] or state["blocks_owned"] or state["requests_under_way"]
+            busy = busy or state["tasks"] > 4
             if not busy or time.monotonic() > deadline:
                 return state
             time.sleep(0.2)
@@ -616,7 +617,7 @@ def leaks(states: dict[str, dict[str, Any]]) -> list[str]:
     start, warm, end = states["start"], states["warm"], states["end"]
     found = [
         f"{end[name]} {name.replace('_', ' ')} are left"
-        for name in ("sequences", "blocks_owned", "slow_blocks_used")
+        for name in ("sequences", "blocks_owned", "slow_blocks_used", "requests_under_way")
         if end[name]
     ]
     found += [

@@ -86,17 +86,21 @@ def main() -> None:
     parser.add_argument("--calm-tokens", type=int, default=32, help="of each of those")
     parser.add_argument("--flood-rate", type=float, default=50.0, help="requests a second of the flood")
     parser.add_argument("--flood-limit", type=int, default=6, help="requests a minute that it may send")
+    parser.add_argument("--flood-token-limit", type=int, help="tokens a minute that it may take, instead")
     parser.add_argument("--rounds", type=int, default=9, help="of three parts each")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window, or a part of a round")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         path, admin_path = Path(folder) / "keys", Path(folder) / "admin"
+        limits = Terms(requests_per_minute=arguments.flood_limit)
+        if arguments.flood_token_limit is not None:
+            limits = Terms(tokens_per_minute=arguments.flood_token_limit)
         terms = {
             "heavy": Terms(weight=2.0),
             "light": Terms(weight=1.0),
             "calm": Terms(),
-            "flood": Terms(requests_per_minute=arguments.flood_limit),
+            "flood": limits,
         }
         keys = {name: add_key(path, name, terms=own) for name, own in terms.items()}
         admin_key = add_admin_key(admin_path)

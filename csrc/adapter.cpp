@@ -45,6 +45,10 @@ void AdapterTable::set(int32_t slot, const Weight& down, std::vector<Part> parts
     check_floats(*part.up);
     check_range("first row of an adapter's part", part.first_row, 0, rows_ - up.rows);
     check_range("first rank of an adapter's part", part.first_rank, 0, ranks - up.depth);
+    check_equal("shifts of an adapter's part", static_cast<int64_t>(part.shifts.size()),
+                static_cast<int64_t>(part.factors.size()));
+    if (!part.factors.empty())
+      check_equal("factors of an adapter's part", static_cast<int64_t>(part.factors.size()), up.rows);
   }
   s = {&down, std::move(parts)};
 }

@@ -9,14 +9,16 @@
 
 namespace fastserve {
 
-// What the adapters of all slots add to one weight [rows, depth]: up * (down * x), for some ranges of its rows. The
-// matrices are borrowed, of floats, and changed between steps only.
+// What the adapters of all slots make of the result y of one weight [rows, depth], for some ranges of its rows:
+// factor * y + shift + up * (down * x). The matrices are borrowed, of floats, and changed between steps only.
 class AdapterTable {
  public:
-  // Rows of the weight from `first_row` on get `up` times columns of what `down` gives from `first_rank` on.
+  // Rows of the weight from `first_row` on get `up` times columns of what `down` gives from `first_rank` on. Where there
+  // are factors and shifts, there is one of each for each row.
   struct Part {
     int32_t first_row, first_rank;
     const Weight* up;
+    std::vector<float> factors, shifts;
   };
   struct Slot {
     const Weight* down = nullptr;  // null: nothing is added

@@ -99,7 +99,7 @@ class AdapterDownCall : public AdapterCall {
   }
 };
 
-// The second: out += up * x, where x is what the first gave.
+// The second: out = factor * out + shift + up * x, where x is what the first gave.
 class AdapterUpCall : public AdapterCall {
  public:
   using AdapterCall::AdapterCall;
@@ -131,8 +131,13 @@ class AdapterUpCall : public AdapterCall {
     multiply(step, *part.up, step.row(x_, row_begin) + part.first_rank, row_end - row_begin, panel, scratch, width);
     for (int32_t row = row_begin; row < row_end; ++row) {
       float* out = step.row(out_, row) + part.first_row + column;
+      if (!part.factors.empty()) rescale(part.factors.data() + column, part.shifts.data() + column, width, out);
       step.kernels.add(out, scratch + (row - row_begin) * width, width, out);
     }
+  }
+
+  static void rescale(const float* factors, const float* shifts, int32_t width, float* out) {
+    for (int32_t i = 0; i < width; ++i) out[i] = factors[i] * out[i] + shifts[i];
   }
 };
 

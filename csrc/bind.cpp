@@ -261,7 +261,10 @@ void set_adapter(AdapterTable& table, int32_t slot, const Weight& down, const nb
   std::vector<AdapterTable::Part> found;
   for (nb::handle part : parts) {
     const auto first_row = nb::cast<int32_t>(part[0]), first_rank = nb::cast<int32_t>(part[1]);
-    found.push_back({first_row, first_rank, &nb::cast<const Weight&>(part[2])});
+    const auto factors = nb::cast<std::optional<Floats>>(part[3]), shifts = nb::cast<std::optional<Floats>>(part[4]);
+    found.push_back({first_row, first_rank, &nb::cast<const Weight&>(part[2]),
+                     factors ? to_vector(*factors) : std::vector<float>{},
+                     shifts ? to_vector(*shifts) : std::vector<float>{}});
   }
   table.set(slot, down, std::move(found));
 }

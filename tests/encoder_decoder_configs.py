@@ -38,6 +38,22 @@ MARIAN: Config = {
     "forced_eos_token_id": 0,
 }
 
+# Sources and targets with a vocabulary each.
+TWO_VOCABULARIES: dict[str, Config] = {
+    "marian, two vocabularies": {
+        **MARIAN,
+        "share_encoder_decoder_embeddings": False,
+        "decoder_vocab_size": 120,
+        "scale_embedding": True,
+    },
+    "marian, two vocabularies, own head": {
+        **MARIAN,
+        "share_encoder_decoder_embeddings": False,
+        "decoder_vocab_size": 120,
+        "tie_word_embeddings": False,
+    },
+}
+
 # What is in the name is what differs from the family's plain form.
 ENCODER_DECODERS: dict[str, Config] = {
     "t5": T5,

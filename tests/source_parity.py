@@ -15,7 +15,7 @@ from fastserve.graph.node import Graph
 from fastserve.graph.passes import optimize
 from fastserve.models.family import arrange_tensors, build_graph, build_source_encoder, read_config
 from fastserve.models.parameters import check_parameters, expected_parameters
-from fastserve.types import Batch, Float32Array, Int32Array, Limits, SourceExecutable
+from fastserve.types import NO_ADAPTER, Batch, Float32Array, Int32Array, Limits, SourceExecutable
 from parity import BACKENDS
 
 MAX_SOURCES = 4
@@ -41,7 +41,13 @@ def load_graphs(path: Path) -> Graphs:
 
 
 def compile_graphs(
-    backend: str, graphs: Graphs, *, kv_dtype: str = "f32", max_context: int = 128, **options: Any
+    backend: str,
+    graphs: Graphs,
+    *,
+    kv_dtype: str = "f32",
+    max_context: int = 128,
+    num_adapter_slots: int = 0,
+    **options: Any,
 ) -> SourceExecutable:
     limits = Limits(
         max_tokens=2 * max_context,
@@ -49,6 +55,8 @@ def compile_graphs(
         max_sequences=MAX_SOURCES,
         num_blocks=2 * MAX_SOURCES * max_context // 32,
         max_context=max_context,
+        num_adapter_slots=num_adapter_slots,
+        max_adapter_rank=8,
     )
     executable = BACKENDS[backend](
         optimize(graphs.decoder),
@@ -69,6 +77,7 @@ class Target:
     executable: SourceExecutable
     source_ids: Sequence[int]
     place: int = 0
+    adapter_slot: int = NO_ADAPTER
     token_ids: list[int] = field(default_factory=list)
 
     def step(self, new_ids: Sequence[int]) -> Float32Array:
@@ -92,6 +101,7 @@ def encode_sources(targets: Sequence[Target]) -> None:
             context_lengths=_int32(lengths),
             block_tables=_int32([target.table(of_source=True) for target in targets]),
             output_rows=_int32([]),
+            adapter_slots=_int32([target.adapter_slot for target in targets]),
         )
     )
 
@@ -109,6 +119,7 @@ def step_targets(turns: Sequence[tuple[Target, Sequence[int]]]) -> list[Float32A
         output_rows=_int32(range(starts[-1])),
         source_lengths=_int32([len(target.source_ids) for target, _ in turns]),
         source_block_tables=_int32([target.table(of_source=True) for target, _ in turns]),
+        adapter_slots=_int32([target.adapter_slot for target, _ in turns]),
     )
     for target, new_ids in turns:
         target.token_ids += new_ids
@@ -117,10 +128,14 @@ def step_targets(turns: Sequence[tuple[Target, Sequence[int]]]) -> list[Float32A
 
 
 def run_target(
-    executable: SourceExecutable, source_ids: Sequence[int], target_ids: Sequence[int], chunk: int = 1000
+    executable: SourceExecutable,
+    source_ids: Sequence[int],
+    target_ids: Sequence[int],
+    chunk: int = 1000,
+    adapter_slot: int = NO_ADAPTER,
 ) -> Float32Array:
     """Logits [target tokens, vocab], of the target in chunks."""
-    target = Target(executable, source_ids)
+    target = Target(executable, source_ids, adapter_slot=adapter_slot)
     encode_sources([target])
     starts = range(0, len(target_ids), chunk)
     return np.concatenate([target.step(target_ids[start : start + chunk]) for start in starts])

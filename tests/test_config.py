@@ -118,3 +118,13 @@ def test_kv_spill_is_a_size_or_off(kv_spill: int | str | None, num_bytes: int) -
 def test_a_folder_for_what_is_not_spilled_is_refused() -> None:
     with pytest.raises(OptionError, match="spill_dir='/data' has no use without kv_spill"):
         EngineOptions(spill_dir="/data")
+
+
+def test_a_rank_of_adapters_that_there_is_no_room_for_is_refused() -> None:
+    with pytest.raises(OptionError, match="max_adapter_rank=8 has no use") as error:
+        EngineOptions(max_adapter_rank=8)
+    assert error.value.hint == "name adapters, or set max_adapters"
+    with pytest.raises(OptionError, match="max_adapter_rank=8 has no use"):
+        EngineOptions(max_adapters=0, max_adapter_rank=8)
+    for room in ({"max_adapters": 1}, {"adapters": {"a": "folder"}}):
+        assert EngineOptions(**room, max_adapter_rank=8).max_adapter_rank == 8

@@ -72,6 +72,57 @@ MODELS: dict[str, tuple[Any, Callable[[], Any], dict[str, Any]]] = {
         ),
         {"target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]},
     ),
+    # Rows of several matrices and their biases are scaled, one of which is the tied head.
+    "dora": (
+        transformers.Qwen2ForCausalLM,
+        lambda: transformers.Qwen2Config(**_LLAMA | {"tie_word_embeddings": True}),
+        {"target_modules": ["q_proj", "v_proj", "o_proj", "down_proj", "lm_head"], "use_dora": True},
+    ),
+    "gpt2 dora": (
+        transformers.GPT2LMHeadModel,
+        lambda: transformers.GPT2Config(
+            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=None
+        ),
+        {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True, "use_dora": True},
+    ),
+    "gpt_neox dora": (
+        transformers.GPTNeoXForCausalLM,
+        lambda: transformers.GPTNeoXConfig(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+        ),
+        {"target_modules": ["query_key_value", "dense"], "use_dora": True, "use_rslora": True},
+    ),
+    # Heads that the adapter has in place of the model's.
+    "own head": (
+        transformers.LlamaForCausalLM,
+        lambda: transformers.LlamaConfig(**_LLAMA),
+        {"target_modules": ["q_proj", "up_proj"], "modules_to_save": ["lm_head"]},
+    ),
+    "llama classifier": (
+        transformers.LlamaForSequenceClassification,
+        lambda: transformers.LlamaConfig(**_LLAMA, num_labels=3, pad_token_id=0),
+        {"target_modules": ["q_proj", "v_proj"], "task_type": "SEQ_CLS"},
+    ),
+    "bert classifier": (
+        transformers.BertForSequenceClassification,
+        lambda: transformers.BertConfig(**_BERT, num_labels=3),
+        {"target_modules": _ALL, "task_type": "SEQ_CLS"},
+    ),
+    "bert tags, dora": (
+        transformers.BertForTokenClassification,
+        lambda: transformers.BertConfig(**_BERT, num_labels=5),
+        {"target_modules": ["query", "dense"], "use_dora": True, "task_type": "TOKEN_CLS"},
+    ),
+    "roberta classifier": (  # a head of two layers
+        transformers.RobertaForSequenceClassification,
+        lambda: transformers.RobertaConfig(**_BERT, num_labels=2),
+        {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"},
+    ),
     "bert": (transformers.BertModel, lambda: transformers.BertConfig(**_BERT), {"target_modules": _ALL}),
     "albert": (
         transformers.AlbertModel,
@@ -89,6 +140,8 @@ def make_model(folder: Path, name: str) -> Any:
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.15)
+        elif not (parameter == 1).all():  # biases
+            torch.nn.init.normal_(parameter, std=0.05)
     model.save_pretrained(folder)
     return model
 
@@ -97,12 +150,14 @@ def make_adapter(folder: Path, model: Any, name: str, *, seed: int, rank: int = 
     """A random adapter of that model, saved in the folder; the model with it, merged."""
     torch.manual_seed(seed)
     task_type = "CAUSAL_LM" if hasattr(model, "lm_head") or hasattr(model, "embed_out") else None
-    settings = peft.LoraConfig(r=rank, lora_alpha=6, task_type=task_type, **MODELS[name][2] | config)
+    settings = peft.LoraConfig(r=rank, lora_alpha=6, **{"task_type": task_type} | MODELS[name][2] | config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peft's about transformers, and tied heads
         wrapped = peft.get_peft_model(copy.deepcopy(model), settings)
         for parameter_name, parameter in wrapped.named_parameters():
-            if "lora_" in parameter_name:
+            if "magnitude" in parameter_name:
+                parameter.data *= torch.rand_like(parameter) + 0.5
+            elif "lora_" in parameter_name or "modules_to_save" in parameter_name:
                 torch.nn.init.normal_(parameter, std=0.2)
         wrapped.save_pretrained(folder, save_embedding_layers=False)
     return wrapped.eval()

@@ -92,7 +92,7 @@ def random_encoder_decoder(config: dict[str, Any]) -> Any:
             model.final_logits_bias.normal_(std=0.3, generator=torch.Generator().manual_seed(3))
             for stack in (model.model.encoder, model.model.decoder):
                 stack.embed_positions.weight.copy_(torch.tensor(sinusoids(0, 128, width)))
-        elif config.get("tie_word_embeddings") is False:
+        if config.get("tie_word_embeddings") is False:
             head = torch.randn(*model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3)) / 6
             model.lm_head.weight = torch.nn.Parameter(head)
         model.get_output_embeddings().weight[made.eos_token_id] *= 8  # so that some texts end

@@ -120,7 +120,12 @@ class KvPool:
 
 class AdapterTable:
     def __init__(self, num_slots: int, rows: int, depth: int, max_ranks: int) -> None: ...
-    def set(self, slot: int, down: Weight, parts: Sequence[tuple[int, int, Weight]]) -> None: ...
+    def set(
+        self,
+        slot: int,
+        down: Weight,
+        parts: Sequence[tuple[int, int, Weight, NDArray[np.float32] | None, NDArray[np.float32] | None]],
+    ) -> None: ...
     def clear(self, slot: int) -> None: ...
 
 class Plan:

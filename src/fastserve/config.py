@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from fastserve.errors import OptionError
 from fastserve.option import INT64_MAX, check_choice, check_integer, check_kind, check_number
@@ -39,7 +39,7 @@ Speculation = Literal["off", "prompt-lookup", "draft"]
 DEFAULT_CONTEXT_LENGTH = 8192  # keeps the KV memory of a long-context model within a small machine
 DEFAULT_MAX_ADAPTERS = 4
 MOST_ADAPTER_SLOTS = 1024
-MOST_ADAPTER_RANK = 4096
+DEFAULT_ADAPTER_RANK, MOST_ADAPTER_RANK = 64, 4096
 
 PRIORITY_CLASSES = ("interactive", "standard", "batch")
 MOST_TIMEOUT_MS = 7 * 24 * 3600 * 1000.0
@@ -203,7 +203,7 @@ class EngineOptions(ScheduleOptions):
         draft_kv_memory: bytes for its keys and values, or a text such as "64MiB"; None is a fourth of the
             model's own. What is used least gives way.
         adapters: folders of adapters, as peft saves them, by name: requests choose one that is added to the
-            model's weights for them. LoRA alone; a draft model has none.
+            model's weights for them. LoRA or DoRA; a draft model has none.
         max_adapters: how many the sequences of one step may use; those of others wait. There may be more.
             None is DEFAULT_MAX_ADAPTERS where there are adapters, else 0: none can be loaded later.
         max_adapter_rank: the highest rank that an adapter may have.
@@ -234,7 +234,7 @@ class EngineOptions(ScheduleOptions):
     draft_kv_memory: int | str | None = None
     adapters: Mapping[str, str | Path] | None = None
     max_adapters: int | None = None
-    max_adapter_rank: int = 64
+    max_adapter_rank: int = DEFAULT_ADAPTER_RANK
 
     def __post_init__(self) -> None:
         ScheduleOptions.__post_init__(self)
@@ -274,6 +274,10 @@ class EngineOptions(ScheduleOptions):
                     hint="leave speculation out, or use backend='native'",
                 )
 
+    def without_adapters(self) -> Self:
+        """The same, with room for none."""
+        return replace(self, adapters=None, max_adapters=0, max_adapter_rank=DEFAULT_ADAPTER_RANK)
+
     @property
     def num_adapter_slots(self) -> int:
         """What `max_adapters` comes to."""
@@ -307,6 +311,11 @@ class EngineOptions(ScheduleOptions):
                     hint="raise max_adapters, or leave adapters out",
                 )
         check_integer("max_adapter_rank", self.max_adapter_rank, low=1, high=MOST_ADAPTER_RANK)
+        if not self.num_adapter_slots and self.max_adapter_rank != DEFAULT_ADAPTER_RANK:
+            raise OptionError(
+                f"max_adapter_rank={self.max_adapter_rank} has no use where there is room for no adapters",
+                hint="name adapters, or set max_adapters",
+            )
 
     def _check_draft(self) -> None:
         if self.draft_model is not None:

@@ -44,7 +44,8 @@ class SamplingParams:
     prompt's, which is then computed whole, whatever is cached.
     `num_beams` above 1 searches the `n` likeliest completions instead of drawing them, with `length_penalty`
     and `early_stopping` as in `transformers`: the sum of a completion's log-probabilities is divided by its
-    length to the power of the penalty. Nothing then comes before the search is over.
+    length to the power of the penalty. Nothing then comes before the search is over. None is the search that
+    an encoder-decoder's own settings name, where nothing else here speaks against one, else 1.
     `constraint` is what the text must be, see `fastserve.constraint`. `skip_special_tokens=False` shows
     tokens in the text that are none, such as those that mark calls of tools.
 
@@ -71,7 +72,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     n: int = 1
-    num_beams: int = 1
+    num_beams: int | None = None
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = False
     constraint: Constraint | None = None
@@ -95,7 +96,8 @@ class SamplingParams:
             check_integer("logprobs", self.logprobs, low=0, high=MAX_TOP_LOGPROBS)
         if self.prompt_logprobs is not None:
             check_integer("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_TOP_LOGPROBS)
-        check_integer("num_beams", self.num_beams, low=1)
+        if self.num_beams is not None:
+            check_integer("num_beams", self.num_beams, low=1)
         check_number("length_penalty", self.length_penalty, -10.0, 10.0)
         self._check_beams()
         check_kind("logit_bias", self.logit_bias, Mapping, "a mapping from token ids to numbers")
@@ -130,6 +132,8 @@ class SamplingParams:
                 hint="choose true, false or 'never'",
                 option="early_stopping",
             )
+        if self.num_beams is None:  # whoever knows the model says what that comes to
+            return
         plain = SEARCH_OPTIONS if self.num_beams == 1 else OPTIONS_WITHOUT_SEARCH
         changed = [name for name, default in plain.items() if not _is_default(getattr(self, name), default)]
         if changed and self.num_beams == 1:
@@ -171,6 +175,15 @@ OPTIONS_WITHOUT_SEARCH: Mapping[str, object] = {
     "constraint": None,
 }
 """What has its default in every beam search. The filters of sampling do nothing at temperature 0 anyway."""
+
+
+def can_search(params: SamplingParams) -> bool:
+    """Whether nothing in parameters speaks against a beam search.
+
+    >>> can_search(SamplingParams()), can_search(SamplingParams(temperature=1.0))
+    (True, False)
+    """
+    return all(_is_default(getattr(params, name), plain) for name, plain in OPTIONS_WITHOUT_SEARCH.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,10 +273,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class LowRankMatrices:
-    """What an adapter adds to a matrix W [out, in]: up @ down, any scaling included."""
+    """What an adapter makes of the result y [out] = W x + bias of a matrix W [out, in]: factors * y + shifts
+    + up (down x), any scaling included. Without `factors` it is y + up (down x).
+
+    Of a DoRA adapter (arXiv 2402.09353, section 4), the factors are what W's rows are scaled by; where an
+    adapter replaces a layer they are 0.
+    """
 
     down: Float32Array  # [rank, in]
     up: Float32Array  # [out, rank]
+    factors: Float32Array | None = None  # [out]
+    shifts: Float32Array | None = None  # [out], where there are factors
 
 
 class Executable(Protocol):
@@ -307,7 +327,8 @@ class Executable(Protocol):
         of what was there; None empties the slot. Not while a step runs.
 
         Args:
-            matrices: by the name of the tensor that each is added to, which is a linear's; copied.
+            matrices: by the name of the tensor that each is added to, which is a linear's, of an
+                encoder-decoder of either part; copied.
 
         Raises:
             OptionError: there is no such slot, or a matrix has no linear, another shape, or too high a rank.
@@ -342,6 +363,11 @@ class Executable(Protocol):
 @runtime_checkable
 class SourceExecutable(Executable, Protocol):
     """An encoder and the decoder that reads what it stores, over one KV pool. `run` is the decoder's."""
+
+    @property
+    def source_vocab_size(self) -> int:
+        """Of the tokens that sources have."""
+        ...
 
     def encode(self, batch: Batch) -> None:
         """Read whole sources: afterwards the blocks named in the batch hold their keys and values, which

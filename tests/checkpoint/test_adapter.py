@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fastserve.checkpoint.adapter import merge_adapter, open_adapter
 from fastserve.checkpoint.convert import to_f32
 from fastserve.cli.main import main
 from fastserve.errors import CheckpointError, ModelNotFoundError, UnsupportedError
+from tiny_adapters import make_adapter, make_model
 
 LLAMA = {
     "tie_word_embeddings": False,
@@ -113,6 +115,28 @@ def test_an_adapter_of_another_model_is_refused_with_all_that_differs(tmp_path: 
         merge_adapter(open_checkpoint(tmp_path / "gpt2" / "base"), adapter)
 
 
+def test_a_merged_model_has_the_layers_that_the_adapter_has_in_place_of_its_own(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "base", "own head")
+    theirs = make_adapter(tmp_path / "adapter", model, "own head", seed=1)
+    merged = merge_adapter(open_checkpoint(tmp_path / "base"), open_adapter(tmp_path / "adapter"))
+    expected = theirs.merge_and_unload().state_dict()
+    assert merged.tensors["lm_head.weight"].name == "lm_head.weight"
+    for name, tensor in merged.tensors.items():
+        np.testing.assert_allclose(to_f32(tensor), expected[name].numpy(), rtol=0, atol=1e-6, err_msg=name)
+    base = open_checkpoint(tmp_path / "base")
+    heads = [to_f32(model.tensors["lm_head.weight"]) for model in (merged, base)]
+    assert not np.array_equal(*heads)
+    tied = replace(base, tensors={n: t for n, t in base.tensors.items() if n != "lm_head.weight"})
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is not there \(its head is its embedding\)"):
+        merge_adapter(tied, open_adapter(tmp_path / "adapter"))
+
+
+def test_a_dora_adapter_of_transposed_matrices_is_not_merged(tmp_path: Path) -> None:
+    make(tmp_path, "gpt2", target_modules=["c_attn"], fan_in_fan_out=True, use_dora=True)
+    with pytest.raises(UnsupportedError, match="stored transposed: it is not merged"):
+        merge_adapter(open_checkpoint(tmp_path / "base"), open_adapter(tmp_path / "adapter"))
+
+
 def change(folder: Path) -> Callable[..., None]:
     path = folder / "adapter" / "adapter_config.json"
 
@@ -127,7 +151,7 @@ def change(folder: Path) -> Callable[..., None]:
     [
         ({"peft_type": "IA3"}, UnsupportedError, "of type 'IA3', supported is LORA"),
         ({"bias": "all"}, UnsupportedError, "bias='all'"),
-        ({"modules_to_save": ["lm_head"]}, UnsupportedError, "modules_to_save=.*merge it with peft"),
+        ({"modules_to_save": "lm_head"}, CheckpointError, "modules_to_save='lm_head', a list of names"),
         ({"lora_bias": True}, UnsupportedError, "lora_bias=True"),
         ({"layer_replication": [[0, 1]]}, UnsupportedError, "layer_replication="),
         ({"init_lora_weights": "pissa"}, UnsupportedError, "'pissa', which changes the model itself"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.quantization import QuantizationConfig
 from gguf import GGMLQuantizationType, GGUFReader, dequantize, quants
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -20,7 +22,7 @@ from fastserve.checkpoint import Checkpoint, StoredTensor, TensorFormat, open_ch
 from fastserve.checkpoint.conversion import ConvertedWeights, Target
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.convert_checkpoint import convert
-from fastserve.checkpoint.gguf_export import gguf_name, in_pairs
+from fastserve.checkpoint.gguf_modules import find_place
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tokenizer import Tokenizer as OurTokenizer
 from fastserve.errors import OptionError, UnsupportedError
@@ -79,11 +81,14 @@ def assert_library_has_the_same(checkpoint: Checkpoint) -> dict[str, str]:
     library = {tensor.name: tensor for tensor in GGUFReader(checkpoint.path).tensors}
     found = {}
     for name, tensor in checkpoint.tensors.items():
-        theirs = library.pop(str(gguf_name("llama", name)))
+        place = find_place({"model_type": "llama"}, name)
+        assert place is not None
+        theirs = library.pop(place.name)
         values = dequantize(theirs.data, theirs.tensor_type).reshape(tensor.shape)
         expected = to_f32(tensor)
         if (heads := {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])) is not None:
-            expected = in_pairs(expected.view(np.uint8), heads).view(np.float32)
+            halves = expected.reshape(heads, 2, len(expected) // heads // 2, -1)
+            expected = halves.swapaxes(1, 2).reshape(expected.shape)
         assert np.array_equal(values, expected), name
         found[name] = theirs.tensor_type.name
     assert not library
@@ -105,6 +110,26 @@ def test_compressed_tensors_are_read_by_transformers(source: Path, weights: Conv
         tolerance = 0.85 * np.abs(expected).max() / steps if is_linear(name) else 0
         assert np.abs(values - expected).max() <= tolerance
     assert_transformers_has_the_same(written)
+
+
+def test_matrices_whose_inputs_stay_as_they_are_stand_beside_w8a8(source: Path) -> None:
+    checkpoint = open_checkpoint(source)
+    alone = frozenset(name for name in checkpoint.tensors if "down_proj" in name)
+    matrices = replace(find_matrices(checkpoint), float_activations=alone)
+    convert(checkpoint, "compressed-tensors", "w8a8", source.parent / "output", matrices)
+    written = open_checkpoint(source.parent / "output")
+    quantization = written.config["quantization_config"]
+    assert quantization["format"] == "mixed-precision"
+    groups = {group["format"]: group for group in quantization["config_groups"].values()}
+    assert set(groups) == {"int-quantized", "pack-quantized"}
+    assert set(groups["pack-quantized"]["targets"]) == {name.removesuffix(".weight") for name in alone}
+    assert "input_activations" not in groups["pack-quantized"]
+    assert groups["int-quantized"]["input_activations"]["strategy"] == "token"
+    QuantizationConfig.model_validate(quantization)
+    assert_transformers_has_the_same(written)
+    assert all(
+        isinstance(tensor, GroupedTensor) for name, tensor in written.tensors.items() if is_linear(name)
+    )
 
 
 @pytest.mark.parametrize("weights", ["auto", "f32", "f16", "bf16"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastserve.cli.main import main
+from fastserve.evaluate.random_model import make_byte_tokenizer
 
 pytest.importorskip("fastserve._native")
 pytestmark = pytest.mark.usefixtures("empty_store")
@@ -104,6 +105,22 @@ def test_a_run_is_profiled_with_one_flag(shared_data: Path, capsys: pytest.Captu
     assert header[:3] == ["op", "shape", "runs"]
     assert {"linear", "attention"} <= {line[0] for line in lines}
     assert "GB/s" not in shown.out
+
+
+def test_the_profile_of_an_encoder_decoder_has_its_encoder_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from encoder_decoder_configs import T5
+    from tiny_models import random_encoder_decoder
+
+    random_encoder_decoder({**T5, "vocab_size": 300}).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(make_byte_tokenizer(300)))
+    command = ["generate", str(tmp_path), "Once", "--max-tokens", "3", "--context-length", "64", "--profile"]
+    assert main(command) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().err.splitlines() if line.count("\t") > 2][1:]
+    runs = {line[0]: int(line[2]) for line in lines}
+    assert runs["store_source"] == T5["num_decoder_layers"]  # the encoder has run once
+    assert runs["cross_attention"] > 0
 
 
 def test_the_torch_backend_has_no_profile(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

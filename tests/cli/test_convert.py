@@ -54,3 +54,38 @@ def test_what_is_written_answers(source: Path, capsys: pytest.CaptureFixture[str
         assert main(["convert", str(source), "--to", target, "--output", output]) == 0
         assert main(["generate", output, "hello", "--max-tokens", "3", "--weights", "stored"]) == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_text", [True, False])
+def test_w8a8_leaves_alone_what_loses_most(
+    source: Path, capsys: pytest.CaptureFixture[str], has_text: bool
+) -> None:
+    """On a text, or on what the model writes itself."""
+    text = source.parent / "text.jsonl"
+    text.write_text(
+        "".join(json.dumps({"text": f"A text of {i} words, or more. " * 20}) + "\n" for i in range(40))
+    )
+    output = source.parent / "output"
+    command = [
+        "convert",
+        str(source),
+        "--to",
+        "compressed-tensors",
+        "--weights",
+        "w8a8",
+        "--output",
+        str(output),
+    ]
+    assert main([*command, *(["--calibration", str(text)] if has_text else []), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    rounded = [change for change in document["changes"] if "rounded to w8a8" in change["change"]]
+    assert sum(change["tensors"] for change in rounded) == 7
+    (remark,) = document["remarks"]
+    assert "matrices meet activations as they are" in remark
+    assert main(["generate", str(output), "hello", "--max-tokens", "3"]) == 0
+
+
+def test_calibration_is_for_w8a8(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["convert", str(source), "--to", "gguf", "--calibration", "text.txt", "--output"]
+    assert main([*command, str(source.parent / "output")]) == 2
+    assert "--calibration is for --to compressed-tensors --weights w8a8" in capsys.readouterr().err

@@ -56,6 +56,7 @@ STATUS: dict[str, Any] = {
     "uptime_seconds": 3700.0,
     "version": "0.1.0",
     "is_draining": False,
+    "num_requests": 1,
     "memory": {"resident_bytes": 812_000_000},
     "energy": {"watts": None},
     "models": [
@@ -148,7 +149,8 @@ def test_draining_energy_budgets_tenants_and_errors_are_shown_where_there_are_an
         "joules": 40.2,
         "refused": 6,
     }
-    model = {**STATUS["models"][0], "version": "2", "state": "unloaded", "error": "it does not fit"}
+    model = {**STATUS["models"][0], "name": "stories@2", "version": "2", "state": "unloaded"}
+    model["error"] = "it does not fit"
     shown = screen(
         changed(
             is_draining=True,
@@ -160,8 +162,8 @@ def test_draining_energy_budgets_tenants_and_errors_are_shown_where_there_are_an
     )
     for part in (
         "12.3 W",
-        "DRAINING",
-        "stories@2 unloaded",
+        "DRAINING: no new requests are taken, 1 request under way",
+        " stories@2 unloaded",
         "(it does not fit)",
         "together 5.0 MB of 9.0 MB",
         "ann (weight 2) 3 running, 1 request, 70 tokens, 12.5 s of service, 40 J, 6 refused",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress_models import TINY, make_context, random_sequences, working_model
+from compress.working_models import TINY, calibrated_context, ragged_sequences, random_working_model
 from decoder_configs import DECODERS
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor
@@ -65,7 +65,7 @@ def parameters_of(model: WorkingModel) -> dict[str, Float32Array]:
 
 def model_logits(model: WorkingModel) -> Float32Array:
     executable = compile_graph("torch", tiny_graph(dict(model.config)), parameters_of(model))
-    return np.concatenate([run_logits(executable, sequence) for sequence in random_sequences()])
+    return np.concatenate([run_logits(executable, sequence) for sequence in ragged_sequences()])
 
 
 def head_logits(model: WorkingModel, recorder: Recorder) -> Float32Array:
@@ -74,8 +74,8 @@ def head_logits(model: WorkingModel, recorder: Recorder) -> Float32Array:
 
 
 def test_a_walk_that_changes_nothing_comes_to_the_logits_of_the_model(tmp_path: Path) -> None:
-    model, recorder = working_model(TINY["llama"]), Recorder()
-    walked = walk(model, make_context(tmp_path), recorder)
+    model, recorder = random_working_model(TINY["llama"]), Recorder()
+    walked = walk(model, calibrated_context(tmp_path), recorder)
     assert len(recorder.seen[0]) > 1  # several batches
     np.testing.assert_allclose(head_logits(model, recorder), model_logits(model), atol=2e-5)
     assert all(walked.tensors[name] is model.tensors[name] for name in model.tensors)
@@ -83,7 +83,7 @@ def test_a_walk_that_changes_nothing_comes_to_the_logits_of_the_model(tmp_path: 
 
 def test_stations_are_the_linears_that_read_one_value_in_order(tmp_path: Path) -> None:
     recorder = Recorder()
-    walk(working_model(TINY["llama"]), make_context(tmp_path), recorder)
+    walk(random_working_model(TINY["llama"]), calibrated_context(tmp_path), recorder)
     layer = "model.layers.0."
     assert recorder.names[:4] == [
         tuple(f"{layer}self_attn.{part}_proj.weight" for part in "qkv"),
@@ -96,11 +96,11 @@ def test_stations_are_the_linears_that_read_one_value_in_order(tmp_path: Path) -
 
 
 def test_an_encoder_is_walked_to_its_last_matrix(tmp_path: Path) -> None:
-    model, recorder = working_model(TINY["bert"]), Recorder()
-    walk(model, make_context(tmp_path), recorder)
+    model, recorder = random_working_model(TINY["bert"]), Recorder()
+    walk(model, calibrated_context(tmp_path), recorder)
     parameters = parameters_of(model)
     executable = compile_graph("torch", tiny_graph(TINY["bert"]), parameters, max_context=128)
-    expected = np.concatenate([run_embeddings(executable, [s]) for s in random_sequences()])
+    expected = np.concatenate([run_embeddings(executable, [s]) for s in ragged_sequences()])
     assert recorder.names[-2:] == [
         ("encoder.layer.2.intermediate.dense.weight",),
         ("encoder.layer.2.output.dense.weight",),
@@ -113,27 +113,27 @@ def test_an_encoder_is_walked_to_its_last_matrix(tmp_path: Path) -> None:
     )
     projected = torch.nn.functional.linear(hidden, *dense)
     vectors = torch.nn.functional.layer_norm(projected + before, (24,), *norm, 1e-12)
-    means = [part.mean(0).numpy() for part in vectors.split([len(s) for s in random_sequences()])]
+    means = [part.mean(0).numpy() for part in vectors.split([len(s) for s in ragged_sequences()])]
     np.testing.assert_allclose(np.stack(means), expected, atol=2e-5)
 
 
 def test_what_comes_after_a_station_sees_what_it_changed(tmp_path: Path) -> None:
-    model = working_model(TINY["llama"])
+    model = random_working_model(TINY["llama"])
     name = "model.layers.1.mlp.up_proj.weight"
     halved = np.asarray(parameters_of(model)[name] / 2, np.float32)
     recorder = Recorder({name: halved})
-    changed = walk(model, make_context(tmp_path), recorder)
+    changed = walk(model, calibrated_context(tmp_path), recorder)
     np.testing.assert_array_equal(to_f32(changed.tensors[name]), halved)
     np.testing.assert_allclose(head_logits(changed, recorder), model_logits(changed), atol=2e-5)
     assert np.abs(model_logits(changed) - model_logits(model)).max() > 1e-2
 
 
 def test_states_on_disk_give_the_same_bits(tmp_path: Path) -> None:
-    model = working_model(TINY["llama"])
+    model = random_working_model(TINY["llama"])
     recorders = {}
     for state_bytes in (0, 20_000, 2**30):
         recorders[state_bytes] = Recorder()
-        context = make_context(tmp_path / str(state_bytes))
+        context = calibrated_context(tmp_path / str(state_bytes))
         visit(model, context, recorders[state_bytes], state_bytes=state_bytes)
         assert not list(context.scratch.rglob("states/*"))  # read and removed
     whole = recorders[2**30]
@@ -144,18 +144,18 @@ def test_states_on_disk_give_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fails_at", [0, 1, 6, 12])
 def test_a_walk_that_was_interrupted_goes_on_as_one_that_was_not(fails_at: int, tmp_path: Path) -> None:
-    model = working_model(TINY["llama"])
+    model = random_working_model(TINY["llama"])
     changes = {
         name: np.asarray(value * 0.9, np.float32)
         for name, value in parameters_of(model).items()
         if "proj" in name
     }
     whole, first, second = Recorder(changes), Recorder(changes, fails_at=fails_at), Recorder(changes)
-    expected = walk(model, make_context(tmp_path / "whole"), whole)
-    first.context = make_context(tmp_path / "resumed")
+    expected = walk(model, calibrated_context(tmp_path / "whole"), whole)
+    first.context = calibrated_context(tmp_path / "resumed")
     with pytest.raises(KeyboardInterrupt):
         walk(model, first.context, first)
-    second.context = make_context(tmp_path / "resumed")
+    second.context = calibrated_context(tmp_path / "resumed")
     resumed = walk(model, second.context, second)
     assert set(second.seen) == set(range(fails_at, 13))  # what was done is not done again
     for index in second.seen:
@@ -166,14 +166,14 @@ def test_a_walk_that_was_interrupted_goes_on_as_one_that_was_not(fails_at: int, 
 
 
 def test_another_model_or_calibration_is_walked_anew(tmp_path: Path) -> None:
-    model = working_model(TINY["llama"])
-    walk(model, make_context(tmp_path), Recorder())
+    model = random_working_model(TINY["llama"])
+    walk(model, calibrated_context(tmp_path), Recorder())
     again, other_text, other_model = Recorder(), Recorder(), Recorder()
-    walk(model, make_context(tmp_path), again)
-    walk(model, make_context(tmp_path, calibration=random_sequences(seed=4)), other_text)
+    walk(model, calibrated_context(tmp_path), again)
+    walk(model, calibrated_context(tmp_path, calibration=ragged_sequences(seed=4)), other_text)
     norm = "model.layers.0.input_layernorm.weight"
     changed = store_f32({norm: np.ones(24, np.float32)})
-    walk(model.with_tensors(changed), make_context(tmp_path), other_model)
+    walk(model.with_tensors(changed), calibrated_context(tmp_path), other_model)
     assert not again.seen
     assert len(other_text.seen) == len(other_model.seen) == 13
 
@@ -181,20 +181,20 @@ def test_another_model_or_calibration_is_walked_anew(tmp_path: Path) -> None:
 def test_only_the_stations_of_named_matrices_are_visited(tmp_path: Path) -> None:
     recorder = Recorder()
     name = "model.layers.1.mlp.down_proj.weight"
-    walk(working_model(TINY["llama"]), make_context(tmp_path), recorder, names=[name])
+    walk(random_working_model(TINY["llama"]), calibrated_context(tmp_path), recorder, names=[name])
     assert recorder.names == [(name,)]
 
 
 def test_a_head_that_is_the_embedding_is_a_station(tmp_path: Path) -> None:
     config = {**LLAMA_CONFIG, "tie_word_embeddings": True}
     recorder = Recorder()
-    walk(working_model(config), make_context(tmp_path), recorder)
+    walk(random_working_model(config), calibrated_context(tmp_path), recorder)
     assert recorder.names[-1] == ("model.embed_tokens.weight",)
 
 
 def test_matrices_of_experts_are_left_as_they_are_which_is_noted(tmp_path: Path) -> None:
-    recorder, context = Recorder(), make_context(tmp_path)
-    walk(working_model(DECODERS["qwen2_moe"]), context, recorder)
+    recorder, context = Recorder(), calibrated_context(tmp_path)
+    walk(random_working_model(DECODERS["qwen2_moe"]), context, recorder)
     names = [name for station in recorder.names for name in station]
     assert any("shared_expert.down_proj" in name for name in names)
     assert not any(".experts." in name for name in names)
@@ -202,21 +202,21 @@ def test_matrices_of_experts_are_left_as_they_are_which_is_noted(tmp_path: Path)
 
 
 def test_numbers_that_are_not_finite_are_told_by_name(tmp_path: Path) -> None:
-    model = working_model(TINY["llama"])
+    model = random_working_model(TINY["llama"])
     name = "model.layers.1.mlp.up_proj.weight"
     broken = parameters_of(model)[name].copy()
     broken[3, 4] = np.nan
     with pytest.raises(CheckpointError, match=rf"{name} has 1 numbers of 960 that are NaN"):
-        walk(model.with_tensors(store_f32({name: broken})), make_context(tmp_path), Recorder())
+        walk(model.with_tensors(store_f32({name: broken})), calibrated_context(tmp_path), Recorder())
 
 
 def test_no_calibration_text_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no calibration text"):
-        walk(working_model(TINY["llama"]), make_context(tmp_path, calibration=()), Recorder())
+        walk(random_working_model(TINY["llama"]), calibrated_context(tmp_path, calibration=()), Recorder())
 
 
 def test_batches_hold_whole_sequences_in_order() -> None:
-    sequences = random_sequences(20)
+    sequences = ragged_sequences(20)
     batches = batch_state.make_batches(sequences, num_tokens=64)
     assert [length for batch in batches for length in batch.lengths] == [len(s) for s in sequences]
     assert torch.cat([batch.token_ids for batch in batches]).tolist() == [i for s in sequences for i in s]

@@ -13,7 +13,9 @@ from fastserve.checkpoint.convert import to_f32
 from fastserve.compress.step import Context, WorkingModel
 from fastserve.types import Float32Array
 from parity import store_f32
-from tiny_models import hf_model, hf_parameters
+from tiny_models import BERT_CONFIG, LLAMA_CONFIG, hf_model, hf_parameters, random_parameters, tiny_graph
+
+TINY = {"llama": LLAMA_CONFIG, "bert": BERT_CONFIG}
 
 
 def working_model(config: dict[str, Any], weights: Mapping[str, Float32Array] | None = None) -> WorkingModel:
@@ -34,13 +36,23 @@ def working_model(config: dict[str, Any], weights: Mapping[str, Float32Array] | 
     )
 
 
+def random_working_model(config: dict[str, Any]) -> WorkingModel:
+    """Of any config that we read, be it none of `transformers`; with random weights, norms' too."""
+    return working_model(config, random_parameters(tiny_graph(config)))
+
+
 def open_working_model(folder: Path) -> WorkingModel:
     return WorkingModel(checkpoint=open_checkpoint(folder))
 
 
 def make_context(folder: Path, **fields: Any) -> Context:
-    (folder / "scratch").mkdir(exist_ok=True)
+    (folder / "scratch").mkdir(parents=True, exist_ok=True)
     return Context(source=folder / "source", scratch=folder / "scratch", **fields)
+
+
+def calibrated_context(folder: Path, **fields: Any) -> Context:
+    """With short texts of unequal lengths, unless it is given others."""
+    return make_context(folder, **{"calibration": ragged_sequences(), "threads": 1, **fields})
 
 
 def values_of(model: WorkingModel, name: str) -> Float32Array:
@@ -54,3 +66,11 @@ def all_values(model: WorkingModel) -> dict[str, Float32Array]:
 def random_sequences(vocab_size: int, count: int, length: int, *, seed: int = 1) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [list(map(int, rng.integers(0, vocab_size, length))) for _ in range(count)]
+
+
+def ragged_sequences(
+    num: int = 9, *, longest: int = 40, vocab_size: int = 97, seed: int = 3
+) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(8, longest, num)
+    return [rng.integers(0, vocab_size, length).tolist() for length in lengths]

@@ -154,8 +154,8 @@ def test_a_reader_who_is_behind_holds_all_beams(folder: Path) -> None:
         ({"num_beams": 2, "stop": "x"}, "stop has no part in beam search"),
         ({"num_beams": 2, "logprobs": 1}, "logprobs has no part in beam search"),
         ({"num_beams": 2, "n": 3}, "n is 3, and num_beams 2"),
-        ({"length_penalty": 2.0}, "length_penalty=2.0 is for beam search"),
-        ({"early_stopping": True}, "early_stopping=True is for beam search"),
+        ({"num_beams": 1, "length_penalty": 2.0}, "length_penalty=2.0 is for beam search"),
+        ({"num_beams": 1, "early_stopping": True}, "early_stopping=True is for beam search"),
         ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'"),
         ({"num_beams": 2, "early_stopping": 1}, "early_stopping is 1"),
         ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty"),
@@ -164,6 +164,11 @@ def test_a_reader_who_is_behind_holds_all_beams(folder: Path) -> None:
 def test_what_does_not_go_together_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         SamplingParams(**options)
+
+
+def test_options_of_a_search_are_refused_where_the_model_has_none_of_its_own(folder: Path) -> None:
+    with load(folder) as llm, pytest.raises(OptionError, match=r"length_penalty=2\.0 is for beam search"):
+        llm.generate("x", SamplingParams(length_penalty=2.0))
 
 
 def test_speculation_and_beams_do_not_go_together(folder: Path) -> None:

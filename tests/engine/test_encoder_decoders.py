@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from encoder_decoder_configs import ENCODER_DECODERS
+from encoder_decoder_configs import ENCODER_DECODERS, TWO_VOCABULARIES
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.checkpoint.generation import read_target_rules
 from fastserve.checkpoint.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ from fastserve.errors import (
 )
 from fastserve.evaluate.random_model import make_byte_tokenizer
 from fastserve.types import SamplingParams
+from marian_files import write_two_vocabularies
 from parity import BACKENDS
 from tiny_models import random_encoder_decoder
 
@@ -113,6 +114,67 @@ def test_greedy_completions_equal_those_of_transformers(
         assert [c.prompt_tokens for c in completions] == [len(prompt) for prompt in PROMPTS]
         check_invariants(llm)
     assert tokens_of(completions) == expect(folder, PROMPTS, max_tokens=64, num_beams=1)
+
+
+@pytest.mark.filterwarnings("ignore:Recommended")
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_a_marian_with_two_vocabularies_writes_in_the_other_one(
+    shared_data: Path, tmp_path: Path, options: Options
+) -> None:
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, MarianTokenizer
+
+    num_source, num_target = write_two_vocabularies(tmp_path, shared_data)
+    config = TWO_VOCABULARIES["marian, two vocabularies"]
+    ids = {"pad_token_id": num_source - 1, "decoder_start_token_id": num_target - 1}
+    sizes = {"vocab_size": num_source, "decoder_vocab_size": num_target}
+    model = random_encoder_decoder({**config, **sizes, **ids})
+    model.get_output_embeddings().weight.data[0] /= 8  # </s>: texts of some length
+    model.save_pretrained(tmp_path)
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</s>"}')
+    tokenizer = MarianTokenizer.from_pretrained(tmp_path)
+    prompts = ["All human beings are born free.", "Everyone has duties to the community", "x"]
+    theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    with load(tmp_path) as llm:
+        found = llm.generate(prompts, SamplingParams(max_tokens=24, **options))
+        check_invariants(llm)
+        with pytest.raises(OptionError, match=f"outside the model's vocabulary of {num_source}"):
+            llm.generate([num_source])
+        with pytest.raises(OptionError, match=f"outside the model's vocabulary of {num_target}"):
+            llm.generate([0], SamplingParams(logit_bias={num_target: 1.0}))
+        llm.generate([0], SamplingParams(max_tokens=1, logit_bias={num_target - 1: 1.0}))
+        choice = llm.generate(prompts[0], SamplingParams(constraint=Choice(("libres", "égaux"))))[0]
+        assert choice.text in ("libres", "égaux")
+        target = tokenizer(text_target="Tous les êtres humains naissent libres.")["input_ids"]
+        assert llm.model.target_tokenizer.decode(target) == "Tous les êtres humains naissent libres."
+        assert llm.model.target_tokenizer.encode("Tous les") == target[:4]
+    texts = set()
+    for prompt, completion in zip(prompts, found, strict=True):
+        source = torch.tensor([tokenizer.encode(prompt)])
+        with torch.no_grad():
+            (expected,) = theirs.generate(
+                source, do_sample=False, max_new_tokens=24, **{"num_beams": 1} | options
+            ).tolist()
+        assert completion.prompt_tokens == source.shape[1]
+        assert [*completion.token_ids] == expected[1:]
+        written = [
+            id_ for id_ in expected if id_ not in (0, num_target - 1)
+        ]  # transformers takes the source's
+        assert completion.text == tokenizer.decode(written)
+        texts.add(completion.text)
+    assert len(texts) > 1
+
+
+def test_a_marian_whose_targets_have_no_vocabulary_here_is_refused(shared_data: Path, tmp_path: Path) -> None:
+    num_source, num_target = write_two_vocabularies(tmp_path, shared_data)
+    config = TWO_VOCABULARIES["marian, two vocabularies"]
+    sizes = {"vocab_size": num_source, "decoder_vocab_size": num_target + 600}
+    random_encoder_decoder({**config, **sizes}).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"tokenizer of {num_target} tokens and a model of"):
+        load(tmp_path)
+    (tmp_path / "target_vocab.json").unlink()
+    with pytest.raises(CheckpointError, match=r"target_vocab\.json"):
+        load(tmp_path)
 
 
 BEAMS: list[Options] = [
@@ -226,6 +288,76 @@ def test_requests_that_come_go_and_wait_at_random_leave_the_others_as_they_are(
             assert [found[request_id][index] for index in sorted(found[request_id])] == alone[key]
 
 
+SETTINGS: list[Options] = [
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3, "min_length": 12},
+    {"min_length": 9},
+    {"min_new_tokens": 9},
+    {"num_beams": 3, "length_penalty": 2.0, "early_stopping": True},
+    {"num_beams": 2, "no_repeat_ngram_size": 2},
+    {"renormalize_logits": True, "num_beams": 4, "length_penalty": 0.5},
+    {"forced_bos_token_id": 7},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("name", ["t5", "marian"])
+def test_settings_of_a_model_are_honoured_as_by_transformers(
+    name: str, settings: Options, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    if "renormalize_logits" in settings and name == "t5":
+        pytest.skip("its head has no bias")
+    paths = [tmp_path / kind for kind in ("plain", "set")]
+    goes_on = not any("min" in key for key in settings)
+    for path, own in zip(paths, ({}, settings), strict=True):
+        shutil.copytree(folder_of(name), path)
+        file = path / "generation_config.json"
+        known = json.loads(file.read_text())
+        if goes_on:  # these models would end at once
+            known |= {"suppress_tokens": [known["eos_token_id"], 4], "forced_eos_token_id": None}
+        file.write_text(json.dumps(known | own))
+    plain, expected = (expect(path, PROMPTS, max_tokens=20) for path in paths)
+    assert plain != expected
+    with load(paths[1]) as llm:
+        assert tokens_of(llm.generate(PROMPTS, SamplingParams(max_tokens=20))) == expected
+        if "num_beams" not in settings:
+            beams = llm.generate(PROMPTS, SamplingParams(max_tokens=20, num_beams=3))
+            assert tokens_of(beams) == expect(paths[1], PROMPTS, max_tokens=20, num_beams=3)
+        check_invariants(llm)
+
+
+def test_log_probabilities_of_a_search_are_those_among_tokens_that_may_come(
+    folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Else this search would find others."""
+    found = {}
+    for renormalizes in (False, True):
+        path = tmp_path / str(renormalizes)
+        shutil.copytree(folder_of("marian"), path)
+        file = path / "generation_config.json"
+        known = json.loads(file.read_text())
+        known |= {"suppress_tokens": [known["eos_token_id"], 4, 8], "forced_eos_token_id": None}
+        known["renormalize_logits"] = renormalizes
+        file.write_text(json.dumps(known))
+        with load(path) as llm:
+            completions = llm.generate(PROMPTS, SamplingParams(max_tokens=12, num_beams=4, n=4))
+        found[renormalizes] = tokens_of(completions)
+        assert found[renormalizes] == expect(path, PROMPTS, max_tokens=12, num_beams=4, n=4)
+    assert found[False] != found[True]
+
+
+def test_renormalized_logits_of_a_head_without_bias_are_refused(
+    folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(folder_of("t5"), tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"renormalize_logits": True, "suppress_tokens": [7]})
+    )
+    with pytest.raises(UnsupportedError, match="renormalize_logits=True"):
+        load(tmp_path / "model")
+
+
 def test_sampled_completions_share_their_source(folder_of: Callable[[str], Path]) -> None:
     params = SamplingParams(max_tokens=30, temperature=1.0, seed=7, n=3, repetition_penalty=1.2)
     with load(folder_of("t5")) as llm:
@@ -326,17 +458,6 @@ def test_a_constraint_holds_of_a_target(folder_of: Callable[[str], Path]) -> Non
     with load(folder_of("marian")) as llm:
         params = SamplingParams(max_tokens=12, constraint=Choice(("Hund", "Katze")))
         assert {c.text for c in llm.generate(PROMPTS, params)} <= {"Hund", "Katze"}
-
-
-def test_settings_that_are_not_honoured_are_told(
-    folder_of: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(folder_of("t5"), folder)
-    settings = json.loads((folder / "generation_config.json").read_text())
-    (folder / "generation_config.json").write_text(json.dumps({**settings, "no_repeat_ngram_size": 3}))
-    load(folder).close()
-    assert "no_repeat_ngram_size=3 is not honoured" in caplog.text
 
 
 def test_memory_is_reckoned_with_both_graphs(folder_of: Callable[[str], Path]) -> None:

@@ -276,7 +276,7 @@ def test_a_sequence_of_which_no_token_can_be_chosen_ends_alone() -> None:
     params = SamplingParams(max_tokens=9)
     broken, healthy = engine.add([1, 2, 3], params), engine.add(PROMPT, params)
     engine.step()
-    block = engine._transcripts[broken].sequence.block_table[0]
+    block = engine._emitter._transcripts[broken].sequence.block_table[0]
     engine._executable = BrokenFor(engine._executable, block)  # type: ignore[assignment]
     completions = run(engine)
     assert completions[broken].finish_reason == "error"

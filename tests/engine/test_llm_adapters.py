@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from encoder_decoder_configs import MARIAN
 from fastserve.cli.main import main
 from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.llm import LLM
 from fastserve.engine.loaded_model import Ensemble
 from fastserve.errors import CheckpointError, ModelNotFoundError, OptionError, UnsupportedError
+from fastserve.evaluate.random_model import make_byte_tokenizer
 from fastserve.types import SamplingParams
 from tiny_adapters import make_adapter, make_stories_adapter
 from tiny_heads import save_bert_head
+from tiny_models import random_encoder_decoder
 
 PROMPTS = ["Once upon a time", "Lily and Ben", "The dog was", "One day, a"]
 PARAMS = SamplingParams(max_tokens=64, ignore_eos=True)
@@ -85,6 +90,59 @@ def test_an_adapter_is_swapped_while_the_model_stays_and_what_runs_goes_on_as_it
     assert error.value.hint == "it has b, c"
 
 
+def test_what_comes_with_a_dora_adapter_is_what_the_merged_model_writes(
+    stories: Path, tmp_path: Path
+) -> None:
+    dora = make_stories_adapter(tmp_path / "dora", stories, seed=0, use_dora=True)
+    arguments = ["convert", str(stories), "--to", "safetensors", "--output", str(tmp_path / "merged")]
+    assert main([*arguments, "--adapter", str(dora)]) == 0
+    with LLM(tmp_path / "merged", **EXACT) as merged:
+        expected = [tokens(merged, prompt, None) for prompt in PROMPTS]
+    with LLM(stories, **EXACT, adapters={"a": dora}) as llm:
+        assert [tokens(llm, prompt, "a") for prompt in PROMPTS] == expected
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Marian in `base`, and adapters of it."""
+    folder = tmp_path_factory.mktemp("translator")
+    model = random_encoder_decoder({**MARIAN, "vocab_size": 300})
+    model.save_pretrained(folder / "base")
+    (folder / "base" / "tokenizer.json").write_text(json.dumps(make_byte_tokenizer(300)))
+    for seed, name in enumerate("abc"):
+        make_adapter(folder / name, model, "llama", seed=seed, target_modules=["q_proj", "v_proj", "fc1"])
+    return folder
+
+
+SAMPLED = {"temperature": 1.0, "seed": 5, "logit_bias": {0: -100.0}}
+
+
+@pytest.mark.parametrize("options", [SAMPLED, {"num_beams": 3, "n": 2}], ids=["sampled", "beams"])
+def test_an_encoder_decoder_writes_with_adapters_what_the_merged_models_write(
+    translator: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    params = SamplingParams(max_tokens=20, **options)
+    expected = {}
+    for name in ("a", "b", "c", None):
+        path = translator / "base"
+        if name is not None:
+            path = tmp_path / name
+            arguments = ["convert", str(translator / "base"), "--to", "safetensors", "--output", str(path)]
+            assert main([*arguments, "--adapter", str(translator / name)]) == 0
+        with LLM(path, **EXACT, context_length=128) as llm:
+            expected[name] = [[c.token_ids for c in llm.generate(p, params)] for p in PROMPTS]
+    assert len({str(found) for found in expected.values()}) == 4
+    adapters = {name: translator / name for name in "abc"}
+    choices = ["a", None, "b", "c"] * 3
+    with LLM(translator / "base", **EXACT, context_length=128, adapters=adapters, max_adapters=2) as llm:
+        together = llm.generate(PROMPTS * 3, params, adapter=choices)
+    found = [list(c.token_ids) for c in together]
+    n = options.get("n", 1)
+    for place, adapter in enumerate(choices):
+        own = [list(ids) for ids in expected[adapter][place % 4]]
+        assert found[place * n : (place + 1) * n] == own
+
+
 def test_speculation_changes_nothing_with_an_adapter(stories: Path, adapters: dict[str, Path]) -> None:
     outputs = []
     for options in ({}, {"speculation": "prompt-lookup"}, {"speculation": "draft", "draft_layers": 2}):
@@ -99,9 +157,9 @@ def test_adapters_that_do_not_fit_the_options_are_refused_by_name(
     wide = make_stories_adapter(tmp_path / "wide", stories, seed=0, rank=12)
     with pytest.raises(OptionError, match=r"wide has rank 12 at .*, the limit is max_adapter_rank=8"):
         LLM(stories, adapters={"wide": wide}, max_adapter_rank=8)
-    dora = make_stories_adapter(tmp_path / "dora", stories, seed=0, use_dora=True)
-    with pytest.raises(UnsupportedError, match="DoRA"):
-        LLM(stories, adapters={"dora": dora})
+    norms = make_stories_adapter(tmp_path / "norms", stories, seed=0, modules_to_save=["norm"])
+    with pytest.raises(UnsupportedError, match="only linear layers can have adapters"):
+        LLM(stories, adapters={"norms": norms})
     with pytest.raises(OptionError, match="an adapter cannot be called 'x:y'"):
         LLM(stories, adapters={"x:y": adapters["a"]})
     with pytest.raises(OptionError, match="max_adapters=0 leaves no room"):

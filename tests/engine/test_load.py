@@ -54,3 +54,38 @@ def test_a_plan_of_an_encoder_says_so_and_of_what_cannot_be_loaded_why(
     assert plan.total_bytes == load_model(path, kept).footprint.total_bytes
     with pytest.raises(UnsupportedError, match="'minilm' is an encoder"):
         plan_model(path, EngineOptions(speculation="draft", draft_layers=1), name="minilm")
+
+
+class GivenUpError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        replace(OPTIONS, kv_memory="1MiB"),
+        replace(OPTIONS, kv_memory="1MiB", speculation="draft", draft_layers=2),
+    ],
+    ids=["alone", "draft"],
+)
+def test_a_load_can_be_given_up_at_every_matrix_of_a_model_and_its_draft(stories, options) -> None:
+    num_checks = 0
+
+    def count() -> None:
+        nonlocal num_checks
+        num_checks += 1
+
+    load_model(stories, options, check=count)
+    total = num_checks
+    assert total >= 20 + (8 if options.speculation == "draft" else 0)
+
+    def give_up() -> None:
+        count()
+        if num_checks == last:
+            raise GivenUpError
+
+    for last in (1, total // 2, total):
+        num_checks = 0
+        with pytest.raises(GivenUpError):
+            load_model(stories, options, check=give_up)
+        assert num_checks == last

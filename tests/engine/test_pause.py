@@ -140,3 +140,50 @@ def test_steps_that_follow_each_other_pause_nobody_however_late_they_begin() -> 
         budget.give([sequence], STEP_SECONDS, now)
     assert sequence.paused_seconds == 0.0
     assert not budget.has_any
+
+
+def test_a_beam_that_waits_for_its_siblings_is_not_paused() -> None:
+    # The stream leaves two places for three beams: one of them has its turn a step after the others.
+    engine, _ = make("fcfs", pause_budget_seconds=0.1)
+    engine.add([2], params_of(200))
+    engine.add([1] * 4, SamplingParams(max_tokens=40, num_beams=3))
+    for _ in range(40):
+        engine.step()
+        engine.check_invariants()
+    beams = [s for s in engine.scheduler.sequences if s.num_candidates]
+    assert 15 <= beams[0].num_completion_tokens <= 21
+    assert [(beam.paused_seconds, beam.is_insistent) for beam in beams] == [(0.0, False)] * 3
+
+
+def test_beams_that_are_all_paused_are_so_once_however_they_branch() -> None:
+    engine, executable = make("priority")
+    engine.add([1] * 4, SamplingParams(max_tokens=60, num_beams=3))
+    for _ in range(10):
+        engine.step()
+    others = [engine.add([2], params_of(20), priority=-1) for _ in range(3)]
+    began = executable.seconds
+    while any(map(engine.is_running, others)):
+        engine.step()
+    paused = executable.seconds - began
+    for _ in range(10):
+        engine.step()
+    beams = list(engine.scheduler.sequences)
+    assert len(beams) == 3
+    assert [beam.paused_seconds for beam in beams] == [pytest.approx(paused, abs=1.5 * STEP_SECONDS)] * 3
+
+
+def test_what_a_slow_reader_makes_beams_wait_is_no_pause() -> None:
+    engine, _ = make("fcfs", pause_budget_seconds=0.5)
+    search = engine.add([1] * 4, SamplingParams(max_tokens=50, num_beams=2))
+    engine.add([2] * 4, params_of(200))
+    for _ in range(5):
+        engine.step()
+    engine.hold(search)
+    for _ in range(100):
+        engine.step()
+    engine.hold(search, is_held=False)
+    for _ in range(5):
+        engine.step()
+    beams = [s for s in engine.scheduler.sequences if s.num_candidates]
+    assert len(beams) == 2
+    assert [(s.paused_seconds, s.is_insistent) for s in beams] == [(0.0, False)] * 2

@@ -160,7 +160,7 @@ class Bystander:
 
     def look(self) -> None:
         """Every block that can be found holds committed tokens of a sequence, as its key says."""
-        self._sequences |= {i: t.sequence for i, t in self._engine._transcripts.items()}
+        self._sequences |= {i: t.sequence for i, t in self._engine._emitter._transcripts.items()}
         known: dict[bytes, list[int]] = {}
         for sequence in self._sequences.values():
             key = scope_of(sequence.tenant)

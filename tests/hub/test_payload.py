@@ -67,5 +67,6 @@ def test_several_gguf_files_are_not_chosen_from_silently() -> None:
 
 
 def test_both_tokenizers_of_a_translator_are_of_the_model() -> None:
-    names = ["config.json", "model.safetensors", "source.spm", "target.spm", "tf_model.h5", "vocab.json"]
+    names = ["config.json", "model.safetensors", "source.spm", "target.spm", "target_vocab.json"]
+    names += ["tf_model.h5", "vocab.json"]
     assert list(choose_payload(names)) == [name for name in names if name != "tf_model.h5"]

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from encoder_decoder_configs import ENCODER_DECODERS, Config
+from encoder_decoder_configs import ENCODER_DECODERS, TWO_VOCABULARIES, Config
 from fastserve.errors import CheckpointError, OptionError, UnsupportedError
 from fastserve.graph.check import check_graph
 from fastserve.graph.node import (
@@ -44,6 +45,7 @@ from source_parity import (
 )
 from tiny_models import random_encoder_decoder
 
+ALL = ENCODER_DECODERS | TWO_VOCABULARIES
 _RNG = np.random.default_rng(5)
 SOURCE: list[int] = _RNG.integers(2, 95, 70).tolist()
 TARGET: list[int] = [0, *_RNG.integers(2, 95, 44).tolist()]
@@ -70,7 +72,7 @@ class Model:
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
     @cache
     def make(name: str) -> Model:
-        return make_model(ENCODER_DECODERS[name], tmp_path_factory.mktemp("model"))
+        return make_model(ALL[name], tmp_path_factory.mktemp("model"))
 
     return make
 
@@ -82,7 +84,7 @@ def make_model(config: Config, folder: Path) -> Model:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ENCODER_DECODERS)
+@pytest.mark.parametrize("name", ALL)
 def test_logits_and_greedy_tokens_equal_those_of_transformers(
     name: str, backend: str, model_of: Callable[[str], Model]
 ) -> None:
@@ -139,7 +141,7 @@ def test_rounded_weights_compute_nearly_the_same_however_targets_are_cut(
     assert np.corrcoef(whole.ravel(), exact.ravel())[0, 1] > least
 
 
-@pytest.mark.parametrize("name", ENCODER_DECODERS)
+@pytest.mark.parametrize("name", ALL)
 def test_graphs_hold_what_must_hold_before_and_after_the_passes(
     name: str, model_of: Callable[[str], Model]
 ) -> None:
@@ -229,6 +231,30 @@ def test_a_plausible_mistake_exceeds_the_bound(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_tokens_of_the_other_vocabulary_are_refused(backend: str, model_of: Callable[[str], Model]) -> None:
+    executable = compile_graphs(backend, model_of("marian, two vocabularies").graphs)
+    assert (executable.source_vocab_size, executable.vocab_size) == (97, 120)
+    run_target(executable, [96], [119])
+    with pytest.raises(OptionError, match=r"token.id"):
+        encode_sources([Target(executable, [97])])
+    with pytest.raises(OptionError, match=r"token.id"):
+        run_target(executable, [96], [120])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kept", ["lm_head.weight", "model.decoder.embed_tokens.weight"])
+def test_a_tied_head_is_found_under_either_name(kept: str, backend: str, tmp_path: Path) -> None:
+    model = make_model(ALL["marian, two vocabularies"], tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    both = {"lm_head.weight", "model.decoder.embed_tokens.weight"}
+    (matrix,) = [tensors.pop(name) for name in both & tensors.keys()]
+    save_file({**tensors, kept: matrix}, path)
+    found = run_target(compile_graphs(backend, load_graphs(tmp_path)), SOURCE, TARGET)
+    assert range_error(found, model.logits(SOURCE, TARGET)) < RANGE_BOUND
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_batch_without_its_sources_is_refused(backend: str, model_of: Callable[[str], Model]) -> None:
     target = Target(compile_graphs(backend, model_of("t5").graphs), [])
     with pytest.raises(OptionError, match="source"):
@@ -259,7 +285,8 @@ def test_a_checkpoint_that_holds_its_positions_is_read_the_same(model_of: Callab
         ("t5", {"relative_attention_num_buckets": 6}, UnsupportedError, "6 buckets"),
         ("t5", {"d_kv": None}, CheckpointError, "d_kv"),
         ("t5", {"architectures": ["T5ForSequenceClassification"]}, UnsupportedError, "T5ForSequence"),
-        ("marian", {"share_encoder_decoder_embeddings": False}, UnsupportedError, "share_encoder_decoder"),
+        ("marian", {"tie_word_embeddings": False}, UnsupportedError, "tie_word_embeddings=False"),
+        ("marian", {"decoder_vocab_size": 98}, UnsupportedError, "decoder_vocab_size=98"),
         ("marian", {"decoder_attention_heads": 8}, UnsupportedError, "decoder_attention_heads=8"),
         ("marian", {"encoder_attention_heads": 5}, CheckpointError, "encoder_attention_heads=5"),
     ],

@@ -16,7 +16,7 @@ import pytest
 from encoder_decoder_configs import T5
 from fastserve.cli.main import main
 from fastserve.engine.llm import LLM
-from fastserve.errors import OptionError, UnsupportedError
+from fastserve.errors import CheckpointError, OptionError
 from fastserve.evaluate.random_model import make_byte_tokenizer
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
@@ -43,6 +43,7 @@ def folders(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "writer" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     for seed, name in enumerate("abc"):
         make_stories_adapter(folder / name, stories, seed=seed)
+    make_stories_adapter(folder / "wide", stories, seed=3, rank=80)
     save_bert_head(folder / "vectors", "")
     model = transformers.AutoModel.from_pretrained(folder / "vectors")
     make_adapter(folder / "v", model, "bert", seed=0)
@@ -50,10 +51,9 @@ def folders(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    def __init__(self, folders: Path) -> None:
-        adapters = {"writer:a": folders / "a", "writer:b": folders / "b", "vectors:v": folders / "v"}
+    def __init__(self, paths: list[Path], adapters: dict[str, Path]) -> None:
         engine = replace(OPTIONS, context_length=128, max_waiting=64, max_adapters=1, adapters=adapters)
-        names = [str(folders / "writer"), str(folders / "vectors")]
+        names = list(map(str, paths))
         serve_options = ServeOptions(admin_key_file="admin")
         self.models = find_models(names, serve_options, engine)
         self.models.set_up()
@@ -96,7 +96,8 @@ class Server:
 
 @pytest.fixture
 def server(folders: Path) -> Iterator[Server]:
-    server = Server(folders)
+    adapters = {"writer:a": folders / "a", "writer:b": folders / "b", "vectors:v": folders / "v"}
+    server = Server([folders / "writer", folders / "vectors"], adapters)
     yield server
     server.close()
 
@@ -235,8 +236,30 @@ def test_adapters_of_one_model_keep_no_other_from_being_served(folders: Path, tm
     models = find_models(names, ServeOptions(), engine)
     models.set_up()
     asyncio.run(models.close())
-    with pytest.raises(UnsupportedError, match="'translator' is an encoder-decoder"):
+    with pytest.raises(CheckpointError, match="a is no adapter of the model"):
         find_models(names, ServeOptions(), replace(engine, adapters={"translator:a": folders / "a"})).set_up()
+
+
+def test_a_classifier_answers_with_the_head_of_its_adapter(tmp_path: Path) -> None:
+    import transformers
+
+    judge = save_bert_head(tmp_path / "judge", "ForSequenceClassification", labels=("bad", "so", "good"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(judge)
+    make_adapter(tmp_path / "strict", model, "bert classifier", seed=1)
+    arguments = ["convert", str(judge), "--to", "safetensors", "--output", str(tmp_path / "merged")]
+    assert main([*arguments, "--adapter", str(tmp_path / "strict")]) == 0
+    server = Server([judge, tmp_path / "merged"], {"judge:strict": tmp_path / "strict"})
+    try:
+        texts = ["the cat sat.", "Ada was born in London"]
+        answers = [
+            server.post("/v1/classify", model=model, input=texts).json()["data"]
+            for model in ("judge", "judge:strict", "merged")
+        ]
+    finally:
+        server.close()
+    for plain, adapted, merged in zip(*answers, strict=True):
+        assert adapted["probabilities"] == pytest.approx(merged["probabilities"], abs=1e-5)
+        assert adapted["probabilities"] != pytest.approx(plain["probabilities"], abs=1e-2)
 
 
 def test_generate_takes_an_adapter(
@@ -249,8 +272,9 @@ def test_generate_takes_an_adapter(
     assert expected["a"].startswith(written)
     assert main([*arguments, "--adapter", str(folders / "none")]) == 2
     assert "is no folder" in capsys.readouterr().err
-    assert main([*arguments, "--adapter", str(folders / "a"), "--max-adapter-rank", "2"]) == 2
-    assert "set max_adapter_rank to 4 or more" in capsys.readouterr().err
+    assert main([*arguments, "--adapter", str(folders / "wide")]) == 0  # whatever its rank
+    assert main([*arguments, "--max-adapter-rank", "2"]) == 2
+    assert "no option is named --max-adapter-rank" in capsys.readouterr().err
 
 
 def test_an_adapter_option_that_says_no_folder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

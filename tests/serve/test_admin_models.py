@@ -18,6 +18,7 @@ from fastserve.serve.app import create_app
 from fastserve.serve.key_file import digest_of
 from fastserve.serve.model_loading import find_models
 from fastserve.serve.options import ServeOptions
+from fastserve.serve.routes import chat_completions
 from serve.conftest import ADMIN_KEY, CHAT_TEMPLATE, OPTIONS
 from serve.test_health import samples
 
@@ -146,6 +147,23 @@ def test_a_model_is_kept_until_its_stream_has_ended(server) -> None:
     assert server.states() == {"one": "unloaded", "two": "loaded"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_keeps_its_model_when_that_is_not_served_any_more(server, monkeypatch, stream) -> None:
+    make_prompt = chat_completions.make_chat_prompt
+
+    async def forget_and_make(*arguments: Any, **options: Any) -> Any:
+        server.models.memory.forget(server.models._entries.pop("one"))
+        return await make_prompt(*arguments, **options)
+
+    monkeypatch.setattr(chat_completions, "make_chat_prompt", forget_and_make)
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100, "ignore_eos": True}
+    response = server.post("/v1/chat/completions", model="one", stream=stream, **body)
+    assert response.status_code == 200, response.text
+    assert "length" in response.text
+    assert "error" not in response.text
+    assert server.states() == {"two": "unloaded"}
+
+
 def test_a_response_in_the_background_keeps_its_model_too(server) -> None:
     started = server.post("/v1/responses", model="one", input="Hi", max_output_tokens=100, background=True)
     assert server.post("/v1/completions", model="two", **BODY).status_code == 200
@@ -195,6 +213,7 @@ def test_models_that_are_not_loaded_are_listed_as_others_are(server) -> None:
 
 def test_who_waits_for_a_model_longer_than_may_be_is_told_so(folder) -> None:
     server = Server(folder, model_wait_seconds=0.1, model_turn_seconds=60)
+    server.post("/admin/models/load", model="one")  # which may take longer than that
     long = {"model": "one", **BODY, "max_tokens": 250, "n": 8}
 
     async def main() -> tuple[httpx.Response, ...]:

@@ -158,22 +158,33 @@ def test_completions_without_a_limit_are_expected_to_be_as_long_as_they_were_of_
     assert last == pytest.approx(10 + 40, abs=2)
 
 
-def test_who_finds_no_tokens_shuts_the_door_for_a_second_at_most(clock) -> None:
-    """The next ones are refused before anything is read of them, which is what a flood costs least."""
+def test_one_that_asks_for_too_many_tokens_is_in_the_way_of_no_smaller_one(clock) -> None:
     limiter = make_limiter(clock, tokens_per_minute=60)
-    with limiter.admit(50) as admission:
-        admission.used_tokens = 50
-    limiter.enter(is_work=True)
-    with pytest.raises(RateLimitError), limiter.admit(20):
+    with limiter.admit(40) as admission:
+        admission.used_tokens = 40
+    with pytest.raises(RateLimitError, match="of which 20 are left; 30 are asked for"), limiter.admit(30):
         pass
+    limiter.enter(is_work=True)
+    with limiter.admit(20) as admission:
+        admission.used_tokens = 20
+
+
+def test_who_has_no_tokens_left_is_refused_at_the_door_until_there_is_one(clock) -> None:
+    """Before anything is read of the request, which is what a flood costs least."""
+    limiter = make_limiter(clock, tokens_per_minute=60)
+    with limiter.admit(60) as admission:
+        admission.used_tokens = 61
     with pytest.raises(RateLimitError) as caught:
         limiter.enter(is_work=True)
     assert caught.value.limit == "tokens_per_minute"
+    assert "tokens_per_minute is 60, and used up" in str(caught.value)
+    assert caught.value.retry_after_seconds == pytest.approx(2.0)
     limiter.enter(is_work=False)
-    clock.seconds += 1.01
+    clock.seconds += 1.9
+    with pytest.raises(RateLimitError):
+        limiter.enter(is_work=True)
+    clock.seconds += 0.2
     limiter.enter(is_work=True)
-    with limiter.admit(5):
-        pass
 
 
 def test_other_terms_count_at_once_and_rates_that_stay_keep_what_was_taken(clock) -> None:

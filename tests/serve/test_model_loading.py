@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from fastserve.config import EngineOptions
-from fastserve.errors import ModelMemoryError, ModelNotFoundError, OptionError
+from fastserve.errors import ContextLengthError, ModelMemoryError, ModelNotFoundError, OptionError
 from fastserve.hub.alias import add_alias, promote, remove_name
 from fastserve.hub.download import download
 from fastserve.hub.name_table import NameTable
+from fastserve.hub.registry import remove_model
 from fastserve.serve.model_entry import ModelEntry
 from fastserve.serve.model_loading import find_models
 from fastserve.serve.model_table import ModelTable
@@ -111,6 +113,22 @@ def test_memory_that_options_leave_open_is_a_part_of_the_budget(two) -> None:
     close(table)
 
 
+def test_beside_others_a_model_that_was_made_for_less_context_has_its_own(two) -> None:
+    path = two[1] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 128}))
+    with pytest.raises(ContextLengthError, match="context_length is 256; the model was made for 128"):
+        find(str(two[1])).set_up()
+    table = find("one", str(two[1]), model_memory="1GiB")
+    table.set_up()
+    asyncio.run(table.memory.load(table.find("two")))
+    contexts = [None if entry.plan is None else entry.plan.context_length for entry in table.entries]
+    assert contexts == [256, 128]
+    model = table.find("two").model
+    assert model is not None
+    assert model.model.context_length == 128
+    close(table)
+
+
 def test_aliases_stand_for_models_that_are_served_and_others_for_none(two, store) -> None:
     add_alias("chat", "one")
     add_alias("talk", "chat")
@@ -181,6 +199,62 @@ def test_a_version_that_is_removed_is_not_there_any_more_and_its_memory_goes(two
         assert table.memory.used_bytes == 0
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("served", ["chat", "chat@1"])
+def test_a_version_that_is_made_anew_between_two_looks_is_another_model(two, store, served: str) -> None:
+    """Requests that have the old one keep it to their ends."""
+    add_alias("chat@1", "one")
+    table = find(served, model_memory="1GiB", pinned=["chat@1"])
+    old = table.find("chat@1")
+    old.policy = "fcfs"
+
+    async def main() -> None:
+        await table.memory.load(old)
+        assert old.model is not None
+        lease = table.memory.enter(old)
+        remove_name("chat@1")
+        add_alias("chat@1", "two")
+        change_names(store)
+        new = table.find("chat@1")
+        assert new is not old
+        assert (new.is_pinned, new.policy, table.names()) == (True, "fcfs", ["chat@1"])
+        assert table.memory.entry_of(old.model) is old
+        await table.memory.load(new)
+        assert new.model is not None
+        assert new.model.model.checkpoint.path.parts[-1] == "two"
+        assert old.state == "unloading"
+        table.memory.leave(lease)
+        while old in table.memory.entries:
+            await asyncio.sleep(0.01)
+        assert table.memory.used_bytes == new.num_bytes
+        await table.close()
+
+    asyncio.run(main())
+
+
+def test_a_folder_that_is_called_as_a_version_is_none(two, store, tmp_path, stories_for_chat) -> None:
+    shutil.copytree(stories_for_chat, tmp_path / "chat@1")
+    add_alias("chat@1", "one")
+    table = find(str(tmp_path / "chat@1"), model_memory="1GiB")
+    entry = table.find("chat@1")
+    remove_name("chat@1")
+    add_alias("chat@1", "two")
+    change_names(store)
+    assert table.find("chat@1") is entry
+
+
+def test_a_downloaded_version_that_comes_and_goes_is_noticed(store, tmp_path, stories_for_chat) -> None:
+    """Nobody writes the table of names for it."""
+    for version in ("main", "next"):
+        shutil.copytree(stories_for_chat, tmp_path / f"net@{version}")
+    download(str(tmp_path / "net@main"))
+    table = find("net", model_memory="1GiB")
+    download(str(tmp_path / "net@next"))
+    assert table.find("net@next").version == "next"
+    remove_model("net@main")
+    with pytest.raises(ModelNotFoundError, match="this server has net@next"):
+        table.find("net@main")
 
 
 def test_one_version_alone_can_be_served(two) -> None:

@@ -19,6 +19,7 @@ from fastserve.errors import (
     ClosedError,
     MemoryLimitError,
     ModelMemoryError,
+    ModelNotFoundError,
     QueueFullError,
     RequestError,
 )
@@ -60,13 +61,15 @@ class FakeOpener:
     budget_bytes: int | None
     errors: list[Exception] = field(default_factory=list)  # of the next loads
     gate: threading.Event | None = None  # loads wait for it
+    can_be_given_up: bool = True
 
     def plan(self) -> ModelPlan:
         return ModelPlan(settings=GENERATE, context_length=8, kv_bytes=1, total_bytes=self.num_bytes)
 
-    def open(self, plan: ModelPlan) -> Any:
-        if self.gate is not None:
-            assert self.gate.wait(LONG)
+    def open(self, plan: ModelPlan, check: Callable[[], None] | None = None) -> Any:
+        while self.gate is not None and not self.gate.wait(0.001):
+            if check is not None and self.can_be_given_up:
+                check()
         if self.errors:
             raise self.errors.pop()
         self.history.append(self.name)
@@ -398,6 +401,37 @@ def test_a_model_that_is_being_loaded_is_unloaded_after_those_who_waited_for_it(
     run(main)
 
 
+@pytest.mark.parametrize("state", ["unloaded", "loading", "loaded", "unloading"])
+def test_a_model_that_is_not_served_any_more_goes_whatever_it_does(state: str) -> None:
+    async def main() -> None:
+        models = Models({"a": 3, "b": 3}, budget=4, pinned="a", turn_seconds=0.001)
+        old = models.entries["a"]
+        gate = models.openers["a"].gate = threading.Event()
+        asked: list[asyncio.Task[None]] = []
+        if state != "unloaded":
+            asked.append(asyncio.create_task(models.ask("a", 0.02)))
+            await until(lambda: old.state == "loading")
+        if state in ("loaded", "unloading"):
+            gate.set()
+            await until(lambda: old.num_uses == 1)
+        if state == "unloading":
+            models.memory._give_up(old)
+        models.memory.forget(old)
+        gate.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(a) for a in answers] == ([ModelNotFoundError] if state == "loading" else [type(None)])[
+            : len(asked)
+        ]
+        await models.settle()
+        assert models.memory.entries == [models.entries["b"]]
+        assert models.loaded == set()
+        with pytest.raises(ModelNotFoundError, match="'a' is not served any more"):
+            await models.memory.load(old)
+        await models.ask("b")  # nobody is pinned beside it
+
+    run(main)
+
+
 def test_what_is_to_be_done_with_each_loaded_model_is_done_before_requests_are_let_in() -> None:
     async def main() -> None:
         models, seen = Models({"a": 1, "b": 1}, budget=1), []
@@ -423,6 +457,7 @@ def test_the_end_refuses_who_waits_and_closes_what_is_loaded_or_being_loaded() -
         models = Models({"a": 1, "b": 1, "c": 1}, budget=2)
         await models.ask("a")
         gate = models.openers["b"].gate = threading.Event()
+        models.openers["b"].can_be_given_up = False
         waiting = [asyncio.create_task(models.ask(name)) for name in "bbc"]
         await until(lambda: models.entries["b"].state == "loading")
         closing = asyncio.create_task(models.memory.close())
@@ -437,6 +472,29 @@ def test_the_end_refuses_who_waits_and_closes_what_is_loaded_or_being_loaded() -
             await models.ask("c")
 
     run(main)
+
+
+def test_a_load_is_given_up_when_the_server_ends_and_what_is_loaded_goes_on(caplog) -> None:
+    async def main() -> None:
+        models = Models({"a": 1, "b": 1, "c": 3}, budget=3)
+        models.openers["b"].gate = threading.Event()  # for ever
+        async with models.use("a") as model:
+            waiting = [asyncio.create_task(models.ask(name)) for name in "bc"]
+            await until(lambda: models.entries["b"].state == "loading")
+            models.memory.stop_loading()
+            answers = await asyncio.gather(*waiting, return_exceptions=True)
+            assert [type(answer) for answer in answers] == 2 * [ClosedError]
+            await models.settle()
+            assert models.entries["b"].state == "unloaded"
+            with pytest.raises(ClosedError):
+                await models.ask("b")
+            await models.ask("a")
+            assert not model.is_closed
+        await models.memory.close()
+        assert (models.loaded, models.history) == (set(), ["a"])
+
+    run(main)
+    assert "could not be loaded" not in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,17 +1,24 @@
-"""Connections on real sockets: a client that does not send what is to come keeps none."""
+"""Real sockets: a client that does not send what is to come keeps no connection, and a server ends soon."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
+import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
+from fastserve.backends.native import weights
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.serve import run
 from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.app import create_app
+from fastserve.serve.model_loading import find_models
 from fastserve.serve.options import ServeOptions
 from serve.conftest import OPTIONS, STORIES
 
@@ -113,6 +120,48 @@ def test_a_body_is_waited_for_no_longer_than_may_be(site, head: bytes, status: b
     assert pause == 0 or seconds < pause * 99
 
 
+def test_a_server_that_is_told_to_end_gives_up_the_load_of_a_model(stories_for_chat, monkeypatch) -> None:
+    """And refuses at once who waits for it, while the model packs one matrix after the other, slowly."""
+    pack, num_packed = weights.pack, 0
+
+    def pack_slowly(*arguments: Any) -> Any:
+        nonlocal num_packed
+        num_packed += 1
+        time.sleep(0.25)
+        return pack(*arguments)
+
+    monkeypatch.setattr(weights, "pack", pack_slowly)
+    options = ServeOptions(port=0, model_memory="1GiB")
+
+    async def main() -> tuple[bytes, float]:
+        models = find_models([str(stories_for_chat)], options, OPTIONS)
+        app = create_app(models, options, keys=ApiKeys({}))
+        listener = run.bind(options)
+        server = run.make_server(app, options, tls=None, announce=lambda _: None)
+        serving = asyncio.create_task(server.serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.getsockname()[1])
+        body = json.dumps({"model": STORIES, "prompt": "He", "max_tokens": 2}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        writer.write(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        while num_packed < 2:
+            await asyncio.sleep(0.01)
+        started = time.monotonic()
+        server.should_exit = True
+        said = await reader.read()
+        await serving
+        seconds = time.monotonic() - started
+        writer.close()
+        return said, seconds
+
+    said, seconds = asyncio.run(asyncio.wait_for(main(), 60))
+    assert b"503 Service Unavailable" in said
+    assert b'"code": "shutting_down"' in said
+    assert num_packed < 10
+    assert seconds < LATE_SECONDS
+
+
 def test_who_sends_whole_requests_keeps_the_connection_however_long_answers_take(site, monkeypatch) -> None:
     async def refresh() -> None:
         await asyncio.sleep(2 * IDLE_SECONDS)
@@ -127,3 +176,17 @@ def test_a_body_that_comes_late_but_whole_leaves_the_connection_usable(site) -> 
     said, seconds = site.talk(STRANGER, b"x" * 100 + ASK)
     assert said.count(b"403 Forbidden") == said.count(b"200 OK") == 1
     assert seconds >= IDLE_SECONDS - 0.1
+
+
+def test_while_it_serves_threads_hand_the_interpreter_over_sooner(monkeypatch) -> None:
+    before, during = sys.getswitchinterval(), []
+
+    class Server:
+        def run(self, sockets: object) -> None:
+            during.append(sys.getswitchinterval())
+
+    monkeypatch.setattr(run, "make_server", lambda *_, **__: Server())
+    with socket.socket() as listener:
+        run.serve(FastAPI(), ServeOptions(), listener=listener, tls=None, announce=lambda _: None)
+    assert during == [pytest.approx(run.SWITCH_SECONDS)]
+    assert sys.getswitchinterval() == before

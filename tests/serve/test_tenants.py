@@ -17,7 +17,7 @@ from fastserve.serve.api_keys import ApiKeys
 from fastserve.serve.key_file import Terms, add_admin_key, add_key, digest_of
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.tenant_table import TenantTable
-from serve.conftest import STORIES
+from serve.conftest import STORIES, events
 
 pytest.importorskip("fastserve._native")
 
@@ -113,6 +113,16 @@ def test_a_tenant_over_its_rate_of_tokens_is_refused(guarded) -> None:
     error = refusal(site.post("a", max_tokens=80))
     assert f"tokens_per_minute is 100, of which {100 - used} are left" in error["message"]
     assert site.usage("a")["refused"] == 1
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_smaller_request_is_taken_right_after_one_that_asks_for_too_many_tokens(guarded, path: str) -> None:
+    site = guarded(a=Terms(tokens_per_minute=200))
+    name = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    assert site.post("a", path).status_code == 200
+    for _ in range(2):
+        refusal(site.post("a", path, **{name: 200}))
+        assert site.post("a", path).status_code == 200
 
 
 def test_tokens_that_were_asked_for_and_not_used_come_back(guarded) -> None:
@@ -256,6 +266,29 @@ def test_a_tenant_sees_in_metrics_itself_alone(guarded) -> None:
     assert seen == {"a": ["a"], "b": ["b"], "admin": ["a", "b"]}
 
 
+def test_a_tenant_sees_itself_alone_also_where_there_is_no_admin_key(make_server) -> None:
+    keys = ApiKeys({name: digest_of(f"fs-{name}") for name in "ab"})
+    server = make_server(keys=keys)
+    for name, other in ("ab", "ba"):
+        text = server.get("/metrics", headers={"x-api-key": f"fs-{name}"}).text
+        assert f'tenant="{name}"' in text
+        assert f'tenant="{other}"' not in text
+
+
+def test_the_schema_of_the_api_tells_of_admin_to_who_has_its_key_alone(guarded) -> None:
+    site = guarded(a=Terms())
+    schemas = {
+        name: site.server.get("/openapi.json", headers=site.headers(name)).json() for name in ("a", "admin")
+    }
+    told = {name: [path for path in s["paths"] if path.startswith("/admin")] for name, s in schemas.items()}
+    assert told["a"] == []
+    assert "/admin/drain" in told["admin"]
+    assert set(schemas["admin"]["paths"]) == {*schemas["a"]["paths"], *told["admin"]}
+    assert "DrainRequest" in schemas["admin"]["components"]["schemas"]
+    assert "DrainRequest" not in schemas["a"]["components"]["schemas"]
+    assert site.server.get("/openapi.json").status_code == 401
+
+
 def test_without_keys_all_usage_is_anonymous(make_server) -> None:
     server = make_server()
     assert server.post("/v1/completions", {"model": STORIES, "prompt": "He", "user": "x"}).status_code == 200
@@ -300,6 +333,33 @@ def test_a_reload_takes_new_keys_and_terms_and_gives_up_old_keys(guarded) -> Non
     assert (tenants["a"]["weight"], tenants["a"]["max_concurrent"]) == (4.0, 3)
     assert tenants["b"]["keys"] == []
     assert site.usage("b")["requests"] == 1  # what it had is not forgotten
+
+
+def test_who_watches_by_an_admin_key_that_is_replaced_sees_no_more(guarded) -> None:
+    """And who watches by the new one goes on, whatever else is read again."""
+    site = guarded(a=Terms())
+
+    async def main() -> None:
+        client, path = site.server.client, "/admin/events?interval_seconds=0.1"
+
+        def watch() -> asyncio.Task[httpx.Response]:
+            return asyncio.create_task(client.get(path, headers=site.headers("admin")))
+
+        old = watch()
+        await asyncio.sleep(0.3)
+        (site.path.parent / "admin").unlink()
+        site._admin = add_admin_key(site.path.parent / "admin")
+        await site.tenants.reload([])
+        assert len(events(await asyncio.wait_for(old, 10))) >= 1
+        new = watch()
+        await asyncio.sleep(0.3)
+        await site.tenants.reload([])
+        await asyncio.sleep(0.3)
+        assert not new.done()
+        site.server.app.state.service.snapshots.close()
+        assert len(events(await asyncio.wait_for(new, 10))) >= 2
+
+    site.server.run(main())
 
 
 def test_a_mistake_in_a_file_that_is_reloaded_is_told_by_line_and_all_stays(guarded) -> None:

@@ -20,8 +20,9 @@ from fastserve.evaluate.task.token_classification import TokenClassification
 from fastserve.evaluate.task_evaluation import evaluate_folder
 from fastserve.tune import TuneOptions, tune
 from fastserve.tune.distillation import layer_loss, soft_loss
+from fastserve.tune.logit_cache import LogitCache, keep_logits
 from fastserve.tune.source_model import open_source_model
-from fastserve.tune.teacher import LogitCache, TeacherOutputs, open_teacher
+from fastserve.tune.teacher import TeacherOutputs, open_teacher
 from tune.conftest import OVERLAP_KEPT, film_rows
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
@@ -162,13 +163,13 @@ def test_logits_are_kept_on_disk_and_read_again(
     opened = open_teacher(str(teacher), task, source)
     features = task.encode(film_rows(12), source.tokenizer, with_labels=True).features
     pad = source.tokenizer.pad_token_id
-    cache = LogitCache.make(opened, features, tmp_path, pad_token_id=pad)
+    cache = keep_logits(opened.model, features, tmp_path, pad_token_id=pad)
     assert cache is not None
     ids = torch.tensor([features[7]["input_ids"]])
     online = opened.model(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"].numpy()
     np.testing.assert_allclose(cache.batch([7], num_tokens=ids.shape[1]), online, atol=1e-5)
-    monkeypatch.setattr("fastserve.tune.teacher._write", lambda *_: pytest.fail("computed again"))
-    assert LogitCache.make(opened, features, tmp_path, pad_token_id=pad) is not None
+    monkeypatch.setattr("fastserve.tune.logit_cache.write_part", lambda *_: pytest.fail("computed again"))
+    assert keep_logits(opened.model, features, tmp_path, pad_token_id=pad) is not None
 
 
 def test_logits_of_tokens_are_padded_to_the_batch(tmp_path: Path) -> None:

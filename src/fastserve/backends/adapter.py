@@ -9,17 +9,20 @@ import numpy as np
 
 from fastserve.errors import OptionError
 from fastserve.graph.node import Graph, Linear, Parameter
+from fastserve.graph.passes.add_adapters import max_rank_at
 from fastserve.types import Float32Array, Limits, LowRankMatrices
 
 
 @dataclass(frozen=True, slots=True)
 class AddedRows:
-    """What is added to the rows of one part of a stacked weight: `up` [rows, rank] times its ranks of what
-    `down` gives."""
+    """What is made of the rows of one part of a stacked weight: factors * them + shifts + `up` [rows, rank]
+    times its ranks of what `down` gives."""
 
     first_row: int
     first_rank: int
     up: Float32Array
+    factors: Float32Array | None
+    shifts: Float32Array | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,9 @@ class AdapterSites:
     """
 
     def __init__(self, graph: Graph, num_rows: Mapping[str, int], limits: Limits) -> None:
-        self.weights = tuple(dict.fromkeys(node.weight for node in graph.nodes if isinstance(node, Linear)))
+        linears = [node for node in graph.nodes if isinstance(node, Linear)]
+        self.weights = tuple(dict.fromkeys(node.weight for node in linears))
+        self.max_ranks = {node.weight: max_rank_at(node, limits.max_adapter_rank) for node in linears}
         self._num_rows = num_rows
         self._limits = limits
 
@@ -71,20 +76,24 @@ class AdapterSites:
             num_rows = self._num_rows[name]
             if name in matrices:
                 added = matrices[name]
-                self._check_shape(name, added, num_rows, weight.shape[1])
+                self._check_shape(name, added, num_rows, weight)
                 downs.append(added.down)
-                parts.append(AddedRows(first_row, first_rank, added.up))
+                parts.append(AddedRows(first_row, first_rank, added.up, added.factors, added.shifts))
                 first_rank += len(added.down)
             first_row += num_rows
         return PlacedMatrices(np.concatenate(downs), tuple(parts)) if parts else None
 
-    def _check_shape(self, name: str, added: LowRankMatrices, rows: int, columns: int) -> None:
-        rank = len(added.down)
+    def _check_shape(self, name: str, added: LowRankMatrices, rows: int, weight: Parameter) -> None:
+        rank, columns = len(added.down), weight.shape[1]
         if added.down.shape != (rank, columns) or added.up.shape != (rows, rank):
             shapes = f"{list(added.up.shape)} and {list(added.down.shape)}"
             raise OptionError(f"an adapter's matrices for {name} [{rows}, {columns}] have shapes {shapes}")
-        if not 1 <= rank <= self._limits.max_adapter_rank:
+        if (added.factors is None) != (added.shifts is None) or any(
+            vector is not None and vector.shape != (rows,) for vector in (added.factors, added.shifts)
+        ):
+            raise OptionError(f"an adapter's factors and shifts for {name} are not {rows} each")
+        if not 1 <= rank <= self.max_ranks[weight]:
             raise OptionError(
                 f"an adapter's rank for {name} is {rank}, the limit is max_adapter_rank="
-                f"{self._limits.max_adapter_rank}"
+                f"{self.max_ranks[weight]}"
             )

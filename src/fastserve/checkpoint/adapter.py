@@ -86,11 +86,25 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter on disk. `matrices` are by the name of the module in the model that it was trained on."""
+    """An adapter on disk.
+
+    Attributes:
+        base: the model that it says it was trained on.
+        matrices: by the name of the module in that model.
+        saved: tensors that it has in place of the model's (`modules_to_save`), by their names.
+    """
 
     path: Path
-    base: str | None  # the model that it says it was trained on
+    base: str | None
     matrices: Mapping[str, LowRank]
+    saved: Mapping[str, StoredTensor]
+
+    @property
+    def max_rank(self) -> int:
+        """The highest of its matrices, and of what it takes to replace a matrix."""
+        ranks = [len(matrix.a) for matrix in self.matrices.values()]
+        replaced = [min(tensor.shape) for tensor in self.saved.values() if len(tensor.shape) == 2]
+        return max([*ranks, *replaced], default=1)
 
 
 def open_adapter(folder: Path) -> Adapter:
@@ -114,19 +128,37 @@ def open_adapter(folder: Path) -> Adapter:
             hint="save the adapter again with a newer peft, which writes adapter_model.safetensors",
         )
     base = config.get("base_model_name_or_path")
-    matrices = _read_matrices(only_tensors(weights, read_safetensors(weights)), config, folder)
-    return Adapter(folder, base if isinstance(base, str) else None, matrices)
+    matrices, saved = _read_tensors(only_tensors(weights, read_safetensors(weights)), config, folder)
+    return Adapter(folder, base if isinstance(base, str) else None, matrices, saved)
 
 
 def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
-    """The model with the adapter added to its matrices, which become float32 as they are read.
+    """The model with the adapter added to its matrices, which become float32 as they are read, and with the
+    tensors that the adapter has in place of its own.
 
     Raises:
         CheckpointError: the adapter changes modules that the model has not, or of another shape; the first
             are named.
+        UnsupportedError: a DoRA adapter of transposed matrices.
     """
-    found, problems = {}, []
+    found: dict[str, LowRank | StoredTensor] = {}
+    problems = []
+    for saved_name, tensor in adapter.saved.items():
+        name = near_name(saved_name, checkpoint.tensors)
+        if name is None:
+            is_head = saved_name in ("lm_head.weight", "embed_out.weight")
+            problems.append(f"{saved_name} is not there{' (its head is its embedding)' if is_head else ''}")
+        elif checkpoint.tensors[name].shape != tensor.shape:
+            shape = list(checkpoint.tensors[name].shape)
+            problems.append(f"{saved_name} has shape {shape}, the adapter's {list(tensor.shape)}")
+        else:
+            found[name] = replace(tensor, name=name)
     for module, low_rank in adapter.matrices.items():
+        if low_rank.magnitudes is not None and low_rank.is_transposed:
+            raise UnsupportedError(
+                f"{adapter.path} is a DoRA adapter of matrices that are stored transposed: it is not merged",
+                hint="load it beside the model, or merge it with peft: model.merge_and_unload()",
+            )
         name = tensor_name(module, checkpoint.tensors)
         if name is None:
             problems.append(f"{module} is not there")
@@ -156,17 +188,20 @@ def name_problems(problems: Sequence[str]) -> str:
 
 
 class _Merged(Mapping[str, StoredTensor]):
-    """A model's tensors, some with low-rank matrices added when they are read."""
+    """A model's tensors, some replaced, some with low-rank matrices added when they are read."""
 
-    def __init__(self, tensors: Mapping[str, StoredTensor], added: Mapping[str, LowRank]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, StoredTensor], changed: Mapping[str, LowRank | StoredTensor]
+    ) -> None:
         self._tensors = tensors
-        self._added = added
+        self._changed = changed
 
     def __getitem__(self, name: str) -> StoredTensor:
         stored = self._tensors[name]
-        low_rank = self._added.get(name)
-        if low_rank is None:
-            return stored
+        change = self._changed.get(name)
+        if change is None or isinstance(change, StoredTensor):
+            return change or stored
+        low_rank = change
 
         def read(begin: int, end: int) -> NDArray[np.uint8]:
             return low_rank.added_to(stored, begin, end)
@@ -189,10 +224,6 @@ def _check_config(config: JsonObject, folder: Path) -> None:
     problems = [f"{key}={value!r}" for key, value in config.items() if value and key not in _IGNORED | _READ]
     if config.get("bias", "none") != "none":
         problems.append(f"bias={config['bias']!r}")
-    if config.get("modules_to_save"):
-        problems.append(f"modules_to_save={config['modules_to_save']!r}")
-    if config.get("use_dora") and config.get("fan_in_fan_out"):
-        problems.append("use_dora together with fan_in_fan_out")
     init = config.get("init_lora_weights")
     if init not in _INITS_THAT_KEEP_THE_BASE:
         problems.append(f"init_lora_weights={init!r}, which changes the model itself")
@@ -203,21 +234,36 @@ def _check_config(config: JsonObject, folder: Path) -> None:
         )
 
 
-def _read_matrices(
+def _read_tensors(
     tensors: Mapping[str, StoredTensor], config: JsonObject, folder: Path
-) -> dict[str, LowRank]:
+) -> tuple[dict[str, LowRank], dict[str, StoredTensor]]:
+    """The low-rank matrices by module, and what is in place of the model's by tensor."""
     parts: dict[str, dict[str, Float32Array]] = {}
-    for name in tensors:
-        match = _TENSOR.fullmatch(name.removeprefix(_PREFIX))
-        if match is None:
+    saved: dict[str, StoredTensor] = {}
+    replaced = _replaced_modules(config, folder)
+    for full_name in tensors:
+        name = full_name.removeprefix(_PREFIX)
+        match = _TENSOR.fullmatch(name)
+        if match is None and any(f"{module}." in name for module in replaced):
+            saved[name] = tensors[full_name]
+        elif match is None:
             raise UnsupportedError(
-                f"{folder} holds {name}, which is no part of a LoRA adapter",
+                f"{folder} holds {full_name}, which is no part of a LoRA adapter",
                 hint="merge it with peft: model.merge_and_unload().save_pretrained(folder)",
             )
-        parts.setdefault(match["module"], {})[match["part"]] = to_f32(tensors[name])
-    if not parts:
+        else:
+            parts.setdefault(match["module"], {})[match["part"]] = to_f32(tensors[full_name])
+    if not parts and not saved:
         raise CheckpointError(f"{folder} is an adapter without weights")
-    return {module: _read_module(module, found, config, folder) for module, found in parts.items()}
+    return {module: _read_module(module, found, config, folder) for module, found in parts.items()}, saved
+
+
+def _replaced_modules(config: JsonObject, folder: Path) -> list[str]:
+    """What the names of modules end in that the adapter has in place of the model's."""
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise CheckpointError(f"{folder} has modules_to_save={names!r}, a list of names was expected")
+    return names
 
 
 def _read_module(module: str, parts: Mapping[str, Float32Array], config: JsonObject, folder: Path) -> LowRank:
@@ -269,8 +315,12 @@ def _ends_with(pattern: str, module: str, folder: Path) -> bool:
 
 
 def tensor_name(module: str, tensors: Collection[str]) -> str | None:
-    """The module's matrix: the same model may be stored with or without the name of the class around it."""
-    name = f"{module}.weight"
+    """The module's matrix."""
+    return near_name(f"{module}.weight", tensors)
+
+
+def near_name(name: str, tensors: Collection[str]) -> str | None:
+    """What a tensor is called: a model may be stored with or without the name of the class around it."""
     if name in tensors:
         return name
     near = [known for known in tensors if known.endswith(f".{name}") or name.endswith(f".{known}")]

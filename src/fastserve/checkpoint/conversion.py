@@ -26,10 +26,17 @@ class Matrices:
     Attributes:
         linears: that are multiplied with, but for the head.
         tables: embeddings of tokens, and the head.
+        experts: that are multiplied with what a gate gives them.
+        rearranged: linears that are stored in another order than they are multiplied in: as [in, out], or
+            head by head.
+        float_activations: linears that are no W8A8: as int8 they meet activations as they are.
     """
 
     linears: Collection[str] = ()
     tables: Collection[str] = ()
+    experts: Collection[str] = ()
+    rearranged: Collection[str] = ()
+    float_activations: Collection[str] = ()
 
 
 @dataclass(slots=True)
@@ -40,6 +47,7 @@ class Conversion:
     target: Target
     changes: Counter[tuple[str, str]] = field(default_factory=Counter)  # (what was done, for what reason)
     num_bytes: int = 0
+    remarks: list[str] = field(default_factory=list)  # about the whole model
 
     def note(self, what: str, why: str = "") -> None:
         self.changes[what, why] += 1
@@ -50,7 +58,7 @@ class Conversion:
         return [
             f"{count} {'tensor' if count == 1 else 'tensors'} {what}{f': {why}' if why else ''}"
             for (what, why), count in self.changes.most_common()
-        ]
+        ] + self.remarks
 
     def note_floats(self, tensor: StoredTensor, stored_format: TensorFormat) -> None:
         """Of a tensor that is written as plain numbers."""

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastserve.checkpoint.gguf import GgufFile, GgufMetadata
+from fastserve.checkpoint.gguf import GgufFile
+from fastserve.checkpoint.gguf_encoder_config import read_bert, read_modernbert, read_t5
+from fastserve.checkpoint.gguf_sizes import read_count, read_positive, read_sizes
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.types import JsonObject
 
 # Not parameters: how files store the rope scaling of Llama 3.1 and of Phi-3.
 ROPE_FREQS = "rope_freqs.weight"
-_LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
-ROPE_TENSORS = (ROPE_FREQS, *_LONGROPE_FACTORS.values())
+LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
+ROPE_TENSORS = (ROPE_FREQS, *LONGROPE_FACTORS.values())
 
-_MAX_LAYERS = 10_000
 # What every Llama 3.1+ release uses, and what the files leave out (its config.json, "rope_scaling").
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Of the largest of each Gemma, whose scores are scaled by its own number: its layers (llama-model.cpp).
@@ -70,8 +71,8 @@ def _read_llama(file: GgufFile) -> JsonObject:
 
 def _read_mixtral(file: GgufFile) -> JsonObject:
     return _llama_kind(file, "mixtral", "MixtralForCausalLM") | {
-        "num_local_experts": _count(file.metadata, "llama.expert_count"),
-        "num_experts_per_tok": _count(file.metadata, "llama.expert_used_count"),
+        "num_local_experts": read_count(file.metadata, "llama.expert_count"),
+        "num_experts_per_tok": read_count(file.metadata, "llama.expert_used_count"),
         "sliding_window": _window(file),
     }
 
@@ -79,7 +80,7 @@ def _read_mixtral(file: GgufFile) -> JsonObject:
 def _read_qwen2moe(file: GgufFile) -> JsonObject:
     return _llama_kind(file, "qwen2_moe", "Qwen2MoeForCausalLM") | {
         **_qwen_experts(file, has_normalized_shares=False),
-        "shared_expert_intermediate_size": _count(
+        "shared_expert_intermediate_size": read_count(
             file.metadata, "qwen2moe.expert_shared_feed_forward_length"
         ),
         "qkv_bias": "blk.0.attn_q.bias" in file.tensors,
@@ -97,9 +98,9 @@ def _qwen_experts(file: GgufFile, *, has_normalized_shares: bool) -> dict[str, A
     """Whether shares are normalized is in the code of llama.cpp (llama-model.cpp, build_moe_ffn's norm_w)."""
     prefix = f"{file.architecture}.expert"
     return {
-        "num_experts": _count(file.metadata, f"{prefix}_count"),
-        "num_experts_per_tok": _count(file.metadata, f"{prefix}_used_count"),
-        "moe_intermediate_size": _count(file.metadata, f"{prefix}_feed_forward_length"),
+        "num_experts": read_count(file.metadata, f"{prefix}_count"),
+        "num_experts_per_tok": read_count(file.metadata, f"{prefix}_used_count"),
+        "moe_intermediate_size": read_count(file.metadata, f"{prefix}_feed_forward_length"),
         "norm_topk_prob": has_normalized_shares,
     }
 
@@ -162,7 +163,7 @@ def _read_phi3(file: GgufFile) -> JsonObject:
 
 
 def _read_gpt2(file: GgufFile) -> JsonObject:
-    config = _transformer_config(file)
+    config = read_sizes(file)
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -172,7 +173,7 @@ def _read_gpt2(file: GgufFile) -> JsonObject:
         "n_layer": config["num_hidden_layers"],
         "n_head": config["num_attention_heads"],
         "n_positions": config["max_position_embeddings"],
-        "layer_norm_epsilon": _positive(file.metadata, "gpt2.attention.layer_norm_epsilon"),
+        "layer_norm_epsilon": read_positive(file.metadata, "gpt2.attention.layer_norm_epsilon"),
         "activation_function": "gelu_new",
         "tie_word_embeddings": "output.weight" not in file.tensors,
         **{key: value for key, value in config.items() if key.endswith("_token_id")},
@@ -180,7 +181,7 @@ def _read_gpt2(file: GgufFile) -> JsonObject:
 
 
 def _read_gptneox(file: GgufFile) -> JsonObject:
-    config, metadata = _transformer_config(file), file.metadata
+    config, metadata = read_sizes(file), file.metadata
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     is_parallel = metadata.flag("gptneox.use_parallel_residual")
     return {
@@ -188,7 +189,7 @@ def _read_gptneox(file: GgufFile) -> JsonObject:
         "model_type": "gpt_neox",
         **config,
         "hidden_act": "gelu",
-        "layer_norm_eps": _positive(metadata, "gptneox.attention.layer_norm_epsilon"),
+        "layer_norm_eps": read_positive(metadata, "gptneox.attention.layer_norm_epsilon"),
         "use_parallel_residual": True if is_parallel is None else is_parallel,
         "attention_bias": "blk.0.attn_qkv.bias" in file.tensors,
         "rope_parameters": _rope_parameters(file, head_dim, is_partial=True),
@@ -196,22 +197,12 @@ def _read_gptneox(file: GgufFile) -> JsonObject:
     }
 
 
-def _read_bert(file: GgufFile) -> JsonObject:
-    token_types = file.tensors.get("token_types.weight")
-    return {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        **_transformer_config(file),
-        "hidden_act": "gelu",
-        "layer_norm_eps": _positive(file.metadata, "bert.attention.layer_norm_epsilon"),
-        "type_vocab_size": 2 if token_types is None else token_types.shape[0],
-    }
-
-
 # By general.architecture.
 _READERS: Mapping[str, Callable[[GgufFile], JsonObject]] = {
     "llama": _read_llama,
-    "bert": _read_bert,
+    "bert": read_bert,
+    "modern-bert": read_modernbert,
+    "t5": read_t5,
     "qwen2": _read_qwen2,
     "qwen3": _read_qwen3,
     "qwen2moe": _read_qwen2moe,
@@ -231,7 +222,7 @@ def _llama_kind(
 ) -> dict[str, Any]:
     """What is stored alike of all that are made like Llama. With `is_partial`, part of a head may turn."""
     metadata, architecture = file.metadata, file.architecture
-    config = _transformer_config(file)
+    config = read_sizes(file)
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     head_dim = metadata.integer(f"{architecture}.attention.key_length")
     if head_dim is None:
@@ -252,43 +243,10 @@ def _llama_kind(
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": _positive(metadata, f"{architecture}.attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": read_positive(metadata, f"{architecture}.attention.layer_norm_rms_epsilon"),
         "rope_theta": rope["rope_theta"],
         "rope_parameters": rope,
         "tie_word_embeddings": "output.weight" not in file.tensors,
-    }
-
-
-def _transformer_config(file: GgufFile) -> dict[str, Any]:
-    """What every architecture has."""
-    metadata, architecture = file.metadata, file.architecture
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2:
-        raise CheckpointError(
-            f"{file.path} has no token_embd.weight matrix", hint="a vocabulary alone is no model"
-        )
-    config = {
-        "vocab_size": embedding.shape[0],
-        "hidden_size": _count(metadata, f"{architecture}.embedding_length"),
-        "intermediate_size": _count(metadata, f"{architecture}.feed_forward_length"),
-        "num_hidden_layers": _count(metadata, f"{architecture}.block_count"),
-        "num_attention_heads": _count(metadata, f"{architecture}.attention.head_count"),
-        "max_position_embeddings": _count(metadata, f"{architecture}.context_length"),
-    }
-    if config["hidden_size"] != embedding.shape[1]:
-        raise CheckpointError(
-            f"{file.path}: embedding_length is {config['hidden_size']},"
-            f" token_embd.weight has {embedding.shape[1]} columns"
-        )
-    if config["num_hidden_layers"] > _MAX_LAYERS:
-        raise CheckpointError(
-            f"{file.path} claims {config['num_hidden_layers']} layers, the limit is {_MAX_LAYERS}"
-        )
-    ids = {name: metadata.integer(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")}
-    return config | {
-        "bos_token_id": ids["bos"],
-        "eos_token_id": ids["eos"],
-        "pad_token_id": ids["padding"],
     }
 
 
@@ -322,14 +280,14 @@ def _rope_parameters(file: GgufFile, head_dim: int, *, is_partial: bool = False)
         parameters["partial_rotary_factor"] = 1.0
     if ROPE_FREQS in file.tensors:
         return parameters | _llama3_rope(file, parameters["rope_theta"], head_dim)
-    if any(name in file.tensors for name in _LONGROPE_FACTORS.values()):
+    if any(name in file.tensors for name in LONGROPE_FACTORS.values()):
         return parameters | _longrope(file)
     scaling = metadata.text(f"{architecture}.rope.scaling.type")
     match scaling:
         case None | "none":
             return parameters
         case "linear" | "yarn":
-            factor = _positive(metadata, f"{architecture}.rope.scaling.factor")
+            factor = read_positive(metadata, f"{architecture}.rope.scaling.factor")
             parameters |= {"rope_type": scaling, "factor": factor}
             original = metadata.integer(f"{architecture}.rope.scaling.original_context_length")
             if scaling == "yarn" and original is not None:
@@ -343,7 +301,7 @@ def _rope_parameters(file: GgufFile, head_dim: int, *, is_partial: bool = False)
 
 def _longrope(file: GgufFile) -> dict[str, Any]:
     parameters: dict[str, Any] = {"rope_type": "longrope"}
-    for key, name in _LONGROPE_FACTORS.items():
+    for key, name in LONGROPE_FACTORS.items():
         stored = file.tensors.get(name)
         if stored is None or stored.format.name != "F32":
             raise CheckpointError(f"{file.path}: {name} of its rope scaling is missing or not float32")
@@ -380,19 +338,3 @@ def llama3_factors(parameters: JsonObject, head_dim: int) -> NDArray[np.float64]
     )
     factors: NDArray[np.float64] = 1 / ((1 - smooth) / parameters["factor"] + smooth)
     return factors
-
-
-def _count(metadata: GgufMetadata, key: str) -> int:
-    if isinstance(metadata.get(key), np.ndarray):
-        raise UnsupportedError(f"{metadata.path}: {key} differs between layers")
-    value = metadata.integer(key)
-    if value is None or value < 1:
-        raise CheckpointError(f"{metadata.path}: {key} is {value}, a positive integer was expected")
-    return value
-
-
-def _positive(metadata: GgufMetadata, key: str) -> float:
-    value = metadata.number(key)
-    if value is None or not 0 < value < float("inf"):
-        raise CheckpointError(f"{metadata.path}: {key} is {value}, a positive number was expected")
-    return value

@@ -1,160 +1,273 @@
-"""A Hugging Face model in GGUF terms: metadata, tensor names and row order. The inverse of `gguf_model`."""
+"""A Hugging Face model in GGUF terms: metadata, and tensors that are config there. The inverse of
+`gguf_config`; names and order of tensors are in `gguf_modules` and `gguf_arrangement`.
+"""
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
-from numpy.typing import NDArray
 
 from fastserve.checkpoint.checkpoint import Checkpoint
-from fastserve.checkpoint.gguf_config import ROPE_FREQS, llama3_factors
-from fastserve.checkpoint.gguf_model import MODULES
+from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.gguf_config import LONGROPE_FACTORS, ROPE_FREQS, llama3_factors
+from fastserve.checkpoint.gguf_family import FAMILIES, GgufFamily
 from fastserve.checkpoint.gguf_writer import WrittenValue
 from fastserve.checkpoint.sentence import GGUF_POOLING, POOLING_FLAGS
-from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
+from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor, TensorFormat
 from fastserve.errors import UnsupportedError
 from fastserve.types import JsonObject
 
-_WRITTEN = ("llama", "qwen2", "qwen3", "bert")
 # Keys that say how the source file was written, and not what the model is.
 _OF_THE_FILE = ("general.alignment", "general.file_type", "general.quantization_version")
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION of ggml.h
+_FLOAT_KEY = re.compile(r"epsilon|softcapping|freq_base|factor")  # where a config may have a whole number
+# Of rope parameters, what is said in GGUF, or means nothing beside it; the others must be null.
+_SAID_OF_ROPE = {
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    *LONGROPE_FACTORS,
+}
+_SAID_OF_LLAMA3 = {"low_freq_factor", "high_freq_factor"}
+
+
+def family_of(checkpoint: Checkpoint) -> GgufFamily:
+    """How the model's family is said in GGUF.
+
+    Raises:
+        UnsupportedError: it is not, or the model has a head that is not.
+    """
+    config = checkpoint.config
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        raise UnsupportedError(
+            f"{checkpoint.path} has architecture {config.get('model_type')!r}, written as GGUF are"
+            f" {', '.join(FAMILIES)}",
+            hint="use --to safetensors or --to compressed-tensors",
+        )
+    named = config.get("architectures") or []
+    if any(str(name).endswith("ForSequenceClassification") for name in named) and family.rope != "none":
+        raise _cannot_say(checkpoint, f"a head of classes ({named[0]})")
+    return family
 
 
 def export_metadata(checkpoint: Checkpoint) -> dict[str, WrittenValue]:
     """The metadata of a model, its tokenizer included; those of a GGUF file are copied.
 
     Raises:
-        UnsupportedError: the architecture, a variation of it, or the tokenizer cannot be said in GGUF.
+        UnsupportedError: the family, a variation of it, or the tokenizer cannot be said in GGUF.
     """
     version: dict[str, WrittenValue] = {"general.quantization_version": _QUANTIZATION_VERSION}
     if checkpoint.metadata is not None:
         return {k: v for k, v in checkpoint.metadata.items() if k not in _OF_THE_FILE} | version
     from fastserve.checkpoint.gguf_tokenizer_export import export_tokenizer
 
-    architecture = architecture_of(checkpoint)
-    metadata = _bert(checkpoint) if architecture == "bert" else _llama(checkpoint)
+    family, config = family_of(checkpoint), settled_config(checkpoint)
+    _check(checkpoint, family, config)
+    found = {key: _first(config, names) for key, names in family.keys.items()}
+    found |= _rope_metadata(checkpoint, family, config)
+    if "attention.layer_norm_rms_epsilon" not in found:  # an encoder but for GPT-2 and GPT-NeoX
+        is_encoder = family.architecture in ("bert", "modern-bert")
+        found |= {"attention.causal": False, "pooling_type": _pooling_type(checkpoint)} if is_encoder else {}
     general: dict[str, WrittenValue] = {
-        "general.architecture": architecture,
+        "general.architecture": family.architecture,
         "general.name": checkpoint.path.name,
     }
-    own = {f"{architecture}.{key}": value for key, value in metadata.items() if value is not None}
+    own = {
+        key if key.startswith("tokenizer.") else f"{family.architecture}.{key}": _number(key, value)
+        for key, value in found.items()
+        if value is not None
+    }
     return {**general, **version, **own, **export_tokenizer(checkpoint)}
 
 
-def architecture_of(checkpoint: Checkpoint) -> str:
-    """Its name in GGUF.
+def settled_config(checkpoint: Checkpoint) -> JsonObject:
+    """A config with what it leaves out: what follows from the rest, and what its family has by default."""
+    family, config = FAMILIES[str(checkpoint.config["model_type"])], checkpoint.config
+    config = {**family.defaults, **config}
+    if family.keys.get("attention.key_length") == "head_dim" and not config.get("head_dim"):
+        config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    if "n_inner" in config and config["n_inner"] is None:
+        config["n_inner"] = 4 * config["n_embd"]
+    if config["model_type"] in ("roberta", "xlm-roberta"):  # rows for padding have no place
+        config["max_position_embeddings"] -= config.get("pad_token_id", 1) + 1
+    return config
 
-    Raises:
-        UnsupportedError: it is none that is written.
-    """
-    model_type = checkpoint.config.get("model_type")
-    if model_type not in _WRITTEN:
+
+def extra_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """What GGUF has as a tensor and Hugging Face in its config, under GGUF's name."""
+    if checkpoint.metadata is not None:
+        return {}
+    family, config = FAMILIES[str(checkpoint.config["model_type"])], settled_config(checkpoint)
+    if family.rope == "none":
+        return _scaled_head(checkpoint)
+    rope = _rope(family, config)
+    if rope["rope_type"] == "llama3":
+        return {ROPE_FREQS: _vector(ROPE_FREQS, llama3_factors(rope, config["head_dim"]))}
+    if rope["rope_type"] == "longrope":
+        return {name: _vector(name, rope[key]) for key, name in LONGROPE_FACTORS.items()}
+    return {}
+
+
+def window_that_is_ignored(checkpoint: Checkpoint) -> int | None:
+    """Tokens of a window that llama.cpp does not have in this family; None where there is none."""
+    family, config = family_of(checkpoint), checkpoint.config
+    window: int | None = config.get("sliding_window") if family.ignores_window else None
+    return window if window and window < config["max_position_embeddings"] else None
+
+
+def _check(checkpoint: Checkpoint, family: GgufFamily, config: JsonObject) -> None:
+    for key, values in family.only.items():
+        if key in config and config[key] not in values:
+            raise _cannot_say(checkpoint, f"{key}={config[key]!r}")
+    for key in family.required:
+        if config.get(key) is None:
+            raise _cannot_say(checkpoint, f"{key}={config.get(key)!r}")
+    if family.largest is not None:
+        is_largest = config["num_hidden_layers"] == family.largest
+        scalar = config["hidden_size"] // config["num_attention_heads"] if is_largest else config["head_dim"]
+        if config["query_pre_attn_scalar"] != scalar:
+            raise _cannot_say(
+                checkpoint, f"query_pre_attn_scalar={config['query_pre_attn_scalar']}, not {scalar},"
+            )
+    if family.cycle is not None:
+        key, cycle = family.cycle
+        stored = config.get(key) or []
+        if stored != [cycle[index % len(cycle)] for index in range(len(stored))]:
+            raise _cannot_say(checkpoint, f"{key} other than {', '.join(map(str, cycle))}, ... by turns")
+    heads, width = (config.get(key) for key in ("num_attention_heads", "hidden_size"))
+    heads, width = heads or config.get("n_heads"), width or config.get("dim")
+    own = config.get("head_dim") if family.architecture == "bert" else None
+    if own and own * heads != width:
         raise UnsupportedError(
-            f"{checkpoint.path} has architecture {model_type!r}, written as GGUF are {', '.join(_WRITTEN)}",
-            hint="use --to safetensors or --to compressed-tensors",
-        )
-    return str(model_type)
-
-
-def gguf_name(architecture: str, name: str) -> str | None:
-    """The GGUF name of a Hugging Face tensor; None where the architecture has none in GGUF.
-
-    >>> gguf_name("llama", "model.layers.3.self_attn.q_proj.weight")
-    'blk.3.attn_q.weight'
-    """
-    module, _, kind = name.removeprefix(f"{architecture}.").rpartition(".")
-    layer = next((part for part in module.split(".") if part.isdigit()), None)
-    general = module if layer is None else module.replace(f".{layer}.", ".{}.", 1)
-    found = next((key for key, value in MODULES[architecture].items() if value == general), None)
-    return None if found is None else f"{found.format(layer)}.{kind}"
-
-
-def turned_heads(architecture: str, name: str, config: JsonObject) -> int | None:
-    """Heads of a tensor whose rows GGUF has in another order: its rotary embedding turns neighbours."""
-    if architecture != "llama":
-        return None
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    count: int | None = {"q_proj": heads, "k_proj": kv_heads}.get(name.split(".")[-2])
-    return count
-
-
-def in_pairs(rows: NDArray[np.uint8], heads: int) -> NDArray[np.uint8]:
-    """Rows [rows, bytes] (head, element of the pair, pair) as rows (head, pair, element of the pair).
-
-    Source: LlamaModel.permute of llama.cpp, convert_hf_to_gguf.py.
-    """
-    halves = rows.reshape(heads, 2, len(rows) // heads // 2, -1)
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
-
-
-def extra_tensors(checkpoint: Checkpoint) -> list[StoredTensor]:
-    """What GGUF has as a tensor and Hugging Face in its config."""
-    rope = _rope(checkpoint.config)
-    if checkpoint.config.get("model_type") != "llama" or rope.get("rope_type") != "llama3":
-        return []
-    factors = llama3_factors(rope, _head_dim(checkpoint.config)).astype(np.float32)
-    return [StoredTensor(ROPE_FREQS, TensorFormat.F32, factors.shape, factors.view(np.uint8))]
-
-
-def _llama(checkpoint: Checkpoint) -> dict[str, WrittenValue | None]:
-    """Of the Llama kind: of Qwen2 and 3 too."""
-    config = checkpoint.config
-    rope = _rope(config)
-    kind = rope["rope_type"]
-    if kind not in ("default", "llama3", "linear", "yarn"):
-        raise _cannot_say(checkpoint, f"rope scaling {kind!r}")
-    if config.get("use_sliding_window"):
-        raise _cannot_say(checkpoint, "sliding-window attention in some of its layers")
-    heads, head_dim = config["num_attention_heads"], _head_dim(config)
-    return {
-        "vocab_size": config["vocab_size"],
-        "context_length": config["max_position_embeddings"],
-        "embedding_length": config["hidden_size"],
-        "block_count": config["num_hidden_layers"],
-        "feed_forward_length": config["intermediate_size"],
-        "attention.head_count": heads,
-        "attention.head_count_kv": config.get("num_key_value_heads") or heads,
-        "attention.key_length": head_dim,
-        "attention.value_length": head_dim,
-        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-        "rope.dimension_count": head_dim,
-        "rope.freq_base": float(rope["rope_theta"]),
-        "rope.scaling.type": kind if kind in ("linear", "yarn") else None,
-        "rope.scaling.factor": float(rope["factor"]) if kind in ("linear", "yarn") else None,
-        "rope.scaling.original_context_length": rope.get("original_max_position_embeddings")
-        if kind == "yarn"
-        else None,
-    }
-
-
-def _bert(checkpoint: Checkpoint) -> dict[str, WrittenValue | None]:
-    config = checkpoint.config
-    if _head_dim(config) * config["num_attention_heads"] != config["hidden_size"]:
-        raise UnsupportedError(
-            f"{checkpoint.path} has {config['num_attention_heads']} heads of {_head_dim(config)}, which are"
-            f" not {config['hidden_size']} together: GGUF has no key for that in a BERT",
+            f"{checkpoint.path} has {heads} heads of {own}, which are not {width} together: GGUF has no key"
+            " for that in a BERT",
             hint="convert the model that heads were pruned from",
         )
-    return {
-        "vocab_size": config["vocab_size"],
-        "context_length": config["max_position_embeddings"],
-        "embedding_length": config["hidden_size"],
-        "block_count": config["num_hidden_layers"],
-        "feed_forward_length": config["intermediate_size"],
-        "attention.head_count": config["num_attention_heads"],
-        "attention.layer_norm_epsilon": float(config["layer_norm_eps"]),
-        "attention.causal": False,
-        "pooling_type": _pooling_type(checkpoint),
+
+
+def _rope_metadata(checkpoint: Checkpoint, family: GgufFamily, config: JsonObject) -> dict[str, Any]:
+    if family.rope == "none":
+        return {}
+    rope = _rope(family, config)
+    kind = rope["rope_type"]
+    if kind not in family.scalings:
+        raise _cannot_say(checkpoint, f"rope scaling {kind!r}")
+    said = _SAID_OF_ROPE | (_SAID_OF_LLAMA3 if kind == "llama3" else set())
+    if unsaid := sorted(key for key, value in rope.items() if key not in said and value is not None):
+        raise _cannot_say(checkpoint, f"rope scaling with {', '.join(unsaid)}")
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    part = rope.get("partial_rotary_factor")
+    if family.rope != "partial" and part not in (None, 1.0):
+        raise _cannot_say(checkpoint, f"partial_rotary_factor={part}")
+    found: dict[str, Any] = {
+        "rope.dimension_count": int(head_dim * (1.0 if part is None else part)),
+        "rope.freq_base": rope["rope_theta"],
     }
+    if family.rope == "by kind of layer":
+        sliding = _rope_of(config, "sliding_attention", ("rope_local_base_freq", "local_rope_theta"))
+        if sliding["rope_type"] != "default":
+            raise _cannot_say(checkpoint, f"rope scaling {sliding['rope_type']!r} in layers with windows")
+        found["rope.freq_base_swa"] = sliding["rope_theta"]
+    if kind in ("linear", "yarn"):
+        found |= {"rope.scaling.type": kind, "rope.scaling.factor": rope["factor"]}
+    if kind in ("yarn", "longrope"):
+        original = rope.get("original_max_position_embeddings")
+        found["rope.scaling.original_context_length"] = original
+    if kind == "longrope":
+        context, original = config["max_position_embeddings"], rope["original_max_position_embeddings"]
+        stretch = rope.get("factor") or context / original
+        usual = np.sqrt(1 + np.log(stretch) / np.log(original)) if stretch > 1 else 1.0
+        found["rope.scaling.attn_factor"] = rope.get("attention_factor") or float(usual)
+    elif rope.get("attention_factor") is not None:
+        raise _cannot_say(checkpoint, "rope scaling with an attention_factor of its own")
+    return found
+
+
+def _rope(family: GgufFamily, config: JsonObject) -> JsonObject:
+    """`rope_parameters` of transformers 5, or what earlier versions had in its place; of layers that see all
+    where there are several kinds."""
+    if family.rope == "by kind of layer":
+        return _rope_of(config, "full_attention", ("rope_theta", "global_rope_theta"))
+    outer = {"rope_theta": config.get("rope_theta", config.get("rotary_emb_base", 10000.0))}
+    for key in ("partial_rotary_factor", "rotary_pct"):
+        if config.get(key) is not None:
+            outer["partial_rotary_factor"] = config[key]
+    rope: dict[str, Any] = _with_kind(
+        {**outer, **(config.get("rope_parameters") or config.get("rope_scaling") or {})}
+    )
+    if config["model_type"] == "phi3" and rope["rope_type"] in ("su", "yarn", "longrope"):
+        rope["rope_type"] = "longrope"
+        rope["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    return rope
+
+
+def _rope_of(config: JsonObject, kind: str, theta_keys: tuple[str, ...]) -> JsonObject:
+    """Of one kind of layer: a mapping for each (transformers 5), or its theta and `rope_scaling` (before)."""
+    theta = next(config[key] for key in theta_keys if key in config)
+    if (parameters := config.get("rope_parameters")) is not None:
+        return _with_kind({"rope_theta": theta, **(parameters.get(kind) or {})})
+    scaling = (config.get("rope_scaling") or {}) if kind == "full_attention" else {}
+    return _with_kind({"rope_theta": theta, **scaling})
+
+
+def _with_kind(rope: JsonObject) -> dict[str, Any]:
+    return {**rope, "rope_type": rope.get("rope_type") or rope.get("type") or "default"}
+
+
+def _scaled_head(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Of a T5 that multiplies its logits with d_model ** -0.5, which llama.cpp does not: the head, scaled."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    is_tied = config.get("tie_word_embeddings") is not False
+    if config["model_type"] != "t5" or not config.get("scale_decoder_outputs", is_tied):
+        return {}
+    head, scale = (
+        tensors.get("lm_head.weight", tensors["shared.weight"]),
+        np.float32(config["d_model"] ** -0.5),
+    )
+    scaled = ComputedTensor(
+        "lm_head.weight",
+        TensorFormat.F32,
+        head.shape,
+        lambda begin, end: (to_f32(head.rows(begin, end)) * scale).view(np.uint8),
+    )
+    return {"output.weight": scaled}
+
+
+def _vector(name: str, values: Any) -> StoredTensor:
+    numbers = np.asarray(values, np.float32)
+    return StoredTensor(name, TensorFormat.F32, numbers.shape, numbers.view(np.uint8))
+
+
+def _first(config: JsonObject, names: str | tuple[str, ...]) -> Any:
+    """The value of the first key that has one."""
+    keys = (names,) if isinstance(names, str) else names
+    return next((config[key] for key in keys if config.get(key) is not None), None)
+
+
+def _number(key: str, value: Any) -> WrittenValue:
+    """llama.cpp refuses a whole number, or a float64, where it expects float32."""
+    if not _FLOAT_KEY.search(key):
+        return value  # type: ignore[no-any-return]
+    number = float(value)
+    return number if float(str(np.float32(number))) == number else float(np.float32(number))
 
 
 def _pooling_type(checkpoint: Checkpoint) -> int | None:
     sentence = checkpoint.sentence
     if sentence is None:
         return None
-    if not any(str(module["type"]).endswith(".Normalize") for module in sentence.modules):
+    kinds = [str(module["type"]).rpartition(".")[2] for module in sentence.modules]
+    if "Normalize" not in kinds:
         raise _cannot_say(checkpoint, "embeddings of any length")
+    if others := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+        raise _cannot_say(checkpoint, f"embeddings that go through {', '.join(sorted(others))}")
     modes = {kind: code for code, kind in GGUF_POOLING.items()}
     set_ = [kind for kind, flag in POOLING_FLAGS.items() if sentence.pooling.get(flag)]
     mode = sentence.pooling.get("pooling_mode", set_[0] if len(set_) == 1 else None)
@@ -168,15 +281,3 @@ def _cannot_say(checkpoint: Checkpoint, what: str) -> UnsupportedError:
         f"{checkpoint.path} has {what}, which cannot be said in GGUF",
         hint="use --to safetensors or --to compressed-tensors",
     )
-
-
-def _rope(config: JsonObject) -> JsonObject:
-    """`rope_parameters` of transformers 5, or what earlier versions had in its place."""
-    stored = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = stored.get("rope_type", stored.get("type", "default"))
-    return {"rope_theta": config.get("rope_theta", 10000.0), **stored, "rope_type": kind}
-
-
-def _head_dim(config: JsonObject) -> int:
-    stored: int | None = config.get("head_dim")
-    return stored or config["hidden_size"] // config["num_attention_heads"]

@@ -6,9 +6,11 @@ cut: the metadata are those with which it agrees, or there are none.
 
 from __future__ import annotations
 
+import base64
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +99,8 @@ def _special_tokens(
         if id_ is not None:
             settings[f"{_PREFIX}{ROLES[role]}_token_id"] = id_
     eos = settings.get(f"{_PREFIX}eos_token_id")
-    others = [id_ for id_ in checkpoint.eos_token_ids if id_ != eos]
+    size = backend.get_vocab_size(with_added_tokens=True)
+    others = [id_ for id_ in checkpoint.eos_token_ids if id_ != eos and id_ < size]
     keys = (["eos"] if eos is None else []) + ["eot", "eom"]
     settings |= {f"{_PREFIX}{key}_token_id": id_ for key, id_ in zip(keys, others, strict=False)}
     plain, whole = (backend.encode("a", add_special_tokens=adds).ids for adds in (False, True))
@@ -152,8 +155,7 @@ def _export_sentence_piece(
     for id_, text in enumerate(texts):
         if text == unknown:
             types[id_] = _UNKNOWN
-        elif len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-            types[id_] = _BYTE
+    _mark_bytes(tokens)
     for has_prefix in (True, False):
         kind: dict[str, WrittenValue] = {
             f"{_PREFIX}model": "llama",
@@ -161,6 +163,15 @@ def _export_sentence_piece(
             f"{_PREFIX}add_space_prefix": has_prefix,
         }
         yield {**kind, **tokens, f"{_PREFIX}scores": scores}
+
+
+def _mark_bytes(tokens: dict[str, WrittenValue]) -> None:
+    texts, types = tokens[f"{_PREFIX}tokens"], tokens[f"{_PREFIX}token_type"]
+    assert isinstance(texts, list)
+    assert isinstance(types, np.ndarray)
+    for id_, text in enumerate(texts):
+        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            types[id_] = _BYTE
 
 
 def _export_word_piece(document: JsonObject, size: int) -> Iterator[dict[str, WrittenValue]]:
@@ -175,9 +186,46 @@ def _export_word_piece(document: JsonObject, size: int) -> Iterator[dict[str, Wr
     yield {f"{_PREFIX}model": "bert", f"{_PREFIX}pre": "default", **_tokens(document, size, spell)}
 
 
+def _export_unigram(document: JsonObject, size: int) -> Iterator[dict[str, WrittenValue]]:
+    """Pieces with their scores, and SentencePiece's rules of normalization where there are any."""
+    vocabulary = document["model"]["vocab"]
+    pieces = {"model": {"vocab": {piece: id_ for id_, (piece, _) in enumerate(vocabulary)}}}
+    tokens = _tokens({**document, **pieces}, size, str)
+    types = tokens[f"{_PREFIX}token_type"]
+    assert isinstance(types, np.ndarray)
+    scores = np.zeros(size, np.float32)
+    scores[: len(vocabulary)] = [score for _, score in vocabulary]
+    kind: dict[str, WrittenValue] = {f"{_PREFIX}model": "t5", f"{_PREFIX}pre": "default"}
+    if (unknown := document["model"].get("unk_id")) is not None:
+        types[unknown] = _UNKNOWN
+        kind[f"{_PREFIX}unknown_token_id"] = unknown
+    _mark_bytes(tokens)
+    if (charsmap := _find_charsmap(document.get("normalizer"))) is not None:
+        kind[f"{_PREFIX}precompiled_charsmap"] = np.frombuffer(charsmap, np.uint8)
+    for has_prefix, trims in product((True, False), (True, False)):
+        yield {
+            **kind,
+            **tokens,
+            f"{_PREFIX}scores": scores,
+            f"{_PREFIX}add_space_prefix": has_prefix,
+            f"{_PREFIX}remove_extra_whitespaces": trims,
+        }
+
+
+def _find_charsmap(normalizer: JsonObject | None) -> bytes | None:
+    """The rules of the first normalizer, in a sequence or alone, that has compiled ones."""
+    if normalizer is None:
+        return None
+    for step in (normalizer, *normalizer.get("normalizers", ())):
+        if step.get("type") == "Precompiled":
+            return base64.b64decode(step["precompiled_charsmap"])
+    return None
+
+
 _EXPORTERS: Mapping[str, Callable[[JsonObject, int], Iterator[dict[str, Any]]]] = {
     "BPE": _export_byte_pair,
     "WordPiece": _export_word_piece,
+    "Unigram": _export_unigram,
 }
 
 

@@ -80,6 +80,23 @@ def build_from_legacy_files(folder: Path, config: JsonObject) -> tuple[Tokenizer
     return parts.backend, roles
 
 
+def build_marian_target(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
+    """The tokenizer of the targets of a Marian model whose two sides have a vocabulary each, and its special
+    tokens by role.
+
+    Raises:
+        CheckpointError: target.spm or target_vocab.json is missing or corrupt.
+        UnsupportedError: target.spm is no Unigram model.
+    """
+    with name_errors(folder):
+        parts = _marian_parts(folder, of_target=True)
+        known = parts.backend.get_vocab()
+        roles = {role: text for role, text in _CLASSES["MarianTokenizer"].roles.items() if text in known}
+        special = [AddedToken(text, special=True, normalized=False) for text in roles.values()]
+        parts.backend.add_tokens([*parts.added, *special])
+    return parts.backend, roles
+
+
 def _class_name(folder: Path, config: JsonObject) -> str | None:
     model_config = read_optional_json(folder / "config.json")
     named = config.get("tokenizer_class") or model_config.get("tokenizer_class")
@@ -267,7 +284,11 @@ def _build_albert(folder: Path, config: JsonObject) -> _Parts:
 
 
 def _build_marian(folder: Path, config: JsonObject) -> _Parts:
-    model, codes = read_marian_pieces(folder)
+    return _marian_parts(folder)
+
+
+def _marian_parts(folder: Path, *, of_target: bool = False) -> _Parts:
+    model, codes = read_marian_pieces(folder, of_target=of_target)
     backend = build_from_sentencepiece(model, first_steps=[normalizers.Replace(MARK, "")])
     backend.decoder = decoders.Sequence([decoders.Replace(MARK, ""), backend.decoder])
     languages = [AddedToken(code, normalized=False, special=False) for code in codes]

@@ -1,5 +1,5 @@
 """The pieces of a Marian tokenizer: those of source.spm, which cut a text, under the ids of vocab.json, which
-has those of the target language too.
+has those of the target language too, unless target.spm and target_vocab.json have them apart.
 """
 
 from __future__ import annotations
@@ -28,20 +28,24 @@ _UNKNOWN_PENALTY = 10.0  # of a character that no piece has, below the least sco
 _CODE_START, _CODE_END = ">>", "<<"  # around the name of a target language, before a text
 
 
-def read_marian_pieces(folder: Path) -> tuple[SentencePieceModel, list[str]]:
+def read_marian_pieces(folder: Path, *, of_target: bool = False) -> tuple[SentencePieceModel, list[str]]:
     """The pieces in the order of their ids, and those that name a target language.
 
     What source.spm has and vocab.json has not is cut into smaller pieces, and of characters in a row that
     source.spm has not those are found that vocab.json has; `transformers` makes both unknown.
 
+    Args:
+        of_target: those of target.spm and target_vocab.json, of a model with two vocabularies.
+
     Raises:
         CheckpointError: a file is missing or corrupt, or the ids are not those from 0 on.
         UnsupportedError: source.spm is no Unigram model.
     """
-    model = read_sentencepiece(folder / "source.spm")
+    pieces_path = folder / ("target.spm" if of_target else "source.spm")
+    model = read_sentencepiece(pieces_path)
     if model.kind != "unigram":
-        raise UnsupportedError(f"{folder / 'source.spm'} is a {model.kind} model, supported is unigram")
-    path = folder / "vocab.json"
+        raise UnsupportedError(f"{pieces_path} is a {model.kind} model, supported is unigram")
+    path = folder / ("target_vocab.json" if of_target else "vocab.json")
     vocabulary = read_json(path)
     ids = list(vocabulary.values())
     if not all(type(id_) is int for id_ in ids) or sorted(ids) != list(range(len(ids))):

@@ -49,7 +49,9 @@ def to_compressed_tensors(
     with_int8 = {
         name
         for name, tensor in grouped.items()
-        if _is_int8_of_rows(tensor) and (weights == "w8a8" or (meets_integers and name in kept))
+        if _is_int8_of_rows(tensor)
+        and name not in matrices.float_activations
+        and (weights == "w8a8" or (meets_integers and name in kept))
     }
     compressed = CompressedWeights(grouped, with_int8, scale_format)
     written: list[WrittenTensor] = []

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastserve.checkpoint.checkpoint import Checkpoint
@@ -66,6 +67,18 @@ class Tokenizer:
         if num_rows is None:
             return cls(*built)
         return cls(*built, unknown_to_model=check_vocabulary(built[0], num_rows, checkpoint.path))
+
+    @classmethod
+    def of_targets(cls, folder: Path, num_rows: int) -> Tokenizer:
+        """That of what a Marian model writes whose targets have a vocabulary of their own, of `num_rows`.
+
+        Raises:
+            As `from_checkpoint`.
+        """
+        from fastserve.checkpoint.legacy_tokenizer import build_marian_target
+
+        built = build_marian_target(folder)
+        return cls(*built, unknown_to_model=check_vocabulary(built[0], num_rows, folder))
 
     def __init__(
         self,

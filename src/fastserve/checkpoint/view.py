@@ -89,13 +89,17 @@ def rows_regrouped(tensor: StoredTensor, shape: Sequence[int], axes: Sequence[in
     num_rows = tensor.shape[0] if tensor.shape else 1
     if num_rows != math.prod(shape):
         raise CheckpointError(f"{tensor.name} has {num_rows} rows, {math.prod(shape)} were expected")
-    order = np.arange(num_rows).reshape(shape).transpose(axes).reshape(num_rows)
+    return rows_in_order(tensor, np.arange(num_rows).reshape(shape).transpose(axes).reshape(num_rows))
+
+
+def rows_in_order(tensor: StoredTensor, order: NDArray[np.int64]) -> StoredTensor:
+    """The rows of a tensor whose indices are these, in their order. In any format, as `rows_regrouped`."""
     if isinstance(tensor, GroupedTensor):
         return _grouped_rows(tensor, order)
     return ComputedTensor(
         tensor.name,
         tensor.format,
-        tensor.shape,
+        (len(order), *tensor.shape[1:]),
         lambda begin, end: np.concatenate([tensor.rows(*run).data for run in _runs(order[begin:end])]),
     )
 
@@ -130,11 +134,10 @@ def _grouped_rows(tensor: GroupedTensor, order: NDArray[np.int64]) -> GroupedTen
             np.concatenate([part.scales for part in parts]),
         )
 
-    rows, columns = tensor.shape
     return GroupedTensor(
         tensor.name,
         tensor.format,
-        (rows, columns),
+        (len(order), tensor.shape[1]),
         read,
         lambda: np.ones(1, np.int8) if tensor.has_zeros() else None,
         bits=tensor.bits,

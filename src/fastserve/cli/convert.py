@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -10,9 +11,11 @@ import click
 from fastserve.checkpoint.conversion import ConvertedWeights, Target
 from fastserve.cli.option import json_option, offline_option
 from fastserve.cli.report import format_bytes, print_json
+from fastserve.errors import OptionError
 
 if TYPE_CHECKING:
     from fastserve.checkpoint.checkpoint import Checkpoint
+    from fastserve.compress.quantize.w8a8 import Prepared
 
 
 @click.command()
@@ -34,7 +37,14 @@ if TYPE_CHECKING:
     default="auto",
     help="What matrices become. auto keeps them as they are stored where the format holds that; it makes "
     "int8 of plain numbers for compressed-tensors, and bf16 of blocks for safetensors. w8a8 is int8 that "
-    "meets activations of int8, which vLLM on CPUs is fastest with and which loses more.",
+    "meets activations of int8, but for those matrices that would lose most by it; needs the extra [tune].",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text, or rows of any task, that show w8a8 what activations are like. Without it the model writes "
+    "texts itself; an encoder is shown random tokens.",
 )
 @click.option(
     "--output",
@@ -62,6 +72,7 @@ def convert(
     target: Target,
     weights: ConvertedWeights,
     output: Path,
+    calibration: Path | None,
     adapter: Path | None,
     allow_pickle: bool,
     json: bool,
@@ -89,7 +100,24 @@ def convert(
         checkpoint = padded
     # Plain numbers need no graph: models are written that we cannot run.
     matrices = Matrices() if target == "safetensors" else find_matrices(checkpoint)
+    prepared = None
+    if (
+        weights == "w8a8"
+        and target == "compressed-tensors"
+        and not checkpoint.config.get("is_encoder_decoder")
+    ):
+        prepared = _prepare_w8a8(checkpoint, calibration, shown=not json)
+        checkpoint = prepared.checkpoint
+        matrices = replace(matrices, float_activations=prepared.float_activations)
+    elif calibration is not None:
+        raise OptionError(
+            "--calibration is for --to compressed-tensors --weights w8a8, and not of encoder-decoders",
+            hint="leave it out",
+            option="calibration",
+        )
     conversion = convert_checkpoint(checkpoint, target, weights, output, matrices)
+    if prepared is not None:
+        conversion.remarks.append(prepared.line)
     if num_padded:
         why = "an encoder's config has no key for fewer heads, but in FastServe"
         conversion.changes["given zeros in place of heads that were pruned", why] += num_padded
@@ -99,13 +127,27 @@ def convert(
             for (change, reason), count in conversion.changes.most_common()
         ]
         size = {"size_bytes": conversion.num_bytes}
-        print_json(
-            {"source": str(checkpoint.path), "output": str(output), "to": target, **size, "changes": changes}
-        )
+        told = {"changes": changes, "remarks": conversion.remarks}
+        print_json({"source": str(checkpoint.path), "output": str(output), "to": target, **size, **told})
         return
     for line in conversion.lines:
         print(line)
     print(f"{output}: {format_bytes(conversion.num_bytes)}")
+
+
+def _prepare_w8a8(checkpoint: Checkpoint, calibration: Path | None, *, shown: bool) -> Prepared:
+    from fastserve.cli.progress_bar import step_progress
+    from fastserve.compress.calibration_text import calibration_tokens
+    from fastserve.compress.quantize.w8a8 import LENGTH, NUM_SEQUENCES, prepare_w8a8, sample_texts
+
+    if calibration is None:
+        sequences = sample_texts(checkpoint.path, checkpoint)
+    else:
+        sequences = calibration_tokens(
+            checkpoint, calibration, num_sequences=NUM_SEQUENCES, length=LENGTH, seed=0
+        )
+    with step_progress(shown=shown) as progress:
+        return prepare_w8a8(checkpoint, sequences, progress=progress)
 
 
 def _open(source: str, *, offline: bool, shown: bool) -> Checkpoint:

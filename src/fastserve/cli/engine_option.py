@@ -67,7 +67,7 @@ _ENGINE_HELP: Mapping[str, str] = {
     "draft_layers": "Compute only so many of its layers. Only with --speculation draft.",
     "draft_kv_memory": "Memory to keep its past tokens in, such as 64MiB; by default a fourth of what the "
     "model has. Only with --speculation draft.",
-    "adapters": "LoRA adapter, a folder as peft saves it, that is loaded beside the model: requests choose "
+    "adapters": "LoRA or DoRA adapter, a folder as peft saves it, loaded beside the model: requests choose "
     "it as MODEL:NAME. Where several models are served, write MODEL:NAME=DIR. May be given several times.",
     "max_adapters": "Most adapters that completions which run at once may have; requests for others wait. By "
     "default 4, or none where no adapter is named.",
@@ -99,7 +99,8 @@ _SAMPLING_HELP: Mapping[str, str] = {
     "stop": "Stop where the model would write this text; may be given several times.",
 }
 _SEARCH_HELP: Mapping[str, str] = {
-    "num_beams": "Search for the likeliest text with so many beams; 1 takes token by token.",
+    "num_beams": "Search for the likeliest text with so many beams; 1 takes token by token. By default what "
+    "an encoder-decoder's own settings say, else 1.",
     "length_penalty": "Of a search: above 0 it favours long texts, below 0 short ones.",
     "early_stopping": "Of a search: whether it ends as soon as there are as many texts as beams; never goes "
     "on as long as a better one could come.",

@@ -47,7 +47,7 @@ _ADAPTER = "adapter"  # what it is called beside the model
     "--adapter",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Add the LoRA adapter in this folder, as peft saves them, to the model's weights.",
+    help="Add the LoRA or DoRA adapter in this folder, as peft saves them, to the model's weights.",
 )
 @generation_options(SamplingParams())
 @constraint_options
@@ -68,7 +68,6 @@ _ADAPTER = "adapter"  # what it is called beside the model
     "draft_weights",
     "draft_layers",
     "draft_kv_memory",
-    "max_adapter_rank",
     "backend",
     "device",
 )
@@ -99,8 +98,10 @@ def generate(
     params = replace(params, constraint=constraint)
     name = None
     if adapter is not None:
-        name = _ADAPTER
-        options = replace(options, adapters={name: adapter}, max_adapters=1)
+        from fastserve.checkpoint.adapter import open_adapter
+
+        name, rank = _ADAPTER, open_adapter(adapter.expanduser()).max_rank
+        options = replace(options, adapters={name: adapter}, max_adapters=1, max_adapter_rank=rank)
     with open_llm(model, options, task="generate", offline=offline, show_progress=not json) as llm:
         requests = [_to_prompt(llm, text, chat=chat) for text in texts]
         with profiling(llm, shown=profile):

@@ -126,16 +126,16 @@ def _headline(status: Document) -> str:
     if status["energy"]["watts"] is not None:
         parts.append(f"{status['energy']['watts']:.1f} W")
     if status["is_draining"]:
-        parts.append("DRAINING: no new requests are taken")
+        under_way = _count(status["num_requests"], "request")
+        parts.append(f"DRAINING: no new requests are taken, {under_way} under way")
     return "   ".join(parts)
 
 
 def _models(status: Document) -> Iterator[str]:
     shown = []
     for model in status["models"]:
-        version = f"@{model['version']}" if model["version"] else ""
         pinned = ", pinned" if model["is_pinned"] else ""
-        text = f"{model['name']}{version} {model['state']}{pinned}, {format_bytes(model['memory_bytes'])}"
+        text = f"{model['name']} {model['state']}{pinned}, {format_bytes(model['memory_bytes'])}"
         if model["num_requests"]:
             text += f", {_count(model['num_requests'], 'request')}"
         if model["error"]:

@@ -65,6 +65,7 @@ _HELP: Mapping[str, str] = {
     "instruction": "What a decoder is told before a text to translate or summarize.",
     "processes": "On this machine, which share each batch; --batch-size is that of all of them.",
     "shard": "Each process keeps a part of weights, gradients and optimizer state (FSDP), instead of all.",
+    "tensor_parallel": "So many of --processes have a part each of the matrices; the rest share each batch.",
     "device": "Where to compute; auto is a GPU where there is one.",
     "keep_checkpoints": "Leave OUTPUT.run, with checkpoints and optimizer, when all is done.",
     "keep_zeros": "Zeros of the source's matrices stay zeros: a pruned model stays pruned.",
@@ -73,6 +74,7 @@ _HELP: Mapping[str, str] = {
     "soft_temperature": "That logits are divided by where they are compared with the teacher's.",
     "hidden_weight": "Of the squared error to the teacher's hidden states, which is added to the loss.",
     "attention_weight": "Of the squared error to the teacher's attention maps, which is added to the loss.",
+    "teacher_processes": "On this machine, which share the examples that the teacher is asked about.",
     "layer_map": "The teacher's layer, from 0, that a layer is held to; given once for each layer.",
 }
 

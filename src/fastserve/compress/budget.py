@@ -129,10 +129,7 @@ def parse_budget(text: str) -> Budget:
     while position < len(text.rstrip()):
         found = _TERM.match(text, position)
         if found is None:
-            raise _refuse(
-                f"{text[position:].strip()!r} is no limit",
-                'write such as "size<=60MB quality>=-1% decode<=8ms"',
-            )
+            raise _refuse(f"{text[position:].strip()!r} is no limit", _EXAMPLE)
         limits.append(_limit(*found.groups()))
         position = found.end()
     if not limits:

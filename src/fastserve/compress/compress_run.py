@@ -274,6 +274,12 @@ def prepare(
                 hint="name a file of text, such as the model is to see, with --calibration",
                 option="calibration",
             )
+        if recipe.tunes and data.train is None:
+            raise OptionError(
+                f"recipe {recipe.name} tunes on rows",
+                hint="name a file of them with --train, and better one with --dev too",
+                option="train",
+            )
     parsed = None if budget is None else parse_budget(budget)
     path = resolve(model)
     output = Path(output).expanduser()

@@ -34,6 +34,7 @@ STEPS: Mapping[str, str] = {
     "lottery": "fastserve.compress.prune.lottery:Lottery",
     "magnitude": "fastserve.compress.prune.magnitude:Magnitude",
     "mixed": "fastserve.compress.quantize.mixed:Mixed",
+    "qat": "fastserve.compress.quantize.qat:Qat",
     "recover": "fastserve.compress.prune.recover:Recover",
     "rtn": "fastserve.compress.quantize.step:Rtn",
     "smoothquant": "fastserve.compress.quantize.smoothquant:SmoothQuant",
@@ -84,6 +85,11 @@ class Recipe:
     @property
     def calibrates(self) -> bool:
         return any(named.step.calibrates for named in self.steps)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether a step takes rows to tune on: such a step has the option `tune`."""
+        return any("tune" in options_of(named.name) for named in self.steps)
 
     def to_json(self) -> JsonObject:
         """What `parse_recipe` reads again."""

@@ -175,9 +175,9 @@ def _forced(sequence: Sequence) -> Scored | None:
 
 def _biases(sequence: Sequence | Scored) -> Mapping[int, float]:
     rules = sequence.target_rules
-    if rules is None or not rules.suppressed_token_ids:
+    if rules is None or not (banned := rules.banned(sequence.token_ids[sequence.target_start :])):
         return sequence.params.logit_bias
-    return {**sequence.params.logit_bias, **dict.fromkeys(rules.suppressed_token_ids, -math.inf)}
+    return {**sequence.params.logit_bias, **dict.fromkeys(banned, -math.inf)}
 
 
 def _scored_outputs(turn: Turn, start: int) -> Iterator[tuple[int, Scored, Seq[int]]]:

@@ -48,17 +48,19 @@ class Beams:
     service_seconds: float = 0.0  # of beams that were lost
     _candidates: dict[int, list[tuple[int, float]]] = field(default_factory=dict)  # by sequence_id
 
-    def hold(self, *, is_held: bool) -> None:
+    def hold(self, now: float, *, is_held: bool) -> None:
+        """Their reader is behind, or has caught up: it is no pause."""
         self.is_held = is_held
         for sequence in self.sequences:
-            sequence.is_held = is_held or sequence.sequence_id in self._candidates
+            sequence.hold(now, is_held=is_held or sequence.sequence_id in self._candidates)
 
     def take(
-        self, sequence: Sequence, logprobs: TokenLogprobs, next_id: Callable[[], int]
+        self, sequence: Sequence, logprobs: TokenLogprobs, next_id: Callable[[], int], now: float
     ) -> BeamChange | None:
-        """A beam's likeliest next tokens are known; None where others are still to come."""
+        """A beam's likeliest next tokens are known, now; None where others are still to come."""
         self._candidates[sequence.sequence_id] = _candidates_of(sequence, logprobs)
         sequence.is_held = True
+        self._share_pauses(sequence, now)
         if len(self._candidates) < len(self.sequences):
             return None
         branches = self.search.advance([self._candidates[beam.sequence_id] for beam in self.sequences])
@@ -74,6 +76,14 @@ class Beams:
         tokens = [*beam.token_ids[: beam.num_prompt_tokens], *hypothesis.token_ids]
         share = self.total_service_seconds() / beam.params.n
         return replace(beam, token_ids=tokens, seed=seed, service_seconds=share)
+
+    def _share_pauses(self, sequence: Sequence, now: float) -> None:
+        """A search is one stream, whose tokens are those of its beams: one that waits for the others is not
+        paused, and where one was, all were."""
+        is_insistent = any(beam.is_insistent for beam in self.sequences)
+        for beam in self.sequences:
+            beam.paused_seconds = sequence.paused_seconds
+            beam.is_insistent, beam.last_token_seconds = is_insistent, now
 
     def _branch(self, branches: Seq[Branch], next_id: Callable[[], int]) -> BeamChange:
         tokens_of: dict[int, list[int]] = defaultdict(list)
@@ -103,7 +113,8 @@ def _candidates_of(sequence: Sequence, logprobs: TokenLogprobs) -> list[tuple[in
     forced = rules.forced(sequence.num_completion_tokens, sequence.max_tokens)
     if forced is not None:
         return [(forced, 0.0)]
-    return [(id_, logprob) for id_, logprob in logprobs.top if id_ not in rules.suppressed_token_ids]
+    banned = rules.banned(sequence.token_ids[sequence.target_start :])
+    return [(id_, logprob) for id_, logprob in logprobs.top if id_ not in banned]
 
 
 def _child_of(parent: Sequence, sequence_id: int) -> Sequence:

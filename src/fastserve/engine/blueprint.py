@@ -6,11 +6,14 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from fastserve.backends.native.weight_scheme import choose_schemes
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
-from fastserve.checkpoint.generation import read_target_rules
+from fastserve.checkpoint.generation import TargetRules, read_target_rules
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
+from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.config import EngineOptions, WeightFormat
 from fastserve.engine.available_memory import available_memory_bytes
@@ -38,6 +41,8 @@ from fastserve.models.task import TaskSettings, read_task
 from fastserve.types import Executable
 
 logger = logging.getLogger(__name__)
+
+_NEVER = -1e9  # a logit whose probability is 0 in float32
 
 
 def open_model(path: Path) -> tuple[Checkpoint, ModelConfig]:
@@ -124,10 +129,13 @@ def load_single(
         capacity.footprint.check(available_bytes)
     try:
         tokenizer = Tokenizer.from_checkpoint(checkpoint)
-        target_rules = None
+        target_rules = target_tokenizer = None
         if isinstance(config, EncoderDecoderConfig):
-            folder, vocab_size = checkpoint.path, config.vocab_size
+            folder, vocab_size = checkpoint.path, config.target_vocab_size
             target_rules = read_target_rules(folder, checkpoint.config, vocab_size=vocab_size)
+            checkpoint = _renormalized(checkpoint, blueprint.graph, target_rules)
+            if config.has_two_vocabularies:
+                target_tokenizer = Tokenizer.of_targets(folder, vocab_size)
         executable = _compile(blueprint, checkpoint, options)
         if blueprint.prefix is not None:
             assert isinstance(config, DecoderConfig)
@@ -145,12 +153,38 @@ def load_single(
         context_length=blueprint.context_length,
         footprint=capacity.footprint,
         target_rules=target_rules,
+        own_target_tokenizer=target_tokenizer,
     )
 
 
+def _renormalized(checkpoint: Checkpoint, graph: Graph, rules: TargetRules) -> Checkpoint:
+    """With logits of suppressed tokens so low that the others' log-probabilities are as if there were none:
+    what `renormalize_logits` comes to.
+
+    Raises:
+        UnsupportedError: the head has no bias that could say so.
+    """
+    if not rules.renormalizes:
+        return checkpoint
+    head = graph.head()
+    if head is None or head.bias is None:
+        raise UnsupportedError(
+            f"{checkpoint.path}: renormalize_logits=True of its generation settings is not supported beside "
+            "tokens that are suppressed, as its head has no bias",
+            hint="take it out of generation_config.json to have the model write without it",
+        )
+    (name,) = head.bias.names
+    bias = to_f32(checkpoint.tensors[name]).copy()
+    bias[list(rules.suppressed_token_ids)] = _NEVER
+    tensor = StoredTensor(name, TensorFormat.F32, bias.shape, bias.view(np.uint8))
+    return replace(checkpoint, tensors={**checkpoint.tensors, name: tensor})
+
+
 def graph_of(model: LoadedModel) -> Graph:
-    """The graph of a model, before any pass."""
-    return _build(model.checkpoint, model.config)
+    """The graph of a model, before any pass; of an encoder-decoder both its graphs."""
+    graph = _build(model.checkpoint, model.config)
+    encoder = build_source_encoder(model.config, model.checkpoint.tensors.keys())
+    return graph if encoder is None else graph.beside(encoder)
 
 
 def _build(checkpoint: Checkpoint, config: ModelConfig) -> Graph:

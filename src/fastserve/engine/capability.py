@@ -23,6 +23,7 @@ class Capability:
         kv_tokens: tokens whose keys and values the memory holds.
         num_eos_tokens: how many tokens end a completion.
         target_rules: of an encoder-decoder, whose source and target have a context each.
+        source_vocab_size: of an encoder-decoder, of its sources; `vocab_size` is then of its targets.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Capability:
         block_size: int,
         num_eos_tokens: int = 1,
         target_rules: TargetRules | None = None,
+        source_vocab_size: int | None = None,
     ) -> None:
         self._limits = limits
         self._options = options
         self._context_length = context_length
         self._kv_tokens = kv_tokens
         self._vocab_size = vocab_size
+        self._source_vocab_size = source_vocab_size
         self._block_size = block_size
         self._num_eos_tokens = num_eos_tokens
         self._target_rules = target_rules
@@ -65,10 +68,10 @@ class Capability:
                 hint="leave prompt_logprobs out",
                 option="prompt_logprobs",
             )
-        if params.num_beams > 1:
-            self._check_beams(params)
-        self._check_token_ids("prompt", prompt_ids)
-        self._check_token_ids("logit_bias", tuple(params.logit_bias))
+        if params.num_beams is not None and params.num_beams > 1:
+            self._check_beams(params.num_beams)
+        _check_token_ids("prompt", prompt_ids, self._source_vocab_size or self._vocab_size)
+        _check_token_ids("logit_bias", tuple(params.logit_bias), self._vocab_size)
         if params.n > self._limits.max_outputs:
             raise OptionError(
                 f"n is {params.n}; a step has {self._limits.max_outputs} output rows",
@@ -80,19 +83,19 @@ class Capability:
             num_prompt_tokens = -(-num_prompt_tokens // self._block_size) * self._block_size + 1
         return self._fit_memory(num_prompt_tokens, params.max_tokens, max_tokens)
 
-    def _check_beams(self, params: SamplingParams) -> None:
+    def _check_beams(self, num_beams: int) -> None:
         if self._options.speculation != "off":
             raise OptionError(
-                f"num_beams is {params.num_beams}, and speculation is {self._options.speculation!r}",
+                f"num_beams is {num_beams}, and speculation is {self._options.speculation!r}",
                 hint="leave num_beams out, or load the model without speculation",
                 option="num_beams",
             )
-        num_suppressed = len(self._target_rules.suppressed_token_ids) if self._target_rules else 0
-        most = most_beams(self._vocab_size, self._num_eos_tokens, num_suppressed)
+        num_spare = self._target_rules.num_spare if self._target_rules else 0
+        most = most_beams(self._vocab_size, self._num_eos_tokens, num_spare)
         most = max(min(most, self._limits.max_outputs), 1)  # a model may suppress more than a step tells
-        if params.num_beams > most:
+        if num_beams > most:
             raise OptionError(
-                f"num_beams is {params.num_beams}; the limit of this model is {most}",
+                f"num_beams is {num_beams}; the limit of this model is {most}",
                 hint=f"choose num_beams from 1 to {most}",
                 option="num_beams",
             )
@@ -141,21 +144,21 @@ class Capability:
             )
         return min(max_tokens, room)
 
-    def _check_token_ids(self, name: str, token_ids: Seq[int]) -> None:
-        size = self._vocab_size
-        for token_id in token_ids:
-            if not isinstance(token_id, int | np.integer):
-                raise OptionError(
-                    f"{name} has {token_id!r} among its tokens",
-                    hint="give a text, or whole numbers",
-                    option=name,
-                )
-            if not 0 <= token_id < size:
-                raise OptionError(
-                    f"{name} names token {token_id}, outside the model's vocabulary of {size}",
-                    hint=f"token ids are 0 to {size - 1}",
-                    option=name,
-                )
+
+def _check_token_ids(name: str, token_ids: Seq[int], size: int) -> None:
+    for token_id in token_ids:
+        if not isinstance(token_id, int | np.integer):
+            raise OptionError(
+                f"{name} has {token_id!r} among its tokens",
+                hint="give a text, or whole numbers",
+                option=name,
+            )
+        if not 0 <= token_id < size:
+            raise OptionError(
+                f"{name} names token {token_id}, outside the model's vocabulary of {size}",
+                hint=f"token ids are 0 to {size - 1}",
+                option=name,
+            )
 
 
 def _fit_target(num_source_tokens: int, max_tokens: int | None, context_length: int) -> int:

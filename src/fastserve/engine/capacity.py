@@ -115,11 +115,11 @@ def plan_capacity(
         most_tokens *= 2
     most_blocks = most_tokens // BLOCK_SIZE + limits.max_sequences + num_prefix_blocks
     graphs = [graph] if encoder is None else [graph, encoder]
+    whole = graph.beside(encoder) if encoder else graph
     layouts = [lay_out(each, schemes, limits) for each in graphs] if options.backend == "native" else []
     threads = options.threads or count_cores().threads
     footprint = Footprint(
-        weights_bytes=weights_bytes(graph.beside(encoder) if encoder else graph, schemes)
-        + adapter_bytes(graph, schemes, limits),
+        weights_bytes=weights_bytes(whole, schemes) + adapter_bytes(whole, schemes, limits),
         activation_bytes=sum(layout.num_bytes(threads) for layout in layouts)
         if layouts
         else max(plan_memory(each, rows_of(limits)).size_bytes for each in graphs),

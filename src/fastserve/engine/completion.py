@@ -22,6 +22,9 @@ NO_TOKEN = "the model computed logits that are not numbers"
 NO_ALLOWED_TOKEN = "no token that its constraint allows has a probability"
 """The same, of a completion with a constraint."""
 
+NO_BEAM = "of the likeliest tokens its model's settings leave none"
+"""What a search says whose beams all end without a text."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:

@@ -170,10 +170,15 @@ def _add(load: _Load, input_: EncoderInput, blocks: int) -> _Load:
     return num_inputs + 1, num_tokens + len(input_), num_blocks + blocks, adapters
 
 
-def build_source_batch(sequences: Seq[Sequence]) -> Batch:
-    """What an encoder reads for sequences: their sources."""
+def build_source_batch(sequences: Seq[Sequence], *, adapter_slots: AdapterSlots | None = None) -> Batch:
+    """What an encoder reads for sequences: their sources. Without `adapter_slots` no adapter is used."""
     inputs = [EncoderInput(sequence.token_ids[: sequence.num_given_tokens]) for sequence in sequences]
-    return build_encoder_batch(inputs, [sequence.source_blocks for sequence in sequences])
+    slots = None
+    if adapter_slots is not None:
+        slots = [adapter_slots.slot_of(sequence.adapter) for sequence in sequences]
+    return build_encoder_batch(
+        inputs, [sequence.source_blocks for sequence in sequences], adapter_slots=slots
+    )
 
 
 def build_encoder_batch(

@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
-from itertools import accumulate, chain, count
+from itertools import count
 
 from fastserve.checkpoint.generation import TargetRules
 from fastserve.config import MOST_TIMEOUT_MS, ScheduleOptions, check_tenant_weights
 from fastserve.engine.adapter import ServedAdapter
 from fastserve.engine.admission import Admission
 from fastserve.engine.batch import build_batch
-from fastserve.engine.beam_search import BeamSearch, Hypothesis
-from fastserve.engine.beams import Beams
+from fastserve.engine.beam_search import BeamSearch
 from fastserve.engine.block import scope_of
 from fastserve.engine.capability import Capability
 from fastserve.engine.clock import SteadyClock
-from fastserve.engine.completion import NO_ALLOWED_TOKEN, NO_TOKEN, Chunk, TokenLogprobs
+from fastserve.engine.completion import Chunk
 from fastserve.engine.cost import StepCost
 from fastserve.engine.draft_model import DraftModel
+from fastserve.engine.emitter import Emitter
 from fastserve.engine.encoder import build_source_batch
 from fastserve.engine.guide import Guide
 from fastserve.engine.mover import Mover
@@ -32,8 +32,7 @@ from fastserve.engine.sequence import Sequence, Source
 from fastserve.engine.snapshot import EngineSnapshot, StepTotals, take_snapshot
 from fastserve.engine.statistics import StepStatistics
 from fastserve.engine.status import EngineStatus, take_status
-from fastserve.engine.text import CompletionText, MakeDecoder
-from fastserve.engine.transcript import Transcript
+from fastserve.engine.text import MakeDecoder
 from fastserve.engine.turn import Turn
 from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import DeadlineError, OptionError
@@ -107,8 +106,6 @@ class Engine:
         self._executable = executable
         self._mover = mover
         self._turnstile = turnstile or Turnstile()
-        self._eos_token_ids = frozenset(eos_token_ids)
-        self._make_decoder = make_decoder
         self._capability = Capability(
             executable.limits,
             options,
@@ -116,20 +113,28 @@ class Engine:
             kv_tokens=self.pool.num_blocks * self.pool.block_size,
             vocab_size=executable.vocab_size,
             block_size=executable.block_size,
-            num_eos_tokens=len(self._eos_token_ids),
+            num_eos_tokens=len(eos_token_ids),
             target_rules=target_rules,
+            source_vocab_size=executable.source_vocab_size
+            if target_rules is not None and isinstance(executable, SourceExecutable)
+            else None,
         )
         self._target_rules = target_rules
-        self._beams: dict[int, Beams] = {}  # by request_id
+        self._eos_token_ids = frozenset(eos_token_ids)
         self._clock = SteadyClock(clock)
         self._ids = count()
+        self._emitter = Emitter(
+            self.scheduler,
+            self._admission,
+            eos_token_ids=eos_token_ids,
+            make_decoder=make_decoder,
+            next_id=self._ids,
+        )
         self._is_waiting = False
         self._steps = StepStatistics.empty()
         self._totals = StepTotals()
         self._policy_spec = options.policy
         self._unix_offset: float | None = None  # of the engine's clock, once it is known
-        self._transcripts: dict[int, Transcript] = {}  # by sequence_id
-        self._requests: dict[int, list[Transcript]] = {}  # by request_id: of its unfinished completions
 
     @property
     def has_work(self) -> bool:
@@ -188,6 +193,7 @@ class Engine:
             check_number("timeout_ms", timeout_ms, 0, MOST_TIMEOUT_MS, is_low_open=True)
         self._capability.check_tenant(tenant)
         class_index = self._capability.class_index(priority_class)
+        params = self._with_search(params)
         max_tokens = self._capability.check(prompt_ids, params)
         self._admission.check_queue()
         now = self._clock()
@@ -205,7 +211,7 @@ class Engine:
                 max_tokens=max_tokens,
                 source=source,
                 target_rules=self._target_rules,
-                num_candidates=0 if search is None else search.num_candidates + self._num_suppressed,
+                num_candidates=0 if search is None else search.num_candidates + self._num_spare,
                 params=params,
                 seed=(seed + index) % 2**64,
                 guide=guide if guide is None or index == 0 else guide.fork(),
@@ -222,14 +228,8 @@ class Engine:
             for index in range(1 if search else params.n)
         ]
         sequences[0].forks = sequences[1:]
-        transcripts = [
-            self._transcribe(sequence, request_id, index, name) for index, sequence in enumerate(sequences)
-        ]
         self._take_in(request_id, sequences[0], timeout_ms, now)
-        self._requests[request_id] = transcripts
-        self._transcripts |= {t.sequence.sequence_id: t for t in transcripts}
-        if search is not None:
-            self._beams[request_id] = Beams(search, sequences)
+        self._emitter.take_in(request_id, sequences, name=name, search=search)
         return request_id
 
     def _begin(self, prompt_ids: Seq[int]) -> tuple[Source | None, Seq[int]]:
@@ -242,10 +242,17 @@ class Engine:
         return source, [*prompt_ids, *[start] * (source.num_slots - len(prompt_ids)), start]
 
     @property
-    def _num_suppressed(self) -> int:
-        return len(self._target_rules.suppressed_token_ids) if self._target_rules else 0
+    def _num_spare(self) -> int:
+        return self._target_rules.num_spare if self._target_rules else 0
+
+    def _with_search(self, params: SamplingParams) -> SamplingParams:
+        """With the model's own search where they leave it to the model."""
+        if self._target_rules is not None:
+            return self._target_rules.with_search(params)
+        return replace(params, num_beams=1) if params.num_beams is None else params
 
     def _make_search(self, params: SamplingParams, max_tokens: int) -> BeamSearch | None:
+        assert params.num_beams is not None
         if params.num_beams == 1:
             return None
         return BeamSearch(
@@ -254,20 +261,6 @@ class Engine:
             max_tokens=max_tokens,
             length_penalty=params.length_penalty,
             early_stopping=params.early_stopping,
-        )
-
-    def _transcribe(self, sequence: Sequence, request_id: int, index: int, name: str) -> Transcript:
-        prompt_ids = () if sequence.source else sequence.token_ids[: sequence.num_prompt_tokens]
-        return Transcript(
-            request_id=request_id,
-            request_name=name,
-            index=index,
-            sequence=sequence,
-            text=CompletionText(
-                self._make_decoder(skip_special_tokens=sequence.params.skip_special_tokens),
-                sequence.params.stop,
-                prompt_ids=prompt_ids,
-            ),
         )
 
     def step(self) -> list[Chunk]:
@@ -285,23 +278,11 @@ class Engine:
 
         Returns the seconds of service that it has had and its chunks have not told.
         """
-        beams = self._beams.pop(request_id, None)
-        seconds = 0.0 if beams is None else beams.service_seconds
-        for transcript in list(self._requests.get(request_id, ())):
-            seconds += transcript.untold_service_seconds()
-            self._finish(transcript)
-        return seconds
+        return self._emitter.drop(request_id)
 
     def hold(self, request_id: int, *, is_held: bool = True) -> None:
         """Give a request no turns until it is let go again (`is_held=False`): its reader is behind."""
-        if request_id in self._beams:
-            self._beams[request_id].hold(is_held=is_held)
-            return
-        for transcript in self._requests.get(request_id, ()):
-            sequence = transcript.sequence
-            sequence.is_held = is_held
-            if sequence.last_token_seconds is not None:  # what its reader makes it wait is no pause
-                sequence.last_token_seconds = self._clock()
+        self._emitter.hold(request_id, self._clock(), is_held=is_held)
 
     def set_policy(self, spec: str) -> None:
         """Go on by another scheduling policy.
@@ -330,7 +311,7 @@ class Engine:
 
     def is_running(self, request_id: int) -> bool:
         """Whether it has completions that are not finished."""
-        return request_id in self._requests
+        return self._emitter.is_running(request_id)
 
     def status(self) -> EngineStatus:
         """A snapshot of figures between two steps."""
@@ -345,7 +326,7 @@ class Engine:
             self.scheduler,
             policy_spec=self._policy_spec,
             priority_classes=self._options.priority_classes,
-            request_names={id_: t.request_name or str(t.request_id) for id_, t in self._transcripts.items()},
+            request_names=self._emitter.request_names,
             totals=self._totals,
             now=now,
             unix_offset=self._unix_offset,
@@ -360,9 +341,7 @@ class Engine:
         """Assert that every block is free or owned as the sequences say."""
         self.scheduler.check_invariants()
         waiting = [fork for s in self.scheduler.sequences for fork in s.forks]
-        live = {s.sequence_id for s in (*self.scheduler.sequences, *waiting)}
-        assert live == self._transcripts.keys()
-        assert sum(map(len, self._requests.values())) == len(live)
+        self._emitter.check_invariants({s.sequence_id for s in (*self.scheduler.sequences, *waiting)})
 
     def _step(self) -> list[Chunk]:
         started = self._clock()
@@ -382,9 +361,7 @@ class Engine:
         now = self._clock()
         self._totals.count_prompts(turns)
         self.scheduler.commit(turns, seconds=now - started, now=now, lost_seconds=lost_seconds)
-        starts = accumulate((turn.num_outputs for turn in turns), initial=0)
-        emitted = (self._emit_turn(t, result, row, now) for t, row in zip(turns, starts, strict=False))
-        chunks = list(chain.from_iterable(emitted))
+        chunks = self._emitter.emit(turns, result, now)
         self._steps.observe(
             num_sequences=len(turns),
             num_tokens=sum(turn.num_rows for turn in turns),
@@ -417,144 +394,17 @@ class Engine:
         for turn in turns:
             if turn.copy is not None:
                 self._executable.copy_block(*turn.copy)
+        slots = self.scheduler.adapter_slots if any(turn.sequence.adapter for turn in turns) else None
         unread = [turn.sequence for turn in turns if turn.sequence.is_source_unread]
         if unread:  # they have no output rows
             assert isinstance(self._executable, SourceExecutable)
-            self._executable.encode(build_source_batch(unread))
+            self._executable.encode(build_source_batch(unread, adapter_slots=slots))
             turns = [turn for turn in turns if not turn.sequence.is_source_unread]
             if not turns:
                 return StepResult(outputs={})
-        slots = self.scheduler.adapter_slots if any(turn.sequence.adapter for turn in turns) else None
         return self._executable.run(
             build_batch(turns, vocab_size=self._executable.vocab_size, adapter_slots=slots)
         )
-
-    def _emit_turn(self, turn: Turn, result: StepResult, first_row: int, now: float) -> Iterator[Chunk]:
-        """The chunks of a turn's new tokens: one for each output, and one more for each draft that is right.
-
-        A draft's row says what follows it, which holds as long as it is itself the token that its sequence
-        has got; what wrong ones have left in the blocks is overwritten.
-        """
-        if turn.num_scored and not self._keep_scores(turn, result, first_row):
-            request_id = self._transcripts[turn.sequence.sequence_id].request_id
-            yield from self._fail_all(self._requests[request_id], NO_TOKEN, now)
-            return
-        if turn.outputs and turn.sequence.num_candidates:
-            yield from self._advance_beams(turn.sequence, result, first_row, now)
-            return
-        if turn.sequence.is_read_only:
-            if not turn.sequence.num_uncomputed_tokens:
-                yield from self._end_read_only(turn.sequence, now)
-            return
-        first_row += turn.num_scored
-        for row, sequence in enumerate(turn.outputs, first_row):
-            chunk = self._emit(sequence, result, row, now)
-            yield chunk
-        for row, draft in enumerate(turn.drafts, first_row + len(turn.outputs)):
-            if chunk.completion is not None or chunk.token_id != draft:
-                return
-            self.scheduler.accept(turn.sequence)
-            chunk = self._emit(turn.sequence, result, row, now)
-            yield chunk
-
-    def _advance_beams(self, sequence: Sequence, result: StepResult, row: int, now: float) -> Iterator[Chunk]:
-        """A beam has come to its next token. Where all have, they go on, or the search is over: then come the
-        chunks of all its completions."""
-        transcript = self._transcripts.get(sequence.sequence_id)
-        if transcript is None:  # its request has failed by another beam
-            return
-        assert result.is_valid is not None
-        if not result.is_valid[row]:
-            yield from self._fail_all([transcript], NO_TOKEN, now)
-            return
-        beams = self._beams[transcript.request_id]
-        logprobs = read_logprobs(result, row, num_top=sequence.num_candidates)
-        change = beams.take(sequence, logprobs, self._ids.__next__)
-        if change is None:
-            return
-        if change.is_over:
-            yield from self._end_beams(transcript.request_id, now)
-            return
-        for parent, child in change.new:
-            self.scheduler.branch(parent, child, now)
-            self._transcripts[child.sequence_id] = self._transcribe(
-                child, transcript.request_id, transcript.index, transcript.request_name
-            )
-            self._requests[transcript.request_id].append(self._transcripts[child.sequence_id])
-        for beam in change.lost:
-            self._finish(self._transcripts[beam.sequence_id])
-
-    def _end_beams(
-        self, request_id: int, now: float, *, error: str | None = None, has_expired: bool = False
-    ) -> Iterator[Chunk]:
-        """The chunks of what a search has found; with an `error`, of as many completions that have none."""
-        beams, transcripts = self._beams.pop(request_id), list(self._requests[request_id])
-        name, params = transcripts[0].request_name, transcripts[0].sequence.params
-        found = beams.search.best(params.n) if error is None else [Hypothesis(0.0, ())]
-        found += found[-1:] * (params.n - len(found))  # where a model's rules leave nothing else
-        for index, hypothesis in enumerate(found):
-            sequence = beams.completed(hypothesis, seed=(beams.sequences[0].seed + index) % 2**64)
-            told = self._transcribe(sequence, request_id, index, name)
-            if error is None:
-                yield from told.tell(now, self._is_stop_token)
-            else:
-                failure = told.complete("", "error", now, error=error, has_expired=has_expired)
-                yield told.chunk("", token_id=None, completion=failure)
-        for transcript in transcripts:
-            self._finish(transcript)
-
-    def _keep_scores(self, turn: Turn, result: StepResult, first_row: int) -> bool:
-        """Take down the logprobs of a turn's tokens of the prompt; whether they are numbers."""
-        assert result.is_valid is not None
-        sequence = turn.sequence
-        num_top = sequence.params.prompt_logprobs or 0
-        rows = range(first_row, first_row + turn.num_scored)
-        transcript = self._transcripts[sequence.sequence_id]
-        transcript.prompt_logprobs += (read_logprobs(result, row, num_top=num_top) for row in rows)
-        sequence.num_scored_tokens += turn.num_scored
-        return bool(result.is_valid[rows.start : rows.stop].all())
-
-    def _emit(self, sequence: Sequence, result: StepResult, row: int, now: float) -> Chunk:
-        """The chunk of a sequence's new token, which is the result's row; finishes the sequence with its
-        last."""
-        transcript = self._transcripts[sequence.sequence_id]
-        assert result.token_ids is not None
-        assert result.is_valid is not None
-        guide = sequence.guide
-        if guide is not None and guide.error is not None:
-            return self._fail(transcript, f"its constraint cannot be followed further: {guide.error}", now)
-        if not result.is_valid[row]:
-            return self._fail(transcript, NO_TOKEN if guide is None else NO_ALLOWED_TOKEN, now)
-        token_id = int(result.token_ids[row])
-        sequence.token_ids.append(token_id)
-        is_first = transcript.first_token_seconds is None
-        if is_first:
-            transcript.first_token_seconds = now
-        if sequence.params.logprobs is not None:
-            transcript.logprobs.append(read_logprobs(result, row, num_top=sequence.params.logprobs))
-        is_stop_token = self._is_stop_token(token_id, sequence.params)
-        text = "" if is_stop_token else transcript.text.push(token_id)
-        is_stop = is_stop_token or transcript.text.has_stopped
-        if guide is not None and not is_stop:
-            guide.advance(token_id)
-            is_stop = guide.is_over
-        is_full = sequence.num_completion_tokens == sequence.max_tokens
-        completion = None
-        if is_stop or is_full:
-            text += transcript.text.finish()
-            completion = transcript.complete(text, "stop" if is_stop else "length", now)
-            sequence.is_complete = True
-            self._finish(transcript)
-        return transcript.chunk(text, token_id=token_id, completion=completion, is_first=is_first)
-
-    def _end_read_only(self, sequence: Sequence, now: float) -> Iterator[Chunk]:
-        """The prompt of a request without completion tokens is read: all its completions end, empty. They
-        teach nothing of lengths, so their sequences do not count as complete."""
-        request_id = self._transcripts[sequence.sequence_id].request_id
-        for transcript in list(self._requests[request_id]):
-            completion = transcript.complete("", "length", now)
-            self._finish(transcript)
-            yield transcript.chunk("", token_id=None, completion=completion, is_first=True)
 
     def _take_in(self, request_id: int, sequence: Sequence, timeout_ms: float | None, now: float) -> None:
         """Have the scheduler rank it. Raises DeadlineError where it cannot be complete in time."""
@@ -572,25 +422,8 @@ class Engine:
         return [
             chunk
             for request_id, reason in self._admission.expired(now)
-            for chunk in self._fail_all(self._requests[request_id], reason, now, has_expired=True)
+            for chunk in self._emitter.fail(request_id, reason, now, has_expired=True)
         ]
-
-    def _fail_all(
-        self, transcripts: Iterable[Transcript], error: str, now: float, *, has_expired: bool = False
-    ) -> Iterator[Chunk]:
-        """The last chunks of completions that cannot go on; with one beam the search ends."""
-        for transcript in list(transcripts):
-            if transcript.request_id in self._beams:
-                yield from self._end_beams(transcript.request_id, now, error=error, has_expired=has_expired)
-            elif transcript.sequence.sequence_id in self._transcripts:
-                yield self._fail(transcript, error, now, has_expired=has_expired)
-
-    def _fail(self, transcript: Transcript, error: str, now: float, *, has_expired: bool = False) -> Chunk:
-        """The last chunk of a completion that cannot go on."""
-        text = transcript.text.finish()
-        completion = transcript.complete(text, "error", now, error=error, has_expired=has_expired)
-        self._finish(transcript)
-        return transcript.chunk(text, token_id=None, completion=completion)
 
     def _fail_step(self, turns: Seq[Turn], error: Exception) -> list[Chunk]:
         """The step that these turns make failed: their sequences end, all others go on."""
@@ -598,7 +431,7 @@ class Engine:
         now = self._clock()
         reason = f"its step failed: {type(error).__name__}: {error}"
         failed = [s for turn in turns for s in (turn.sequence, *turn.sequence.forks)]
-        return list(self._fail_all([self._transcripts[s.sequence_id] for s in failed], reason, now))
+        return self._emitter.fail_sequences(failed, reason, now)
 
     def _fail_largest(self, turns: Seq[Turn], error: MemoryError) -> list[Chunk]:
         """There was not enough memory for the step that these turns make: the request that takes most of it
@@ -614,32 +447,4 @@ class Engine:
             return self._fail_step(turns, copy_error)
         now = self._clock()
         reason = f"its step ran out of memory: {error}" if str(error) else "its step ran out of memory"
-        request_id = self._transcripts[largest.sequence_id].request_id
-        return list(self._fail_all(self._requests[request_id], reason, now))
-
-    def _finish(self, transcript: Transcript) -> None:
-        sequence = transcript.sequence
-        self.scheduler.finish(sequence)
-        del self._transcripts[sequence.sequence_id]
-        unfinished = self._requests[transcript.request_id]
-        unfinished.remove(transcript)
-        if not unfinished:
-            del self._requests[transcript.request_id]
-            self._admission.forget(transcript.request_id)
-
-    def _is_stop_token(self, token_id: int, params: SamplingParams) -> bool:
-        is_eos = token_id in self._eos_token_ids and not params.ignore_eos
-        return is_eos or token_id in params.stop_token_ids
-
-
-def read_logprobs(result: StepResult, row: int, *, num_top: int) -> TokenLogprobs:
-    """The log-probabilities of one output row."""
-    assert result.token_ids is not None
-    assert result.logprobs is not None
-    top: tuple[tuple[int, float], ...] = ()
-    if num_top:
-        assert result.top_token_ids is not None
-        assert result.top_logprobs is not None
-        ids, logprobs = result.top_token_ids[row, :num_top], result.top_logprobs[row, :num_top]
-        top = tuple(zip(ids.tolist(), logprobs.tolist(), strict=True))
-    return TokenLogprobs(int(result.token_ids[row]), float(result.logprobs[row]), top)
+        return self._emitter.fail(self._emitter.request_of(largest), reason, now)

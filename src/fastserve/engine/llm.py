@@ -505,7 +505,7 @@ def make_engine(
     return Engine(
         model.executable,
         eos_token_ids=model.checkpoint.eos_token_ids,
-        make_decoder=model.tokenizer.stream_decoder,
+        make_decoder=model.target_tokenizer.stream_decoder,
         context_length=model.context_length,
         options=options,
         mover=make_mover(model.executable, options),
@@ -519,7 +519,7 @@ def make_engine(
 def make_constraint_compiler(model: LoadedModel) -> ConstraintCompiler:
     """What compiles the constraints of a decoder's requests."""
     return ConstraintCompiler(
-        model.tokenizer,
+        model.target_tokenizer,
         vocab_size=model.executable.vocab_size,
         eos_token_ids=model.checkpoint.eos_token_ids,
     )

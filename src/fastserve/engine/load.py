@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from fastserve.checkpoint.checked_tensors import Check, checked
 from fastserve.config import EngineOptions
 from fastserve.engine.available_memory import available_memory_bytes
 from fastserve.engine.blueprint import draw, load_single, open_model, settings_of
@@ -52,10 +53,18 @@ def plan_model(
 
 
 def load_model(
-    path: Path, options: EngineOptions, *, name: str | None = None, task: Task | None = None
+    path: Path,
+    options: EngineOptions,
+    *,
+    name: str | None = None,
+    task: Task | None = None,
+    check: Check | None = None,
 ) -> LoadedModel:
     """Load the model in a folder or .gguf file, and its draft model. Messages call it `name`, by default its
     path.
+
+    Args:
+        check: called before each tensor is read; what it raises ends the load.
 
     Raises:
         UnsupportedError: it is not made for `task`, or its draft model has another vocabulary; said before
@@ -65,14 +74,19 @@ def load_model(
         MemoryLimitError: it needs more memory than there is; said before weights are read.
     """
     if (folder := open_ensemble(path)) is not None:
-        return load_ensemble(folder, options, name or str(path), task)
+        return load_ensemble(folder, options, name or str(path), task, check)
     checkpoint, config = open_model(path)
+    checkpoint = checked(checkpoint, check)
     if task is not None:
         check_task(task, settings_of(checkpoint, config), name or str(path))
     _check_options(config, options, name or str(path))
     draft = open_draft(checkpoint, config, options, name or str(path))
     model = load_single(checkpoint, config, options)
-    return model if draft is None else replace(model, draft=load_draft(*draft, options, model))
+    if draft is None:
+        return model
+    draft_checkpoint, draft_config = draft
+    loaded_draft = load_draft(checked(draft_checkpoint, check), draft_config, options, model)
+    return replace(model, draft=loaded_draft)
 
 
 def read_settings(path: Path) -> TaskSettings:
@@ -84,16 +98,10 @@ def read_settings(path: Path) -> TaskSettings:
 def _check_options(config: ModelConfig, options: EngineOptions, name: str) -> None:
     """
     Raises:
-        UnsupportedError: tokens are to be guessed of a model that is no decoder by itself, or there are to
-            be adapters beside it.
+        UnsupportedError: tokens are to be guessed of a model that is no decoder by itself.
     """
     if not isinstance(config, EncoderDecoderConfig):
         return
-    if options.adapters:
-        raise UnsupportedError(
-            f"the model {name!r} is an encoder-decoder, beside which there are no adapters",
-            hint="merge an adapter into a copy: `fastserve convert MODEL --adapter DIR`",
-        )
     if options.speculation != "off":
         raise UnsupportedError(
             f"the model {name!r} is an encoder-decoder, for which there is no"

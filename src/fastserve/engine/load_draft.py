@@ -106,10 +106,8 @@ def draft_options(
     pool."""
     kv_bytes = options.draft_kv_memory_bytes
     return replace(
-        options,
+        options.without_adapters(),
         weights=options.draft_weights,
         kv_memory=footprint.kv_bytes // _DRAFT_KV_SHARE if kv_bytes is None else kv_bytes,
         context_length=min(context_length, model_context(checkpoint, config)),
-        adapters=None,
-        max_adapters=0,
     )

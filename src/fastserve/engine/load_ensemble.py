@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+from fastserve.checkpoint.checked_tensors import Check, checked
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.config import EngineOptions
 from fastserve.engine.blueprint import draw, load_single, open_model, settings_of
@@ -31,17 +32,19 @@ def plan_ensemble(
 
 
 def load_ensemble(
-    folder: EnsembleFolder, options: EngineOptions, name: str, task: Task | None
+    folder: EnsembleFolder, options: EngineOptions, name: str, task: Task | None, check: Check | None = None
 ) -> LoadedModel:
+    """Arguments and errors as of `fastserve.engine.load.load_model`."""
     if task is not None:
         check_task(task, folder.settings, name)
     opened, mix = _open_members(folder, options, name)
     own_options = _member_options(folder, options)
     members: list[LoadedModel] = []
-    for index, own in enumerate(opened):
+    for index, (checkpoint, config) in enumerate(opened):
         # What those before have been promised, and have not touched but for their weights.
         reserved_bytes = sum(m.footprint.kv_bytes + m.footprint.activation_bytes for m in members)
-        loaded = load_single(*own, own_options, reserved_bytes=reserved_bytes)
+        own = checked(checkpoint, check)
+        loaded = load_single(own, config, own_options, reserved_bytes=reserved_bytes)
         members.append(replace(loaded, member_index=index))
     footprints = [member.footprint for member in members]
     return replace(
@@ -75,7 +78,7 @@ def _open_members(
 
 def _member_options(folder: EnsembleFolder, options: EngineOptions) -> EngineOptions:
     """Members share the memory for keys and values that the options name, and have no adapters."""
-    options = replace(options, adapters=None, max_adapters=0)
+    options = options.without_adapters()
     if options.kv_memory_bytes is None:
         return options
     return replace(options, kv_memory=options.kv_memory_bytes // len(folder.members))

@@ -22,7 +22,8 @@ from fastserve.types import Executable, Float64Array
 class LoadedModel:
     """A model ready to run. `weights` and `context_length` are what the options came to; `draft` guesses at
     its tokens, where the options ask for it; `target_rules` are those of an encoder-decoder, whose executable
-    is a SourceExecutable.
+    is a SourceExecutable, and `own_target_tokenizer` that of its targets where they have a vocabulary of
+    their own.
 
     Of an ensemble, `settings`, `context_length` and `footprint` are those of the whole, the rest is that of
     the first member. `member_index` is a member's place in one.
@@ -37,6 +38,7 @@ class LoadedModel:
     context_length: int
     footprint: Footprint
     target_rules: TargetRules | None = None
+    own_target_tokenizer: Tokenizer | None = None
     draft: LoadedModel | None = None
     ensemble: Ensemble | None = None
     member_index: int = 0
@@ -44,6 +46,11 @@ class LoadedModel:
     @property
     def task(self) -> Task:
         return self.settings.task
+
+    @property
+    def target_tokenizer(self) -> Tokenizer:
+        """Of what it writes; `tokenizer` is that of what it reads."""
+        return self.own_target_tokenizer or self.tokenizer
 
     @property
     def reading_length(self) -> int:

@@ -14,9 +14,10 @@ class PauseBudget:
     """Finds the streams that have been paused for as long as may be, over their whole life.
 
     A stream is paused from the end of the step that gave it a token to the beginning of the one that gives it
-    its next, where there were steps between without a token for it; not while its reader is behind. From when
-    the budget is spent it is *insistent*, and goes first to its end. It is paused further only where all that
-    a step can take are insistent too, and came before it.
+    its next, where there were steps between without a token for it; not while its reader is behind. The beams
+    of a search are one stream (`fastserve.engine.beams`). From when the budget is spent it is *insistent*,
+    and goes first to its end. It is paused further only where all that a step can take are insistent too, and
+    came before it.
 
     Args:
         seconds: None is no limit.

@@ -159,6 +159,12 @@ class Sequence:
         """Whether one row is all it needs for its next token."""
         return len(self.token_ids) - self.num_computed_tokens == 1
 
+    def hold(self, now: float, *, is_held: bool) -> None:
+        """Its reader is behind, or has caught up: what it makes it wait is no pause."""
+        self.is_held = is_held
+        if self.last_token_seconds is not None:
+            self.last_token_seconds = now
+
     def keys(self, num_blocks: int, block_size: int) -> list[PrefixKey]:
         """The prefix keys of its first blocks, which are full."""
         assert num_blocks * block_size <= len(self.token_ids)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Self
 
 from fastserve.engine.completion import Chunk, Completion, FinishReason, TokenLogprobs
 from fastserve.engine.sequence import Sequence
-from fastserve.engine.text import CompletionText
+from fastserve.engine.text import CompletionText, MakeDecoder
 from fastserve.types import SamplingParams
 
 
@@ -25,6 +26,25 @@ class Transcript:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the second token on
     first_token_seconds: float | None = None
     told_service_seconds: float = 0.0  # by the chunks so far
+
+    @classmethod
+    def begin(
+        cls, sequence: Sequence, request_id: int, index: int, request_name: str, make_decoder: MakeDecoder
+    ) -> Self:
+        """Of a sequence that has no token yet."""
+        params = sequence.params
+        prompt_ids = () if sequence.source else sequence.token_ids[: sequence.num_prompt_tokens]
+        return cls(
+            request_id=request_id,
+            request_name=request_name,
+            index=index,
+            sequence=sequence,
+            text=CompletionText(
+                make_decoder(skip_special_tokens=params.skip_special_tokens),
+                params.stop,
+                prompt_ids=prompt_ids,
+            ),
+        )
 
     def untold_service_seconds(self) -> float:
         """What its sequence has been served and no chunk has told. It counts as told from here on."""

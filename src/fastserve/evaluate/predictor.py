@@ -119,7 +119,7 @@ class _NativeGenerator:
         predictions = [{} for _ in rows] if self._task.is_encoder_decoder else self._score(rows)
         if self._task.name == "causal-lm":
             return predictions
-        params = SamplingParams(max_tokens=self._options.max_tokens, temperature=0.0)
+        params = SamplingParams(max_tokens=self._options.max_tokens, temperature=0.0, num_beams=1)
         prompts = [self._prompt_of(row) for row in rows]
         completions = self._llm.generate(prompts, params)
         for prediction, completion in zip(predictions, completions, strict=True):

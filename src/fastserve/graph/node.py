@@ -157,8 +157,9 @@ class AdapterDown(Node):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptedLinear(Linear):
-    """out = x @ weight.T + bias, and where the row's sequence has an adapter for this weight, plus up @ low:
-    `low` is what AdapterDown made of x. Made by `add_adapters`."""
+    """out = x @ weight.T + bias, and where the row's sequence has an adapter for this weight, factors * that
+    + shifts + up @ low: `low` is what AdapterDown made of x. An adapter without factors only adds. Made by
+    `add_adapters`."""
 
     low: Value
 

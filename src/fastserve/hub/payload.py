@@ -27,6 +27,7 @@ _BESIDE_WEIGHTS = (
     "sentencepiece.bpe.model",
     "source.spm",
     "target.spm",
+    "target_vocab.json",
     "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",

@@ -45,9 +45,14 @@ class Registry:
     def of_user(cls) -> Registry:
         return cls(store_home())
 
+    @property
+    def folder(self) -> Path:
+        """That has a folder for each model, and changes when one comes or goes."""
+        return self.home / "models"
+
     def records(self) -> list[ModelRecord]:
         """All registered models, by name."""
-        found = (self._read(folder) for folder in (self.home / "models").glob("*"))
+        found = (self._read(folder) for folder in self.folder.glob("*"))
         return sorted((record for record in found if record), key=lambda record: record.name.lower())
 
     def find(self, name: str) -> ModelRecord | None:
@@ -94,11 +99,12 @@ class Registry:
         versions = self.versions_of(base, names)
         if not versions or version in versions:
             return end
-        hint = f"versions are {', '.join(f'{base}@{known}' for known in versions)}"
         if version is not None:
-            raise ModelNotFoundError(f"{base} has no version {version!r}", hint=hint)
+            raise no_such_version(base, version, versions)
+        known = ", ".join(f"{base}@{known}" for known in versions)
         raise ModelNotFoundError(
-            f"no version of {base} is promoted", hint=f"name one, or `fastserve models promote` it: {hint}"
+            f"no version of {base} is promoted",
+            hint=f"name one, or `fastserve models promote` it: versions are {known}",
         )
 
     def versions_of(self, base: str, names: NameTable) -> list[str]:
@@ -208,7 +214,7 @@ class Registry:
             lock.release()
 
     def _model_folder(self, name: str) -> Path:
-        return self.home / "models" / _key(name)
+        return self.folder / _key(name)
 
     def _staging_folder(self, name: str) -> Path:
         return self.home / "staging" / _key(name)
@@ -251,6 +257,9 @@ def not_found(name: str, registry: Registry) -> ModelNotFoundError:
     if name.lower() in catalogue:
         return ModelNotFoundError(f"{name} is not downloaded", hint=f"run `fastserve download {name}`")
     names = registry.names()
+    base, version = split_version(name)
+    if version is not None and (versions := registry.versions_of(base, names)):
+        return no_such_version(base, version, versions)
     known = sorted(
         catalogue
         | {record.name.lower() for record in registry.records()}
@@ -265,6 +274,12 @@ def not_found(name: str, registry: Registry) -> ModelNotFoundError:
         others = "a folder, hf:owner/name, pypi:package==version or an https:// address"
         hint = f"`fastserve models list` shows the names; or name {others}"
     return ModelNotFoundError(f"no model is named {name!r}", hint=hint)
+
+
+def no_such_version(base: str, version: str, versions: Iterable[str]) -> ModelNotFoundError:
+    """The error for a version that a name has not, with those that it has."""
+    known = ", ".join(f"{base}@{known}" for known in versions)
+    return ModelNotFoundError(f"{base} has no version {version!r}", hint=f"versions are {known}")
 
 
 def near_names(name: str, known: Iterable[str]) -> list[str]:

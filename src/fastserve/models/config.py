@@ -61,7 +61,8 @@ class EncoderConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderDecoderConfig:
-    """An encoder of a source, and a decoder of its target, which has its tokens, its heads and its width.
+    """An encoder of a source, and a decoder of its target, which has its heads and its width, and its tokens
+    unless it has a vocabulary of its own.
 
     A source and a target may each be `max_context` tokens long; `usual_context` is the default.
     """
@@ -77,3 +78,12 @@ class EncoderDecoderConfig:
     norm_eps: float
     usual_context: int
     max_context: int = MAX_RELATIVE_CONTEXT
+    own_target_vocab_size: int | None = None  # where source and target have a vocabulary each
+
+    @property
+    def has_two_vocabularies(self) -> bool:
+        return self.own_target_vocab_size is not None
+
+    @property
+    def target_vocab_size(self) -> int:
+        return self.own_target_vocab_size or self.vocab_size

@@ -25,6 +25,7 @@ from fastserve.models.config_value import (
 from fastserve.types import Float32Array, JsonObject
 
 _EMBEDDING = "model.shared.weight"
+_HEAD = "lm_head.weight"
 _POSITIONS = "model.encoder.embed_positions.weight"  # of both; checkpoints have it or leave it out
 _BIAS = "final_logits_bias"
 _NORM_EPS = 1e-5  # of torch.nn.LayerNorm, which a config does not name
@@ -37,6 +38,7 @@ class MarianConfig(EncoderDecoderConfig):
     encoder_intermediate_size: int
     decoder_intermediate_size: int
     scales_embedding: bool
+    has_own_head: bool  # else it is the embedding of the target's tokens
 
     @property
     def embedding_scale(self) -> float:
@@ -59,9 +61,10 @@ def read_marian(config: JsonObject) -> MarianConfig:
     )
     vocab_size = read_count(config, "vocab_size")
     refuse(config, "is_encoder_decoder", True)
-    refuse(config, "share_encoder_decoder_embeddings", True)
-    refuse(config, "tie_word_embeddings", True)
-    refuse(config, "decoder_vocab_size", vocab_size)
+    is_shared = read_flag(config, "share_encoder_decoder_embeddings", default=True)
+    if is_shared:
+        refuse(config, "tie_word_embeddings", True)
+        refuse(config, "decoder_vocab_size", vocab_size)
     refuse(config, "normalize_before", False)
     refuse(config, "add_final_layer_norm", False)
     refuse(config, "normalize_embedding", False)
@@ -85,6 +88,10 @@ def read_marian(config: JsonObject) -> MarianConfig:
         usual_context=max_context,
         max_context=max_context,
         scales_embedding=read_flag(config, "scale_embedding"),
+        own_target_vocab_size=None
+        if is_shared
+        else read_count(config, "decoder_vocab_size", default=vocab_size),
+        has_own_head=not read_flag(config, "tie_word_embeddings", default=True),
     )
 
 
@@ -103,12 +110,12 @@ def arrange_marian(config: MarianConfig, tensors: Mapping[str, StoredTensor]) ->
     )
     bias = tensors.get(_BIAS)
     if bias is not None:
-        if bias.shape != (1, config.vocab_size):
+        if bias.shape != (1, config.target_vocab_size):
             raise CheckpointError(
-                f"{_BIAS} has shape {list(bias.shape)}, [1, {config.vocab_size}] was expected",
+                f"{_BIAS} has shape {list(bias.shape)}, [1, {config.target_vocab_size}] was expected",
                 hint="take the model from its source again, config and weights together",
             )
-        arranged[_BIAS] = StoredTensor(_BIAS, bias.format, (config.vocab_size,), bias.data)
+        arranged[_BIAS] = StoredTensor(_BIAS, bias.format, (config.target_vocab_size,), bias.data)
     return arranged
 
 
@@ -127,7 +134,8 @@ def sinusoids(begin: int, end: int, width: int) -> Float32Array:
 def build_marian_encoder(config: MarianConfig, tensor_names: Collection[str] = ()) -> Graph:
     """The graph that stores the keys and values of a source for `build_marian_decoder`."""
     stack = _Stack(config)
-    x = stack.embed()
+    embedding = "model.encoder.embed_tokens.weight" if config.has_two_vocabularies else _EMBEDDING
+    x = stack.embed(embedding, config.vocab_size)
     for index in range(config.num_encoder_layers):
         name = f"model.encoder.layers.{index}"
         x = stack.attend(x, name, index, causal=False)
@@ -142,7 +150,8 @@ def build_marian_encoder(config: MarianConfig, tensor_names: Collection[str] = (
 def build_marian_decoder(config: MarianConfig, tensor_names: Collection[str] = ()) -> Graph:
     """The graph of `MarianMTModel`'s decoder: its output is `logits` [output rows, vocab_size]."""
     stack = _Stack(config)
-    b, x = stack.b, stack.embed()
+    embedding, head = _target_matrices(config, tensor_names)
+    b, x = stack.b, stack.embed(embedding, config.target_vocab_size)
     for index in range(config.num_decoder_layers):
         name = f"model.decoder.layers.{index}"
         x = stack.attend(x, name, index, causal=True)
@@ -154,8 +163,20 @@ def build_marian_decoder(config: MarianConfig, tensor_names: Collection[str] = (
             x, stack.linear(attended, f"{name}.encoder_attn.out_proj"), f"{name}.encoder_attn_layer_norm"
         )
         x = stack.transform(x, name, config.decoder_intermediate_size)
-    logits = b.linear(x, _EMBEDDING, bias=_BIAS, width=config.vocab_size)
+    logits = b.linear(x, head, bias=_BIAS, width=config.target_vocab_size)
     return b.finish(logits=b.gather_rows(logits))
+
+
+def _target_matrices(config: MarianConfig, tensor_names: Collection[str]) -> tuple[str, str]:
+    """The embedding of a target's tokens, and the head; a checkpoint has those that are one under either
+    name."""
+    if not config.has_two_vocabularies:
+        return _EMBEDDING, _EMBEDDING
+    embedding = "model.decoder.embed_tokens.weight"
+    if config.has_own_head:
+        return embedding, _HEAD
+    only = _HEAD if _HEAD in tensor_names and embedding not in tensor_names else embedding
+    return only, only
 
 
 class _Stack:
@@ -165,12 +186,12 @@ class _Stack:
         self.b = GraphBuilder()
         self._config = config
 
-    def embed(self) -> Value:
+    def embed(self, embedding: str, vocab_size: int) -> Value:
         b, config = self.b, self._config
         words = b.embedding(
             "token_ids",
-            _EMBEDDING,
-            size=config.vocab_size,
+            embedding,
+            size=vocab_size,
             width=config.hidden_size,
             scale=config.embedding_scale,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.conversion import Matrices
-from fastserve.graph.node import Embedding, Linear
+from fastserve.graph.node import Embedding, Linear, MixtureOfExperts
 from fastserve.models.family import arrange_tensors, build_graph, build_source_encoder, read_config
 
 
@@ -24,11 +24,14 @@ def find_matrices(checkpoint: Checkpoint) -> Matrices:
     multiplied = [node for node in graph.nodes if isinstance(node, Linear)]
     tables |= {head.weight} if (head := graph.head()) is not None else set()
     linears = {name for node in multiplied if node.weight not in tables for name in node.weight.names}
-    if (
-        arranged is not checkpoint.tensors
-    ):  # what is stored in another order is no matrix of outputs by inputs
-        linears = {name for name in linears if arranged[name] is checkpoint.tensors.get(name)}
+    turned: set[str] = set()
+    if arranged is not checkpoint.tensors:  # what is in another order is no matrix of outputs by inputs
+        turned = {name for name in linears if arranged[name] is not checkpoint.tensors.get(name)}
+    mixtures = [node for node in graph.nodes if isinstance(node, MixtureOfExperts)]
+    experts = [weight for node in mixtures for weight in (*node.gates, *node.ups, *node.downs)]
     return Matrices(
-        linears=frozenset(linears),
+        linears=frozenset(linears - turned),
         tables=frozenset(name for weight in tables for name in weight.names),
+        experts=frozenset(name for weight in experts for name in weight.names),
+        rearranged=frozenset(turned),
     )

@@ -118,9 +118,10 @@ class ApiKeys:
             )
         return KeyFiles(table, admin_digest)
 
-    def take(self, files: KeyFiles) -> None:
-        """Know these keys from now on, and no others."""
-        self._known = files
+    def take(self, files: KeyFiles) -> bool:
+        """Know these keys from now on, and no others; whether the admin key is another than before."""
+        before, self._known = self._known, files
+        return before.admin_digest != files.admin_digest
 
     def _look(self) -> object:
         return [_look_at(path) for path in (self._key_file, self._admin_key_file) if path is not None]

@@ -38,6 +38,7 @@ from fastserve.serve.routes.embeddings import embeddings_router
 from fastserve.serve.routes.health import health_router
 from fastserve.serve.routes.messages import messages_router
 from fastserve.serve.routes.models import models_router
+from fastserve.serve.routes.openapi import add_openapi
 from fastserve.serve.routes.responses import responses_router
 from fastserve.serve.routes.score import score_router
 from fastserve.serve.routes.tenants import tenants_router
@@ -95,6 +96,7 @@ def create_app(
     table = models if isinstance(models, ModelTable) else ModelTable.of_loaded(models)
     service = Service.of(table, options, tenants, EnergyMeter(find_counters()))
     table.memory.on_load(tenants.tell_weights_to)
+    tenants.on_new_admin_key(service.snapshots.dismiss)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -112,16 +114,17 @@ def create_app(
         title="FastServe",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # their scripts come from elsewhere
-        redoc_url=None,
+        openapi_url=None,  # see add_openapi; FastAPI's pages for it have scripts from elsewhere
         redirect_slashes=False,
     )
     app.state.service = service
     for make_router in ROUTERS:
         app.include_router(make_router(service))
+    public = list(app.routes)
     if keys.has_admin_key:
         for make_router in ADMIN_ROUTERS:
             app.include_router(make_router(service))
+    add_openapi(app, public)
     app.add_exception_handler(FastServeError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_body)
     app.add_exception_handler(HTTPException, _refuse_route)

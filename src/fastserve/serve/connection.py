@@ -87,7 +87,7 @@ class DirectWriter:
     @classmethod
     def of(cls, scope: Scope) -> Self | None:
         """None where the server offers no transport, or the body is not sent in chunks of HTTP/1.1."""
-        transport = scope.get(_TRANSPORT)
+        transport = transport_of(scope)
         is_chunked = scope["http_version"] == "1.1" and scope["method"] != "HEAD"
         return cls(transport) if transport is not None and is_chunked else None
 
@@ -110,6 +110,12 @@ class DirectWriter:
     def write(self, data: bytes) -> None:
         """Not empty, after a first part went through ASGI, and before the last one."""
         self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+
+def transport_of(scope: Scope) -> asyncio.Transport | None:
+    """The transport of a request's connection; None where the server offers none."""
+    transport: asyncio.Transport | None = scope.get(_TRANSPORT)
+    return transport
 
 
 class Work(Protocol):

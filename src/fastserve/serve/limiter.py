@@ -15,7 +15,6 @@ from fastserve.serve.key_file import Terms
 
 _FIRST_COMPLETION_TOKENS = 256.0  # that a completion is expected to have, as long as none has ended
 _MEMORY = 0.9  # of the mean over completions: the last ten or so count
-_MOST_SHUT_SECONDS = 1.0
 
 
 class TokenBucket:
@@ -75,8 +74,6 @@ class Limiter:
         self._requests: TokenBucket | None = None
         self._tokens: TokenBucket | None = None
         self._completion_tokens = _FIRST_COMPLETION_TOKENS  # expected of a completion
-        self._refused_tokens = 0.0  # of the last request that found too few ...
-        self._shut_until = float("-inf")  # ... for which others are refused, too
         self.set_terms(terms)
 
     def set_terms(self, terms: Terms) -> None:
@@ -102,18 +99,14 @@ class Limiter:
             is_work: it asks for what `admit` is for.
 
         Raises:
-            RateLimitError: it is one too many, or would be refused by `admit`, as far as is known yet.
+            RateLimitError: it is one too many, or there are no tokens left for any work.
         """
         now = self._clock()
         if is_work:
             self._check_running()
-            if now < self._shut_until:
-                self._check_tokens(self._refused_tokens, now)
+            self._check_left("tokens_per_minute", self._tokens, now)
+        self._check_left("requests_per_minute", self._requests, now)
         if self._requests is not None:
-            seconds = self._requests.seconds_until(1, now)
-            if seconds:
-                limit = "requests_per_minute"
-                raise self._error(limit, f"{limit} is {self.terms.requests_per_minute}, and used up", seconds)
             self._requests.take(1, now)
 
     @contextmanager
@@ -167,13 +160,17 @@ class Limiter:
             text = f"{self.num_running} of its requests are under way; max_concurrent is {most}"
             raise self._error("max_concurrent", text, 1.0)
 
+    def _check_left(self, limit: str, bucket: TokenBucket | None, now: float) -> None:
+        """That there is one left at least, which is what any request takes."""
+        seconds = 0.0 if bucket is None else bucket.seconds_until(1, now)
+        if seconds:
+            raise self._error(limit, f"{limit} is {getattr(self.terms, limit)}, and used up", seconds)
+
     def _check_tokens(self, wanted: float, now: float) -> None:
         if self._tokens is None:
             return
         seconds = self._tokens.seconds_until(wanted, now)
         if seconds:
-            if now >= self._shut_until:
-                self._refused_tokens, self._shut_until = wanted, now + min(seconds, _MOST_SHUT_SECONDS)
             limit, left = "tokens_per_minute", max(0, int(self._tokens.level(now)))
             text = f"{limit} is {self.terms.tokens_per_minute}, of which {left} are left"
             raise self._error(limit, f"{text}; {wanted:.0f} are asked for", seconds)

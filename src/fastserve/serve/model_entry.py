@@ -8,6 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Literal, Protocol
 
+from fastserve.checkpoint.checked_tensors import Check
 from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.engine.loaded_model import LoadedModel, ModelPlan
@@ -25,8 +26,8 @@ class Opener(Protocol):
         """What opening it comes to. Raises as `plan_model`."""
         ...
 
-    def open(self, plan: ModelPlan) -> ServedModel:
-        """Load it, in the memory of a plan. Raises as `load_model`."""
+    def open(self, plan: ModelPlan, check: Check | None = None) -> ServedModel:
+        """Load it, in the memory of a plan. Arguments and errors as of `load_model`."""
         ...
 
 
@@ -54,6 +55,7 @@ class ModelEntry:
         self.base, self.version = split_version(name)
         self.opener = opener
         self.is_pinned = is_pinned or opener is None
+        self.is_forgotten = False  # it is not served any more: it goes, and does not come again
         self.plan: ModelPlan | None = None
         self.state: ModelState = "unloaded"
         self.model: ServedModel | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from fastserve.checkpoint.checked_tensors import Check
 from fastserve.config import EngineOptions
 from fastserve.engine.adapter_table import check_name
 from fastserve.engine.async_encoder import AsyncEncoder
@@ -15,7 +17,7 @@ from fastserve.engine.llm import resolve_draft
 from fastserve.engine.load import load_model, plan_model
 from fastserve.engine.loaded_model import ModelPlan
 from fastserve.engine.turnstile import Turnstile
-from fastserve.errors import ModelNotFoundError, OptionError
+from fastserve.errors import ContextLengthError, ModelNotFoundError, OptionError
 from fastserve.hub.folder_source import is_model
 from fastserve.hub.name_table import split_version
 from fastserve.hub.progress import Progress
@@ -34,10 +36,12 @@ def open_model(
     name: str,
     offline: bool = False,
     turnstile: Turnstile | None = None,
+    check: Check | None = None,
 ) -> ServedModel:
-    """Load the model in a folder or .gguf file, whatever its task. Raises as `load_model`."""
+    """Load the model in a folder or .gguf file, whatever its task. `check` and errors are those of
+    `load_model`."""
     options = resolve_draft(options, offline=offline)
-    model = load_model(path, options, name=name)
+    model = load_model(path, options, name=name, check=check)
     if model.task == "generate":
         return AsyncLLM(model, options, name=name, turnstile=turnstile)
     return AsyncEncoder(
@@ -56,6 +60,8 @@ class ModelOpener:
         adapters: folders of those beside it, by name, as they are when it is opened.
         budget_bytes: of all models together: what options leave open is a part of that. None: of what the
             machine has at the time.
+        is_alone: no other model is served; else one that was made for less than the options' context has its
+            own.
     """
 
     name: str
@@ -64,18 +70,27 @@ class ModelOpener:
     turnstile: Turnstile
     budget_bytes: int | None
     adapters: Mapping[str, Path]
+    is_alone: bool = True
 
     def plan(self) -> ModelPlan:
         options = resolve_draft(self._own_options(), offline=True)
         path = resolve(self.text, offline=True)
-        return plan_model(path, options, name=self.name, available_bytes=self.budget_bytes)
+        reckon = partial(plan_model, path, name=self.name, available_bytes=self.budget_bytes)
+        try:
+            return reckon(options)
+        except ContextLengthError:
+            if self.is_alone:
+                raise
+        return reckon(replace(options, context_length=None))
 
-    def open(self, plan: ModelPlan) -> ServedModel:
+    def open(self, plan: ModelPlan, check: Check | None = None) -> ServedModel:
         options = self._own_options()
+        if options.context_length is not None:
+            options = replace(options, context_length=plan.context_length)
         if self.budget_bytes is not None and plan.kv_bytes:
             options = replace(options, kv_memory=plan.kv_bytes)
         path = resolve(self.text, offline=True)
-        return open_model(path, options, name=self.name, offline=True, turnstile=self.turnstile)
+        return open_model(path, options, name=self.name, offline=True, turnstile=self.turnstile, check=check)
 
     def _own_options(self) -> EngineOptions:
         """With the adapters of this model alone; others have as much room for such as are loaded later."""
@@ -118,12 +133,14 @@ def find_models(
             turnstile=turnstile,
             budget_bytes=budget_bytes,
             adapters=own,
+            is_alone=len(texts) == 1,
         )
         return ModelEntry(name, opener=opener, adapters=own)
 
     resolve_draft(options, offline=offline)  # downloaded, if it must be
     entries: list[ModelEntry] = []
     bases: list[str] = []
+    single_versions: list[str] = []
     for text in texts:
         if is_model(Path(text).expanduser()):
             path = Path(text).expanduser().resolve()
@@ -134,6 +151,8 @@ def find_models(
         if not versions:
             resolve(name, offline=offline, progress=progress)
             entries.append(make_entry(name, name))
+            if split_version(name)[1] is not None:
+                single_versions.append(name)
             continue
         if budget_bytes is None:
             registry.model_of(name)  # which must be promoted: it is loaded now
@@ -151,7 +170,11 @@ def find_models(
         max_waiting=options.max_waiting,
     )
     table = ModelTable(
-        memory, registry=registry, bases=bases, make_version=lambda name: make_entry(name, name)
+        memory,
+        registry=registry,
+        bases=bases,
+        versions=single_versions,
+        make_version=lambda name: make_entry(name, name),
     )
     for name in serve_options.pinned:
         try:

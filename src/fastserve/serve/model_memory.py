@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from threading import Event
 from typing import TypeVar
 
 from fastserve.engine.async_llm import AsyncLLM
@@ -77,6 +78,7 @@ class ModelMemory:
         self._wanted: deque[ModelEntry] = deque()  # the one that is loaded next first
         self._keeper: asyncio.Task[None] | None = None
         self._has_changed = asyncio.Event()
+        self._is_ending = Event()  # also for the thread that loads
         self._is_closed = False
         self._on_load: list[OnLoad] = []
         # One thread for all loads: what they leave free in its heap the next one takes.
@@ -93,9 +95,23 @@ class ModelMemory:
     def forget(self, entry: ModelEntry) -> None:
         """A model is not served any more: who waits for it is refused, and its memory is given back once the
         requests that use it have ended."""
-        entry.fail(ModelNotFoundError(f"the model {entry.name!r} is not served any more"))
+        entry.is_forgotten, entry.is_pinned = True, False
+        entry.fail(_forgotten_error(entry))
         if entry.state == "loaded":
             self._give_up(entry)
+        elif entry.state == "unloaded":
+            self.entries.remove(entry)
+
+    def entry_of(self, model: ServedModel) -> ModelEntry:
+        """The entry of a model that is in use.
+
+        Raises:
+            ClosedError: it was given up, as its requests had had their time.
+        """
+        for entry in self.entries:
+            if entry.model is model:
+                return entry
+        raise ClosedError(f"the model {model.name!r} was unloaded", hint="try again")
 
     def on_load(self, act: OnLoad) -> None:
         """Have this done with each model that is loaded from now on, before requests are let in."""
@@ -122,6 +138,7 @@ class ModelMemory:
 
         Raises:
             RequestError, ModelMemoryError: its last load has failed just now, and nobody tries another.
+            ModelNotFoundError: it is not served any more.
             QueueFullError: as many requests wait for the model as may.
             ClosedError: the server ends.
         """
@@ -129,8 +146,9 @@ class ModelMemory:
         if entry.is_open:
             lease.grant()
             return lease
-        if self._is_closed:
-            raise _closed_error()
+        self._check_going_on()
+        if entry.is_forgotten:
+            raise _forgotten_error(entry)
         pause_seconds = entry.seconds_until_retry(self._retry_seconds, _MOST_RETRY_SECONDS)
         is_tried = bool(entry.waiting) or entry.state == "loading"
         if pause_seconds and entry.failure is not None and not (is_urgent or is_tried):
@@ -195,21 +213,38 @@ class ModelMemory:
         if entry.changing is not None:
             await asyncio.shield(entry.changing)
 
-    async def close(self) -> None:
-        """Stop them all. Whatever is still streaming ends with an error, and who waits is refused."""
-        self._is_closed = True
+    def stop_loading(self) -> None:
+        """Give up what is being loaded, and refuse who waits for a model: the server ends. Models that are
+        loaded go on.
+        """
+        self._is_ending.set()
         self._has_changed.set()
         for entry in self.entries:
             entry.fail(_closed_error())
+
+    async def close(self) -> None:
+        """Stop them all. Whatever is still streaming ends with an error, and who waits is refused."""
+        self.stop_loading()
+        self._is_closed = True
+        entries = list(self.entries)  # which those leave that are not served any more
+        for entry in entries:
             if entry.model is not None:
                 await entry.model.close()
             entry.is_idle.set()  # who waits for that goes on
-        for entry in self.entries:
+        for entry in entries:
             if entry.changing is not None:
                 await asyncio.shield(entry.changing)
         if self._keeper is not None:
             await asyncio.shield(self._keeper)
         self._loader.shutdown(wait=False)
+
+    def _check_going_on(self) -> None:
+        """
+        Raises:
+            ClosedError: the server ends.
+        """
+        if self._is_ending.is_set():
+            raise _closed_error()
 
     async def _run(self, act: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._loader, act)
@@ -227,7 +262,8 @@ class ModelMemory:
             try:
                 await self._bring(entry)
             except FastServeError as error:
-                entry.fail(self._note_failure(entry, error))
+                is_given_up = self._is_ending.is_set()
+                entry.fail(error if is_given_up else self._note_failure(entry, error))
             except Exception as error:
                 logger.exception("the model %s could not be loaded by a defect", entry.name)
                 defect = StepError(f"{type(error).__name__}: {error}")
@@ -250,7 +286,7 @@ class ModelMemory:
             await self._load(entry)
 
     def _is_wanted(self, entry: ModelEntry) -> bool:
-        return bool(entry.waiting) and not self._is_closed
+        return bool(entry.waiting) and not self._is_ending.is_set()
 
     async def _make_room(self, entry: ModelEntry) -> None:
         """Give up models until there is room for one.
@@ -299,7 +335,7 @@ class ModelMemory:
         try:
             await self._empty(entry)
         finally:
-            entry.state, entry.changing = "unloaded", None
+            self._set_unloaded(entry)
             entry.num_unloads += 1
             self._has_changed.set()
         logger.info("the model %s is unloaded", entry.name)
@@ -335,11 +371,18 @@ class ModelMemory:
         finally:
             entry.changing = None
             if entry.model is None:
-                entry.state = "unloaded"
+                self._set_unloaded(entry)
+            elif entry.is_forgotten:
+                self._give_up(entry)
             changing.set_result(None)
 
+    def _set_unloaded(self, entry: ModelEntry) -> None:
+        entry.state, entry.changing = "unloaded", None
+        if entry.is_forgotten:
+            self.entries.remove(entry)
+
     async def _open(self, entry: ModelEntry, opener: Opener, plan: ModelPlan) -> ServedModel:
-        model = await self._run(partial(opener.open, plan))
+        model = await self._run(partial(opener.open, plan, self._check_going_on))
         try:
             for act in self._on_load:
                 await act(model)
@@ -406,6 +449,10 @@ def _give_back(model: list[ServedModel]) -> None:
 
 def _closed_error() -> ClosedError:
     return ClosedError("the server ends", hint="try again when it has started anew")
+
+
+def _forgotten_error(entry: ModelEntry) -> ModelNotFoundError:
+    return ModelNotFoundError(f"the model {entry.name!r} is not served any more", hint="ask for it again")
 
 
 def _list(entries: list[ModelEntry]) -> str:

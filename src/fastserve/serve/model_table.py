@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastserve.engine.async_llm import AsyncLLM
 from fastserve.errors import FastServeError, ModelNotFoundError, OptionError
-from fastserve.hub.name_table import NameTable, split_version
+from fastserve.hub.name_table import NameTable, PinnedModel, split_version
 from fastserve.hub.registry import Registry
 from fastserve.serve.model_entry import ModelEntry, ServedModel
 from fastserve.serve.model_memory import ModelMemory
@@ -19,13 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 class ModelTable:
-    """Finds a model by the name that a request has. What the store's table of names says is read again when
-    it has changed: a version that is promoted answers from the next request on.
+    """Finds a model by the name that a request has. What the store says of names is read again when it has
+    changed: a version that is promoted answers from the next request on, and one that was removed and made
+    anew is another model.
 
     Args:
         memory: of the models' entries.
         registry: whose aliases and versions count; None: there are none.
-        bases: names whose versions are all served, those to come too, and what makes the entry of one.
+        bases: names whose versions are all served, those to come too.
+        versions: of other names, that are served.
+        make_version: makes the entry of one.
 
     Raises:
         OptionError: there are no models, or two of one name.
@@ -37,6 +40,7 @@ class ModelTable:
         *,
         registry: Registry | None = None,
         bases: Seq[str] = (),
+        versions: Seq[str] = (),
         make_version: Callable[[str], ModelEntry] | None = None,
     ) -> None:
         self.memory = memory
@@ -44,9 +48,11 @@ class ModelTable:
         self._entries = {entry.name: entry for entry in memory.entries}
         self._registry = registry
         self._bases = bases
+        self._versions = versions
         self._make_version = make_version
         self._names = NameTable()
-        self._stamp: int | None = None  # of the file that has them
+        self._stamp: object = None  # of where the store has them
+        self._origins: dict[str, PinnedModel | None] = {}  # what versions were when their entries were made
         if not memory.entries:
             raise OptionError("there is no model to serve", hint="name at least one")
         if len(self._entries) < len(memory.entries):
@@ -73,10 +79,11 @@ class ModelTable:
         return [model for model in self if isinstance(model, AsyncLLM)]
 
     def refresh(self) -> None:
-        """Read the table of names again, if it has changed. One that cannot be read changes nothing."""
+        """Read what the store says of names again, if it has changed. A table of names that cannot be read
+        changes nothing."""
         if self._registry is None:
             return
-        stamp = _stamp_of(NameTable.path(self._registry.home))
+        stamp = [_stamp_of(path) for path in (NameTable.path(self._registry.home), self._registry.folder)]
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -86,17 +93,38 @@ class ModelTable:
             logger.warning("aliases and versions stay as they were: %s", error)
             return
         for base in self._bases:
-            assert self._make_version is not None
             versions = self._registry.versions_of(base, self._names)
             removed = [e for e in self.entries if e.base == base and e.version not in (None, *versions)]
             for entry in removed:
                 del self._entries[entry.name]
+                self._origins.pop(entry.name, None)
                 self.memory.forget(entry)
             for version in versions:
-                name = f"{base}@{version}"
-                if name not in self._entries:
-                    entry = self._entries[name] = self._make_version(name)
-                    self.memory.add(entry)
+                if f"{base}@{version}" not in self._entries:
+                    self._add(f"{base}@{version}")
+        for entry in self.entries:
+            origin = self._origin_of(entry)
+            if origin is not None and self._origins.setdefault(entry.name, origin) != origin:
+                self._origins[entry.name] = origin
+                self._add(entry.name, is_pinned=entry.is_pinned, policy=entry.policy)
+                self.memory.forget(entry)
+
+    def _add(self, name: str, *, is_pinned: bool = False, policy: str | None = None) -> None:
+        """A version that has come, or one that was made anew, in the place of the old one."""
+        assert self._make_version is not None
+        entry = self._entries[name] = self._make_version(name)
+        entry.is_pinned, entry.policy = is_pinned, policy
+        self.memory.add(entry)
+
+    def _origin_of(self, entry: ModelEntry) -> PinnedModel | None:
+        """What a version of the store is now; None where there is none."""
+        is_version = entry.base in self._bases or entry.name in self._versions
+        if entry.version is None or not is_version or self._registry is None:
+            return None
+        if (pinned := self._names.pinned(entry.name)) is not None:
+            return pinned
+        record = self._registry.find(entry.name)
+        return None if record is None else PinnedModel(record.name, record.digest)
 
     def find(self, name: str) -> ModelEntry:
         """
@@ -204,8 +232,9 @@ class ModelTable:
         return [e for e in self.entries if e.base not in self._bases or e.name in promoted]
 
 
-def _stamp_of(path: Path) -> int | None:
+def _stamp_of(path: Path) -> object:
     try:
-        return path.stat().st_mtime_ns
+        status = path.stat()
     except OSError:
         return None
+    return status.st_mtime_ns, status.st_ino, status.st_size

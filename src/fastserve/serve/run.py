@@ -23,6 +23,10 @@ from fastserve.serve.errors import error_document
 from fastserve.serve.options import ServeOptions
 from fastserve.serve.service import Service
 
+SWITCH_SECONDS = 0.0005
+"""That a thread may keep the interpreter while a step that has ended waits for it. Python's 5 ms are as
+much as a whole step of a small model."""
+
 _BACKLOG = 2048
 _MOST_HEADER_BYTES = 64 * 1024
 _IDLE_SECONDS = 75  # of a connection without a request
@@ -52,9 +56,12 @@ def serve(
     server = make_server(app, options, tls=tls, announce=announce)
     gc.collect()
     gc.freeze()  # modules, routes and models stay: looking through them would pause all streams
+    switch_seconds = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         server.run(sockets=[listener])
     finally:
+        sys.setswitchinterval(switch_seconds)
         gc.unfreeze()
 
 
@@ -166,6 +173,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.snapshots.close()  # who only watches is not waited for
+        self._service.models.memory.stop_loading()  # nor who has not begun
         ending = asyncio.create_task(self._end_streams())
         try:
             await super().shutdown(sockets)

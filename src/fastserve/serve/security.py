@@ -21,7 +21,8 @@ from fastserve.serve.tenant_table import Tenant, TenantTable
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready", "/"})  # for those who look after the process
 _OPEN_PREFIX = "/dashboard/"  # files of the page at /: they know nothing
-METRICS_PATH = "/metrics"
+OPENAPI_PATH = "/openapi.json"
+_SHOWS_ADMIN_MORE = frozenset({OPENAPI_PATH, "/metrics"})
 WORK_PATHS = frozenset(  # what the limits of running requests and of tokens are for
     {
         "/v1/chat/completions",
@@ -57,7 +58,8 @@ def check_exposure(options: ServeOptions, keys: ApiKeys) -> None:
 
 class Security:
     """Around the routes: refuses who has no key, whose tenant is over a limit, or, on loopback, whom a web
-    site has sent. Who has the admin key is known by it below /admin (see `AdminGate`), and at /metrics."""
+    site has sent. Who has the admin key is known by it below /admin (see `AdminGate`), and where it shows
+    more."""
 
     def __init__(self, app: ASGIApp, *, options: ServeOptions, tenants: TenantTable) -> None:
         self._app = app
@@ -84,7 +86,8 @@ class Security:
             self._check_origin(headers.get(b"origin"))
         path, key = scope["path"], _key_of(headers)
         scope[_TENANT] = self._tenants.anonymous
-        scope[_IS_ADMIN] = (is_below_admin(path) or path == METRICS_PATH) and self._keys.is_admin(key)
+        counts = is_below_admin(path) or path in _SHOWS_ADMIN_MORE
+        scope[_IS_ADMIN] = counts and self._keys.is_admin(key)
         if scope[_IS_ADMIN]:
             RequestRecord.of(scope).details["is_admin"] = True
         elif self._keys and not _is_open(path):

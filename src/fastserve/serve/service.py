@@ -67,8 +67,15 @@ class Service:
             read_energy=lambda: Energy(energy.watts),
             read_latencies=lambda: read_latencies(metrics),
             is_draining=lambda: drain.is_draining,
+            read_num_requests=lambda: _num_under_way(drain, models),
         )
         return cls(models, options, metrics, engine_metrics, tenants, energy, drain, snapshots)
+
+    @property
+    def num_under_way(self) -> int:
+        """Requests whose answers have not gone out whole; without any, those that engines have not let go of
+        yet."""
+        return _num_under_way(self.drain, self.models)
 
     @asynccontextmanager
     async def generator(
@@ -117,7 +124,8 @@ class Service:
             tenants=self.tenants,
             tenant=account_of(request.scope),
         )
-        with self.models.memory.holding(self.models.find(llm.name)):
+        memory = self.models.memory
+        with memory.holding(memory.entry_of(llm)):
             async with generation as running:
                 yield running
 
@@ -173,6 +181,10 @@ class Service:
                 param="model",
                 hint="try again later",
             ) from None
+
+
+def _num_under_way(drain: Drain, models: ModelTable) -> int:
+    return drain.num_under_way or sum(entry.num_requests for entry in models.memory.entries)
 
 
 def _check_task(entry: ModelEntry, task: Task | None, name: str) -> None:

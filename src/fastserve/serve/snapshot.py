@@ -87,6 +87,7 @@ class ServerSnapshot:
     uptime_seconds: float
     version: str
     is_draining: bool
+    num_requests: int  # under way
     memory: ProcessMemory
     energy: Energy
     models: Seq[ModelSnapshot]
@@ -107,6 +108,7 @@ class Snapshots:
         read_models, read_memory, read_tenants, read_energy, read_latencies: what the rest of the server says
             of itself.
         is_draining: whether it takes no requests.
+        read_num_requests: how many are under way.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class Snapshots:
         read_energy: Callable[[], Energy] = lambda: Energy(None),
         read_latencies: Callable[[], Seq[LatencySnapshot]] = tuple,
         is_draining: Callable[[], bool] = lambda: False,
+        read_num_requests: Callable[[], int] = lambda: 0,
     ) -> None:
         self._engines = engines
         self._read_models = read_models
@@ -127,13 +130,14 @@ class Snapshots:
         self._read_energy = read_energy
         self._read_latencies = read_latencies
         self._is_draining = is_draining
+        self._read_num_requests = read_num_requests
         self._start_seconds = monotonic()
         self._known: WeakKeyDictionary[AsyncLLM, EngineSnapshot] = WeakKeyDictionary()  # not kept when closed
         self._asked: dict[AsyncLLM, asyncio.Task[None]] = {}
         self._lock = asyncio.Lock()
         self._text = b""
         self._text_seconds = -math.inf
-        self._closed = asyncio.Event()
+        self._dismissed = asyncio.Event()
 
     async def take(self) -> ServerSnapshot:
         """The server as it is now."""
@@ -144,6 +148,7 @@ class Snapshots:
             uptime_seconds=monotonic() - self._start_seconds,
             version=__version__,
             is_draining=self._is_draining(),
+            num_requests=self._read_num_requests(),
             memory=ProcessMemory(resident_bytes()),
             energy=self._read_energy(),
             models=self._read_models(),
@@ -161,20 +166,28 @@ class Snapshots:
                 self._text_seconds = monotonic()
             return self._text
 
-    async def watch(self, interval_seconds: float) -> AsyncIterator[bytes]:
-        """A text now, and then at every interval, until `close`."""
+    def watch(self, interval_seconds: float) -> AsyncIterator[bytes]:
+        """A text now, and then at every interval, until `close` or `dismiss`."""
+        return self._watch(interval_seconds, self._dismissed)
+
+    async def _watch(self, interval_seconds: float, dismissed: asyncio.Event) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
         due = loop.time()
-        while not self._closed.is_set():
+        while not dismissed.is_set():
             yield await self.text(most_age_seconds=interval_seconds / 2)
             due = max(due + interval_seconds, loop.time())
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
-                    await self._closed.wait()
+                    await dismissed.wait()
+
+    def dismiss(self) -> None:
+        """Let those go who watch by now: what let them in does not any more."""
+        self._dismissed.set()
+        self._dismissed = asyncio.Event()
 
     def close(self) -> None:
-        """Let those who watch go: the server ends."""
-        self._closed.set()
+        """Let all go who watch, also those to come: the server ends."""
+        self._dismissed.set()
 
     async def _ask(self, engines: Seq[AsyncLLM]) -> None:
         for gone in set(self._known.keys()) - set(engines):

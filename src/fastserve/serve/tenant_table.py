@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -112,6 +112,7 @@ class TenantTable:
         self.anonymous = Tenant("anonymous", Terms(), is_anonymous=True)
         self._told: WeakKeyDictionary[AsyncLLM, Mapping[str, float]] = WeakKeyDictionary()
         self._reloading = asyncio.Lock()
+        self._on_new_admin_key: list[Callable[[], None]] = []
         self._take_terms()
 
     def __iter__(self) -> Iterator[Tenant]:
@@ -142,12 +143,19 @@ class TenantTable:
             OptionError: see `ApiKeys.read`.
         """
         async with self._reloading:  # what was read last is taken last
-            self.keys.take(await asyncio.to_thread(self.keys.read))
+            has_new_admin_key = self.keys.take(await asyncio.to_thread(self.keys.read))
             self._take_terms()
+        if has_new_admin_key:
+            for act in self._on_new_admin_key:
+                act()
         # Who is in a long step takes them after it: keys are looked at meanwhile.
         with suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await self.tell_weights(llms)
+
+    def on_new_admin_key(self, act: Callable[[], None]) -> None:
+        """Have this done whenever another admin key takes the place of the old one."""
+        self._on_new_admin_key.append(act)
 
     async def tell_weights(self, llms: Iterable[AsyncLLM]) -> None:
         """Have engines share by these tenants' weights, if they do not yet; who cannot is logged."""

@@ -22,7 +22,15 @@ ClassWeights = Literal["none", "balanced"]
 Problem = Literal["auto", "single-label", "multi-label", "regression"]
 Device = Literal["auto", "cpu"]
 
-_OF_TEACHERS = ("soft_weight", "soft_temperature", "hidden_weight", "attention_weight", "layer_map")
+_OF_TEACHERS = (
+    "soft_weight",
+    "soft_temperature",
+    "hidden_weight",
+    "attention_weight",
+    "layer_map",
+    "teacher_processes",
+)
+INDIFFERENT = ("teacher_processes",)  # what a run's result does not depend on
 MIN_MAX_LENGTH = 8  # tokens
 ADAPTER_METHODS = ("lora", "dora", "ia3", "prefix")
 
@@ -39,7 +47,7 @@ class TuneOptions:
         epochs: how often all training rows are seen.
         max_steps: end after so many steps of the optimizer, whatever `epochs` says; None is no limit.
         batch_size: rows a step of the optimizer sees, over all processes; must be a multiple of
-            `processes` x `accumulation`.
+            `processes` / `tensor_parallel` x `accumulation`.
         accumulation: parts that a batch is computed in, one after the other.
         learning_rate: at its highest; None is what the method usually takes.
         schedule: how it falls after `warmup`, a share of all steps in which it rises.
@@ -70,6 +78,8 @@ class TuneOptions:
         processes: on this machine, which share each batch.
         shard: each process keeps a part of the weights, gradients and the optimizer's state (FSDP), instead
             of all of them.
+        tensor_parallel: so many processes have the same rows, and a part each of the matrices, which they
+            compute together; must divide `processes`, the rest of which share each batch.
         device: where to compute.
         keep_checkpoints: leave the run's folder, with checkpoints and optimizer, when it has ended.
         keep_zeros: what is exactly 0 in the source's matrices stays so: a pruned model stays pruned. Not with
@@ -81,6 +91,8 @@ class TuneOptions:
             maps, which is added to the loss.
         layer_map: for each layer, the one of the teacher, from 0, that it is held to by those two; None
             spreads the teacher's layers evenly, the last to the last.
+        teacher_processes: on this machine, which share the examples whose outputs are computed; each has a
+            teacher of its own. What is kept is the same, bit for bit on a CPU with as many threads in each.
     """
 
     epochs: float = 3.0
@@ -117,6 +129,7 @@ class TuneOptions:
     instruction: str | None = None
     processes: int = 1
     shard: bool = False
+    tensor_parallel: int = 1
     device: Device = "auto"
     keep_checkpoints: bool = False
     keep_zeros: bool = False
@@ -126,10 +139,13 @@ class TuneOptions:
     hidden_weight: float = 0.0
     attention_weight: float = 0.0
     layer_map: tuple[int, ...] | None = None
+    teacher_processes: int = 1
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, 0.0, 10_000.0, is_low_open=True)
-        for name in ("batch_size", "accumulation", "last_layers", "rank", "processes"):
+        for name in ("batch_size", "accumulation", "last_layers", "rank"):
+            check_integer(name, getattr(self, name), low=1)
+        for name in ("processes", "tensor_parallel", "teacher_processes"):
             check_integer(name, getattr(self, name), low=1)
         for name in ("max_steps", "patience", "eval_steps", "save_steps"):
             if getattr(self, name) is not None:
@@ -170,28 +186,45 @@ class TuneOptions:
         for name in ("hidden_weight", "attention_weight"):
             check_number(name, getattr(self, name), 0.0, 1e6)
         object.__setattr__(self, "layer_map", tuple(self.layer_map or ()) or None)
+        self._check_processes()
         self._check_teacher()
-        share = self.processes * self.accumulation
-        if self.batch_size % share:
+
+    def _check_processes(self) -> None:
+        size = self.tensor_parallel
+        if self.processes % size:
             raise OptionError(
-                f"batch_size={self.batch_size} is not a multiple of processes x accumulation, {share}",
-                hint=f"choose {-(-self.batch_size // share) * share}",
+                f"processes={self.processes} is not a multiple of tensor_parallel={size}",
+                hint=f"choose processes={-(-self.processes // size) * size}",
+                option="tensor_parallel",
+            )
+        if self.batch_size % self.num_shares:
+            number = "processes" if size == 1 else "processes / tensor_parallel"
+            raise OptionError(
+                f"batch_size={self.batch_size} is not a multiple of {number} x accumulation,"
+                f" {self.num_shares}",
+                hint=f"choose {-(-self.batch_size // self.num_shares) * self.num_shares}",
                 option="batch_size",
             )
-        if self.shard:
-            self._check_shard()
-
-    def _check_shard(self) -> None:
-        if self.processes == 1:
+        if self.shard and self.processes == size:
             raise OptionError(
-                "shard shares the weights among processes, and there is one",
-                hint="choose processes=2 or more",
+                "shard shares the weights among processes, and there is one"
+                + (" for each part of the matrices" if size > 1 else ""),
+                hint=f"choose processes={2 * size} or more",
                 option="shard",
             )
-        for name, values in _NOT_SHARDED.items():
+        if size > 1 and self.is_adapter:
+            raise OptionError(
+                f"tensor_parallel cannot be had with method={self.method!r}: an adapter is not cut",
+                hint="choose full, last-layers or head, or share the weights with shard",
+                option="tensor_parallel",
+            )
+        for name, values in _NOT_IN_PARTS.items() if self.has_parts else ():
             if (value := getattr(self, name)) in values:
+                option = "shard" if self.shard else "tensor_parallel"
                 raise OptionError(
-                    f"shard cannot be had with {name}={value!r}", hint="leave one of them out", option="shard"
+                    f"{option} cannot be had with {name}={value!r}",
+                    hint="leave one of them out",
+                    option=option,
                 )
 
     def _check_teacher(self) -> None:
@@ -201,17 +234,24 @@ class TuneOptions:
             raise OptionError(
                 f"{changed[0]} is for learning from a teacher", hint="name one: teacher", option=changed[0]
             )
-        if self.teacher is not None and self.shard:
+        if self.teacher is not None and self.has_parts:
+            option = "shard" if self.shard else "tensor_parallel"
             raise OptionError(
-                "shard is not for learning from a teacher, which is whole in each process",
+                f"{option} is not for learning from a teacher, which is whole in each process",
                 hint="leave one of the two out",
-                option="shard",
+                option=option,
             )
         if self.teacher is not None and self.is_adapter and (self.hidden_weight or self.attention_weight):
             raise OptionError(
                 f"hidden_weight and attention_weight are not for method={self.method!r}",
                 hint="choose full, last-layers or head",
                 option="method",
+            )
+        if self.teacher_processes > 1 and (self.hidden_weight or self.attention_weight):
+            raise OptionError(
+                "teacher_processes is not for hidden states and attention maps, which are not kept on disk",
+                hint="leave it out, or hidden_weight and attention_weight",
+                option="teacher_processes",
             )
 
     @property
@@ -220,13 +260,23 @@ class TuneOptions:
         return _LEARNING_RATES[self.method] if self.learning_rate is None else self.learning_rate
 
     @property
+    def num_shares(self) -> int:
+        """Parts that the rows of a batch are dealt out in, over processes and one after the other."""
+        return self.processes // self.tensor_parallel * self.accumulation
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether a process has parts of weights alone."""
+        return self.shard or self.tensor_parallel > 1
+
+    @property
     def is_adapter(self) -> bool:
         """Whether the method adds small weights to a model whose own stay."""
         return self.method in ADAPTER_METHODS
 
 
 # What knows nothing of parts of a weight.
-_NOT_SHARDED: Mapping[str, tuple[object, ...]] = {
+_NOT_IN_PARTS: Mapping[str, tuple[object, ...]] = {
     "optimizer": ("adafactor", "adamw-8bit"),
     "precision": ("fp16",),
     "keep_zeros": (True,),

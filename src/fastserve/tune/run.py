@@ -19,19 +19,18 @@ from fastserve.data.problem import Problem
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
 from fastserve.evaluate.task.embedding import Embedding
-from fastserve.evaluate.task.generation import Generation
-from fastserve.evaluate.task.multiple_choice import MultipleChoice
 from fastserve.evaluate.task.table import TaskOptions, check_metric
-from fastserve.evaluate.task.task import Examples, Scores, Task
+from fastserve.evaluate.task.task import Scores, Task
 from fastserve.evaluate.training_plot import plot_training
 from fastserve.hub.resolve import resolve
 from fastserve.tune.dependency import check_tune_libraries
 from fastserve.tune.digest import digest_files
-from fastserve.tune.options import MIN_MAX_LENGTH, TuneOptions
+from fastserve.tune.options import INDIFFERENT, MIN_MAX_LENGTH, TuneOptions
 from fastserve.tune.prefix import check_prefix
 from fastserve.tune.rows import RunRows, read_run_rows
 from fastserve.tune.run_folder import RunFolder
-from fastserve.tune.source_model import SourceModel, load_model, open_source_model
+from fastserve.tune.source_model import SourceModel, load_model, open_source_model, outline_model
+from fastserve.tune.weight_change import WeightChange
 from fastserve.types import JsonObject
 
 if TYPE_CHECKING:
@@ -88,6 +87,7 @@ class WorkerRequest:
     output: str
     options: TuneOptions
     on_problem: Mapping[str, str] | None
+    change: WeightChange | None
 
 
 def tune_as_worker(
@@ -106,6 +106,7 @@ def tune_as_worker(
         Path(request.output),
         request.options,
         request.on_problem or {},
+        change=request.change,
     )
     return Run(prepared, report, on_evaluate).run(prepared.folder.last_checkpoint(), started)
 
@@ -120,6 +121,7 @@ class PreparedRun:
     metric: str | None
     rows: RunRows
     lineage: JsonObject
+    change: WeightChange | None
 
     @property
     def task(self) -> Task:
@@ -127,9 +129,11 @@ class PreparedRun:
 
     @property
     def request(self) -> JsonObject:
-        """What a run that is resumed must have been asked for too."""
-        names = ("model", "data", "on_problem", "options")
-        return {name: self.lineage[name] for name in names} | {"task": self.task.name}
+        """What a run that is resumed must have been asked for too: all that its result depends on."""
+        names = ("model", "data", "on_problem", "change")
+        known = {name: self.lineage[name] for name in names if name in self.lineage}
+        options = {name: value for name, value in self.lineage["options"].items() if name not in INDIFFERENT}
+        return known | {"options": options, "task": self.task.name}
 
 
 def prepare(
@@ -141,12 +145,15 @@ def prepare(
     options: TuneOptions,
     on_problem: Mapping[str, str],
     *,
+    change: WeightChange | None = None,
     report_problem: Callable[[Problem], None] | None = None,
 ) -> PreparedRun:
     """Check all that can be checked before anything is trained. Arguments and errors as of
     `fastserve.tune.tune`."""
     check_tune_libraries()
     _check_precision(options)
+    if change is not None:
+        _check_change(options)
     if dev is None and (options.metric or options.patience):
         name = "metric" if options.metric else "patience"
         raise OptionError(f"{name} needs dev rows", hint="give them with --dev", option=name)
@@ -158,6 +165,10 @@ def prepare(
     if rows.dev is not None:
         metric = options.metric or rows.task.metrics[0]
         check_metric(rows.task, metric)
+    if options.tensor_parallel > 1:
+        from fastserve.tune.tensor_parallel import tensor_plan
+
+        tensor_plan(outline_model(source, rows.task), options.tensor_parallel)
     check_plot(output.parent)
     lineage = {
         "parent": source.lineage(),
@@ -167,9 +178,10 @@ def prepare(
         "on_problem": dict(on_problem),
         "problems": rows.problem_counts,
         "options": asdict(options),
+        **({} if change is None else {"change": change.to_json()}),
         "versions": _versions(),
     }
-    return PreparedRun(RunFolder(output), source, options, metric, rows, lineage)
+    return PreparedRun(RunFolder(output), source, options, metric, rows, lineage, change)
 
 
 def default_metric(
@@ -241,15 +253,26 @@ class Run:
             callbacks.append(best)
         if self.options.keep_zeros:
             callbacks.append(KeepZeros(model))
+        if self.prepared.change is not None:  # its parameters may be 0, and are not pruned
+            self.prepared.change.apply(model)
         arguments = self._training_arguments(has_dev=dev is not None)
         make_trainer: Callable[..., TaskTrainer] = TaskTrainer
-        if self.options.shard:
-            from fastserve.tune.sharding import ShardedTrainer, shard_model
+        if self.options.has_parts:
+            from fastserve.tune.sharding import ShardedTrainer, cut_model
 
-            shard_model(model, arguments.device)  # asking for the device has processes find each other
-            make_trainer = ShardedTrainer
+            cut = cut_model(
+                model,
+                arguments.device,  # asking for it has processes find each other
+                tensor_parallel=self.options.tensor_parallel,
+                shard=self.options.shard,
+            )
+            make_trainer = partial(ShardedTrainer, cut=cut)
         elif self.options.teacher is not None:
-            make_trainer = self._with_teacher(examples)
+            from fastserve.tune.teaching import taught_trainer
+
+            make_trainer = taught_trainer(
+                self.options, self.task, self.source, examples, self.folder, is_first=_is_first_process()
+            )
         trainer = make_trainer(
             model=model,
             args=arguments,
@@ -277,7 +300,7 @@ class Run:
             resumed_at=None if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
             problems=self.prepared.rows.problem_counts,
         )
-        if self.options.shard:
+        if self.options.has_parts:
             trained = self._put_together(trained)
         if _is_first_process():
             plot_training(log, self.folder.plots, title=self._title)
@@ -297,34 +320,8 @@ class Run:
             self.folder.finish(keep=self.options.keep_checkpoints)
         return result
 
-    def _with_teacher(self, examples: Examples) -> Callable[..., TaskTrainer]:
-        """What makes a trainer that learns from the options' teacher, whose outputs are on disk then."""
-        from fastserve.tune.distillation import DistillingTrainer
-        from fastserve.tune.teacher import LogitCache, Teacher, open_teacher
-
-        assert self.options.teacher is not None
-        teaches_layers = bool(self.options.hidden_weight or self.options.attention_weight)
-        has_targets = isinstance(self.task, Generation) and self.task.is_encoder_decoder
-        if teaches_layers and (has_targets or isinstance(self.task, Embedding | MultipleChoice)):
-            kind = "encoder-decoders" if has_targets else self.task.name
-            raise UnsupportedError(
-                f"hidden_weight and attention_weight are not for {kind}: a row is several texts to the model",
-                hint="leave them out: soft_weight compares what comes of all",
-            )
-        teacher = open_teacher(self.options.teacher, self.task, self.source)
-        # The cache tells an example's logits from padding by its source; a target has a length of its own.
-        if not (teaches_layers or has_targets):
-            cache = LogitCache.make(
-                teacher,
-                examples.features,
-                self.folder.path / "teacher",
-                pad_token_id=self.source.tokenizer.pad_token_id,
-            )
-            teacher = Teacher(teacher.model, teacher.columns, cache)
-        return partial(DistillingTrainer, teacher=teacher, options=self.options)
-
     def _put_together(self, trained: Any) -> Any:
-        """A sharded model whole again, in the first process; the others take part."""
+        """A model in parts whole again, in the first process; the others take part."""
         from fastserve.tune.adapter import prepare_weights
         from fastserve.tune.part import gather_weights
 
@@ -334,6 +331,8 @@ class Run:
         model = load_model(self.source, self.task, dropout=self.options.dropout)
         model = prepare_weights(model, self.task, self.options)
         model.load_state_dict(weights)
+        if hasattr(trained, "config"):
+            model.config.use_cache = trained.config.use_cache  # which the trainer sets
         return model
 
     @property
@@ -367,7 +366,7 @@ class Run:
             output_dir=str(self.folder.checkpoints),
             num_train_epochs=options.epochs,
             max_steps=options.max_steps or -1,
-            per_device_train_batch_size=options.batch_size // (options.accumulation * options.processes),
+            per_device_train_batch_size=options.batch_size // options.num_shares,
             gradient_accumulation_steps=options.accumulation,
             learning_rate=options.peak_learning_rate,
             optim=_OPTIMIZERS[options.optimizer],
@@ -458,11 +457,10 @@ def _task_options(source: SourceModel, options: TuneOptions) -> TaskOptions:
     limit = source.config.get("max_position_embeddings") or source.config.get("n_positions")
     num_prefix_tokens = options.prefix_tokens if options.method == "prefix" else 0
     room = None if limit is None else limit - num_prefix_tokens
-    if room is not None and num_prefix_tokens and room < MIN_MAX_LENGTH:
-        most = room + num_prefix_tokens - MIN_MAX_LENGTH
+    if limit is not None and room is not None and num_prefix_tokens and room < MIN_MAX_LENGTH:
         raise OptionError(
             f"prefix_tokens={num_prefix_tokens} leaves texts {max(room, 0)} of the model's {limit} positions",
-            hint=f"choose at most {most}",
+            hint=f"choose at most {limit - MIN_MAX_LENGTH}",
             option="prefix_tokens",
         )
     if options.max_length is not None and room is not None and options.max_length > room:
@@ -497,6 +495,17 @@ def _check_precision(options: TuneOptions) -> None:
             raise UnsupportedError(
                 "optimizer='adamw-8bit' needs bitsandbytes", hint="pip install bitsandbytes, or choose adamw"
             )
+
+
+def _check_change(options: TuneOptions) -> None:
+    if options.is_adapter or options.has_parts:
+        name = "method" if options.is_adapter else "shard" if options.shard else "tensor_parallel"
+        raise OptionError(
+            f"{name}={getattr(options, name)!r} does not go with a change of weights: a module must have its"
+            " whole weight",
+            hint="choose full, last-layers or head, and processes that share each batch alone",
+            option=name,
+        )
 
 
 def _versions() -> dict[str, str]:

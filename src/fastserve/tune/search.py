@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from fastserve.tune.trainer import Progress
 
 _WARM_TRIALS = 3  # that nothing is stopped in, so that there is something to compare with
-_FIXED = ("metric", "processes", "device", "keep_checkpoints", "problem")  # else trials are not comparable
+# Else trials are not comparable.
+_FIXED = ("metric", "processes", "shard", "tensor_parallel", "device", "keep_checkpoints", "problem")
 _ENDED = ("COMPLETE", "PRUNED")
 
 

@@ -1,37 +1,78 @@
-"""Sharded training (FSDP2, `torch.distributed.fsdp.fully_shard`): each process keeps its part of every
-weight, of its gradient and of its optimizer's state, and has a layer whole only while it computes it.
+"""Training of a model that lies in parts on a mesh of processes, [data, tensor]: those of a row compute
+matrices together (`tensor_parallel`); those of a column share each batch and, sharded (FSDP2,
+`torch.distributed.fsdp.fully_shard`), the weights, of which each has a layer whole only while it computes it.
 
-`transformers.Trainer` leaves a model that is sharded before it comes to it as it is, but cannot resume one;
-accelerate shards none on CPUs. Hence checkpoints here: a file a process, exact, for as many processes.
+`transformers.Trainer` leaves a model that is cut before it comes to it as it is, but cannot resume one;
+accelerate shards none on CPUs, and refuses to compute tensors in parallel there, hence is told nothing of it.
+Checkpoints are a file a process, exact, for as many processes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Seq
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
-from torch.distributed import barrier, get_rank, get_world_size
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed import ReduceOp, all_reduce, barrier, get_rank, get_world_size
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
 
+from fastserve.evaluate.embedding_model import EmbeddingModel
 from fastserve.evaluate.task.task import Scores
+from fastserve.tune.tensor_parallel import cut_tensors
 from fastserve.tune.trainer import TaskTrainer
 
 # Layers of a stack, not what is in them (T5's blocks have parts that are called layers).
 _LAYER = re.compile(r"(?:(?!\.\d+\.).)*\.(?:block|layer|layers|h|blocks)\.\d+")
 
 
-def shard_model(model: nn.Module, device: torch.device) -> None:
-    """Cut all parameters of a model along their first dimension, a part for each process of the group, which
-    has begun. The layers of its stacks are gathered and let go one by one, the rest together."""
-    mesh = init_device_mesh(device.type, (get_world_size(),))
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a model lies on processes.
+
+    Attributes:
+        data: those that have the same part of matrices, and other rows.
+        tensor: those that have the same rows.
+        is_sharded: whether the first share weights too, and so add up gradients as they go.
+        summed: modules that are whole, and of whose gradients each of `tensor` has a summand.
+    """
+
+    data: DeviceMesh
+    tensor: DeviceMesh
+    is_sharded: bool
+    summed: Seq[nn.Module]
+
+
+def cut_model(model: nn.Module, device: torch.device, *, tensor_parallel: int, shard: bool) -> Cut:
+    """Cut a model's parameters, for the processes of the group, which has begun: neighbours, so many as
+    `tensor_parallel`, have parts of matrices; with `shard`, all others along their first dimension.
+
+    Raises:
+        UnsupportedError, OptionError: as `fastserve.tune.tensor_parallel.tensor_plan`.
+    """
+    shape = (get_world_size() // tensor_parallel, tensor_parallel)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
     model.to(device)
+    summed: Seq[nn.Module] = ()
+    if tensor_parallel > 1:
+        body = model.encoder if isinstance(model, EmbeddingModel) else model
+        summed = cut_tensors(body, mesh["tensor"])
+    if shard:
+        _shard(model, mesh["data"])
+    return Cut(mesh["data"], mesh["tensor"], shard, summed)
+
+
+def _shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """The layers of a model's stacks are gathered and let go one by one, the rest together."""
     for name, module in model.named_modules():
         if _LAYER.fullmatch(f".{name}"):
             fully_shard(module, mesh=mesh)
@@ -39,13 +80,53 @@ def shard_model(model: nn.Module, device: torch.device) -> None:
 
 
 class ShardedTrainer(TaskTrainer):
-    """A trainer of a model that `shard_model` has cut. Its checkpoints have a file a process."""
+    """A trainer of a model that `cut_model` has cut. Its checkpoints have a file a process."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, *, cut: Cut, **arguments: Any) -> None:
+        self._cut = cut
+        super().__init__(**arguments, num_alike=cut.tensor.size())
         # As if from_pretrained had sharded it: nobody wraps it, moves it, or reduces its gradients again.
         self.is_distributed_loading_by_transformers = True
         self.place_model_on_device = False
+
+    def get_tp_size(self) -> int:
+        """By which `transformers` counts rows once that several processes have."""
+        return int(self._cut.tensor.size())
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+        )
+        shares: DataLoader[Any] = prepare_data_loader(
+            loader,
+            self.args.device,
+            num_processes=self._cut.data.size(),
+            process_index=self._cut.data.get_local_rank(),
+            put_on_device=True,
+        )
+        return shares
+
+    def training_step(self, *arguments: Any, **more: Any) -> Tensor:
+        loss: Tensor = super().training_step(*arguments, **more)
+        if self.accelerator.sync_gradients:  # the last part of a batch
+            self._add_up_gradients()
+        return loss
+
+    def _add_up_gradients(self) -> None:
+        """What neither the model nor FSDP adds up on its way."""
+        cut = self._cut
+        for module in cut.summed:
+            for gradient in _gradients(module.parameters()):
+                all_reduce(gradient, group=cut.tensor.get_group())
+        if cut.data.size() > 1 and not cut.is_sharded:
+            for gradient in _gradients(self.model.parameters()):
+                all_reduce(gradient, ReduceOp.AVG, group=cut.data.get_group())
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """They begin alike, and `_add_up_gradients` keeps them so; a mean over all would be no sum."""
 
     def score_dev(self) -> Scores:
         scores = super().score_dev()
@@ -105,6 +186,11 @@ def _local(tensor: Tensor) -> Tensor:
     """The part of this process; shares memory."""
     found: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return found.detach()
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
+    """The parts of this process; share memory."""
+    return (_local(parameter.grad) for parameter in parameters if parameter.grad is not None)
 
 
 def _to_local(optimizer: Mapping[str, Any]) -> dict[str, Any]:

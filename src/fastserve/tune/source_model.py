@@ -3,6 +3,8 @@ dequantized to float32."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,19 +118,10 @@ def load_model(source: SourceModel, task: Task, *, dropout: float | None) -> Any
     """
     from fastserve.evaluate.embedding_model import EmbeddingModel
 
-    changes = {**task.config(), **_dropout_of(source.config, dropout)}
-    name = f"AutoModel{task.model_class}"
-    try:
-        if source.checkpoint.format == "safetensors":
-            model = _from_folder(source, name, changes)
-        else:
-            model = _from_dequantized(source, name, changes)
-    except ValueError as error:
-        if "Unrecognized configuration class" not in str(error):
-            raise
-        raise UnsupportedError(
-            f"{source.spec}: architecture {source.config.get('model_type')!r} has no head for {task.name}"
-        ) from error
+    config = _make_config(source, {**task.config(), **_dropout_of(source.config, dropout)})
+    load = _from_folder if source.checkpoint.format == "safetensors" else _from_dequantized
+    with _named_if_headless(source, task):
+        model = load(source, f"AutoModel{task.model_class}", config)
     if isinstance(task, RelationExtraction):
         source.tokenizer.add_tokens(list(task.markers), special_tokens=True)
         model.resize_token_embeddings(
@@ -137,15 +130,54 @@ def load_model(source: SourceModel, task: Task, *, dropout: float | None) -> Any
     return EmbeddingModel(model, source.pooling) if isinstance(task, Embedding) else model
 
 
-def _from_folder(source: SourceModel, name: str, changes: JsonObject) -> Any:
+def outline_model(source: SourceModel, task: Task) -> Any:
+    """The `transformers` model of a task without weights: what layers there are, and how wide. Of embeddings
+    the encoder alone.
+
+    Raises:
+        UnsupportedError: as `load_model`.
+    """
+    import torch
+    import transformers
+
+    config = _make_config(source, task.config())
+    with _named_if_headless(source, task), torch.device("meta"):
+        return getattr(transformers, f"AutoModel{task.model_class}").from_config(config)
+
+
+@contextmanager
+def _named_if_headless(source: SourceModel, task: Task) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise UnsupportedError(
+            f"{source.spec}: architecture {source.config.get('model_type')!r} has no head for {task.name}"
+        ) from error
+
+
+def _make_config(source: SourceModel, changes: JsonObject) -> Any:
+    import transformers
+
+    if source.checkpoint.format == "safetensors":
+        config = transformers.AutoConfig.from_pretrained(source.checkpoint.path, **changes)
+        if config.pad_token_id is None:
+            config.pad_token_id = source.tokenizer.pad_token_id
+        return config
+    known = {
+        key: value for key, value in source.config.items() if key not in ("architectures", "torch_dtype")
+    }
+    kind = transformers.CONFIG_MAPPING[source.config["model_type"]]
+    return kind(**{**known, **changes, "pad_token_id": source.tokenizer.pad_token_id})
+
+
+def _from_folder(source: SourceModel, name: str, config: Any) -> Any:
     import torch
     import transformers
 
     _refuse_own_heads(source)
     _refuse_packed(source)
-    config = transformers.AutoConfig.from_pretrained(source.checkpoint.path, **changes)
-    if config.pad_token_id is None:
-        config.pad_token_id = source.tokenizer.pad_token_id
     kind = getattr(transformers, name)
     return kind.from_pretrained(source.checkpoint.path, config=config, dtype=torch.float32)
 
@@ -177,15 +209,10 @@ def _refuse_packed(source: SourceModel) -> None:
         )
 
 
-def _from_dequantized(source: SourceModel, name: str, changes: JsonObject) -> Any:
+def _from_dequantized(source: SourceModel, name: str, config: Any) -> Any:
     import torch
     import transformers
 
-    known = {
-        key: value for key, value in source.config.items() if key not in ("architectures", "torch_dtype")
-    }
-    kind = transformers.CONFIG_MAPPING[source.config["model_type"]]
-    config = kind(**{**known, **changes, "pad_token_id": source.tokenizer.pad_token_id})
     model = getattr(transformers, name).from_config(config)
     weights = {key: torch.from_numpy(to_f32(tensor)) for key, tensor in source.checkpoint.tensors.items()}
     if name != "AutoModelForCausalLM":

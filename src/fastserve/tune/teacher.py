@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastserve.errors import OptionError
-from fastserve.evaluate.task.collate import example_length
 from fastserve.evaluate.task.generation import Generation
 from fastserve.evaluate.task.table import task_of_folder
-from fastserve.evaluate.task.task import Features, Task
-from fastserve.evaluate.torch_model import logits_of, run_examples
+from fastserve.evaluate.task.task import Task
+from fastserve.evaluate.torch_model import logits_of
 from fastserve.hub.resolve import resolve
+from fastserve.tune.logit_cache import LogitCache
 from fastserve.tune.source_model import SourceModel, load_model, open_source_model
-from fastserve.types import Float32Array
-
-_MOST_CACHED_BYTES = 4 * 2**30  # of outputs on disk; more (vocabularies of long texts) are computed each time
-_EXAMPLES_AT_A_TIME = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,81 +120,3 @@ def _columns(spec: str, path: Path, task: Task) -> Tensor | None:
         return None
     # load_model names the head's rows by the task's labels: those of the teacher stay where they were.
     return torch.tensor([learned.labels.index(label) for label in task.labels])
-
-
-class LogitCache:
-    """A teacher's logits of all training examples, in a file."""
-
-    def __init__(self, values: Float32Array, shapes: Seq[Seq[int]], *, is_per_token: bool) -> None:
-        self._values, self._shapes, self._is_per_token = values, shapes, is_per_token
-        self._starts = np.concatenate([[0], np.cumsum([int(np.prod(shape)) for shape in shapes])])
-
-    def batch(self, examples: Seq[int], *, num_tokens: int) -> Float32Array:
-        """Of some examples, those of tokens padded with zeros to `num_tokens`."""
-        found = [self._of(int(index)) for index in examples]
-        if not self._is_per_token:
-            return np.stack(found)
-        padded = np.zeros((len(found), num_tokens, found[0].shape[-1]), np.float32)
-        for row, values in enumerate(found):
-            padded[row, : len(values)] = values
-        return padded
-
-    def _of(self, index: int) -> Float32Array:
-        start, shape = self._starts[index], self._shapes[index]
-        return self._values[start : start + int(np.prod(shape))].reshape(shape)
-
-    @classmethod
-    def make(
-        cls, teacher: Teacher, features: Seq[Features], folder: Path, *, pad_token_id: int
-    ) -> LogitCache | None:
-        """Compute what is not there yet. None where it would be too large for a disk.
-
-        A file that was made of the same examples and teacher is used again.
-        """
-        (sample,), _ = run_examples(
-            teacher.model, without_labels(features[:1]), pad_token_id=pad_token_id, batch_size=1
-        )
-        lengths = [example_length(example) for example in features]
-        has_lists = isinstance(features[0]["input_ids"][0], list)  # pairs, choices
-        is_per_token = sample.ndim == 2 and len(sample) == lengths[0] and not has_lists
-        num_rows = sum(lengths) / lengths[0] if is_per_token else len(features)
-        if sample.nbytes * num_rows > _MOST_CACHED_BYTES:
-            return None
-        about = folder / f"{_digest(teacher, features)}.json"
-        if not about.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(teacher, features, about, pad_token_id)
-        told = json.loads(about.read_text(encoding="utf-8"))
-        values = np.memmap(about.with_suffix(".f32"), np.float32, "r")
-        return cls(values, told["shapes"], is_per_token=is_per_token)
-
-
-def without_labels(features: Seq[Features]) -> list[Features]:
-    """What a model reads of examples."""
-    return [{name: value for name, value in one.items() if name != "labels"} for one in features]
-
-
-def _write(teacher: Teacher, features: Seq[Features], about: Path, pad_token_id: int) -> None:
-    shapes: list[tuple[int, ...]] = []
-    part = about.with_suffix(f".part{os.getpid()}")
-    with part.open("wb") as file:
-        for start in range(0, len(features), _EXAMPLES_AT_A_TIME):
-            chosen = without_labels(features[start : start + _EXAMPLES_AT_A_TIME])
-            logits, _ = run_examples(teacher.model, chosen, pad_token_id=pad_token_id, batch_size=32)
-            for values in logits:
-                shapes.append(values.shape)
-                file.write(values.tobytes())
-    os.replace(part, about.with_suffix(".f32"))
-    written = about.with_suffix(f".json{os.getpid()}")
-    written.write_text(json.dumps({"shapes": shapes}), encoding="utf-8")
-    os.replace(written, about)
-
-
-def _digest(teacher: Teacher, features: Seq[Features]) -> str:
-    digest = hashlib.sha256()
-    for name, values in teacher.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(values.contiguous().view(torch.uint8).numpy().data)
-    for example in features:
-        digest.update(repr(sorted(example.items())).encode())
-    return digest.hexdigest()[:24]

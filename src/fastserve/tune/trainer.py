@@ -56,7 +56,7 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
     """A trainer of one task.
 
     `evaluate` gives the task's metrics and `loss`, as `eval_NAME`; every process computes all of them, so
-    that all agree on which weights are best.
+    that all agree on which weights are best. `num_alike` processes have the same rows.
     """
 
     def __init__(
@@ -70,9 +70,11 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         loss: Loss,
         pad_token_id: int,
         callbacks: list[TrainerCallback],
+        num_alike: int = 1,
     ) -> None:
         lengths = [example_length(features) for features in examples.features]
-        batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        num_shares = args.gradient_accumulation_steps * args.world_size // num_alike
+        batch_size = args.per_device_train_batch_size * num_shares
         self._sampler = EpochSampler(lengths, batch_size=batch_size, seed=args.seed)
         self._task, self._dev, self._loss = task, dev, loss
         self._pad_token_id = pad_token_id

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastserve.data.problem import Problem
 from fastserve.tune.options import TuneOptions
 from fastserve.tune.run import Run, TuneResult, WorkerRequest, prepare
+from fastserve.tune.weight_change import WeightChange
 
 if TYPE_CHECKING:
     from fastserve.tune.trainer import Progress
@@ -24,6 +25,7 @@ def tune(
     dev: str | Path | None = None,
     options: TuneOptions | None = None,
     on_problem: Mapping[str, str] | None = None,
+    change: WeightChange | None = None,
     resume: bool = False,
     report: Callable[[Progress], None] | None = None,
     report_problem: Callable[[Problem], None] | None = None,
@@ -37,6 +39,7 @@ def tune(
         train, dev: files of rows, in any form that `fastserve.data` reads.
         on_problem: what to do about a kind of problem in the rows, {"bad-label": "drop"}; see
             `fastserve.data.PROBLEM_KINDS`. A text that train and dev share is one, `split-overlap`.
+        change: what the model computes with in place of its weights; None: with them.
         resume: go on with the unfinished run of this output, where there is one: its final weights are those
             of a run that never stopped, bit for bit on a CPU with as many threads.
         report: is told of each step.
@@ -60,6 +63,7 @@ def tune(
         Path(output),
         options or TuneOptions(),
         on_problem or {},
+        change=change,
         report_problem=report_problem,
     )
     checkpoint = prepared.folder.begin(prepared.request, resume=resume)
@@ -76,6 +80,7 @@ def tune(
                 str(output),
                 prepared.options,
                 on_problem,
+                change,
             ),
             report=report,
             on_evaluate=on_evaluate,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress_models import working_model
+from compress.working_models import random_working_model
 from decoder_configs import DECODERS
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
@@ -60,7 +60,7 @@ def fold_all(model: WorkingModel) -> tuple[WorkingModel, int]:
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_the_model_computes_what_it_did(family: str) -> None:
-    model = working_model(CONFIGS[family])
+    model = random_working_model(CONFIGS[family])
     folded, num_folds = fold_all(model)
     assert num_folds == NUM_FOLDS[family]
     expected = outputs(model)
@@ -68,7 +68,7 @@ def test_the_model_computes_what_it_did(family: str) -> None:
 
 
 def test_norms_in_bf16_cost_nothing_more() -> None:
-    model = working_model(LLAMA_CONFIG)
+    model = random_working_model(LLAMA_CONFIG)
     norms = {
         name: StoredTensor(name, TensorFormat.BF16, t.shape, t.data.reshape(-1, 4)[:, 2:].reshape(-1).copy())
         for name, t in model.tensors.items()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compress_models import TINY, make_context, random_sequences, working_model
+from compress.working_models import TINY, calibrated_context, ragged_sequences, random_working_model
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.compress.quantize.grid import Grid, quantize
@@ -27,13 +27,13 @@ def outputs(model: WorkingModel) -> Float32Array:
     parameters = {name: to_f32(tensor) for name, tensor in model.tensors.items()}
     executable = compile_graph("torch", tiny_graph(dict(model.config)), parameters, max_context=128)
     if model.config["model_type"] == "bert":
-        return np.concatenate([run_embeddings(executable, [s]) for s in random_sequences(40)])
-    return np.concatenate([run_logits(executable, s) for s in random_sequences(40)])
+        return np.concatenate([run_embeddings(executable, [s]) for s in ragged_sequences(40)])
+    return np.concatenate([run_logits(executable, s) for s in ragged_sequences(40)])
 
 
 @pytest.mark.parametrize("kind", TINY)
 def test_sensitivities_are_what_rounding_a_matrix_costs(kind: str) -> None:
-    model = working_model(TINY[kind])
+    model = random_working_model(TINY[kind])
     part = "mlp.up_proj" if kind == "llama" else "intermediate.dense"
     names = [name for name in model.tensors if name.endswith(f"{part}.weight")]
     assert len(names) == 3
@@ -42,7 +42,7 @@ def test_sensitivities_are_what_rounding_a_matrix_costs(kind: str) -> None:
         name: {bits: quantize(name, read_matrix(model, name), grid) for bits, grid in grids.items()}
         for name in names
     }
-    found = measure_sensitivity(model, rounded, random_sequences(40))
+    found = measure_sensitivity(model, rounded, ragged_sequences(40))
     expected = outputs(model)
     for name, bits in product(names, (4, 3)):
         changed = outputs(model.with_tensors({name: rounded[name][bits]}))
@@ -85,7 +85,7 @@ def test_options_that_lose_more_for_more_bits_are_never_taken() -> None:
 def test_a_model_keeps_within_its_bits_and_stacked_matrices_have_the_same(
     method: str, tmp_path: Path
 ) -> None:
-    model, context = working_model(TINY["llama"]), make_context(tmp_path)
+    model, context = random_working_model(TINY["llama"]), calibrated_context(tmp_path)
     step = Mixed(bits_per_weight=4.5, misfit="channel", method=method, num_sequences=4)  # type: ignore[arg-type]
     mixed = step.run(model, context)
     names = model.matrices(Targets())
@@ -103,12 +103,12 @@ def test_a_model_keeps_within_its_bits_and_stacked_matrices_have_the_same(
 
 
 def test_too_few_bits_and_no_text_are_errors(tmp_path: Path) -> None:
-    model = working_model(TINY["llama"])
+    model = random_working_model(TINY["llama"])
     with pytest.raises(OptionError, match="bits_per_weight is too small"):
         Mixed(bits_per_weight=2.5, choices=(3, 4), misfit="channel", num_sequences=1).run(
-            model, make_context(tmp_path)
+            model, calibrated_context(tmp_path)
         )
     with pytest.raises(DataError, match="no calibration text"):
-        Mixed().run(model, make_context(tmp_path, calibration=()))
+        Mixed().run(model, calibrated_context(tmp_path, calibration=()))
     with pytest.raises(OptionError, match="leaves nothing to choose"):
         Mixed(choices=(4,))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from compress_models import TINY, make_context, working_model
+from compress.working_models import TINY, calibrated_context, random_working_model, working_model
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import walk
@@ -38,7 +38,7 @@ class Inputs:
 
 def first_inputs(model: WorkingModel, folder: Path) -> torch.Tensor:
     inputs = Inputs()
-    walk(model, make_context(folder), inputs, names=QKV)
+    walk(model, calibrated_context(folder), inputs, names=QKV)
     return torch.cat(inputs.rows)
 
 
@@ -59,7 +59,7 @@ def test_products_of_int8_are_nearer_to_those_of_floats(tmp_path: Path) -> None:
     x = first_inputs(model, tmp_path / "x")
     errors = {}
     for name, step in (("smooth", SmoothQuant()), ("plain", Rtn(bits=8))):
-        quantized = step.run(model, make_context(tmp_path))
+        quantized = step.run(model, calibrated_context(tmp_path))
         inputs = of_int8(first_inputs(quantized, tmp_path / name))
         difference = [
             inputs @ torch.from_numpy(to_f32(quantized.tensors[m])).T
@@ -74,15 +74,15 @@ def test_scales_are_those_of_the_paper(tmp_path: Path) -> None:
     model = with_outliers()
     activations = first_inputs(model, tmp_path / "x").abs().amax(0).numpy()
     weights = np.stack([np.abs(to_f32(model.tensors[name])).max(axis=0) for name in QKV]).max(axis=0)
-    smooth = SmoothQuant(alpha=0.7).run(model, make_context(tmp_path))
+    smooth = SmoothQuant(alpha=0.7).run(model, calibrated_context(tmp_path))
     norm = "model.layers.0.input_layernorm.weight"
     found = to_f32(model.tensors[norm]) / to_f32(smooth.tensors[norm])
     np.testing.assert_allclose(found, activations**0.7 / weights**0.3, rtol=1e-4)
 
 
 def test_its_matrices_meet_activations_of_int8(tmp_path: Path) -> None:
-    model = working_model(TINY["bert"])
-    context = make_context(tmp_path)
+    model = random_working_model(TINY["bert"])
+    context = calibrated_context(tmp_path)
     quantized = SmoothQuant(targets=Targets(exclude="layer.2")).run(model, context)
     assert quantized.int8_activations == set(model.matrices(Targets(exclude="layer.2")))
     # Every norm of a post-norm encoder is read by the residual too.

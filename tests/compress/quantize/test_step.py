@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compress_models import TINY, make_context, random_sequences, working_model
+from compress.working_models import (
+    TINY,
+    calibrated_context,
+    ragged_sequences,
+    random_working_model,
+    working_model,
+)
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.compress.quantize.awq import Awq
@@ -37,7 +43,7 @@ def outputs(model: WorkingModel) -> Float32Array:
     parameters = {name: to_f32(tensor) for name, tensor in model.tensors.items()}
     executable = compile_graph("torch", tiny_graph(config), parameters, max_context=128)
     run = (lambda s: run_embeddings(executable, [s])) if config["model_type"] == "bert" else None
-    return np.concatenate([run(s) if run else run_logits(executable, s) for s in random_sequences()])
+    return np.concatenate([run(s) if run else run_logits(executable, s) for s in ragged_sequences()])
 
 
 def relative_error(model: WorkingModel, changed: WorkingModel) -> float:
@@ -60,8 +66,8 @@ def with_outliers(config: dict[str, Any]) -> WorkingModel:
 def test_all_linears_become_whole_numbers_and_nothing_else_does(
     step: Step, kind: str, tmp_path: Path
 ) -> None:
-    model = working_model(TINY[kind])
-    quantized = step.run(model, make_context(tmp_path))
+    model = random_working_model(TINY[kind])
+    quantized = step.run(model, calibrated_context(tmp_path))
     names = model.matrices(Targets())
     grouped = {n for n, tensor in quantized.tensors.items() if isinstance(tensor, GroupedTensor)}
     assert grouped == set(names)
@@ -73,9 +79,9 @@ def test_all_linears_become_whole_numbers_and_nothing_else_does(
 
 @pytest.mark.parametrize("kind", TINY)
 def test_gptq_and_awq_lose_less_than_rounding_to_nearest(kind: str, tmp_path: Path) -> None:
-    model = with_outliers(WIDE) if kind == "llama" else working_model(TINY[kind])
+    model = with_outliers(WIDE) if kind == "llama" else random_working_model(TINY[kind])
     losses = {
-        step: relative_error(model, step(**ROWS).run(model, make_context(tmp_path / step.__name__)))
+        step: relative_error(model, step(**ROWS).run(model, calibrated_context(tmp_path / step.__name__)))
         for step in (Rtn, Gptq, Awq)
     }
     assert losses[Gptq] < 0.8 * losses[Rtn]
@@ -83,19 +89,19 @@ def test_gptq_and_awq_lose_less_than_rounding_to_nearest(kind: str, tmp_path: Pa
 
 
 def test_embeddings_and_heads_are_quantized_where_they_are_asked_for(tmp_path: Path) -> None:
-    model = working_model(LLAMA_CONFIG)
-    tied = working_model({**LLAMA_CONFIG, "tie_word_embeddings": True})
+    model = random_working_model(LLAMA_CONFIG)
+    tied = random_working_model({**LLAMA_CONFIG, "tie_word_embeddings": True})
     targets = Targets(tables=True)
     for step in (Rtn(**ROWS, targets=targets), Gptq(**ROWS, targets=targets), Awq(**ROWS, targets=targets)):
-        both = step.run(model, make_context(tmp_path))
+        both = step.run(model, calibrated_context(tmp_path))
         assert isinstance(both.tensors["model.embed_tokens.weight"], GroupedTensor)
         assert isinstance(both.tensors["lm_head.weight"], GroupedTensor)
-        one = step.run(tied, make_context(tmp_path))
+        one = step.run(tied, calibrated_context(tmp_path))
         assert isinstance(one.tensors["model.embed_tokens.weight"], GroupedTensor)
 
 
 def test_what_a_step_did_to_each_matrix_is_told(tmp_path: Path) -> None:
-    model, context = working_model(LLAMA_CONFIG), make_context(tmp_path)
+    model, context = random_working_model(LLAMA_CONFIG), calibrated_context(tmp_path)
     Rtn(**ROWS).run(model, context)
     Gptq(**ROWS).run(model, context)
     names = list(model.matrices(Targets()))
@@ -113,7 +119,7 @@ def test_zeros_of_a_pruned_model_are_kept(tmp_path: Path) -> None:
             values[rng.random(values.shape) < 0.5] = 0
     model = working_model(LLAMA_CONFIG, parameters)
     for step in (Rtn(**ROWS), Gptq(**ROWS), Awq(**ROWS), Gptq(**ROWS, symmetric=False)):
-        quantized = step.run(model, make_context(tmp_path))
+        quantized = step.run(model, calibrated_context(tmp_path))
         for name in model.matrices(Targets()):
             assert (to_f32(quantized.tensors[name])[parameters[name] == 0] == 0).all()
 
@@ -122,7 +128,7 @@ def test_smoothing_takes_outliers_from_activations() -> None: ...
 
 
 def test_steps_that_calibrate_need_text(tmp_path: Path) -> None:
-    model, context = working_model(LLAMA_CONFIG), make_context(tmp_path, calibration=())
+    model, context = random_working_model(LLAMA_CONFIG), calibrated_context(tmp_path, calibration=())
     for step in (Gptq(**ROWS), Awq(**ROWS), SmoothQuant()):
         assert step.calibrates
         with pytest.raises(DataError, match="no calibration text"):
@@ -130,8 +136,8 @@ def test_steps_that_calibrate_need_text(tmp_path: Path) -> None:
 
 
 def test_a_matrix_that_does_not_fit_is_told_by_name_before_anything_is_computed(tmp_path: Path) -> None:
-    model = working_model(LLAMA_CONFIG)
-    context = make_context(tmp_path)
+    model = random_working_model(LLAMA_CONFIG)
+    context = calibrated_context(tmp_path)
     for step in (Rtn(), Gptq(), Awq()):
         with pytest.raises(
             OptionError, match=r"layers\.0\.\S+ \[\d+, 24\] cannot be quantized in groups of 64"
@@ -143,26 +149,26 @@ def test_a_matrix_that_does_not_fit_is_told_by_name_before_anything_is_computed(
 
 
 def test_weights_that_are_not_finite_are_told_by_name(tmp_path: Path) -> None:
-    model = working_model(LLAMA_CONFIG)
+    model = random_working_model(LLAMA_CONFIG)
     name = "model.layers.1.mlp.down_proj.weight"
     broken = to_f32(model.tensors[name]).copy()
     broken[0, 0] = np.inf
     model = model.with_tensors(store_f32({name: broken}))
     for step in (Rtn(**ROWS), Gptq(**ROWS), Awq(**ROWS)):
         with pytest.raises(CheckpointError, match=name):
-            step.run(model, make_context(tmp_path))
+            step.run(model, calibrated_context(tmp_path))
 
 
 def test_matrices_that_are_quantized_again_meet_floats_again(tmp_path: Path) -> None:
-    model = SmoothQuant().run(working_model(LLAMA_CONFIG), make_context(tmp_path))
+    model = SmoothQuant().run(random_working_model(LLAMA_CONFIG), calibrated_context(tmp_path))
     assert len(model.int8_activations) == 21
     for step in (Rtn(**ROWS), Gptq(**ROWS), Awq(**ROWS)):
-        assert not step.run(model, make_context(tmp_path)).int8_activations
+        assert not step.run(model, calibrated_context(tmp_path)).int8_activations
 
 
 def test_fewer_tokens_than_columns_are_noted(tmp_path: Path) -> None:
-    context = make_context(tmp_path, calibration=random_sequences()[:1])
-    Gptq(**ROWS).run(working_model(LLAMA_CONFIG), context)
+    context = calibrated_context(tmp_path, calibration=ragged_sequences()[:1])
+    Gptq(**ROWS).run(random_working_model(LLAMA_CONFIG), context)
     assert "fewer than the 40 columns of model.layers.0.mlp.down_proj.weight" in context.notes[0]
 
 

@@ -198,6 +198,7 @@ class FakeServer:
         self._start = self._time = time.time() - 0.5
         self._lock = threading.Lock()
         self._num_ends = 0
+        self.admin_key = ADMIN_KEY
         self.app = self._make_app()
 
     @staticmethod
@@ -239,6 +240,7 @@ class FakeServer:
             "uptime_seconds": now - self._start + 8000,
             "version": "0.1.0",
             "is_draining": self.is_draining,
+            "num_requests": 3,
             "memory": {"resident_bytes": int(1.15 * GIB + 2e7 * random.random())},
             "energy": {"watts": 31.0 + 4 * random.random()},
             "models": self.models,
@@ -278,7 +280,7 @@ class FakeServer:
             return JSONResponse({"object": "list", "data": data})
 
         def refuse(request: Request) -> Response | None:
-            if request.headers.get("authorization") == f"Bearer {ADMIN_KEY}":
+            if request.headers.get("authorization") == f"Bearer {self.admin_key}":
                 return None
             error = {"message": "there is nothing at /admin", "type": "x", "param": None, "code": "not_found"}
             return JSONResponse({"error": error}, 404)

@@ -101,7 +101,7 @@ def test_a_server_that_drains_says_so_in_the_playground(started: Visit, steered:
     started.expected.add("503 (Service Unavailable)")
     page = started.open("models")
     page.get_by_role("button", name="Drain", exact=True).click()
-    expect(page.locator("#server-state")).to_have_text("Draining: takes no requests")
+    expect(page.locator("#server-state")).to_have_text("Draining, requests under way: 0")
     page.get_by_role("link", name="Playground").click()
     page.get_by_label("Message").fill("Hello")
     page.get_by_role("button", name="Send").click()

@@ -155,7 +155,7 @@ def test_models_are_unloaded_and_what_does_not_fit_is_said(visit_fake: VisitFake
 def test_a_drain_is_begun_and_ended(visit_fake: VisitFake, fake: FakeServer) -> None:
     page = visit_fake().open("models")
     page.get_by_role("button", name="Drain", exact=True).click()
-    expect(page.locator("#server-state")).to_have_text("Draining: takes no requests")
+    expect(page.locator("#server-state")).to_have_text("Draining, requests under way: 3")
     page.get_by_role("button", name="Take requests again").click()
     expect(page.locator("#server-state")).to_contain_text("Live")
     assert fake.asked == [("drain", {"is_draining": True}), ("drain", {"is_draining": False})]
@@ -187,6 +187,24 @@ def test_a_server_that_goes_away_is_missed_and_found_again(visit_fake: VisitFake
     expect(page.locator("#server-state")).to_have_text("Connection lost")
     started.page.context.set_offline(False)
     expect(page.locator("#server-state")).to_contain_text("Live")
+
+
+def test_who_has_an_admin_key_that_was_replaced_is_told_so_and_asks_no_more(
+    visit_fake: VisitFake, fake: FakeServer
+) -> None:
+    started = visit_fake()
+    started.expected.add("Failed to load resource")
+    page = started.open("scheduler")
+    expect(page.locator("#server-state")).to_contain_text("Live")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    fake.admin_key = "fs-another"
+    fake.end_streams()
+    expect(page.locator(".notice.trouble")).to_contain_text("This is not the admin key of this server")
+    expect(page.locator("#playground")).to_be_visible()
+    expect(page.locator(".views .for-admin").first).to_be_hidden()
+    page.wait_for_timeout(1500)
+    assert len([url for url in asked if "/admin/" in url]) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from fastserve.backends.native.weight_scheme import PANEL, SCHEMES, WeightScheme
 from fastserve.backends.native.weights import pack
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
 from fastserve.graph.node import Graph, Linear, Parameter
+from fastserve.graph.passes.add_adapters import max_rank_at
 from fastserve.types import Float32Array, Limits, LowRankMatrices
+
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +24,12 @@ class _PackedMatrices:
     """Of one slot and weight. The table borrows them."""
 
     down: _native.Weight
-    parts: list[tuple[int, int, _native.Weight]]
+    parts: list[tuple[int, int, _native.Weight, Float32Array | None, Float32Array | None]]
 
 
 class NativeAdapters:
-    """What adapters add to the linears of a graph, by slot.
+    """What adapters make of the results of a graph's linears, by slot; of an encoder-decoder, of both its
+    graphs'.
 
     Their matrices are float32 beside float32 weights, else bfloat16, whose rounding is finer than that of the
     weights. They take memory as they are set, by the ranks that they have.
@@ -47,7 +51,7 @@ class NativeAdapters:
         self.tables: dict[Parameter, _native.AdapterTable] = {}
         for weight in self._sites.weights:
             rows, depth = weight.shape
-            max_ranks = limits.max_adapter_rank * len(weight.names)
+            max_ranks = self._sites.max_ranks[weight] * len(weight.names)
             self.tables[weight] = _native.AdapterTable(limits.num_adapter_slots, rows, depth, max_ranks)
 
     def set(self, slot: int, matrices: Mapping[str, LowRankMatrices] | None) -> None:
@@ -63,7 +67,10 @@ class NativeAdapters:
                 self._packed.pop((weight, slot), None)
 
     def _pack(self, placed: PlacedMatrices, scheme: WeightScheme) -> _PackedMatrices:
-        parts = [(p.first_row, p.first_rank, self._pack_one(p.up, scheme)) for p in placed.parts]
+        parts = [
+            (p.first_row, p.first_rank, self._pack_one(p.up, scheme), p.factors, p.shifts)
+            for p in placed.parts
+        ]
         return _PackedMatrices(self._pack_one(placed.down, scheme), parts)
 
     def _pack_one(self, matrix: Float32Array, scheme: WeightScheme) -> _native.Weight:
@@ -80,11 +87,13 @@ def adapter_bytes(graph: Graph, schemes: Mapping[Parameter, WeightScheme], limit
     """Memory of as many adapters as there are slots, if each changed every linear with the highest rank."""
     if not limits.num_adapter_slots:
         return 0
-    rank = limits.max_adapter_rank
+    linears = [node for node in graph.nodes if isinstance(node, Linear)]
+    ranks = {node.weight: max_rank_at(node, limits.max_adapter_rank) for node in linears}
     total = 0
-    for weight in {node.weight for node in graph.nodes if isinstance(node, Linear)}:
+    for weight, rank in ranks.items():
         rows, depth = weight.shape
         scheme = scheme_beside(schemes[weight])
         total += scheme.num_bytes(rank * len(weight.names), depth)
         total += scheme.num_bytes(rows + PANEL * (len(weight.names) - 1), rank)
+        total += 2 * _FLOAT_BYTES * rows  # factors and shifts
     return total * limits.num_adapter_slots

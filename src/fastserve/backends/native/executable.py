@@ -100,19 +100,17 @@ def compile_layout(
     kv_pool = _make_kv_pool([node for node in nodes if isinstance(node, PoolNode)], limits, kv_dtype)
     adapters = None
     if layout.adapted is not None:
-        adapters = NativeAdapters(runtime, layout.source, tensors, layout.schemes, limits)
+        graph = layout.source.beside(encoder.source) if encoder else layout.source
+        adapters = NativeAdapters(runtime, graph, tensors, layout.schemes, limits)
     shared = _Shared(runtime, packed, kv_pool, limits)
-    plain = _make_plan(layout, shared)
-    adapted = None
-    if layout.adapted is not None and adapters is not None:
-        adapted = _make_plan(layout.adapted, shared, adapters)
-    encoder_plan = _make_plan(encoder, shared) if encoder else None
+    decoder = _make_program(layout, shared, adapters)
+    encoder_program = _make_program(encoder, shared, adapters) if encoder else None
     packed.keep()
     storages = packed.storages()
     if storages.keys() - {"dense"}:
         counts = ", ".join(f"{count} {storage}" for storage, count in sorted(storages.items()))
         logger.info("matrices by storage: %s", counts)
-    return NativeExecutable(runtime, kv_pool, plain, adapted=adapted, adapters=adapters, encoder=encoder_plan)
+    return NativeExecutable(runtime, kv_pool, decoder, adapters=adapters, encoder=encoder_program)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +131,31 @@ class CompiledPlan:
     bounds: BatchBounds
     outputs: Mapping[str, _native.Matrix]
     rows_of: Mapping[str, Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """The plans of one graph: for steps without adapters, and for those that have some."""
+
+    plain: CompiledPlan
+    adapted: CompiledPlan | None  # None: there never are any
+
+    def plan_for(self, batch: Batch) -> CompiledPlan:
+        slots = batch.adapter_slots
+        if self.adapted is not None and slots is not None and (slots != NO_ADAPTER).any():
+            return self.adapted
+        return self.plain
+
+    @property
+    def plans(self) -> list[_native.Plan]:
+        return [one.plan for one in (self.plain, self.adapted) if one is not None]
+
+
+def _make_program(layout: Layout, shared: _Shared, adapters: NativeAdapters | None) -> _Program:
+    adapted = None
+    if layout.adapted is not None and adapters is not None:
+        adapted = _make_plan(layout.adapted, shared, adapters)
+    return _Program(_make_plan(layout, shared), adapted)
 
 
 def _make_plan(layout: Layout, shared: _Shared, adapters: NativeAdapters | None = None) -> CompiledPlan:
@@ -196,17 +219,15 @@ class NativeExecutable:
         self,
         runtime: _native.Runtime,
         kv_pool: _native.KvPool,
-        plain: CompiledPlan,
+        program: _Program,
         *,
-        adapted: CompiledPlan | None = None,
         adapters: NativeAdapters | None = None,
-        encoder: CompiledPlan | None = None,
+        encoder: _Program | None = None,
     ) -> None:
         self._runtime = runtime
         self._kv_pool = kv_pool
-        self._bounds = plain.bounds
-        self._plain = plain
-        self._adapted = adapted  # for steps that have adapters
+        self._bounds = program.plain.bounds
+        self._program = program
         self._adapters = adapters
         self._encoder = encoder
 
@@ -221,6 +242,11 @@ class NativeExecutable:
     @property
     def vocab_size(self) -> int:
         return self._bounds.vocab_size
+
+    @property
+    def source_vocab_size(self) -> int:
+        assert self._encoder is not None, "the model has no encoder"
+        return self._encoder.plain.bounds.vocab_size
 
     @property
     def block_bytes(self) -> int:
@@ -243,7 +269,7 @@ class NativeExecutable:
     def profiling(self) -> Iterator[list[CallProfile]]:
         """Profile the runs within the context; the list is filled when it ends."""
         calls: list[CallProfile] = []
-        plans = [compiled.plan for compiled in (self._plain, self._adapted) if compiled is not None]
+        plans = [*(self._encoder.plans if self._encoder else ()), *self._program.plans]
         for plan in plans:
             plan.start_profile()
         try:
@@ -254,10 +280,7 @@ class NativeExecutable:
                 calls += (CallProfile(*row) for row in plan.profile())
 
     def run(self, batch: Batch) -> StepResult:
-        compiled = self._plain
-        slots = batch.adapter_slots
-        if self._adapted is not None and slots is not None and (slots != NO_ADAPTER).any():
-            compiled = self._adapted
+        compiled = self._program.plan_for(batch)
         try:
             sampled = compiled.plan.run(batch, compiled.outputs.get("logits"))
         except ValueError as error:
@@ -292,7 +315,7 @@ class NativeExecutable:
     def encode(self, batch: Batch) -> None:
         assert self._encoder is not None, "the model has no encoder"
         try:
-            self._encoder.plan.run(batch, None)
+            self._encoder.plan_for(batch).plan.run(batch, None)
         except ValueError as error:
             raise OptionError(str(error)) from error
 

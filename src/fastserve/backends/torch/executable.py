@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self, get_args
 
 import numpy as np
@@ -73,7 +73,11 @@ def compile_torch(
         kv = {layer: KvLayer.zeros(shape, kv_dtype, device) for layer, shape in shapes.items()}
     except torch.OutOfMemoryError as error:
         raise MemoryError(str(error)) from error
-    sites = AdapterSites(graph, {name: len(array) for name, array in parameters.items()}, limits)
+    sites = AdapterSites(
+        graph.beside(encoder) if encoder else graph,
+        {name: len(array) for name, array in parameters.items()},
+        limits,
+    )
     return TorchExecutable(
         _Program.of(graph, limits, block_size),
         weights,
@@ -85,14 +89,20 @@ def compile_torch(
 
 @dataclass(frozen=True, slots=True)
 class _Program:
-    """A graph, and what its batches may hold."""
+    """A graph, the same with adapters, and what its batches may hold."""
 
     graph: Graph
+    adapted: Graph
     bounds: BatchBounds
 
     @classmethod
     def of(cls, graph: Graph, limits: Limits, block_size: int) -> Self:
-        return cls(graph, BatchBounds.from_graph(graph, limits, block_size))
+        adapted = add_adapters(graph, limits.max_adapter_rank)
+        return cls(graph, adapted, BatchBounds.from_graph(graph, limits, block_size))
+
+    def graph_for(self, batch: Batch) -> Graph:
+        slots = batch.adapter_slots
+        return self.graph if slots is None or (slots == NO_ADAPTER).all() else self.adapted
 
 
 class TorchExecutable:
@@ -109,8 +119,6 @@ class TorchExecutable:
         encoder: _Program | None = None,
     ) -> None:
         self._program = program
-        adapted = add_adapters(program.graph, program.bounds.limits.max_adapter_rank)
-        self._adapted = replace(program, graph=adapted)
         self._encoder = encoder
         self._sites = sites
         self._adapters: dict[Parameter, list[TorchMatrices | None]] = {
@@ -134,6 +142,11 @@ class TorchExecutable:
         return self._bounds.vocab_size
 
     @property
+    def source_vocab_size(self) -> int:
+        assert self._encoder is not None, "the model has no encoder"
+        return self._encoder.bounds.vocab_size
+
+    @property
     def block_bytes(self) -> int:
         return sum(2 * layer.keys[: self.block_size].nbytes for layer in self._kv.values())
 
@@ -142,9 +155,7 @@ class TorchExecutable:
         return self._device.type == "cpu"
 
     def run(self, batch: Batch) -> StepResult:
-        slots = batch.adapter_slots
-        is_adapted = slots is not None and (slots != NO_ADAPTER).any()
-        outputs = self._interpret(self._adapted if is_adapted else self._program, batch)
+        outputs = self._interpret(self._program, batch)
         if batch.sampling is None:
             return StepResult(outputs=outputs)
         sampled = sample(outputs["logits"], batch.sampling)
@@ -178,9 +189,10 @@ class TorchExecutable:
                 device=self._device,
                 adapters=self._adapters,
             )
-            for node in program.graph.nodes:
+            graph = program.graph_for(batch)
+            for node in graph.nodes:
                 OPS[type(node)](node, step)
-            outputs = program.graph.outputs
+            outputs = graph.outputs
             return {name: step.values[value].cpu().numpy() for name, value in outputs.items()}
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
@@ -203,10 +215,19 @@ class TorchExecutable:
             copy.copy_(part)
 
     def _to_torch(self, placed: PlacedMatrices) -> TorchMatrices:
+        def to_torch(array: Float32Array) -> torch.Tensor:
+            return torch.tensor(array, device=self._device)
+
         return TorchMatrices(
-            torch.tensor(placed.down, device=self._device),
+            to_torch(placed.down),
             tuple(
-                AddedRows(part.first_row, part.first_rank, torch.tensor(part.up, device=self._device))
+                AddedRows(
+                    part.first_row,
+                    part.first_rank,
+                    to_torch(part.up),
+                    None if part.factors is None else to_torch(part.factors),
+                    None if part.shifts is None else to_torch(part.shifts),
+                )
                 for part in placed.parts
             ),
         )

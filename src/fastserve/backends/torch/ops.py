@@ -75,6 +75,8 @@ def adapted_linear(node: AdaptedLinear, step: Step) -> None:
         for part in adapter.parts:
             ranks = slice(part.first_rank, part.first_rank + part.up.shape[1])
             columns = slice(part.first_row, part.first_row + part.up.shape[0])
+            if part.factors is not None and part.shifts is not None:
+                out[rows, columns] = part.factors * out[rows, columns] + part.shifts
             out[rows, columns] += functional.linear(low[rows, ranks], part.up)
 
 

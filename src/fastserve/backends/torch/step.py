@@ -76,6 +76,8 @@ class AddedRows:
     first_row: int
     first_rank: int
     up: torch.Tensor  # [rows, rank]
+    factors: torch.Tensor | None  # [rows]
+    shifts: torch.Tensor | None  # [rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Distil:
         search_steps: of the optimizer, for each student.
         most_parameters: of a student; None: any number.
         tune: options of `fastserve tune` by name, those of learning from a teacher among them: `soft_weight`,
-            `soft_temperature`, `hidden_weight`, `attention_weight`, `layer_map`.
+            `soft_temperature`, `hidden_weight`, `attention_weight`, `layer_map`, `teacher_processes`.
 
     Raises:
         OptionError: an option that tuning does not have, or two ways to name a student.

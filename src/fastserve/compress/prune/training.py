@@ -25,18 +25,21 @@ from fastserve.models.family import read_config
 from fastserve.option import check_kind
 from fastserve.tune import TuneOptions, tune
 from fastserve.tune.trainer import Progress
+from fastserve.tune.weight_change import WeightChange
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How pruned models are tuned: zeros are kept.
+    """How working models are tuned: zeros are kept.
 
     Attributes:
         on_problem: what to do about problems of the rows, as of `fastserve.tune.tune`.
+        change: what the model computes with in place of its weights; None: with them.
     """
 
     options: TuneOptions
     on_problem: Mapping[str, str]
+    change: WeightChange | None = None
 
 
 def read_tuning(values: Mapping[str, Any], context: Context | None = None) -> Tuning:
@@ -90,6 +93,7 @@ def tune_model(model: WorkingModel, context: Context, tuning: Tuning, *, step: s
                 output=output,
                 options=tuning.options,
                 on_problem=tuning.on_problem,
+                change=tuning.change,
                 resume=True,
                 report=report,
             )
@@ -148,7 +152,8 @@ def _refuse_quantized(model: WorkingModel, step: str) -> None:
 
 def _digest(model: WorkingModel, context: Context, tuning: Tuning) -> str:
     """Of all that decides what tuning gives."""
-    digest = hashlib.sha256(repr((tuning, context.task)).encode())
+    told = replace(tuning, options=replace(tuning.options, teacher_processes=1))  # gives the same
+    digest = hashlib.sha256(repr((told, context.task)).encode())
     for path in (context.train, context.dev):
         digest.update(b"" if path is None else path.read_bytes())
     digest.update(repr(sorted(model.config.items(), key=str)).encode())

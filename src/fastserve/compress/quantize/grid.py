@@ -93,6 +93,10 @@ class Grid:
         whole = (most - least) / 2 / most if self.symmetric else 1.0
         return [float(shrink) for shrink in np.linspace(whole, _LEAST_SHRINK, _NUM_SHRINKS)]
 
+    def round_scales(self, scales: torch.Tensor) -> torch.Tensor:
+        """Scales in float32 as their format has them."""
+        return scales.to(_FORMATS[self.scale_format][1]).float()
+
     def columns_of(self, name: str, shape: tuple[int, ...]) -> int:
         """How many columns of a matrix share a scale.
 
@@ -261,7 +265,7 @@ def _search(
 def _scales(low: torch.Tensor, high: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales that span what lies between, as their format has them, and the codes of 0."""
     least, most = grid.limits
-    scales = ((high - low) / (most - least)).to(_FORMATS[grid.scale_format][1]).float()
+    scales = grid.round_scales((high - low) / (most - least))
     if grid.symmetric:
         return scales, torch.zeros_like(scales)
     inverse = torch.where(scales > 0, 1 / scales, 0)

@@ -50,12 +50,8 @@ def measure_sensitivity(
         values: dict[object, torch.Tensor] = {}
         run_nodes(graph, 0, len(graph.nodes), batch, weights, values)  # type: ignore[arg-type]
         outputs = {name: values[value] for name, value in graph.outputs.items()}
-        if "logits" in outputs:
-            loss, factor = _of_own_predictions(outputs["logits"], generator), 0.5
-            num_rows += len(sequence)
-        else:
-            loss, factor = _of_a_direction(outputs["embedding"], generator), 1.0
-            num_rows += 1
+        loss, factor = loss_of_outputs(outputs, generator)
+        num_rows += len(sequence) if "logits" in outputs else 1
         parameters = [p for p in weights if p.names[0] in rounded]
         gradients = torch.autograd.grad(loss, [weights[p] for p in parameters])
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -74,6 +70,16 @@ def _weights(model: WorkingModel, graph: Graph, names: Collection[str]) -> dict[
     for parameter, values in weights.items():
         values.requires_grad_(parameter.names[0] in names)
     return weights
+
+
+def loss_of_outputs(
+    outputs: Mapping[str, torch.Tensor], generator: torch.Generator
+) -> tuple[torch.Tensor, float]:
+    """Something drawn of a model's outputs whose gradient g tells what a change d costs: the mean of
+    (g^T d)^2 times the factor."""
+    if "logits" in outputs:
+        return _of_own_predictions(outputs["logits"], generator), 0.5
+    return _of_a_direction(outputs["embedding"], generator), 1.0
 
 
 def _of_own_predictions(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -47,12 +47,16 @@ class SmoothQuant:
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
         names = model.matrices(self.targets)
-        visitor = _Magnitudes()
-        found = visit(model, context, visitor, names=names)
-        smooth = self._smooth(model, frozenset(names), found, context)
+        smooth = self.smooth(model, context)
         grid = Grid(bits=8, granularity="channel")
         rounded = round_matrices(smooth, dict.fromkeys(names, grid), context, step="smoothquant")
         return rounded.with_tensors({}, int8_activations=model.int8_activations | frozenset(names))
+
+    def smooth(self, model: WorkingModel, context: Context) -> WorkingModel:
+        """The first half of `run`: the model of the same function, not rounded."""
+        names = model.matrices(self.targets)
+        found = visit(model, context, _Magnitudes(), names=names)
+        return self._smooth(model, frozenset(names), found, context)
 
     def _smooth(
         self,

@@ -45,10 +45,12 @@ def admin_router(service: Service) -> APIRouter:
 
     @router.get("/events", response_class=StreamingResponse, responses=STREAMED)
     async def get_events(interval_seconds: Interval = 0.5) -> Response:
-        """The same again and again, as events, until the client or the server ends."""
+        """The same again and again, as events, until the client or the server ends, or another admin key
+        takes the place of the one that was sent."""
+        texts = snapshots.watch(interval_seconds)
 
         async def events() -> AsyncIterator[bytes]:
-            async for text in snapshots.watch(interval_seconds):
+            async for text in texts:
                 yield b"data: " + text + b"\n\n"
 
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -80,8 +82,7 @@ def admin_router(service: Service) -> APIRouter:
         """Take no new requests, and end those that run; or, with `is_draining` false, take some again."""
         drain.is_draining = body is None or body.is_draining
         RequestRecord.of(request.scope).details["is_draining"] = drain.is_draining
-        num_requests = sum(entry.num_requests + len(entry.waiting) for entry in service.models.entries)
-        return json_response({"is_draining": drain.is_draining, "num_requests": num_requests})
+        return json_response({"is_draining": drain.is_draining, "num_requests": service.num_under_way})
 
     return router
 

@@ -50,7 +50,7 @@ def admin_adapters_router(service: Service) -> APIRouter:
         """Have an adapter loaded beside a model, which is loaded where it is not, in place of one that has
         its name: requests that have that one go on with it."""
         async with service.model(body.model, request) as model:
-            entry = models.find(model.name)
+            entry = models.memory.entry_of(model)
             if f"{entry.name}:{body.name}" in (*models.further_names(), *(e.name for e in models.entries)):
                 raise OptionError(
                     f"{entry.name}:{body.name} is the name of a model",

@@ -53,7 +53,7 @@ def chat_completions_router(service: Service) -> APIRouter:
                 )
                 format_ = ChatFormat(
                     body.model,
-                    LogprobWriter(llm.model.tokenizer),
+                    LogprobWriter(llm.model.target_tokenizer),
                     tools=prompt.tools,
                     has_usage=body.has_usage,
                 )

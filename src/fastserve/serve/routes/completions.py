@@ -52,9 +52,11 @@ def completions_router(service: Service) -> APIRouter:
                     prompt_logprobs=max((num for num in wanted if num is not None), default=None),
                     constraint=body.to_constraint(),
                 )
-                tokenizer = llm.model.tokenizer
-                echoes = await asyncio.to_thread(_echo, tokenizer, prompts) if body.echo else None
-                format_ = CompletionFormat(body, tokenizer, num_each=asked.params.n, echoes=echoes)
+                model = llm.model
+                echoes = await asyncio.to_thread(_echo, model.tokenizer, prompts) if body.echo else None
+                format_ = CompletionFormat(
+                    body, model.target_tokenizer, num_each=asked.params.n, echoes=echoes
+                )
                 return await service.answer(llm, asked, format_, request, is_streamed=bool(body.stream))
 
     return router

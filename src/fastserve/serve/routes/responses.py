@@ -69,7 +69,7 @@ def responses_router(service: Service) -> APIRouter:
                     skip_special_tokens=prompt.skip_special_tokens,
                 )
                 writer = ResponseFormat(
-                    LogprobWriter(llm.model.tokenizer),
+                    LogprobWriter(llm.model.target_tokenizer),
                     ResponseOutput(prompt.tools),
                     response=_new_document(body, asked),
                     messages=messages,
@@ -98,6 +98,8 @@ def responses_router(service: Service) -> APIRouter:
             task = asyncio.create_task(_finish(writer, generation, stack, record))
             in_background.add(task)
             task.add_done_callback(in_background.discard)
+            service.drain.begin()
+            task.add_done_callback(lambda _: service.drain.end())
             return json_response(writer.response)
 
     @router.get("/v1/responses/{response_id}", response_model=ResponseDocument)

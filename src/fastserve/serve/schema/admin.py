@@ -24,4 +24,4 @@ class DrainRequest(Body):
 
 class DrainDocument(Document):
     is_draining: bool
-    num_requests: int  # of models, that are not finished
+    num_requests: int  # under way: those whose answers have not gone out whole

@@ -1,15 +1,22 @@
 // The server's status as it changes: /admin/events while somebody looks, and again after it was lost.
 
-import { ask, readEvents } from "./server.js";
+import { ask, readEvents, ServerError } from "./server.js";
 
 const PATIENCE_MS = [500, 1000, 2000, 5000]; // between attempts
 const HIDDEN_MS = 15000; // a page in the background is updated for so long, then costs the server nothing
 
+/** Of the key. What others refuse on the way to the server, such as 502, passes. */
+const isRefusal = (error) => error instanceof ServerError && [401, 404].includes(error.status);
+
 export class Feed {
-  /** @param onStatus called with each status. @param onState called with "lost" or "off". */
-  constructor(onStatus, onState) {
+  /**
+   * @param onStatus called with each status. @param onState called with "lost" or "off".
+   * @param onRefused called when the server knows the admin key no more: it is not asked again.
+   */
+  constructor(onStatus, onState, onRefused) {
     this.onStatus = onStatus;
     this.onState = onState;
+    this.onRefused = onRefused;
     this.intervalSeconds = null;
     this.connection = null;
     this.hiding = null;
@@ -47,7 +54,11 @@ export class Feed {
           failures = 0;
           this.#give(data);
         }
-      } catch {
+      } catch (error) {
+        if (!signal.aborted && isRefusal(error)) {
+          this.onRefused();
+          return;
+        }
         // It is tried again: what it was shows in the state, and in the server's log.
       }
       if (signal.aborted) return;

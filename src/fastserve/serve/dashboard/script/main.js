@@ -9,6 +9,7 @@ import { duration } from "./format.js";
 import { History } from "./history.js";
 import { KeyDialog, tryAdminKey } from "./key_dialog.js";
 import { ModelsView } from "./models_view.js";
+import { notify } from "./notice.js";
 import { PlaygroundView } from "./playground_view.js";
 import { SchedulerView } from "./scheduler_view.js";
 import { TenantsView } from "./tenants_view.js";
@@ -29,7 +30,7 @@ const views = {
 };
 let isAdmin = false;
 let status = null;
-const feed = new Feed(takeStatus, showFeed);
+const feed = new Feed(takeStatus, showFeed, loseAdminKey);
 new KeyDialog((hasAdminKey) => {
   allowAdmin(hasAdminKey);
   playground.load();
@@ -47,7 +48,7 @@ function showFeed(state) {
   const shown = state === "live" && status?.is_draining ? "draining" : state;
   element.dataset.state = shown;
   const uptime = shown === "live" && status ? ` · ${duration(Math.floor(status.uptime_seconds))}` : "";
-  setText(element, say(`server_${shown}`) + uptime);
+  setText(element, say(`server_${shown}`, { count: status?.num_requests }) + uptime);
   element.title = status ? `FastServe ${status.version}` : "";
 }
 
@@ -55,6 +56,12 @@ function allowAdmin(isAllowed) {
   isAdmin = isAllowed;
   document.body.classList.toggle("is-admin", isAdmin);
   navigate();
+}
+
+/** Another admin key has taken the place of the visitor's, or the server was started anew without one. */
+function loseAdminKey() {
+  allowAdmin(false);
+  notify(say("admin_key_refused"), "trouble");
 }
 
 function navigate() {
