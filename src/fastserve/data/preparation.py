@@ -412,8 +412,11 @@ class _Preparation:
             size = options.vocab_size or DEFAULT_VOCAB_SIZE
             trained = train_tokenizer(self._train_texts(), options.train_tokenizer, vocab_size=size)
             tokenizer = self._output / "tokenizer"
-            if options.train_tokenizer != "bpe":
-                self._log.note(f"training again gives another {options.train_tokenizer}: its trainer draws")
+            if options.train_tokenizer == "unigram":
+                self._log.note(
+                    "training unigram again gives the same but for pieces whose likelihoods are equal to "
+                    "some ten digits: its trainer adds up in an order of its own"
+                )
             save_tokenizer(trained, options.train_tokenizer, tokenizer)
             self._outputs["tokenizer/"] = f"{options.train_tokenizer} of {trained.get_vocab_size()} tokens"
         elif options.vocab_size is not None:
