@@ -9,7 +9,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-from compress_models import TINY, random_sequences, working_model
+from compress.working_models import TINY, ragged_sequences, random_working_model, working_model
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.compress.batch_state import make_batches, run_nodes
 from fastserve.compress.calibration import graph_of
@@ -22,7 +22,7 @@ from fastserve.models.matrices import find_matrices
 from parity import store_f32
 from tiny_models import random_parameters, tiny_graph
 
-SEQUENCES = random_sequences(12)
+SEQUENCES = ragged_sequences(12)
 OUTLIER = "model.layers.1.mlp.up_proj.weight"
 MEETS_IT = "model.layers.1.mlp.down_proj.weight"
 
@@ -55,7 +55,7 @@ def loss(expected: torch.Tensor, actual: torch.Tensor, *, of_logits: bool) -> fl
 
 @pytest.mark.parametrize("name", TINY)
 def test_losses_are_those_that_rounding_has(name: str) -> None:
-    model = working_model(TINY[name])
+    model = random_working_model(TINY[name])
     names = find_matrices(model.checkpoint).linears
     expected = run(model)
     measured: dict[tuple[str, ...], float] = {}
@@ -89,7 +89,7 @@ def test_only_what_meets_an_outlier_is_left_alone() -> None:
 
 
 def test_nothing_is_left_alone_where_little_is_lost_and_all_where_nothing_may_be() -> None:
-    model = working_model(TINY["llama"])
+    model = random_working_model(TINY["llama"])
     assert not prepare(model, most_loss=1.0).float_activations
     everything = prepare(model, most_loss=0.0).float_activations
     assert everything == set(find_matrices(model.checkpoint).linears)
