@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, required=True, help="folder for models, kept")
     arguments = parser.parse_args()
+    if Path(arguments.model).exists():
+        arguments.model = Path(arguments.model).resolve()
     arguments.work.mkdir(parents=True, exist_ok=True)
     judged, calibration = split_text(arguments.work)
     judged = arguments.judged or judged
@@ -116,7 +118,8 @@ def compare_with_transformers(folder: Path, judged: Path, threads: int) -> dict[
         found: dict[str, Any] = {"tensors": len(checkpoint.tensors), "differ": differing(checkpoint, model)}
         if not is_decoder:
             return found
-        theirs["float32"] = model.float()(torch.tensor([window])).logits[0]
+        torch.nn.Module.float(model)  # its own refuses, as if its weights were still whole numbers
+        theirs["float32"] = model(torch.tensor([window])).logits[0]
     exact = LanguageModel(folder, weights="f32", kv_dtype="f32", threads=threads)
     served = LanguageModel(folder, threads=threads)
     for name, ours in (("exact activations", exact), ("as served", served)):

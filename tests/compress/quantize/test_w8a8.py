@@ -55,7 +55,7 @@ def loss(expected: torch.Tensor, actual: torch.Tensor, *, of_logits: bool) -> fl
 
 @pytest.mark.parametrize("name", TINY)
 def test_losses_are_those_that_rounding_has(name: str) -> None:
-    model = working_model(TINY[name])
+    model = random_working_model(TINY[name])
     names = find_matrices(model.checkpoint).linears
     expected = run(model)
     measured: dict[tuple[str, ...], float] = {}
@@ -89,7 +89,7 @@ def test_only_what_meets_an_outlier_is_left_alone() -> None:
 
 
 def test_nothing_is_left_alone_where_little_is_lost_and_all_where_nothing_may_be() -> None:
-    model = working_model(TINY["llama"])
+    model = random_working_model(TINY["llama"])
     assert not prepare(model, most_loss=1.0).float_activations
     everything = prepare(model, most_loss=0.0).float_activations
     assert everything == set(find_matrices(model.checkpoint).linears)
