@@ -9,7 +9,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-from compress.working_models import TINY, ragged_sequences, working_model
+from compress.working_models import TINY, ragged_sequences, random_working_model, working_model
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.compress.batch_state import make_batches, run_nodes
 from fastserve.compress.calibration import graph_of
