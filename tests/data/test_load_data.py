@@ -396,3 +396,10 @@ def test_halves_of_a_pair_in_a_real_set_are_no_utf_8_and_are_found(shared_data: 
     rows = load_data(path, "token-classification", on_problem={"bad-bytes": "repair"})
     assert len(rows) == 2000
     assert sum("\ufffd" in row["text"] for row in rows) == 1
+
+
+def test_a_sentence_of_which_a_line_is_left_out_for_its_bytes_goes_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.conll"
+    path.write_bytes("Öl B-X\nÄ O\n\né B-X\n".encode() + b"\xff I-X\nb O\n\n" + "ü B-X\n".encode())
+    rows = load_data(path, "token-classification", on_problem={"bad-bytes": "drop"})
+    assert [(row["tokens"], row.line) for row in rows] == [(["Öl", "Ä"], 1), (["ü"], 8)]

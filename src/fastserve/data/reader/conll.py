@@ -27,7 +27,7 @@ def read_conll(path: Path, options: ReadOptions, log: ProblemLog) -> Iterator[Ro
     token_column, tag_column, num_columns = _places(options)
     tokens: list[str] = []
     tags: list[str] = []
-    start = document = 0
+    start = document = last_line = 0
     is_whole = True
 
     def sentence() -> Iterator[Row]:
@@ -40,6 +40,9 @@ def read_conll(path: Path, options: ReadOptions, log: ProblemLog) -> Iterator[Ro
         tags.clear()
 
     for line, text in read_lines(path, log, encoding=options.encoding):
+        if line > last_line + 1:  # what is between was left out, because of its bytes
+            is_whole = False
+        last_line = line
         if not text.strip():
             yield from sentence()
             is_whole = True
