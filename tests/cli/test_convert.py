@@ -7,6 +7,7 @@ import pytest
 
 from fastserve.checkpoint.checkpoint import open_checkpoint
 from fastserve.cli.main import main
+from fastserve.compress import precondition
 from fastserve.evaluate.random_model import SHAPES, write_random_model
 
 pytestmark = pytest.mark.usefixtures("empty_store")
@@ -89,3 +90,13 @@ def test_calibration_is_for_w8a8(source: Path, capsys: pytest.CaptureFixture[str
     command = ["convert", str(source), "--to", "gguf", "--calibration", "text.txt", "--output"]
     assert main([*command, str(source.parent / "output")]) == 2
     assert "--calibration is for --to compressed-tensors --weights w8a8" in capsys.readouterr().err
+
+
+def test_w8a8_says_which_extra_it_needs(
+    source: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(precondition, "find_spec", lambda name: None)
+    command = ["convert", str(source), "--to", "compressed-tensors", "--weights", "w8a8", "--output"]
+    assert main([*command, str(source.parent / "output")]) == 2
+    assert "needs torch" in (said := capsys.readouterr().err)
+    assert "fastserve-llm[compress]" in said

@@ -137,6 +137,9 @@ def convert(
 
 def _prepare_w8a8(checkpoint: Checkpoint, calibration: Path | None, *, shown: bool) -> Prepared:
     from fastserve.cli.progress_bar import step_progress
+    from fastserve.compress.precondition import check_libraries
+
+    check_libraries()
     from fastserve.compress.calibration_text import calibration_tokens
     from fastserve.compress.quantize.w8a8 import LENGTH, NUM_SEQUENCES, prepare_w8a8, sample_texts
 
