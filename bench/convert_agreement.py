@@ -41,12 +41,14 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--tokens", type=int, default=WINDOW_TOKENS, help=f"at most {WINDOW_TOKENS}")
+    parser.add_argument("--skip", type=int, default=0, help="tokens of the text that are passed over before")
     parser.add_argument("--peer-python", type=Path, metavar="PYTHON", help="one that has llama-cpp-python")
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(resolve(arguments.model))
-    text = read_text(8 * arguments.tokens)
+    end = arguments.skip + arguments.tokens
+    text = read_text(8 * end)
     token_ids = Tokenizer.from_checkpoint(checkpoint).encode(text, add_special_tokens=False)
-    token_ids = token_ids[: arguments.tokens]
+    token_ids = token_ids[arguments.skip : end]
     results, rows = {}, []
     for target, weights in FORMS:
         if target == "gguf" and arguments.peer_python is None:
