@@ -119,12 +119,13 @@ def test_an_answer_is_whole_or_an_error_object(bench: Path) -> None:
 
 def test_what_is_left_at_the_end_is_a_leak(bench: Path) -> None:
     leaks = load("serve_abuse").leaks
-    start = dict.fromkeys(("sequences", "blocks_owned", "slow_blocks_used"), 0)
+    start = dict.fromkeys(("sequences", "blocks_owned", "slow_blocks_used", "requests_under_way"), 0)
     start |= {"tasks": 3, "descriptors": 20, "threads": 9, "memory_bytes": 100 * 2**20}
     assert leaks({"start": start, "warm": start, "end": {**start, "memory_bytes": 110 * 2**20}}) == []
     for name, value in {
         "sequences": 1,
         "blocks_owned": 2,
+        "requests_under_way": 1,
         "tasks": 4,
         "descriptors": 21,
         "threads": 99,

@@ -301,7 +301,7 @@ SETTINGS: list[Options] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("name", ["t5", "marian"])
+@pytest.mark.parametrize("name", [pytest.param("t5", marks=pytest.mark.slow), "marian"])
 def test_settings_of_a_model_are_honoured_as_by_transformers(
     name: str, settings: Options, folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:

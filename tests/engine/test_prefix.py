@@ -193,10 +193,10 @@ def complete(llm: LLM, count: int = 64) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("backend", "name", "kv_spill"),
     [
-        ("native", "llama", None),
+        pytest.param("native", "llama", None, marks=pytest.mark.slow),
         ("native", "gpt2", "1MiB"),
         ("torch", "llama", "1MiB"),
-        ("torch", "gpt2", None),
+        pytest.param("torch", "gpt2", None, marks=pytest.mark.slow),
     ],
 )
 def test_tokens_are_those_of_peft_together_preempted_and_moved(

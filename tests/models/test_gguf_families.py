@@ -260,7 +260,7 @@ def test_an_architecture_that_we_lack_is_named_with_those_we_have(
     )
     (tmp_path / "model.gguf").write_bytes(text)
     with pytest.raises(
-        UnsupportedError, match="'mamb', supported in GGUF are llama, bert, qwen2, "
+        UnsupportedError, match="'mamb', supported in GGUF are llama, bert, modern-bert, t5, qwen2, "
     ) as caught:
         open_checkpoint(tmp_path / "model.gguf")
     assert caught.value.hint == "docs/guides/add-a-model.md says how to add one"

@@ -109,8 +109,8 @@ def read_rope(
     which part of a head turns: the share of its dimensions where the config does not say.
 
     >>> config = {"rope_theta": 10000.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
-    >>> read_rope(config, head_dim=2).usual
-    RopeTable(dim=2, inverse_frequencies=(0.5,), scale=1.0)
+    >>> read_rope(config, head_dim=2).usual.inverse_frequencies
+    (0.5,)
 
     Raises:
         CheckpointError: a parameter of the scaling is missing or impossible.
