@@ -16,6 +16,7 @@ _VALUE_BITS = np.uint32(0x7FFF_FFFF)
 _WIDE_OFFSET = np.uint32(1 << 9)  # the offset then counts in 256
 _OFFSET_SHIFT = np.uint32(10)
 _LABEL_BITS = np.uint32(0xFF)
+_HAS_VALUE = np.uint32(1 << 8)
 
 
 def check_charsmap(charsmap: bytes) -> None:
@@ -33,15 +34,20 @@ def check_charsmap(charsmap: bytes) -> None:
     if longest > MAX_REPLACEMENT_BYTES:
         raise ValueError(f"a normalization rule writes {longest} bytes, the limit is {MAX_REPLACEMENT_BYTES}")
     units = np.frombuffer(charsmap, np.uint32, count=trie_bytes // 4, offset=4)
-    is_leaf = (units & _LEAF) != 0
-    values = units[is_leaf] & _VALUE_BITS
+    # No byte leads to a unit that is marked as a value; the root is read in any case.
+    inner = np.flatnonzero((units & _LEAF) == 0)
+    inner = inner if inner.size and inner[0] == 0 else np.insert(inner, 0, 0)
+    steps = units[inner]
+    offsets = (steps >> _OFFSET_SHIFT) << ((steps & _WIDE_OFFSET) >> np.uint32(6))
+    targets = inner.astype(np.uint32) ^ offsets
+    if int((targets | _LABEL_BITS).max()) >= len(units):
+        raise ValueError(
+            f"its normalization rules lead to unit {int((targets | _LABEL_BITS).max())} of {len(units)}"
+        )
+    # Where a path ends is read as a value, whatever the mark of that unit.
+    values = units[targets[(steps & _HAS_VALUE) != 0]] & _VALUE_BITS
     starts = np.frombuffer(replacements, np.uint8)
     if values.size and int(values.max()) >= len(replacements):
         raise ValueError(f"a normalization rule is at byte {int(values.max())} of {len(replacements)}")
     if np.any((starts[values] & 0xC0) == 0x80):
         raise ValueError("a normalization rule begins within a character")
-    inner = units[~is_leaf]
-    offsets = (inner >> _OFFSET_SHIFT) << ((inner & _WIDE_OFFSET) >> np.uint32(6))
-    targets = (np.flatnonzero(~is_leaf).astype(np.uint32) ^ offsets) | _LABEL_BITS
-    if targets.size and int(targets.max()) >= len(units):
-        raise ValueError(f"its normalization rules lead to unit {int(targets.max())} of {len(units)}")
