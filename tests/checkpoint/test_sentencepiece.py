@@ -188,6 +188,16 @@ def test_a_damaged_model_is_refused_or_works_within_a_second(
     assert time.process_time() - start < 1
 
 
+def test_where_a_normalization_rule_ends_is_checked_whatever_the_unit_is_marked_as(trained: bytes) -> None:
+    charsmap = read_bytes_field(trained, trained.index(b"nmt_nfkc") + len(b"nmt_nfkc"))
+    units = np.frombuffer(charsmap, np.uint32, int.from_bytes(charsmap[:4], "little") // 4, 4).copy()
+    units[np.flatnonzero(units >> 31)[0]] = 1 << 17 | 0xFF  # no mark of a value; beyond all replacements
+    damaged = charsmap[:4] + units.tobytes() + charsmap[4 + units.nbytes :]
+    check_charsmap(charsmap)
+    with pytest.raises(ValueError, match="a normalization rule is at byte 131327 of"):
+        check_charsmap(damaged)
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_damaged_normalization_rules_are_refused_or_harmless(trained: bytes, data: st.DataObject) -> None:
