@@ -35,7 +35,8 @@ def check_charsmap(charsmap: bytes) -> None:
         raise ValueError(f"a normalization rule writes {longest} bytes, the limit is {MAX_REPLACEMENT_BYTES}")
     units = np.frombuffer(charsmap, np.uint32, count=trie_bytes // 4, offset=4)
     # No byte leads to a unit that is marked as a value; the root is read in any case.
-    inner = np.flatnonzero((units & _LEAF) == 0)
+    is_value = (units & _LEAF) != 0
+    inner = np.flatnonzero(~is_value)
     inner = inner if inner.size and inner[0] == 0 else np.insert(inner, 0, 0)
     steps = units[inner]
     offsets = (steps >> _OFFSET_SHIFT) << ((steps & _WIDE_OFFSET) >> np.uint32(6))
@@ -44,8 +45,8 @@ def check_charsmap(charsmap: bytes) -> None:
         raise ValueError(
             f"its normalization rules lead to unit {int((targets | _LABEL_BITS).max())} of {len(units)}"
         )
-    # Where a path ends is read as a value, whatever the mark of that unit.
-    values = units[targets[(steps & _HAS_VALUE) != 0]] & _VALUE_BITS
+    is_value[targets[(steps & _HAS_VALUE) != 0]] = True  # where a path ends, whatever the mark of that unit
+    values = units[is_value] & _VALUE_BITS
     starts = np.frombuffer(replacements, np.uint8)
     if values.size and int(values.max()) >= len(replacements):
         raise ValueError(f"a normalization rule is at byte {int(values.max())} of {len(replacements)}")
