@@ -131,6 +131,12 @@ def test_a_merged_model_has_the_layers_that_the_adapter_has_in_place_of_its_own(
         merge_adapter(tied, open_adapter(tmp_path / "adapter"))
 
 
+def test_a_dora_adapter_of_an_embedding_is_refused_by_name(tmp_path: Path) -> None:
+    make(tmp_path, "llama", target_modules=["embed_tokens", "q_proj"], use_dora=True)
+    with pytest.raises(UnsupportedError, match=r"DoRA adapter of the embedding model\.embed_tokens"):
+        open_adapter(tmp_path / "adapter")
+
+
 def test_a_dora_adapter_of_transposed_matrices_is_not_merged(tmp_path: Path) -> None:
     make(tmp_path, "gpt2", target_modules=["c_attn"], fan_in_fan_out=True, use_dora=True)
     with pytest.raises(UnsupportedError, match="stored transposed: it is not merged"):
@@ -158,6 +164,7 @@ def change(folder: Path) -> Callable[..., None]:
         ({"a_setting_to_come": 7}, UnsupportedError, "a_setting_to_come=7"),
         ({"use_dora": True}, CheckpointError, "use_dora and the tensors of .* contradict"),
         ({"lora_alpha": "x"}, CheckpointError, "lora_alpha='x', a number was expected"),
+        ({"alpha_pattern": ["q_proj"]}, CheckpointError, r"alpha_pattern=\['q_proj'\], an object"),
         ({"alpha_pattern": {"(a+)+$": 1}}, UnsupportedError, "supported are names of modules"),
     ],
 )

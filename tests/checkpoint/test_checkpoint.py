@@ -129,7 +129,7 @@ def test_the_end_of_turn_of_a_gguf_template_is_an_eos_id(write_tiny_llama: Calla
     assert open_checkpoint(write_tiny_llama(metadata=tokens)).eos_token_ids == (1, 2)
 
 
-@pytest.mark.parametrize("eos", ["</s>", True, -1, [1, 2.5]])
+@pytest.mark.parametrize("eos", ["</s>", True, -1, [1, 2.5], {"a": 1}, [[1]]])
 def test_an_eos_id_that_is_no_whole_number_is_refused(
     open_folder: Callable[[dict[str, Any]], Checkpoint], eos: object
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eviction import evict_again_and_again
 
 from encoder_decoder_configs import MARIAN
 from fastserve.cli.main import main
@@ -111,6 +112,7 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "base" / "tokenizer.json").write_text(json.dumps(make_byte_tokenizer(300)))
     for seed, name in enumerate("abc"):
         make_adapter(folder / name, model, "llama", seed=seed, target_modules=["q_proj", "v_proj", "fc1"])
+    make_adapter(folder / "dora", model, "llama", seed=7, target_modules=["k_proj", "fc2"], use_dora=True)
     return folder
 
 
@@ -141,6 +143,64 @@ def test_an_encoder_decoder_writes_with_adapters_what_the_merged_models_write(
     for place, adapter in enumerate(choices):
         own = [list(ids) for ids in expected[adapter][place % 4]]
         assert found[place * n : (place + 1) * n] == own
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
+def test_what_runs_goes_on_as_it_began_while_adapters_are_swapped_and_sequences_displaced(
+    kind: str,
+    request: pytest.FixtureRequest,
+    stories: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """LoRA and DoRA, more than there are slots, in a pool that holds a few of the texts."""
+    if kind == "decoder":
+        base, options = stories, {}
+        paths = dict(request.getfixturevalue("adapters"))
+        paths["dora"] = make_stories_adapter(tmp_path / "dora", stories, seed=7, use_dora=True)
+    else:
+        folder: Path = request.getfixturevalue("translator")
+        base, options = folder / "base", {"context_length": 128}
+        paths = {name: folder / name for name in "abc"}
+        paths["dora"] = folder / "dora"
+    params = SamplingParams(max_tokens=40, ignore_eos=True, **SAMPLED)
+
+    def write(llm: LLM, prompt: str, name: str | None) -> list[int]:
+        return list(llm.generate(prompt, params, adapter=name)[0].token_ids)
+
+    choices = ["a", None, "dora", "b", "c", None, "dora", "b"]
+    prompts = [prompt for prompt in PROMPTS[:2] for _ in range(4)]
+    with LLM(base, **EXACT, **options, adapters=paths, max_adapters=4) as llm:
+        block_bytes = llm.model.executable.block_bytes
+        alone = [write(llm, prompt, name) for prompt, name in zip(prompts, choices, strict=True)]
+        new = write(llm, PROMPTS[2], "c")
+    assert len({str(ids) for ids in [*alone, new]}) == 9
+    options |= {"kv_memory": 8 * block_bytes, "max_sequences": 6}
+    with LLM(base, **EXACT, **options, adapters=paths, max_adapters=2) as llm:
+        written: list[int] = []
+        executable = llm.model.executable
+        set_adapter = executable.set_adapter
+
+        def count(slot: int, matrices: Any) -> None:
+            written.append(slot)
+            set_adapter(slot, matrices)
+
+        monkeypatch.setattr(executable, "set_adapter", count)
+        evict_again_and_again(llm)
+        streams = [
+            llm.stream(prompt, params, adapter=name) for prompt, name in zip(prompts, choices, strict=True)
+        ]
+        found = [[next(stream).token_id] for stream in streams[:2]]
+        llm.load_adapter("a", paths["c"])
+        found += [[next(stream).token_id] for stream in streams[2:]]
+        llm.unload_adapter("dora")
+        assert write(llm, PROMPTS[2], "a") == new
+        for ids, stream in zip(found, streams, strict=True):
+            ids += [chunk.token_id for chunk in stream]
+        assert llm._engine is not None
+        assert llm._engine.scheduler.residency.counters.evictions > 10
+    assert found == alone
+    assert len(written) > 4  # adapters were put in again in place of others
 
 
 def test_speculation_changes_nothing_with_an_adapter(stories: Path, adapters: dict[str, Path]) -> None:

@@ -144,6 +144,44 @@ def all_are_known(arch: MODEL_ARCH, names: dict[str, Any]) -> bool:
     return all(name.rpartition(".")[0] in modules for name in names if not name.startswith("rope_"))
 
 
+# Of a config without `rope_parameters`, what else is changed: keys that are left out, or of other families.
+YARN = {"rope_type": "yarn", "original_max_position_embeddings": 64}
+OLD_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_neox, nothing said": ("gpt_neox", {}),
+    "gpt_neox, base and share": ("gpt_neox", {"rotary_emb_base": 300, "rotary_pct": 0.5}),
+    "llama, keys of GPT-NeoX and GPT-2": (
+        "llama",
+        {"rotary_emb_base": 300, "rotary_pct": 0.5, "n_inner": None},
+    ),
+    "qwen2, yarn without a factor": ("qwen2", {"rope_scaling": YARN}),
+    "llama, yarn with the usual betas": (
+        "llama",
+        {"rope_scaling": {**YARN, "factor": 4.0, "beta_fast": 32, "beta_slow": 1, "finetuned": True}},
+    ),
+    "modernbert, keys of others": (
+        "modernbert",
+        {"rope_theta": 500.0, "rope_local_base_freq": 300.0, "head_dim": {}},
+    ),
+    "modernbert, its own": ("modernbert", {"global_rope_theta": 500.0, "local_rope_theta": 300.0}),
+    "gemma3, its own": ("gemma3_text", {"rope_theta": 500.0, "rope_local_base_freq": 300.0}),
+    "distilbert, which has no such key": ("distilbert", {"layer_norm_eps": 0.01}),
+    "roberta, no padding token": ("roberta", {"pad_token_id": None}),
+    "bert, no list of classes": ("bert", {"architectures": 1}),
+}
+
+
+@pytest.mark.parametrize("name", OLD_CONFIGS)
+def test_what_a_config_leaves_out_or_says_in_vain_is_written_as_it_is_read(name: str, tmp_path: Path) -> None:
+    model_type, changed = OLD_CONFIGS[name]
+    save(model_type, tmp_path / "model", SAID_IN_GGUF.get(model_type))
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in config.items() if k != "rope_parameters"} | changed))
+    written, _ = write(tmp_path / "model")
+    expected = compute(tmp_path / "model", "torch")
+    assert range_error(compute(written.path, "torch"), expected) < RANGE_BOUND
+
+
 def test_a_window_that_llama_cpp_ignores_is_told(tmp_path: Path) -> None:
     save("mistral", tmp_path / "model", {**CONFIGS["mistral"], "sliding_window": 11})
     written, conversion = write(tmp_path / "model")

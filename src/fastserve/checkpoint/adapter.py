@@ -273,7 +273,12 @@ def _read_module(module: str, parts: Mapping[str, Float32Array], config: JsonObj
         shapes = {part: list(values.shape) for part, values in parts.items()}
         raise CheckpointError(f"{folder}: the matrices of {module} do not fit together: {shapes}")
     magnitudes = parts.get("magnitude_vector")
-    if bool(config.get("use_dora")) != (magnitudes is not None) or (magnitudes is not None and is_embedding):
+    if magnitudes is not None and is_embedding:
+        raise UnsupportedError(
+            f"{folder} is a DoRA adapter of the embedding {module}, which is not supported",
+            hint="merge it with peft: model.merge_and_unload().save_pretrained(folder)",
+        )
+    if bool(config.get("use_dora")) != (magnitudes is not None):
         raise CheckpointError(f"{folder}: use_dora and the tensors of {module} contradict each other")
     if magnitudes is not None and magnitudes.size != b.shape[0]:
         raise CheckpointError(f"{folder}: {module} has {magnitudes.size} magnitudes for {b.shape[0]} rows")
@@ -292,12 +297,13 @@ def _read_module(module: str, parts: Mapping[str, Float32Array], config: JsonObj
 def _alpha(module: str, config: JsonObject, folder: Path) -> float:
     """`lora_alpha`, or that of the first pattern that matches the end of the module's name, as in peft."""
     patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{folder} has alpha_pattern={patterns!r:.80}, an object was expected")
     alpha = config.get("lora_alpha")
-    if isinstance(patterns, dict):
-        for pattern, value in patterns.items():
-            if _ends_with(pattern, module, folder):
-                alpha = value
-                break
+    for pattern, value in patterns.items():
+        if _ends_with(pattern, module, folder):
+            alpha = value
+            break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise CheckpointError(f"{folder} has lora_alpha={alpha!r}, a number was expected")
     return float(alpha)

@@ -72,8 +72,8 @@ def _text_of(token: object) -> str | None:
 
 
 def _checked_ids(path: Path, found: Iterable[object]) -> tuple[int, ...]:
-    ids = {id_ for id_ in found if id_ is not None}
+    ids = [id_ for id_ in found if id_ is not None]
     wrong = [id_ for id_ in ids if type(id_) is not int or id_ < 0]
     if wrong:
-        raise CheckpointError(f"{path}: eos_token_id is {wrong[0]!r}, a whole number was expected")
-    return tuple(sorted(id_ for id_ in ids if isinstance(id_, int)))
+        raise CheckpointError(f"{path}: eos_token_id is {wrong[0]!r:.80}, a whole number was expected")
+    return tuple(sorted({id_ for id_ in ids if isinstance(id_, int)}))

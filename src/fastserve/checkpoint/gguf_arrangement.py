@@ -71,6 +71,12 @@ def change_back(name: str, config: JsonObject) -> Change | None:
     return change
 
 
+def num_padding_rows(config: JsonObject) -> int:
+    """Of RoBERTa's positions: those up to the padding token's, which is 1 where the config does not say."""
+    pad_token_id = config.get("pad_token_id")
+    return 2 if pad_token_id is None else int(pad_token_id) + 1
+
+
 def _find(name: str, config: JsonObject) -> list[_Arrangement]:
     of_model = _ARRANGED.get(str(config["model_type"]), ())
     return [arrangement for arrangement in of_model if re.search(arrangement.pattern, name)]
@@ -96,7 +102,7 @@ def _by_part(name: str, rows: int, config: JsonObject) -> Order:
 
 def _behind_padding(name: str, rows: int, config: JsonObject) -> Order:
     """Rows of RoBERTa's positions up to the padding token's are for padding, and have no place."""
-    return np.arange(int(config.get("pad_token_id", 1)) + 1, rows)
+    return np.arange(num_padding_rows(config), rows)
 
 
 def _plus_one(tensor: StoredTensor) -> StoredTensor:

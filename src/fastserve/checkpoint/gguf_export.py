@@ -11,6 +11,7 @@ import numpy as np
 
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.gguf_arrangement import num_padding_rows
 from fastserve.checkpoint.gguf_config import LONGROPE_FACTORS, ROPE_FREQS, llama3_factors
 from fastserve.checkpoint.gguf_family import FAMILIES, GgufFamily
 from fastserve.checkpoint.gguf_writer import WrittenValue
@@ -32,8 +33,11 @@ _SAID_OF_ROPE = {
     "factor",
     "original_max_position_embeddings",
     "attention_factor",
+    "finetuned",
     *LONGROPE_FACTORS,
 }
+# What llama.cpp has of YaRN in its code: nothing needs to be said of these.
+_USUAL_YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 _SAID_OF_LLAMA3 = {"low_freq_factor", "high_freq_factor"}
 
 
@@ -51,9 +55,10 @@ def family_of(checkpoint: Checkpoint) -> GgufFamily:
             f" {', '.join(FAMILIES)}",
             hint="use --to safetensors or --to compressed-tensors",
         )
-    named = config.get("architectures") or []
-    if any(str(name).endswith("ForSequenceClassification") for name in named) and family.rope != "none":
-        raise _cannot_say(checkpoint, f"a head of classes ({named[0]})")
+    named = config.get("architectures")
+    for name in named if isinstance(named, list) else ():
+        if str(name).endswith("ForSequenceClassification") and family.rope != "none":
+            raise _cannot_say(checkpoint, f"a head of classes ({name})")
     return family
 
 
@@ -90,13 +95,13 @@ def export_metadata(checkpoint: Checkpoint) -> dict[str, WrittenValue]:
 def settled_config(checkpoint: Checkpoint) -> JsonObject:
     """A config with what it leaves out: what follows from the rest, and what its family has by default."""
     family, config = FAMILIES[str(checkpoint.config["model_type"])], checkpoint.config
-    config = {**family.defaults, **config}
+    config = {**family.defaults, **config, **family.fixed}
     if family.keys.get("attention.key_length") == "head_dim" and not config.get("head_dim"):
         config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
-    if "n_inner" in config and config["n_inner"] is None:
+    if config["model_type"] == "gpt2" and config["n_inner"] is None:
         config["n_inner"] = 4 * config["n_embd"]
     if config["model_type"] in ("roberta", "xlm-roberta"):  # rows for padding have no place
-        config["max_position_embeddings"] -= config.get("pad_token_id", 1) + 1
+        config["max_position_embeddings"] -= num_padding_rows(config)
     return config
 
 
@@ -160,9 +165,12 @@ def _rope_metadata(checkpoint: Checkpoint, family: GgufFamily, config: JsonObjec
     if kind not in family.scalings:
         raise _cannot_say(checkpoint, f"rope scaling {kind!r}")
     said = _SAID_OF_ROPE | (_SAID_OF_LLAMA3 if kind == "llama3" else set())
+    if kind == "yarn":
+        said |= {key for key, usual in _USUAL_YARN.items() if rope.get(key) == usual}
     if unsaid := sorted(key for key, value in rope.items() if key not in said and value is not None):
         raise _cannot_say(checkpoint, f"rope scaling with {', '.join(unsaid)}")
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    has_own = family.keys.get("attention.key_length") == "head_dim"
+    head_dim = config["head_dim"] if has_own else config["hidden_size"] // config["num_attention_heads"]
     part = rope.get("partial_rotary_factor")
     if family.rope != "partial" and part not in (None, 1.0):
         raise _cannot_say(checkpoint, f"partial_rotary_factor={part}")
@@ -171,18 +179,19 @@ def _rope_metadata(checkpoint: Checkpoint, family: GgufFamily, config: JsonObjec
         "rope.freq_base": rope["rope_theta"],
     }
     if family.rope == "by kind of layer":
-        sliding = _rope_of(config, "sliding_attention", ("rope_local_base_freq", "local_rope_theta"))
+        sliding = _rope_of(family, config, "sliding_attention")
         if sliding["rope_type"] != "default":
             raise _cannot_say(checkpoint, f"rope scaling {sliding['rope_type']!r} in layers with windows")
         found["rope.freq_base_swa"] = sliding["rope_theta"]
-    if kind in ("linear", "yarn"):
+    if kind == "linear":
         found |= {"rope.scaling.type": kind, "rope.scaling.factor": rope["factor"]}
     if kind in ("yarn", "longrope"):
-        original = rope.get("original_max_position_embeddings")
+        original = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        stretch = rope.get("factor") or config["max_position_embeddings"] / original
         found["rope.scaling.original_context_length"] = original
+    if kind == "yarn":
+        found |= {"rope.scaling.type": kind, "rope.scaling.factor": stretch}
     if kind == "longrope":
-        context, original = config["max_position_embeddings"], rope["original_max_position_embeddings"]
-        stretch = rope.get("factor") or context / original
         usual = np.sqrt(1 + np.log(stretch) / np.log(original)) if stretch > 1 else 1.0
         found["rope.scaling.attn_factor"] = rope.get("attention_factor") or float(usual)
     elif rope.get("attention_factor") is not None:
@@ -194,13 +203,9 @@ def _rope(family: GgufFamily, config: JsonObject) -> JsonObject:
     """`rope_parameters` of transformers 5, or what earlier versions had in its place; of layers that see all
     where there are several kinds."""
     if family.rope == "by kind of layer":
-        return _rope_of(config, "full_attention", ("rope_theta", "global_rope_theta"))
-    outer = {"rope_theta": config.get("rope_theta", config.get("rotary_emb_base", 10000.0))}
-    for key in ("partial_rotary_factor", "rotary_pct"):
-        if config.get(key) is not None:
-            outer["partial_rotary_factor"] = config[key]
-    rope: dict[str, Any] = _with_kind(
-        {**outer, **(config.get("rope_parameters") or config.get("rope_scaling") or {})}
+        return _rope_of(family, config, "full_attention")
+    rope = _with_kind(
+        {**_old_rope(family, config), **(config.get("rope_parameters") or config.get("rope_scaling") or {})}
     )
     if config["model_type"] == "phi3" and rope["rope_type"] in ("su", "yarn", "longrope"):
         rope["rope_type"] = "longrope"
@@ -208,13 +213,22 @@ def _rope(family: GgufFamily, config: JsonObject) -> JsonObject:
     return rope
 
 
-def _rope_of(config: JsonObject, kind: str, theta_keys: tuple[str, ...]) -> JsonObject:
+def _rope_of(family: GgufFamily, config: JsonObject, kind: str) -> JsonObject:
     """Of one kind of layer: a mapping for each (transformers 5), or its theta and `rope_scaling` (before)."""
-    theta = next(config[key] for key in theta_keys if key in config)
+    is_sliding = kind == "sliding_attention"
+    if is_sliding and family.sliding_theta is not None:
+        outer = {"rope_theta": config[family.sliding_theta]}
+    else:
+        outer = _old_rope(family, config)
     if (parameters := config.get("rope_parameters")) is not None:
-        return _with_kind({"rope_theta": theta, **(parameters.get(kind) or {})})
-    scaling = (config.get("rope_scaling") or {}) if kind == "full_attention" else {}
-    return _with_kind({"rope_theta": theta, **scaling})
+        return _with_kind({**outer, **(parameters.get(kind) or {})})
+    scaling = {} if is_sliding else config.get("rope_scaling") or {}
+    return _with_kind({**outer, **scaling})
+
+
+def _old_rope(family: GgufFamily, config: JsonObject) -> dict[str, Any]:
+    found = {key: _first(config, names) for key, names in family.old_rope.items()}
+    return {"rope_theta": 10000.0, **{key: value for key, value in found.items() if value is not None}}
 
 
 def _with_kind(rope: JsonObject) -> dict[str, Any]:
@@ -227,10 +241,10 @@ def _scaled_head(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     is_tied = config.get("tie_word_embeddings") is not False
     if config["model_type"] != "t5" or not config.get("scale_decoder_outputs", is_tied):
         return {}
-    head, scale = (
-        tensors.get("lm_head.weight", tensors["shared.weight"]),
-        np.float32(config["d_model"] ** -0.5),
-    )
+    head = tensors.get("lm_head.weight", tensors.get("shared.weight"))
+    if head is None:
+        return {}
+    scale = np.float32(config["d_model"] ** -0.5)
     scaled = ComputedTensor(
         "lm_head.weight",
         TensorFormat.F32,

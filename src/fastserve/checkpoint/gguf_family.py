@@ -23,10 +23,13 @@ class GgufFamily:
         architecture: its name there.
         keys: key without the architecture → the key of config.json, or the first of several that is there.
         defaults: what config.json may leave out, and llama.cpp would take otherwise.
+        fixed: what the code of `transformers` says, whatever config.json does.
         only: key of config.json → the values that llama.cpp computes by; it has no key for others.
         required: keys of config.json that must not be null.
         cycle: a key of config.json, and what it must say of the layers, over and over.
         rope: whether a head turns, whole or in part, or otherwise by the kind of layer.
+        old_rope: what of a rotary embedding config.json may say outside `rope_parameters`, by the key there.
+        sliding_theta: what config.json calls the base of layers with windows outside `rope_parameters`.
         scalings: kinds of rotary scaling.
         largest: layers of the one model whose queries are scaled by hidden_size / num_attention_heads, all
             others by head_dim: not said in the file. None: of a family without such a thing.
@@ -36,15 +39,19 @@ class GgufFamily:
     architecture: str
     keys: Keys
     defaults: JsonObject = field(default_factory=dict)
+    fixed: JsonObject = field(default_factory=dict)
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     cycle: tuple[str, tuple[Any, ...]] | None = None
     rope: Rope = "none"
+    old_rope: Keys = field(default_factory=lambda: _OLD_ROPE)
+    sliding_theta: str | None = None
     scalings: tuple[str, ...] = ("default",)
     largest: int | None = None
     ignores_window: bool = False
 
 
+_OLD_ROPE: Keys = {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
 _SIZES: Keys = {
     "vocab_size": "vocab_size",
     "context_length": "max_position_embeddings",
@@ -196,6 +203,7 @@ FAMILIES: Mapping[str, GgufFamily] = {
         required=("sliding_window",),
         cycle=("layer_types", (*(_SLIDING,) * 5, _FULL)),
         rope="by kind of layer",
+        sliding_theta="rope_local_base_freq",
         scalings=("default", "linear"),
         largest=62,
     ),
@@ -203,6 +211,7 @@ FAMILIES: Mapping[str, GgufFamily] = {
         architecture="phi3",
         keys={**_LLAMA, **_WINDOW},
         only=_SILU,
+        defaults={"original_max_position_embeddings": 4096},
         rope="partial",
         scalings=("default", "longrope"),
         ignores_window=True,
@@ -238,8 +247,12 @@ FAMILIES: Mapping[str, GgufFamily] = {
         architecture="gptneox",
         keys={**_SIZES, **_LAYER_NORM, "use_parallel_residual": "use_parallel_residual"},
         only={"hidden_act": ("gelu",)},
-        defaults={"use_parallel_residual": True},
+        defaults={"use_parallel_residual": True, "rotary_pct": 0.25},
         rope="partial",
+        old_rope={
+            "rope_theta": ("rope_theta", "rotary_emb_base"),
+            "partial_rotary_factor": ("partial_rotary_factor", "rotary_pct"),
+        },
         scalings=_SCALINGS,
     ),
     "bert": _post_norm(),
@@ -258,8 +271,8 @@ FAMILIES: Mapping[str, GgufFamily] = {
             "tokenizer.ggml.token_type_count": "type_vocab_size",
         },
         only={"activation": ("gelu",)},
-        defaults={
-            "layer_norm_eps": 1e-12,  # in the code of transformers
+        fixed={
+            "layer_norm_eps": 1e-12,
             "type_vocab_size": 1,  # llama.cpp wants a number, and no table of them
         },
     ),
@@ -284,6 +297,8 @@ FAMILIES: Mapping[str, GgufFamily] = {
         },
         cycle=("layer_types", (_FULL, _SLIDING, _SLIDING)),
         rope="by kind of layer",
+        old_rope={"rope_theta": "global_rope_theta"},
+        sliding_theta="local_rope_theta",
     ),
     "t5": GgufFamily(
         architecture="t5",
