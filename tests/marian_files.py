@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
-import sentencepiece
+from sentence_pieces import train_pieces
 
 
 def write_two_vocabularies(folder: Path, shared_data: Path) -> tuple[int, int]:
@@ -18,17 +17,8 @@ def write_two_vocabularies(folder: Path, shared_data: Path) -> tuple[int, int]:
         ("fra", "target.spm", "target_vocab.json", 400),
     ):
         text = (shared_data / "lm_udhr_multilingual" / f"{language}.txt").read_text(encoding="utf-8")
-        model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(text.splitlines()),
-            model_writer=model,
-            num_threads=1,
-            minloglevel=2,
-            vocab_size=size,
-            hard_vocab_limit=False,
-        )
-        (folder / pieces_name).write_bytes(model.getvalue())
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+        path = folder / pieces_name
+        processor = train_pieces(text.splitlines(), path, vocab_size=size, hard_vocab_limit=False)
         found = [processor.id_to_piece(id_) for id_ in range(3, len(processor))]
         vocabulary = {piece: id_ for id_, piece in enumerate(["</s>", "<unk>", *found, "<pad>"])}
         (folder / vocabulary_name).write_text(json.dumps(vocabulary), encoding="utf-8")

@@ -33,6 +33,22 @@ _BERT = {
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
+_GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "bos_token_id": None,
+}
+_GPT_NEOX = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
 _ALL = "all-linear"
 
 # By name: a class, its config, what an adapter of it changes.
@@ -55,21 +71,12 @@ MODELS: dict[str, tuple[Any, Callable[[], Any], dict[str, Any]]] = {
     ),
     "gpt2": (
         transformers.GPT2LMHeadModel,
-        lambda: transformers.GPT2Config(
-            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=None
-        ),
+        lambda: transformers.GPT2Config(**_GPT2),
         {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True},
     ),
     "gpt_neox": (
         transformers.GPTNeoXForCausalLM,
-        lambda: transformers.GPTNeoXConfig(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=128,
-        ),
+        lambda: transformers.GPTNeoXConfig(**_GPT_NEOX),
         {"target_modules": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]},
     ),
     # Rows of several matrices and their biases are scaled, one of which is the tied head.
@@ -80,21 +87,12 @@ MODELS: dict[str, tuple[Any, Callable[[], Any], dict[str, Any]]] = {
     ),
     "gpt2 dora": (
         transformers.GPT2LMHeadModel,
-        lambda: transformers.GPT2Config(
-            vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=None
-        ),
+        lambda: transformers.GPT2Config(**_GPT2),
         {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True, "use_dora": True},
     ),
     "gpt_neox dora": (
         transformers.GPTNeoXForCausalLM,
-        lambda: transformers.GPTNeoXConfig(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=128,
-        ),
+        lambda: transformers.GPTNeoXConfig(**_GPT_NEOX),
         {"target_modules": ["query_key_value", "dense"], "use_dora": True, "use_rslora": True},
     ),
     # Heads that the adapter has in place of the model's.

@@ -18,6 +18,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from fastserve.checkpoint import open_checkpoint
 from fastserve.checkpoint.adapter import merge_adapter, open_adapter
@@ -113,6 +114,19 @@ def test_an_adapter_of_another_model_is_refused_with_all_that_differs(tmp_path: 
     adapter = open_adapter(tmp_path / "adapter")
     with pytest.raises(CheckpointError, match=r"layers.0.self_attn.q_proj is not there; .*layers.1"):
         merge_adapter(open_checkpoint(tmp_path / "gpt2" / "base"), adapter)
+
+
+def test_numbers_that_are_none_are_not_merged(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "base", "own head")
+    make_adapter(tmp_path / "adapter", model, "own head", seed=1)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for name in ("model.layers.0.self_attn.q_proj.lora_B.weight", "lm_head.weight"):
+        tensors[f"base_model.model.{name}"][0, 0] = np.nan
+    save_file(tensors, path)
+    both = r"lm_head\.weight has numbers that are not finite; .*q_proj has numbers that are not finite"
+    with pytest.raises(CheckpointError, match=both):
+        merge_adapter(open_checkpoint(tmp_path / "base"), open_adapter(tmp_path / "adapter"))
 
 
 def test_a_merged_model_has_the_layers_that_the_adapter_has_in_place_of_its_own(tmp_path: Path) -> None:

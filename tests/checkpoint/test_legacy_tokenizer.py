@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 import unicodedata
@@ -22,6 +21,7 @@ from fastserve.checkpoint.gguf import read_gguf
 from fastserve.checkpoint.gguf_tokenizer import build_from_gguf
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import CheckpointError, UnsupportedError
+from sentence_pieces import english_lines, train_pieces
 
 
 def build(folder: Path) -> Tokenizer:
@@ -68,16 +68,8 @@ def word_pieces(shared_data: Path) -> list[str]:
 
 
 def train(folder: Path, shared_data: Path, name: str, **settings: Any) -> Path:
-    text = (shared_data / "lm_wikitext2" / "valid.txt").read_text(encoding="utf-8")[:60_000]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.replace("<unk>", "word").splitlines()),
-        model_writer=model,
-        num_threads=1,
-        minloglevel=2,
-        **{"vocab_size": 600, "hard_vocab_limit": False, "character_coverage": 0.98, **settings},
-    )
-    (folder / name).write_bytes(model.getvalue())
+    usual = {"vocab_size": 600, "hard_vocab_limit": False, "character_coverage": 0.98}
+    train_pieces(english_lines(shared_data), folder / name, **usual | settings)
     return folder
 
 
@@ -209,16 +201,7 @@ def write_marian(folder: Path, shared_data: Path, drop: str = "") -> Path:
     """English to French: one vocabulary of both, in the order of Marian's own files."""
     train(folder, shared_data, "source.spm", model_type="unigram")
     french = (shared_data / "lm_udhr_multilingual" / "fra.txt").read_text(encoding="utf-8")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(french.splitlines()),
-        model_writer=model,
-        num_threads=1,
-        minloglevel=2,
-        vocab_size=400,
-        hard_vocab_limit=False,
-    )
-    (folder / "target.spm").write_bytes(model.getvalue())
+    train_pieces(french.splitlines(), folder / "target.spm", vocab_size=400, hard_vocab_limit=False)
     found: dict[str, None] = {"</s>": None, "<unk>": None, ">>fra<<": None}
     for name in ("target.spm", "source.spm"):
         pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / name))

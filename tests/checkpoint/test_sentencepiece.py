@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 import unicodedata
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from fastserve.checkpoint.sentencepiece import SentencePieceModel, read_sentence
 from fastserve.checkpoint.sentencepiece_tokenizer import build_from_sentencepiece, piece_tokens
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import CheckpointError, UnsupportedError
+from sentence_pieces import train_pieces
 
 KINDS: dict[str, dict[str, Any]] = {
     "unigram": {"model_type": "unigram"},
@@ -52,16 +52,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def train(lines: list[str], path: Path, **settings: Any) -> sentencepiece.SentencePieceProcessor:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        num_threads=1,
-        minloglevel=2,
-        **{"vocab_size": 600, "hard_vocab_limit": False, "character_coverage": 0.98, **settings},
-    )
-    path.write_bytes(model.getvalue())
-    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    usual = {"vocab_size": 600, "hard_vocab_limit": False, "character_coverage": 0.98}
+    return train_pieces(lines, path, **usual | settings)
 
 
 def build(model: SentencePieceModel) -> Tokenizer:

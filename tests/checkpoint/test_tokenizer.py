@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -22,6 +21,7 @@ from fastserve.checkpoint.sentencepiece import read_sentencepiece
 from fastserve.checkpoint.splitting import cut_words
 from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import CheckpointError, OptionError, UnsupportedError
+from sentence_pieces import english_lines, train_pieces
 
 VECTORS = ["bert-bge", "gpt-2", "llama-spm", "phi-3", "qwen2"]
 
@@ -97,14 +97,8 @@ def test_words_are_cut_as_the_models_were_trained(name: str, words: list[str]) -
 def test_unigram_tokens_in_gguf_split_as_in_a_folder(
     shared_data: Path, write_gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
-    text = (shared_data / "lm_wikitext2" / "valid.txt").read_text(encoding="utf-8")[:60_000]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.replace("<unk>", "word").splitlines()),
-        model_prefix=str(tmp_path / "spiece"),
-        vocab_size=500,
-        num_threads=1,
-        minloglevel=2,
-    )
+    lines = english_lines(shared_data)
+    train_pieces(lines, tmp_path / "spiece.model", vocab_size=500)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
     (tmp_path / "config.json").write_text("{}")
     model = read_sentencepiece(tmp_path / "spiece.model")
@@ -121,7 +115,7 @@ def test_unigram_tokens_in_gguf_split_as_in_a_folder(
     }
     gguf = Tokenizer(*build_from_gguf(read_gguf(write_gguf(metadata, {})).metadata))
     folder = Tokenizer(*build_from_folder(tmp_path))
-    for line in [*texts_of(shared_data), *text.splitlines()[:50]]:
+    for line in [*texts_of(shared_data), *lines[:50]]:
         if "<unk>" not in line:
             assert gguf.encode(line) == folder.encode(line), line
 

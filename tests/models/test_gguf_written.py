@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sentencepiece
 from family_table import CONFIGS, SAID_IN_GGUF, compute, save
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFReader, dequantize, get_tensor_name_map
 
@@ -26,6 +25,7 @@ from fastserve.checkpoint.tokenizer import Tokenizer
 from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.models.matrices import find_matrices
 from parity import RANGE_BOUND, range_error
+from sentence_pieces import english_lines, train_pieces
 from tiny_encoders import ENCODERS
 
 FEATURES = {**DECODERS, **ENCODERS, **ENCODER_DECODERS}
@@ -210,6 +210,14 @@ def test_a_classifier_that_decodes_is_refused(tmp_path: Path) -> None:
         write(tmp_path)
 
 
+def test_a_value_that_is_no_number_is_refused_by_name(tmp_path: Path) -> None:
+    save("t5", tmp_path / "model", SAID_IN_GGUF["t5"])
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder_start_token_id": {"a": 1}}))
+    with pytest.raises(CheckpointError, match=r"decoder_start_token_id=\{'a': 1\} in its config, a number"):
+        write(tmp_path / "model")
+
+
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:
     save("mixtral", tmp_path / "model")
     checkpoint = open_checkpoint(tmp_path / "model")
@@ -242,20 +250,11 @@ def test_a_unigram_tokenizer_goes_to_gguf_and_back(
     file, class_name, options = UNIGRAMS[model_type]
     config = {**SAID_IN_GGUF.get(model_type, CONFIGS[model_type]), "vocab_size": 800}
     save(model_type, tmp_path / "model", config)
-    text = (shared_data / "lm_wikitext2" / "valid.txt").read_text(encoding="utf-8")[:40_000]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.replace("<unk>", "word").splitlines()),
-        model_prefix=str(tmp_path / "trained"),
-        vocab_size=500,
-        num_threads=1,
-        minloglevel=2,
-        **options,
-    )
-    (tmp_path / "trained.model").rename(tmp_path / "model" / file)
+    lines = english_lines(shared_data, 40_000)
+    train_pieces(lines, tmp_path / "model" / file, vocab_size=500, **options)
     (tmp_path / "model" / "tokenizer.json").unlink()
     (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": class_name}))
     written, _ = write(tmp_path / "model")
     ours, theirs = (Tokenizer.from_checkpoint(c) for c in (written, open_checkpoint(tmp_path / "model")))
-    for line in [*text.splitlines()[:50], "  two  spaces ", "Ünïcode ﬁ №42 日本"]:
-        if "<unk>" not in line:
-            assert ours.encode(line) == theirs.encode(line), line
+    for line in [*lines[:50], "  two  spaces ", "Ünïcode ﬁ №42 日本"]:
+        assert ours.encode(line) == theirs.encode(line), line

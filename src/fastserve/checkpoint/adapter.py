@@ -71,6 +71,11 @@ class LowRank:
         shape = (self.b.shape[0], self.a.shape[1])
         return shape[::-1] if self.is_transposed else shape
 
+    @property
+    def is_finite(self) -> bool:
+        arrays = (self.a, self.b, self.magnitudes)
+        return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
+
     def added_to(self, stored: StoredTensor, begin: int, end: int) -> NDArray[np.uint8]:
         """Rows of the stored matrix with the adapter in them, as bytes of float32."""
         rows = to_f32(stored.rows(begin, end))
@@ -137,8 +142,8 @@ def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
     tensors that the adapter has in place of its own.
 
     Raises:
-        CheckpointError: the adapter changes modules that the model has not, or of another shape; the first
-            are named.
+        CheckpointError: the adapter changes modules that the model has not, or of another shape, or holds
+            numbers that are none; the first are named.
         UnsupportedError: a DoRA adapter of transposed matrices.
     """
     found: dict[str, LowRank | StoredTensor] = {}
@@ -151,6 +156,8 @@ def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
         elif checkpoint.tensors[name].shape != tensor.shape:
             shape = list(checkpoint.tensors[name].shape)
             problems.append(f"{saved_name} has shape {shape}, the adapter's {list(tensor.shape)}")
+        elif not np.isfinite(to_f32(tensor)).all():
+            problems.append(f"{saved_name} has numbers that are not finite")
         else:
             found[name] = replace(tensor, name=name)
     for module, low_rank in adapter.matrices.items():
@@ -165,6 +172,8 @@ def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Checkpoint:
         elif checkpoint.tensors[name].shape != low_rank.shape:
             shape = list(checkpoint.tensors[name].shape)
             problems.append(f"{module} has shape {shape}, the adapter's {list(low_rank.shape)}")
+        elif not low_rank.is_finite:
+            problems.append(f"{module} has numbers that are not finite")
         else:
             found[name] = low_rank
     if problems:

@@ -17,7 +17,7 @@ from fastserve.checkpoint.gguf_family import FAMILIES, GgufFamily
 from fastserve.checkpoint.gguf_writer import WrittenValue
 from fastserve.checkpoint.sentence import GGUF_POOLING, POOLING_FLAGS
 from fastserve.checkpoint.tensor import ComputedTensor, StoredTensor, TensorFormat
-from fastserve.errors import UnsupportedError
+from fastserve.errors import CheckpointError, UnsupportedError
 from fastserve.types import JsonObject
 
 # Keys that say how the source file was written, and not what the model is.
@@ -66,6 +66,7 @@ def export_metadata(checkpoint: Checkpoint) -> dict[str, WrittenValue]:
     """The metadata of a model, its tokenizer included; those of a GGUF file are copied.
 
     Raises:
+        CheckpointError: a value of the config is no number where it has to be one.
         UnsupportedError: the family, a variation of it, or the tokenizer cannot be said in GGUF.
     """
     version: dict[str, WrittenValue] = {"general.quantization_version": _QUANTIZATION_VERSION}
@@ -76,6 +77,11 @@ def export_metadata(checkpoint: Checkpoint) -> dict[str, WrittenValue]:
     family, config = family_of(checkpoint), settled_config(checkpoint)
     _check(checkpoint, family, config)
     found = {key: _first(config, names) for key, names in family.keys.items()}
+    for key, value in found.items():
+        if value is not None and not isinstance(value, int | float):
+            raise CheckpointError(
+                f"{checkpoint.path} has {family.keys[key]}={value!r:.80} in its config, a number was expected"
+            )
     found |= _rope_metadata(checkpoint, family, config)
     if "attention.layer_norm_rms_epsilon" not in found:  # an encoder but for GPT-2 and GPT-NeoX
         is_encoder = family.architecture in ("bert", "modern-bert")
