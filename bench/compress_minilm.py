@@ -23,7 +23,7 @@ import random
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--tuned", type=Path, help="the tuned model, where there is one already")
     parser.add_argument("--seconds", type=float, default=40.0, help="of speed")
     parser.add_argument("--batch", type=int, default=32, help="texts at a time, of speed")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, of tuning and of each recipe")
     options = parser.parse_args()
     if options.what == "speed":
         compare_speeds(options)
@@ -122,7 +123,7 @@ def main() -> None:
         compare_models(options)
 
 
-def write_splits(data: Path, name: str, work: Path) -> dict[str, Path]:
+def write_splits(data: Path, name: str, work: Path, seed: int) -> dict[str, Path]:
     """Rows to train on, to choose by, and to judge by, in files; a text that occurs twice is taken once."""
     sizes = SIZES[name]
     found = SETS[name].read(data)
@@ -131,7 +132,7 @@ def write_splits(data: Path, name: str, work: Path) -> dict[str, Path]:
     for row in found:
         labels.setdefault(row["text"].strip(), row["label"])
     rows = [{"text": text, "label": label} for text, label in labels.items()]
-    random.Random(0).shuffle(rows)
+    random.Random(seed).shuffle(rows)
     paths = {}
     for split, size in (("train", sizes.train), ("dev", sizes.dev), ("test", sizes.test)):
         paths[split] = work / f"{name}-{split}.jsonl"
@@ -147,7 +148,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def compare_models(options: argparse.Namespace) -> None:
     work, sizes = options.work, SIZES[options.set]
     work.mkdir(parents=True, exist_ok=True)
-    files = write_splits(options.data, options.set, work)
+    files = write_splits(options.data, options.set, work, options.seed)
     tuned = options.tuned or work / f"{options.set}-tuned"
     if not tuned.exists():
         tune(
@@ -156,7 +157,7 @@ def compare_models(options: argparse.Namespace) -> None:
             train=files["train"],
             dev=files["dev"],
             output=tuned,
-            options=sizes.options,
+            options=replace(sizes.options, seed=options.seed),
             resume=True,
         )
     rows = read_rows(files["test"])
@@ -175,7 +176,7 @@ def compare_models(options: argparse.Namespace) -> None:
         made = recipes_of_few_bits(sizes.recovery)
     for name, steps in made.items():
         output = work / f"{options.set}-{name}"
-        sizes_of = build(tuned, steps, files, output, seed=0)
+        sizes_of = build(tuned, steps, files, output, seed=options.seed)
         found = evaluate_folder(output, rows, PredictorOptions(truncate=True))
         kept = share_kept(whole, found, rows)
         results[name] = {
