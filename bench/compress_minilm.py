@@ -6,13 +6,14 @@ bytes are left, and how fast the native runtime is with it.
     python bench/compress_minilm.py --what few-bits --data shared/data --set sms --work DIR --json FILE
 
 The first makes seven models: `dense-int8`; `sparse60-int8`, 60 % of the weights of all linears zero
-(SparseGPT), and `sparse60-recovered-int8`, then tuned again; `structured40-int8`, 40 % of heads and neurons taken out, then tuned again; the same before it is
-tuned (`unrecovered`), and before what is left is fitted to calibration text (`cut`); `distilled-half-int8`,
-half of the layers, taught by the whole model. Token tables are int8 in all of them. Accuracy is of test rows
-that nothing has seen, by the native runtime; shares kept are of the tuned model in float32, with bootstrap
-intervals over rows. The second times the models that the first has made, in turns, one round after the other,
-on one thread. The third makes models of 3 and of 2 bits, 64 columns a scale, linears alone: rounded to
-nearest (`rtn`), by GPTQ, and tuned on the grid (`qat`) as long as models that were cut are tuned again.
+(SparseGPT), and `sparse60-recovered-int8`, then tuned again; `structured40-int8`, 40 % of heads and neurons
+taken out, then tuned again; the same before it is tuned (`unrecovered`), and before what is left is fitted to
+calibration text (`cut`); `distilled-half-int8`, half of the layers, taught by the whole model. Token tables
+are int8 in all of them. Accuracy is of test rows that nothing has seen, by the native runtime; shares kept
+are of the tuned model in float32, with bootstrap intervals over rows. The second times the models that the
+first has made, in turns, one round after the other, on one thread. The third makes models of 3 and of 2 bits,
+64 columns a scale, linears alone: rounded to nearest (`rtn`), by GPTQ, and tuned on the grid (`qat`) as long
+as models that were cut are tuned again.
 """
 
 from __future__ import annotations
