@@ -25,13 +25,14 @@ from compress_quality import split_text
 from convert_agreement import compare
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.file import read_optional_json
 from fastserve.checkpoint.tensor import TensorFormat
 from fastserve.compress.model_kind import writes_text
 from fastserve.compress.recipe import read_recipe, recipe_names
 from fastserve.evaluate.language_model import LanguageModel, read_windows
 from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.predictor import open_predictor
-from fastserve.evaluate.task.table import task_of_folder
+from fastserve.evaluate.task.table import SETTINGS_FILE, task_of_folder
 from fastserve.types import Float32Array
 from quality import log_softmax
 from report import DEFAULT_MODEL, make_parser, publish
@@ -122,7 +123,11 @@ def compare_with_transformers(folder: Path, judged: Path, threads: int, most_row
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         rows = [json.loads(line) for line in judged.read_text(encoding="utf-8").splitlines()[:most_rows]]
-        inputs = [tokenizer(row["text"], return_tensors="pt", truncation=True).input_ids for row in rows]
+        length = read_optional_json(folder / SETTINGS_FILE)["max_length"]  # as it was tuned
+        inputs = [
+            tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=length).input_ids
+            for row in rows
+        ]
 
     def predict() -> NDArray[np.float64]:
         with torch.no_grad():
