@@ -5,14 +5,15 @@ bytes are left, and how fast the native runtime is with it.
     python bench/compress_minilm.py --what speed --set sms --work DIR --seconds 40 --json FILE
     python bench/compress_minilm.py --what few-bits --data shared/data --set sms --work DIR --json FILE
 
-The first makes six models: `dense-int8`; `sparse60-int8`, 60 % of the weights of all linears zero
-(SparseGPT); `structured40-int8`, 40 % of heads and neurons taken out, then tuned again; the same before it is
-tuned (`unrecovered`), and before what is left is fitted to calibration text (`cut`); `distilled-half-int8`,
-half of the layers, taught by the whole model. Token tables are int8 in all of them. Accuracy is of test rows
-that nothing has seen, by the native runtime; shares kept are of the tuned model in float32, with bootstrap
-intervals over rows. The second times the models that the first has made, in turns, one round after the other,
-on one thread. The third makes models of 3 and of 2 bits, 64 columns a scale, linears alone: rounded to
-nearest (`rtn`), by GPTQ, and tuned on the grid (`qat`) as long as models that were cut are tuned again.
+The first makes seven models: `dense-int8`; `sparse60-int8`, 60 % of the weights of all linears zero
+(SparseGPT), and `sparse60-recovered-int8`, then tuned again; `structured40-int8`, 40 % of heads and neurons
+taken out, then tuned again; the same before it is tuned (`unrecovered`), and before what is left is fitted to
+calibration text (`cut`); `distilled-half-int8`, half of the layers, taught by the whole model. Token tables
+are int8 in all of them. Accuracy is of test rows that nothing has seen, by the native runtime; shares kept
+are of the tuned model in float32, with bootstrap intervals over rows. The second times the models that the
+first has made, in turns, one round after the other, on one thread. The third makes models of 3 and of 2 bits,
+64 columns a scale, linears alone: rounded to nearest (`rtn`), by GPTQ, and tuned on the grid (`qat`) as long
+as models that were cut are tuned again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import random
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from tune_sets import SETS
 
 TASK = "text-classification"
 TAKEN_OUT = {"neurons": 0.4, "heads": 0.4, "multiple": 64}
+SPARSE = {"sparsegpt": {"sparsity": 0.6}}
 STRUCTURED = {"structured": TAKEN_OUT}
 INT8: list[Any] = [{"rtn": {"bits": 8, "targets": {"tables": True}}}]
 
@@ -87,7 +89,8 @@ def recipes(recovery: Mapping[str, Any], teaching: Mapping[str, Any]) -> dict[st
     """The steps of each model."""
     return {
         "dense-int8": INT8,
-        "sparse60-int8": [{"sparsegpt": {"sparsity": 0.6}}, *INT8],
+        "sparse60-int8": [SPARSE, *INT8],
+        "sparse60-recovered-int8": [SPARSE, {"recover": {"tune": dict(recovery)}}, *INT8],
         "structured40-cut-int8": [{"structured": {**TAKEN_OUT, "refit": False}}, *INT8],
         "structured40-unrecovered-int8": [STRUCTURED, *INT8],
         "structured40-int8": [STRUCTURED, {"recover": {"tune": dict(recovery)}}, *INT8],
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--tuned", type=Path, help="the tuned model, where there is one already")
     parser.add_argument("--seconds", type=float, default=40.0, help="of speed")
     parser.add_argument("--batch", type=int, default=32, help="texts at a time, of speed")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, of tuning and of each recipe")
     options = parser.parse_args()
     if options.what == "speed":
         compare_speeds(options)
@@ -122,7 +126,7 @@ def main() -> None:
         compare_models(options)
 
 
-def write_splits(data: Path, name: str, work: Path) -> dict[str, Path]:
+def write_splits(data: Path, name: str, work: Path, seed: int) -> dict[str, Path]:
     """Rows to train on, to choose by, and to judge by, in files; a text that occurs twice is taken once."""
     sizes = SIZES[name]
     found = SETS[name].read(data)
@@ -131,7 +135,7 @@ def write_splits(data: Path, name: str, work: Path) -> dict[str, Path]:
     for row in found:
         labels.setdefault(row["text"].strip(), row["label"])
     rows = [{"text": text, "label": label} for text, label in labels.items()]
-    random.Random(0).shuffle(rows)
+    random.Random(seed).shuffle(rows)
     paths = {}
     for split, size in (("train", sizes.train), ("dev", sizes.dev), ("test", sizes.test)):
         paths[split] = work / f"{name}-{split}.jsonl"
@@ -147,7 +151,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def compare_models(options: argparse.Namespace) -> None:
     work, sizes = options.work, SIZES[options.set]
     work.mkdir(parents=True, exist_ok=True)
-    files = write_splits(options.data, options.set, work)
+    files = write_splits(options.data, options.set, work, options.seed)
     tuned = options.tuned or work / f"{options.set}-tuned"
     if not tuned.exists():
         tune(
@@ -156,7 +160,7 @@ def compare_models(options: argparse.Namespace) -> None:
             train=files["train"],
             dev=files["dev"],
             output=tuned,
-            options=sizes.options,
+            options=replace(sizes.options, seed=options.seed),
             resume=True,
         )
     rows = read_rows(files["test"])
@@ -175,7 +179,7 @@ def compare_models(options: argparse.Namespace) -> None:
         made = recipes_of_few_bits(sizes.recovery)
     for name, steps in made.items():
         output = work / f"{options.set}-{name}"
-        sizes_of = build(tuned, steps, files, output, seed=0)
+        sizes_of = build(tuned, steps, files, output, seed=options.seed)
         found = evaluate_folder(output, rows, PredictorOptions(truncate=True))
         kept = share_kept(whole, found, rows)
         results[name] = {

@@ -19,15 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compress_quality import split_text
 from convert_agreement import compare
 from fastserve.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from fastserve.checkpoint.convert import to_f32
+from fastserve.checkpoint.file import read_optional_json
 from fastserve.checkpoint.tensor import TensorFormat
 from fastserve.compress.model_kind import writes_text
 from fastserve.compress.recipe import read_recipe, recipe_names
 from fastserve.evaluate.language_model import LanguageModel, read_windows
+from fastserve.evaluate.prediction import PredictorOptions
+from fastserve.evaluate.predictor import open_predictor
+from fastserve.evaluate.task.table import SETTINGS_FILE, task_of_folder
 from fastserve.types import Float32Array
 from quality import log_softmax
 from report import DEFAULT_MODEL, make_parser, publish
@@ -60,7 +65,9 @@ def main() -> None:
             run_recipe(arguments, recipe, output, calibration, judged)
         results[recipe] = found = figures(output)
         if is_for_transformers(output):
-            found["transformers"] = compare_with_transformers(output, judged, arguments.threads)
+            found["transformers"] = compare_with_transformers(
+                output, judged, arguments.threads, arguments.limit
+            )
         rows += [(f"{recipe}: {name}", json.dumps(value)) for name, value in found.items()]
         publish(arguments, results, rows)  # those so far: a recipe may take an hour
 
@@ -100,33 +107,65 @@ def is_for_transformers(folder: Path) -> bool:
     return bool(config.get("quantization_config", {}).get("quant_method") == "compressed-tensors")
 
 
-def compare_with_transformers(folder: Path, judged: Path, threads: int) -> dict[str, Any]:
-    """How many tensors transformers dequantizes to other bits than we; and of a language model, how far its
-    predictions on one window are from those of the runtime, with exact activations and as it is served: where
-    it computes in the type that it opens the artifact in, and with the same weights in float32.
+def compare_with_transformers(folder: Path, judged: Path, threads: int, most_rows: int) -> dict[str, Any]:
+    """How many tensors transformers dequantizes to other bits than we; and how far its predictions on one
+    window of text, or on rows to classify, are from those of the runtime, with exact activations and as it is
+    served: where it computes in the type that it opens the artifact in, and with the same weights in float32.
     """
     import torch
     import transformers
 
     checkpoint = open_checkpoint(folder)
-    architecture = getattr(transformers, checkpoint.config["architectures"][0])
-    model = architecture.from_pretrained(folder).eval()
+    model = getattr(transformers, checkpoint.config["architectures"][0]).from_pretrained(folder).eval()
     is_decoder = writes_text(checkpoint)
-    window = read_windows(checkpoint, judged, most=1)[0] if is_decoder else [0, 1, 2]
-    with torch.no_grad():  # which dequantizes
-        theirs = {str(model.dtype).removeprefix("torch."): model(torch.tensor([window])).logits[0].float()}
-        found: dict[str, Any] = {"tensors": len(checkpoint.tensors), "differ": differing(checkpoint, model)}
-        if not is_decoder:
-            return found
-        torch.nn.Module.float(model)  # its own refuses, as if its weights were still whole numbers
-        theirs["float32"] = model(torch.tensor([window])).logits[0]
-    exact = LanguageModel(folder, weights="f32", kv_dtype="f32", threads=threads)
-    served = LanguageModel(folder, threads=threads)
-    for name, ours in (("exact activations", exact), ("as served", served)):
-        expected = log_softmax(logits_of(ours, window))
-        for dtype, logits in theirs.items():
-            found[f"{name}, to transformers in {dtype}"] = compare(expected, log_softmax(logits.numpy()))
+    if is_decoder:
+        inputs: list[Any] = [torch.tensor([read_windows(checkpoint, judged, most=1)[0]])]
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        rows = [json.loads(line) for line in judged.read_text(encoding="utf-8").splitlines()[:most_rows]]
+        length = read_optional_json(folder / SETTINGS_FILE)["max_length"]  # as it was tuned
+        inputs = [
+            tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=length).input_ids
+            for row in rows
+        ]
+
+    def predict() -> NDArray[np.float64]:
+        with torch.no_grad():
+            return log_softmax(
+                np.concatenate([model(ids).logits.float().reshape(-1, size) for ids in inputs])
+            )
+
+    size = checkpoint.config["vocab_size"] if is_decoder else len(checkpoint.config["id2label"])
+    theirs = {str(model.dtype).removeprefix("torch."): predict()}  # which dequantizes
+    found: dict[str, Any] = {"tensors": len(checkpoint.tensors), "differ": differing(checkpoint, model)}
+    torch.nn.Module.float(model)  # its own refuses, as if its weights were still whole numbers
+    theirs["float32"] = predict()
+    for name, exact in (("exact activations", True), ("as served", False)):
+        if is_decoder:
+            expected = our_tokens(folder, inputs[0][0].tolist(), threads, exact=exact)
+        else:
+            expected = our_labels(folder, checkpoint.config["id2label"], rows, threads, exact=exact)
+        for dtype, predictions in theirs.items():
+            found[f"{name}, to transformers in {dtype}"] = compare(expected, predictions)
     return found
+
+
+def our_tokens(folder: Path, window: list[int], threads: int, *, exact: bool) -> NDArray[np.float64]:
+    """Log probabilities [tokens, vocab]."""
+    options: dict[str, Any] = {"weights": "f32", "kv_dtype": "f32"} if exact else {}
+    return log_softmax(logits_of(LanguageModel(folder, threads=threads, **options), window))
+
+
+def our_labels(
+    folder: Path, labels: dict[str, str], rows: list[Any], threads: int, *, exact: bool
+) -> NDArray[np.float64]:
+    """Log probabilities [rows, labels]."""
+    options = PredictorOptions(weights="f32" if exact else "auto", threads=threads, truncate=True)
+    predictor = open_predictor(folder, task_of_folder(folder), options, note=print)
+    predictions = predictor.predict(rows)
+    predictor.close()
+    names = [labels[str(index)] for index in range(len(labels))]
+    return np.log([[prediction["probabilities"][name] for name in names] for prediction in predictions])
 
 
 def logits_of(model: LanguageModel, window: list[int]) -> Float32Array:

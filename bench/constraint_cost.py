@@ -13,8 +13,8 @@ from fastserve.config import EngineOptions
 from fastserve.constraint import JsonSchema
 from fastserve.engine import batch
 from fastserve.engine.engine import Engine
+from fastserve.engine.engine_of_model import make_constraint_compiler, make_engine
 from fastserve.engine.guide import Guide
-from fastserve.engine.llm import make_constraint_compiler, make_engine
 from fastserve.engine.load import load_model
 from fastserve.engine.loaded_model import LoadedModel
 from fastserve.engine.prompt import encode_chat

@@ -68,16 +68,24 @@ def describe_conditions(arguments: argparse.Namespace) -> dict[str, Any]:
 def command_line(script: str, arguments: argparse.Namespace) -> str:
     """The command with all its options, defaults too; paths, which mean nothing elsewhere, by their names.
 
-    >>> command_line("start.py", argparse.Namespace(json=None, runs=7, peer_python=Path("bin/python")))
-    'python bench/start.py --runs 7 --peer-python PEER_PYTHON'
+    >>> command_line("start.py", argparse.Namespace(json=None, runs=7, peer=Path("bin/python"), dry=False))
+    'python bench/start.py --runs 7 --peer PEER'
+    >>> command_line("like.py", argparse.Namespace(models=[Path("a"), Path("b")], to="/models/c", dry=True))
+    'python bench/like.py --models MODELS --to TO --dry'
     """
     words = ["python", f"bench/{script}"]
     for name, value in vars(arguments).items():
-        if name == "json" or value is None:
+        if name == "json" or value is None or value is False:
             continue
-        shown = [name.upper()] if isinstance(value, Path) else value if isinstance(value, list) else [value]
-        words += [f"--{name.replace('_', '-')}", *map(str, shown)]
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            values = value if isinstance(value, list) else [value]
+            words += [name.upper()] if any(map(_is_path, values)) else map(str, values)
     return shlex.join(words)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute())
 
 
 def _git(*arguments: str) -> str | None:

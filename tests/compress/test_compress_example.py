@@ -1,4 +1,4 @@
-"""The example of compression runs as it is, on a few rows and a tiny model."""
+"""The examples of compression run as they are, on few rows and tiny models."""
 
 from __future__ import annotations
 
@@ -30,3 +30,22 @@ def test_an_encoder_is_tuned_pruned_quantized_archived_and_served(
     assert "archive, MB" in output
     assert "top1_agreement" in output
     assert output.rstrip().splitlines()[-1].startswith("slow, cold and dull: ")
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_a_decoder_is_made_to_keep_a_budget(
+    stories_folder: Path,
+    story_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    example = EXAMPLE.with_name("smollm2_under_budget.py")
+    arguments = ["--model", str(stories_folder), "--text", str(story_file), "--output", str(tmp_path / "out")]
+    arguments += ["--budget", "size<=60% quality>=-50%", "--sequences", "2", "--limit", "1", "--trials", "1"]
+    monkeypatch.setattr(sys, "argv", [str(example), *arguments])
+    runpy.run_path(str(example), run_name="__main__")
+    output = capfd.readouterr().out
+    assert "int8-all | " in output
+    assert "chosen" in output
+    assert (tmp_path / "out" / "compression" / "front.png").exists()

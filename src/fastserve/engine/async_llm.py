@@ -16,7 +16,7 @@ from typing import Self
 from fastserve.config import EngineOptions
 from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.completion import Chunk, Completion
-from fastserve.engine.llm import make_constraint_compiler, make_engine, resolve_draft
+from fastserve.engine.engine_of_model import make_constraint_compiler, make_engine, resolve_draft
 from fastserve.engine.load import load_model
 from fastserve.engine.loaded_model import LoadedModel, check_task
 from fastserve.engine.policy import parse_policy

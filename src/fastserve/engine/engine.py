@@ -353,21 +353,28 @@ class Engine:
         if not turns:
             return []
         try:
-            turns, result, lost_seconds = self._run_or_retry(turns, scheduled)
+            ran = self._run_or_retry(turns, scheduled)
         except MemoryError as error:
             return self._fail_largest(turns, error)
         except Exception as error:
             return self._fail_step(turns, error)
+        return self._settle(*ran, started=started, scheduled=scheduled)
+
+    def _settle(
+        self, turns: list[Turn], result: StepResult, lost_seconds: float, *, started: float, scheduled: float
+    ) -> list[Chunk]:
+        """Commit the turns that have run, make chunks of their tokens, and count both."""
         now = self._clock()
         self._totals.count_prompts(turns)
         self.scheduler.commit(turns, seconds=now - started, now=now, lost_seconds=lost_seconds)
         chunks = self._emitter.emit(turns, result, now)
+        ended = self._clock()
         self._steps.observe(
             num_sequences=len(turns),
             num_tokens=sum(turn.num_rows for turn in turns),
             schedule_seconds=scheduled - started - self.scheduler.last_guess_seconds,
             run_seconds=now - scheduled,
-            emit_seconds=(ended := self._clock()) - now,
+            emit_seconds=ended - now,
         )
         self._totals.count(chunks, seconds=ended - started)
         return chunks

@@ -26,17 +26,15 @@ from fastserve.config import (
 )
 from fastserve.engine.adapter_table import AdapterTable
 from fastserve.engine.completion import Chunk, Completion
-from fastserve.engine.draft_model import DraftModel
 from fastserve.engine.encoder import Encoder
 from fastserve.engine.engine import Engine
+from fastserve.engine.engine_of_model import make_constraint_compiler, make_engine, resolve_draft
 from fastserve.engine.guide import ConstraintCompiler
 from fastserve.engine.load import load_model
 from fastserve.engine.loaded_model import LoadedModel, check_task
-from fastserve.engine.mover import make_mover
 from fastserve.engine.policy import parse_policy
 from fastserve.engine.policy.work import LengthPredictor
 from fastserve.engine.prompt import Message, Prompt, encode_chat, encode_prompt, encode_text
-from fastserve.engine.turnstile import Turnstile
 from fastserve.errors import OptionError
 from fastserve.hub.resolve import resolve
 from fastserve.models.task import Task
@@ -485,44 +483,6 @@ class LLM:
         if self._engine is not None:
             self._engine.abort(request_id)
         self._inboxes.pop(request_id, None)
-
-
-def resolve_draft(options: EngineOptions, *, offline: bool) -> EngineOptions:
-    """The options, with the folder of their draft model for its name. Raises as `resolve`."""
-    if options.draft_model is None:
-        return options
-    return replace(options, draft_model=resolve(options.draft_model, offline=offline))
-
-
-def make_engine(
-    model: LoadedModel,
-    options: EngineOptions,
-    *,
-    length_predictor: LengthPredictor | None = None,
-    turnstile: Turnstile | None = None,
-) -> Engine:
-    """The engine of a decoder, with its slow tier. Raises as `make_mover` and `make_policy`."""
-    return Engine(
-        model.executable,
-        eos_token_ids=model.checkpoint.eos_token_ids,
-        make_decoder=model.target_tokenizer.stream_decoder,
-        context_length=model.context_length,
-        options=options,
-        mover=make_mover(model.executable, options),
-        length_predictor=length_predictor,
-        draft_model=DraftModel(model.draft.executable) if model.draft else None,
-        target_rules=model.target_rules,
-        turnstile=turnstile,
-    )
-
-
-def make_constraint_compiler(model: LoadedModel) -> ConstraintCompiler:
-    """What compiles the constraints of a decoder's requests."""
-    return ConstraintCompiler(
-        model.target_tokenizer,
-        vocab_size=model.executable.vocab_size,
-        eos_token_ids=model.checkpoint.eos_token_ids,
-    )
 
 
 def _to_prompts(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:

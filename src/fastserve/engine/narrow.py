@@ -8,48 +8,24 @@ as `unevaluatedProperties` asks, and a negation is a matter of single keywords. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
-from urllib.parse import unquote, urljoin
 
-from fastserve.constraint import MAX_CONSTRAINT_CHARACTERS
+from fastserve.engine.narrow_budget import NarrowBudget
+from fastserve.engine.schema_keyword import NAMED, ONE, SEVERAL, Schema
+from fastserve.engine.schema_references import SchemaReferences
 from fastserve.errors import ConstraintError
-
-Schema = Any  # a mapping, or true or false
 
 _MOST_ALTERNATIVES = 256  # of one value
 _MOST_NESTED = 32  # references that apply to one value, and negations
-_MOST_NODES = 20_000  # made of a document, kept or not, at some 3 us
-_ENTRIES_PER_NODE = 8  # of a list or a mapping that is gone through: what costs as much as a node
 
 _TYPES = ("null", "boolean", "object", "array", "number", "string")
-_COUNTS = (
-    "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains",
-    "maxContains",
-)  # fmt: skip
-_ONE = (
-    "items", "additionalProperties", "contains", "propertyNames", "unevaluatedItems", "unevaluatedProperties",
-    "not", "if", "then", "else",
-)  # fmt: skip
-_SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems")
-_NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
-_ANNOTATIONS = (
-    "$schema", "$id", "$anchor", "$dynamicAnchor", "$comment", "$vocabulary", "$defs", "definitions", "title",
-    "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "contentEncoding",
-    "contentMediaType", "contentSchema",
-)  # fmt: skip
-# These say nothing without the other.
-_MEANT_WITH = {"then": "if", "else": "if", "minContains": "contains", "maxContains": "contains"}
 # What the compiler lacks, or does not always have.
 _REWRITTEN = (
     "not", "if", "dependentRequired", "dependentSchemas", "unevaluatedProperties", "unevaluatedItems",
     "contains", "propertyNames", "uniqueItems", "oneOf",
-)  # fmt: skip
-# Those of the compiler. Others say nothing about what is valid, as the draft has it.
-_FORMATS = (
-    "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 )  # fmt: skip
 
 
@@ -59,8 +35,8 @@ def narrow_schema(schema: Schema) -> Schema:
         ConstraintError: a keyword, or a reference, that cannot be rewritten; or the new schema would be too
             large.
     """
-    budget = _Budget()
-    targets = _References(schema, budget)
+    budget = NarrowBudget()
+    targets = SchemaReferences(schema, budget)
     root = targets.take(schema, "")
     narrower = _Narrower(targets.found, budget)
     narrowed = narrower.narrow(root)
@@ -73,137 +49,6 @@ def narrow_schema(schema: Schema) -> Schema:
         narrowed = {**whole, "$defs": done}
     budget.check_length(narrowed)
     return narrowed
-
-
-class _Budget:
-    """Of a whole document. What it grows by multiplies with each level of nesting: the work ends where the
-    limit is reached, not where all is built.
-    """
-
-    def __init__(self) -> None:
-        self._num_nodes = 0
-        self._lengths: dict[int, tuple[Schema, int]] = {}  # by identity, which holds while the schema is kept
-
-    def spend(self, num_entries: int = 0) -> None:
-        """For one node, with so many entries to go through."""
-        self._num_nodes += 1 + num_entries // _ENTRIES_PER_NODE
-        if self._num_nodes > _MOST_NODES:
-            raise ConstraintError(
-                f"the schema grows beyond {_MOST_NODES} nodes where it is written without keywords that are "
-                "not supported",
-                hint="nest fewer oneOf, not and if",
-            )
-
-    def check_length(self, schema: Schema) -> None:
-        """Before it is written: what is built once may stand in it many times."""
-        length = self._length(schema)
-        if length > MAX_CONSTRAINT_CHARACTERS:
-            raise ConstraintError(
-                f"the schema has {length} characters where it is written without keywords that are not "
-                f"supported; the limit is {MAX_CONSTRAINT_CHARACTERS}",
-                hint="nest fewer oneOf, not and if",
-            )
-
-    def _length(self, value: Any) -> int:
-        """Characters of JSON, at least."""
-        if isinstance(value, str):
-            return len(value) + 2
-        if not isinstance(value, Mapping | Sequence):
-            return len(repr(value))
-        known = self._lengths.get(id(value))
-        if known is None:
-            entries = value.values() if isinstance(value, Mapping) else value
-            length = sum(self._length(entry) + 2 for entry in entries)
-            if isinstance(value, Mapping):
-                length += sum(len(str(key)) + 4 for key in value)
-            known = self._lengths[id(value)] = value, max(length, 2)
-        return known[1]
-
-
-class _References:
-    """Takes a document apart at its references: each becomes `#/$defs/N`."""
-
-    def __init__(self, root: Schema, budget: _Budget) -> None:
-        self.found: dict[str, Schema] = {}  # by N
-        self._places: dict[str, tuple[Schema, str]] = {}  # by URI: schema, and the base of its own references
-        self._names: dict[int, str] = {}  # by identity of the schema: N
-        self._dynamic: dict[str, int] = {}  # how many anchors of a name
-        self._budget = budget
-        self._register(root, "")
-
-    def take(self, schema: Schema, base: str) -> Schema:
-        """The schema with its references replaced, and without annotations."""
-        if not isinstance(schema, Mapping):
-            return schema
-        self._budget.spend(len(schema))
-        base = urljoin(base, schema.get("$id", ""))
-        taken: dict[str, Any] = {}
-        for keyword, value in schema.items():
-            if keyword in ("$ref", "$dynamicRef"):
-                taken.setdefault("allOf", []).append({"$ref": self._resolve(keyword, value, base)})
-            elif keyword in _MEANT_WITH and _MEANT_WITH[keyword] not in schema:
-                continue
-            elif keyword in _ONE:
-                taken[keyword] = self.take(value, base)
-            elif keyword in _SEVERAL:
-                taken[keyword] = [*taken.get(keyword, []), *(self.take(item, base) for item in value)]
-            elif keyword in _NAMED and keyword not in _ANNOTATIONS:
-                taken[keyword] = {name: self.take(item, base) for name, item in value.items()}
-            elif keyword in _COUNTS and isinstance(value, float) and value.is_integer():
-                taken[keyword] = int(value)
-            elif keyword not in _ANNOTATIONS and (keyword != "format" or value in _FORMATS):
-                taken[keyword] = value
-        return taken
-
-    def _register(self, schema: Schema, base: str) -> None:
-        if not isinstance(schema, Mapping):
-            return
-        base = urljoin(base, schema.get("$id", ""))
-        if "$id" in schema or not self._places:
-            self._places[base.removesuffix("#")] = (schema, base)
-        for keyword in ("$anchor", "$dynamicAnchor"):
-            if keyword in schema:
-                self._places[f"{base}#{schema[keyword]}"] = (schema, base)
-        if "$dynamicAnchor" in schema:
-            name = schema["$dynamicAnchor"]
-            self._dynamic[name] = self._dynamic.get(name, 0) + 1
-        for child in _children(schema):
-            self._register(child, base)
-
-    def _resolve(self, keyword: str, reference: str, base: str) -> str:
-        uri = urljoin(base, reference) if reference else base
-        resource, _, fragment = uri.partition("#")
-        if keyword == "$dynamicRef" and self._dynamic.get(fragment, 0) > 1:
-            raise ConstraintError(
-                f"the schema has $dynamicRef {reference!r}, which has several targets", hint="use $ref"
-            )
-        if uri.removesuffix("#") in self._places:
-            target, target_base = self._places[uri.removesuffix("#")]
-        elif resource in self._places and (not fragment or fragment.startswith("/")):
-            target, target_base = self._follow(*self._places[resource], fragment, reference)
-        else:
-            raise ConstraintError(
-                f"the schema refers to {reference!r}, which is not within it", hint="put it into $defs"
-            )
-        if id(target) not in self._names or isinstance(target, bool):
-            name = str(len(self.found))
-            self._names[id(target)] = name
-            self.found[name] = True  # for references back to it
-            self.found[name] = self.take(target, target_base)
-        return f"#/$defs/{self._names[id(target)]}"
-
-    def _follow(self, schema: Schema, base: str, pointer: str, reference: str) -> tuple[Schema, str]:
-        for part in pointer.split("/")[1:]:
-            key = unquote(part).replace("~1", "/").replace("~0", "~")
-            try:
-                schema = schema[int(key)] if isinstance(schema, list) else schema[key]
-            except (KeyError, IndexError, ValueError, TypeError) as error:
-                raise ConstraintError(f"the schema refers to {reference!r}, which is not there") from error
-            if isinstance(schema, Mapping) and isinstance(schema.get("$id"), str):
-                base = urljoin(base, schema["$id"])
-        if not isinstance(schema, Mapping | bool):
-            raise ConstraintError(f"the schema refers to {reference!r}, which is no schema")
-        return schema, base
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +81,7 @@ _NOTHING = _Alternative()
 @dataclass(slots=True)
 class _Narrower:
     targets: Mapping[str, Schema]
-    budget: _Budget
+    budget: NarrowBudget
     nested: int = 0
 
     def narrow(self, schema: Schema) -> Schema:
@@ -251,11 +96,11 @@ class _Narrower:
     def _narrow_children(self, schema: Mapping[str, Any]) -> Schema:
         narrowed: dict[str, Any] = {}
         for keyword, value in schema.items():
-            if keyword in _ONE:
+            if keyword in ONE:
                 narrowed[keyword] = self.narrow(value)
-            elif keyword in _SEVERAL:
+            elif keyword in SEVERAL:
                 narrowed[keyword] = [self.narrow(item) for item in value]
-            elif keyword in _NAMED:
+            elif keyword in NAMED:
                 narrowed[keyword] = {name: self.narrow(item) for name, item in value.items()}
             else:
                 narrowed[keyword] = value
@@ -522,14 +367,6 @@ def _type_of(value: Any) -> str:
         return "null"
     kinds = ((bool, "boolean"), (int, "number"), (float, "number"), (str, "string"), (Mapping, "object"))
     return next((name for kind, name in kinds if isinstance(value, kind)), "array")
-
-
-def _children(schema: Mapping[str, Any]) -> Iterable[Schema]:
-    for keyword, value in schema.items():
-        if keyword in _ONE or (keyword in _SEVERAL and isinstance(value, list)):
-            yield from value if isinstance(value, list) else [value]
-        elif keyword in _NAMED and isinstance(value, Mapping):
-            yield from value.values()
 
 
 def _unsupported(keyword: str) -> ConstraintError:

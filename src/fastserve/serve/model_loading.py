@@ -13,7 +13,7 @@ from fastserve.config import EngineOptions
 from fastserve.engine.adapter_table import check_name
 from fastserve.engine.async_encoder import AsyncEncoder
 from fastserve.engine.async_llm import AsyncLLM
-from fastserve.engine.llm import resolve_draft
+from fastserve.engine.engine_of_model import resolve_draft
 from fastserve.engine.load import load_model, plan_model
 from fastserve.engine.loaded_model import ModelPlan
 from fastserve.engine.turnstile import Turnstile

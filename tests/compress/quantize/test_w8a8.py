@@ -11,12 +11,15 @@ from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
 from compress.working_models import TINY, ragged_sequences, random_working_model, working_model
 from fastserve.checkpoint.checkpoint import Checkpoint
+from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.compress.batch_state import make_batches, run_nodes
 from fastserve.compress.calibration import graph_of
-from fastserve.compress.quantize import w8a8
-from fastserve.compress.quantize.w8a8 import measure_losses, prepare_w8a8, round_tokens
+from fastserve.compress.quantize import rounded_inputs, w8a8
+from fastserve.compress.quantize.rounded_inputs import measure_losses, round_tokens
+from fastserve.compress.quantize.smoothquant import SmoothQuant
+from fastserve.compress.quantize.w8a8 import prepare_w8a8
 from fastserve.compress.station import Station, find_stations
-from fastserve.compress.step import WorkingModel
+from fastserve.compress.step import Context, WorkingModel
 from fastserve.graph.node import Value
 from fastserve.models.matrices import find_matrices
 from parity import store_f32
@@ -30,7 +33,7 @@ MEETS_IT = "model.layers.1.mlp.down_proj.weight"
 def run(model: WorkingModel, rounded: Station | None = None) -> torch.Tensor:
     """What a model gives, the inputs of one station rounded: log probabilities, or embeddings."""
     graph = graph_of(model)
-    weights = w8a8._weights(model, graph)
+    weights = rounded_inputs._weights(model, graph)
     rows = []
     for batch in make_batches(SEQUENCES, num_tokens=1):
         values: dict[Value, torch.Tensor] = {}
@@ -93,6 +96,17 @@ def test_nothing_is_left_alone_where_little_is_lost_and_all_where_nothing_may_be
     assert not prepare(model, most_loss=1.0).float_activations
     everything = prepare(model, most_loss=0.0).float_activations
     assert everything == set(find_matrices(model.checkpoint).linears)
+
+
+def test_the_step_leaves_the_same_ones_alone_and_says_so(tmp_path: Path) -> None:
+    most_loss = prepare(with_outlier(), most_loss=1.0).loss_of_all / 2
+    context = Context(source=tmp_path, scratch=tmp_path, calibration=SEQUENCES)
+    stepped = SmoothQuant(alpha=w8a8.ALPHA, most_loss=most_loss).run(with_outlier(), context)
+    linears = set(find_matrices(stepped.checkpoint).linears)
+    assert stepped.int8_activations == linears - {MEETS_IT}
+    assert all(isinstance(stepped.tensors[name], GroupedTensor) for name in linears)
+    said = f"smoothquant: 1 of {len(linears)} matrices meet activations as they are"
+    assert any(note.startswith(said) for note in context.notes)
 
 
 def test_the_function_is_that_of_the_model() -> None:

@@ -13,7 +13,14 @@ from fastserve.checkpoint.convert import to_f32, to_float_format
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import graph_of, visit
-from fastserve.compress.quantize.fold import Factors, Fold, find_fold, float_tensor, fold_vectors
+from fastserve.compress.quantize.fold import (
+    Factors,
+    Fold,
+    find_fold,
+    float_tensor,
+    fold_vectors,
+    with_short_vectors,
+)
 from fastserve.compress.quantize.gram import GramVisitor, output_error, relative_output_error
 from fastserve.compress.quantize.grid import Grid, Loss, find_scales, grouped
 from fastserve.compress.quantize.step import check_grid, note_little_text, read_matrix, round_matrices
@@ -54,6 +61,7 @@ class Awq(Grid):
         names = model.matrices(self.targets)
         check_grid(self, model, names, context)
         note_little_text(model, names, context)
+        model = with_short_vectors(model)
         visitor = _Awq(self, model, frozenset(names), context)
         found = visit(model, context, visitor, names=names)
         scaled = _assemble(model, visitor, found)

@@ -110,6 +110,20 @@ def fold_vectors(
     return changed, torch.from_numpy(told)
 
 
+def with_short_vectors(model: WorkingModel) -> WorkingModel:
+    """With vectors as bfloat16 where they are numbers of it, as GGUF never has them: others load them so, and
+    scales that are folded into them must be those that are then divided by."""
+    changed: dict[str, StoredTensor] = {}
+    for name, tensor in model.tensors.items():
+        if len(tensor.shape) == 1 and tensor.format is TensorFormat.F32:
+            short = StoredTensor(
+                name, TensorFormat.BF16, tensor.shape, to_float_format(to_f32(tensor), TensorFormat.BF16)
+            )
+            if np.array_equal(to_f32(short), to_f32(tensor)):
+                changed[name] = short
+    return model.with_tensors(changed)
+
+
 @dataclass(frozen=True, slots=True)
 class Factors:
     """What matrices are to be multiplied with, by name, for scales that were folded.

@@ -5,6 +5,7 @@ they meet multiplied, until both are as hard to round; then both become int8.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import torch
@@ -12,9 +13,17 @@ import torch
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tensor import StoredTensor
-from fastserve.compress.calibration import graph_of, visit
-from fastserve.compress.quantize.fold import Factors, Fold, find_fold, float_tensor, fold_vectors
+from fastserve.compress.calibration import graph_of, torch_threads, visit
+from fastserve.compress.quantize.fold import (
+    Factors,
+    Fold,
+    find_fold,
+    float_tensor,
+    fold_vectors,
+    with_short_vectors,
+)
 from fastserve.compress.quantize.grid import Grid
+from fastserve.compress.quantize.rounded_inputs import keep_costly, measure_losses
 from fastserve.compress.quantize.step import read_matrix, round_matrices
 from fastserve.compress.station import Station, find_stations
 from fastserve.compress.step import Context, Targets, WorkingModel
@@ -22,6 +31,7 @@ from fastserve.graph.node import Linear
 from fastserve.option import check_number
 
 _LEAST = 1e-5  # magnitude of activations and weights that scales are made of
+_MOST_SEQUENCES = 16  # of calibration, that losses are estimated on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +41,20 @@ class SmoothQuant:
 
     Attributes:
         alpha: how much of the difficulty goes from activations to weights, from 0 to 1.
+        most_loss: what rounding activations may lose in all, estimated on some of the calibration text: in
+            nats a token, or for encoders the squared change of embeddings over their own. Matrices whose
+            inputs lose most meet them as they are. None: all meet int8.
         targets: which matrices.
     """
 
     alpha: float = 0.5
+    most_loss: float | None = None
     targets: Targets = field(default_factory=Targets)
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, 0.0, 1.0)
+        if self.most_loss is not None:
+            check_number("most_loss", self.most_loss, 0.0, 100.0)
 
     @property
     def calibrates(self) -> bool:
@@ -48,13 +64,29 @@ class SmoothQuant:
         """Raises as `Step.run`."""
         names = model.matrices(self.targets)
         smooth = self.smooth(model, context)
+        rounded_inputs = frozenset(names) - self._kept(smooth, names, context)
         grid = Grid(bits=8, granularity="channel")
         rounded = round_matrices(smooth, dict.fromkeys(names, grid), context, step="smoothquant")
-        return rounded.with_tensors({}, int8_activations=model.int8_activations | frozenset(names))
+        return rounded.with_tensors({}, int8_activations=model.int8_activations | rounded_inputs)
+
+    def _kept(self, smooth: WorkingModel, names: Seq[str], context: Context) -> frozenset[str]:
+        """Names of matrices whose inputs are not rounded."""
+        if self.most_loss is None:
+            return frozenset()
+        sequences = context.calibration[:_MOST_SEQUENCES]
+        with torch_threads(context.threads):
+            losses = measure_losses(smooth, names, sequences, seed=context.seed, progress=context.progress)
+        kept = keep_costly(losses, self.most_loss)
+        context.notes.append(
+            f"smoothquant: {len(kept.names)} of {len(names)} matrices meet activations as they are: rounding"
+            f" the others' loses an estimated {kept.loss:.2g}, all would lose {sum(losses.values()):.2g}"
+        )
+        return kept.names
 
     def smooth(self, model: WorkingModel, context: Context) -> WorkingModel:
         """The first half of `run`: the model of the same function, not rounded."""
         names = model.matrices(self.targets)
+        model = with_short_vectors(model)
         found = visit(model, context, _Magnitudes(), names=names)
         return self._smooth(model, frozenset(names), found, context)
 
