@@ -8,6 +8,7 @@ google/sentencepiece src/normalizer.cc; units as in include/darts.h of s-yata/da
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 MAX_REPLACEMENT_BYTES = 256  # Unicode's longest (U+FDFA) is 33
 
@@ -34,20 +35,24 @@ def check_charsmap(charsmap: bytes) -> None:
     if longest > MAX_REPLACEMENT_BYTES:
         raise ValueError(f"a normalization rule writes {longest} bytes, the limit is {MAX_REPLACEMENT_BYTES}")
     units = np.frombuffer(charsmap, np.uint32, count=trie_bytes // 4, offset=4)
+    is_value = (units & _LEAF) != 0
+    _check_values(units[is_value], replacements)
     # No byte leads to a unit that is marked as a value; the root is read in any case.
-    inner = np.flatnonzero((units & _LEAF) == 0)
+    inner = np.flatnonzero(~is_value)
     inner = inner if inner.size and inner[0] == 0 else np.insert(inner, 0, 0)
     steps = units[inner]
     offsets = (steps >> _OFFSET_SHIFT) << ((steps & _WIDE_OFFSET) >> np.uint32(6))
     targets = inner.astype(np.uint32) ^ offsets
-    if int((targets | _LABEL_BITS).max()) >= len(units):
-        raise ValueError(
-            f"its normalization rules lead to unit {int((targets | _LABEL_BITS).max())} of {len(units)}"
-        )
-    # Where a path ends is read as a value, whatever the mark of that unit.
-    values = units[targets[(steps & _HAS_VALUE) != 0]] & _VALUE_BITS
-    starts = np.frombuffer(replacements, np.uint8)
+    farthest = int((targets | _LABEL_BITS).max())
+    if farthest >= len(units):
+        raise ValueError(f"its normalization rules lead to unit {farthest} of {len(units)}")
+    # Where a path ends a value is read, whatever the mark of that unit.
+    _check_values(units[targets[(steps & _HAS_VALUE) != 0]], replacements)
+
+
+def _check_values(units: NDArray[np.uint32], replacements: bytes) -> None:
+    values = units & _VALUE_BITS
     if values.size and int(values.max()) >= len(replacements):
         raise ValueError(f"a normalization rule is at byte {int(values.max())} of {len(replacements)}")
-    if np.any((starts[values] & 0xC0) == 0x80):
+    if np.any((np.frombuffer(replacements, np.uint8)[values] & 0xC0) == 0x80):
         raise ValueError("a normalization rule begins within a character")
