@@ -181,14 +181,15 @@ def compare(
             one.task.score(picked, [one.predictions[index] for index in chosen]).metrics
             for one in (first, second)
         )
-        return {name: of_first[name] - of_second[name] for name in of_first if name in of_second}
+        gains = {name: of_first[name] - of_second[name] for name in of_first if name in of_second}
+        return {name: -gain if name in LOWER_IS_BETTER else gain for name, gain in gains.items()}
 
     found = bootstrap(measure, len(rows), resamples=resamples, seed=seed)
     return {
-        name: Interval(value.value, value.low, value.high, 1 - value.share_above)
+        name: Interval(0.0 - gain.value, 0.0 - gain.high, 0.0 - gain.low, gain.share_above)
         if name in LOWER_IS_BETTER
-        else value
-        for name, value in found.items()
+        else gain
+        for name, gain in found.items()
     }
 
 
