@@ -30,7 +30,7 @@ from tune.test_tasks import (
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 SHORT = TuneOptions(epochs=2, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32, stride=8)
-# Until numbers differ by more than a few roundings: a correlation of hardly different ones is one of roundings.
+# Until numbers differ by more than roundings, of which a correlation would be one.
 LONGER = replace(SHORT, epochs=8, learning_rate=2e-2)
 CASES: dict[str, tuple[str, Callable[[int], list[dict[str, Any]]]]] = {
     "classes": ("text-classification", film_rows),
