@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastserve.engine.energy import POWERCAP, EnergyReading, find_counters
-from fastserve.errors import OptionError
+from fastserve.errors import DataError, OptionError
 from fastserve.evaluate.bootstrap import Interval, bootstrap
 from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.predictor import open_predictor
@@ -111,11 +111,17 @@ def evaluate_folder(
 
     Raises:
         UnsupportedError: nothing can run the model.
-        DataError: a row that the task cannot take.
+        DataError: there are no rows, or one that the task cannot take.
         ContextLengthError: a row is too long, and may not be cut.
     """
     options = options or PredictorOptions()
     task = task_of_folder(folder)
+    if not rows:
+        raise DataError("there are no rows to evaluate on", hint="give some")
+    if probes is not None and task.name != "text-classification":
+        raise OptionError(
+            f"probes are for text-classification, {folder} is for {task.name}", hint="leave them out"
+        )
     if isinstance(task, Embedding) and "label" in rows[0]:
         task = replace(task, has_labels=True)
     predictor = open_predictor(folder, task, options, note=note)
@@ -127,10 +133,6 @@ def evaluate_folder(
         num_tokens = predictor.num_tokens
         found = None
         if probes is not None:
-            if task.name != "text-classification":
-                raise OptionError(
-                    f"probes are for text-classification, {folder} is for {task.name}", hint="leave them out"
-                )
             found = probe(lambda texts: predictor.predict([{"text": text} for text in texts]), probes)
         times = [_time(partial(predictor.predict, [row])) for row in rows[:_TIMED_ROWS]]
     finally:
