@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastserve.cli.main import main
 from fastserve.errors import OptionError, StepError
 from fastserve.tune import TuneOptions, TuneResult
 from fastserve.tune.search import Range, SearchResult, read_space, search
@@ -59,8 +60,12 @@ def test_the_best_trial_becomes_the_output_and_an_interrupted_search_goes_on(
 
 def test_a_space_is_read_with_its_ranges_and_choices(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
-    path.write_text("learning-rate: {low: 1e-5, high: 1e-3, log: true}\nbatch_size: [8, 16]\n", "utf-8")
-    assert read_space(path) == {"learning_rate": Range(1e-5, 1e-3, log=True), "batch_size": (8, 16)}
+    path.write_text("learning-rate: {low: 1e-5, high: 1e-3, log: true}\nbatch_size: [8, 16]\nalpha: [1e1]\n")
+    assert read_space(path) == {
+        "learning_rate": Range(1e-5, 1e-3, log=True),
+        "batch_size": (8, 16),
+        "alpha": (10.0,),
+    }
 
 
 @pytest.mark.parametrize(
@@ -121,3 +126,9 @@ def test_trials_that_diverge_end_and_are_never_the_best(
     with pytest.raises(StepError, match="none of 3 trials has a finite loss"):
         run("other")
     assert not losses
+
+
+def test_trials_without_a_space_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--train", "no", "--output", str(tmp_path / "out")]
+    assert main(["tune", "text-classification", "--model", "none", *files, "--trials", "3"]) != 0
+    assert "name its space: --search FILE" in capsys.readouterr().err

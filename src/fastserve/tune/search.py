@@ -20,7 +20,8 @@ from fastserve.evaluate.search_plot import plot_search
 from fastserve.evaluate.task.task import LOWER_IS_BETTER
 from fastserve.option import check_integer
 from fastserve.tune.options import TuneOptions, read_mapping
-from fastserve.tune.run import TuneResult, default_metric
+from fastserve.tune.prepared_run import default_metric
+from fastserve.tune.run import TuneResult
 from fastserve.tune.tuning import tune
 from fastserve.types import JsonObject
 
