@@ -403,3 +403,21 @@ def test_a_sentence_of_which_a_line_is_left_out_for_its_bytes_goes_as_a_whole(tm
     path.write_bytes("Öl B-X\nÄ O\n\né B-X\n".encode() + b"\xff I-X\nb O\n\n" + "ü B-X\n".encode())
     rows = load_data(path, "token-classification", on_problem={"bad-bytes": "drop"})
     assert [(row["tokens"], row.line) for row in rows] == [(["Öl", "Ä"], 1), (["ü"], 8)]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [b'"a good\nb\xff line\nc",pos', b'"a g\xffod\nb\nc",pos', b'"a good\nb\nc\xff",pos', b"a\xff,pos"],
+)
+def test_a_record_goes_as_a_whole_where_a_line_of_it_goes_for_its_bytes(
+    tmp_path: Path, record: bytes
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"text,label\nfirst,neg\n" + record + b'\n"one, good",pos\nlast,neg\n')
+    options = ReadOptions(encoding="utf-8")
+    log = ProblemLog({"bad-bytes": "drop"})
+    rows = load_data(path, "text-classification", options=options, log=log)
+    assert [row["text"] for row in rows] == ["first", "one, good", "last"]
+    assert log.counts == {("bad-bytes", "drop"): 1}
+    with pytest.raises(DataError, match=r"rows.csv:\d: bytes ff at"):
+        load_data(path, "text-classification", options=options)

@@ -67,6 +67,13 @@ def test_the_probes_that_come_along_are_well_formed() -> None:
         ("[", "is no JSON"),
         ("{}", "has no swaps"),
         ('{"swaps": [{"name": "x", "templates": ["a"], "groups": {"a": ["b"], "c": ["d"]}}]}', "has no {}"),
+        ('{"swaps": [{"templates": ["{}"], "groups": {"a": ["b"], "c": ["d"]}}]}', "lacks its name"),
+        ('{"swaps": [{"name": "x", "templates": "{}", "groups": {"a": ["b"], "c": ["d"]}}]}', "templates"),
+        ('{"swaps": [{"name": "x", "templates": ["{}"], "groups": ["a", "b"]}]}', "two groups"),
+        ('{"swaps": [{"name": "x", "templates": ["{}"], "groups": {"a": [], "b": ["c"]}}]}', "two groups"),
+        ('{"swaps": 3}', "swaps is no list"),
+        ('{"negations": [["It is good."]]}', "is no pair of texts"),
+        ('{"negations": ["ab"]}', "is no pair of texts"),
     ],
 )
 def test_a_broken_file_of_probes_is_refused(tmp_path: Path, text: str, message: str) -> None:

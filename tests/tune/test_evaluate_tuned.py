@@ -30,6 +30,8 @@ from tune.test_tasks import (
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 SHORT = TuneOptions(epochs=2, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32, stride=8)
+# Until numbers differ by more than roundings, of which a correlation would be one.
+LONGER = replace(SHORT, epochs=8, learning_rate=2e-2)
 CASES: dict[str, tuple[str, Callable[[int], list[dict[str, Any]]]]] = {
     "classes": ("text-classification", film_rows),
     "several": ("text-classification", several_label_rows),
@@ -56,7 +58,7 @@ def test_the_native_runtime_scores_as_the_trainer_did(
         dev=dev,
         on_problem=OVERLAP_KEPT,
         output=tmp_path / "out",
-        options=SHORT,
+        options=LONGER if case == "number" else SHORT,
     )
     assert plan_model(result.path, EngineOptions()).context_length == 256  # of the base, not of the training
     evaluation = evaluate_folder(
@@ -106,6 +108,7 @@ def test_the_command_line_compares_two_models_and_writes_a_report(
     difference = document["compare"]["difference"]["accuracy"]
     assert difference["value"] == pytest.approx(1.0 - document["compare"]["metrics"]["accuracy"])
     assert 0 < difference["low"] <= difference["value"] <= difference["high"]
+    assert difference["share_above"] == 1.0
     assert {path.name for path in report.iterdir()} == {
         "confusion.png",
         "reliability.png",

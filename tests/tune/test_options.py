@@ -36,6 +36,7 @@ def test_an_option_out_of_its_range_is_named(options: dict[str, Any], message: s
     [
         ("options.toml", 'learning-rate = 3e-5\nmethod = "lora"\n'),
         ("options.yaml", "learning_rate: 3.0e-5\nmethod: lora\n"),
+        ("plain.yaml", "learning_rate: 3e-5\nmethod: lora\n"),
         ("options.json", '{"learning_rate": 3e-5, "method": "lora"}'),
     ],
 )

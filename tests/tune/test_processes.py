@@ -26,34 +26,52 @@ torch = pytest.importorskip("torch")
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 
 
-def test_two_processes_have_the_losses_of_one(
+def test_two_processes_learn_what_one_does_whatever_is_left_for_the_last_batch(
     tiny_encoder: Path, write_rows: WriteRows, tmp_path: Path
 ) -> None:
-    train, dev = write_rows("train", film_rows(48)), write_rows("dev", film_rows(8))
+    """Of 41 rows one is left, for one of the two."""
     # Without dropout: each process draws its own.
     options = TuneOptions(
         epochs=2, batch_size=8, learning_rate=2e-3, device="cpu", dropout=0.0, max_length=32
     )
     seen: list[int] = []
-    logs = []
-    for number in (1, 2):
-        result = tune(
-            "text-classification",
-            model=str(tiny_encoder),
-            train=train,
-            dev=dev,
-            on_problem=OVERLAP_KEPT,
-            output=tmp_path / f"out{number}",
-            options=replace(options, processes=number),
-            on_evaluate=lambda step, metrics: seen.append(step),
-        )
-        text = (result.path / "training" / "log.jsonl").read_text("utf-8")
-        logs.append([json.loads(line) for line in text.splitlines()])
+    how: dict[str, Any] = {"model": tiny_encoder, "write_rows": write_rows, "rows": 41}
+    how["on_evaluate"] = lambda step, metrics: seen.append(step)
+    one, two = (
+        run_films(tmp_path / f"out{number}", replace(options, processes=number), **how) for number in (1, 2)
+    )
     assert seen == [6, 12, 6, 12]
-    for name in ("loss", "eval_loss"):
-        one, two = ([entry[name] for entry in log if name in entry] for log in logs)
-        assert one
-        assert two == pytest.approx(one, rel=1e-4)
+    assert_learned_alike(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("tiny_decoder", {"method": "lora", "adapter_dropout": 0.0}),
+        ("tiny_decoder", {"method": "prefix", "learning_rate": 1e-2}),
+        ("tiny_encoder", {"method": "ia3", "accumulation": 4}),
+        ("tiny_encoder", {"shard": True}),
+        ("tiny_encoder", {"processes": 4, "tensor_parallel": 2}),
+    ],
+)
+def test_small_weights_and_parts_of_weights_are_learned_alike_where_a_row_is_left(
+    model: str,
+    changes: dict[str, Any],
+    request: pytest.FixtureRequest,
+    write_rows: WriteRows,
+    tmp_path: Path,
+) -> None:
+    options = TuneOptions(
+        **{"epochs": 3, "batch_size": 8, "learning_rate": 2e-3, "device": "cpu", "max_length": 32}
+        | {"dropout": 0.0, "processes": 2}
+        | changes
+    )
+    alone = replace(options, processes=1, tensor_parallel=1, shard=False)
+    how: dict[str, Any] = {"model": request.getfixturevalue(model), "write_rows": write_rows, "rows": 41}
+    assert_learned_alike(
+        run_films(tmp_path / "one", alone, **how), run_films(tmp_path / "two", options, **how)
+    )
 
 
 def test_a_batch_that_processes_cannot_share_is_refused() -> None:

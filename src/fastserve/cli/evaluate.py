@@ -46,7 +46,7 @@ _BACKENDS = {"native": "the native runtime", "torch": "PyTorch"}
 )
 @click.option("--max-tokens", type=click.IntRange(1), default=128, help="Of each text that is generated.")
 @click.option("--resamples", type=click.IntRange(10), default=1000, help="Of the bootstrap of --compare.")
-@click.option("--seed", type=int, default=0, help="Of the bootstrap.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the bootstrap.")
 @click.option(
     "--probes",
     is_flag=False,

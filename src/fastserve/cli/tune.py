@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fastserve.tune.run import TuneResult
     from fastserve.tune.trainer import Progress
 
+_TRIALS = 20  # of a search that does not say how many
+
 _HELP: Mapping[str, str] = {
     "epochs": "How often all training rows are seen.",
     "max_steps": "End after so many steps, whatever --epochs says.",
@@ -97,7 +99,7 @@ _HELP: Mapping[str, str] = {
     type=click.Path(path_type=Path),
     help="YAML, TOML or JSON file of options to search: lists of values, or {low, high, log}.",
 )
-@click.option("--trials", type=click.IntRange(1), default=20, help="Of --search.")
+@click.option("--trials", type=click.IntRange(1), help=f"Of --search; {_TRIALS} unless said.")
 @pack_options("options", TuneOptions(), _HELP)
 @json_option
 @offline_option
@@ -111,7 +113,7 @@ def tune(
     on_problem: Mapping[str, str],
     resume: bool,
     search: Path | None,
-    trials: int,
+    trials: int | None,
     options: TuneOptions,
     json: bool,
     offline: bool,
@@ -128,10 +130,23 @@ def tune(
     if offline:
         click.get_current_context().with_resource(network_forbidden())
     if search is not None:
+        num_trials = trials or _TRIALS
         _search(
-            task, model, train, dev, output, search, trials, options, on_problem, resume=resume, as_json=json
+            task,
+            model,
+            train,
+            dev,
+            output,
+            search,
+            num_trials,
+            options,
+            on_problem,
+            resume=resume,
+            as_json=json,
         )
         return
+    if trials is not None:
+        raise OptionError("trials are of a search", hint="name its space: --search FILE", option="trials")
     with printed_problems() as report_problem, _progress(shown=not json) as report:
         result = run_tune(
             task,

@@ -63,12 +63,16 @@ def uncompressed_name(path: Path) -> str:
     return path.stem if path.suffix.lower() in _OPENERS else path.name
 
 
-def read_lines(path: Path, log: ProblemLog, *, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+def read_lines(
+    path: Path, log: ProblemLog, *, encoding: str | None = None, left_out: set[int] | None = None
+) -> Iterator[tuple[int, str]]:
     """The lines of a file with their numbers from 1, without their ends (LF or CR LF).
 
     Without an `encoding`, the file is read to its end first, to see whether it is UTF-8; if not, its encoding
     is told by a byte order mark or guessed, and reported as a problem. Lines that the encoding does not have
-    are problems each.
+    are problems each. Those that the log drops are left out; where they are parts of something longer, of
+    which what is around them would be taken for all, `left_out` gets their numbers, and they are given too,
+    with U+FFFD.
 
     Raises:
         DataError: the file is missing or broken, or the log finds a problem fatal.
@@ -89,7 +93,9 @@ def read_lines(path: Path, log: ProblemLog, *, encoding: str | None = None) -> I
         except UnicodeDecodeError as error:
             message = f"bytes {raw[error.start : error.end].hex(' ')} at {error.start} are not {name}"
             if log.report("bad-bytes", str(path), line, message) in (ERROR, DROP):
-                continue
+                if left_out is None:
+                    continue
+                left_out.add(line)
             text = raw.decode(codec, errors="replace")
         if _BOM in text:
             where = "" if text.startswith(_BOM) else " within the line"

@@ -81,7 +81,10 @@ def read_probes(path: Path | None) -> Mapping[str, Any]:
             "probes",
         )
     elif path.is_file():
-        text, name = path.read_text("utf-8"), str(path)
+        try:
+            text, name = path.read_text("utf-8-sig"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as UTF-8: {error}", hint="write it anew") from error
     else:
         raise DataError(f"no file is at {path}", hint="give the path of a JSON file of probes")
     try:
@@ -90,12 +93,33 @@ def read_probes(path: Path | None) -> Mapping[str, Any]:
         raise DataError(f"{name} is no JSON: {error}") from error
     if not isinstance(probes, dict) or not probes.keys() <= {"swaps", "negations"} or not probes:
         raise DataError(f"{name} has no swaps and no negations", hint="give one of them, or both")
+    for part in ("swaps", "negations"):
+        if not isinstance(probes.get(part, []), list):
+            raise DataError(f"{name}: {part} is no list: {probes[part]!r:.80}")
     for swap in probes.get("swaps", ()):
-        if not isinstance(swap, dict) or len(swap.get("groups", ())) < 2 or not swap.get("templates"):
-            raise DataError(f"{name}: a swap lacks templates, or two groups: {swap!r:.80}")
+        if not _is_swap(swap):
+            raise DataError(
+                f"{name}: a swap lacks its name, templates, or two groups of words: {swap!r:.80}",
+                hint='as in {"name": "x", "templates": ["{} is"], "groups": {"a": ["Ann"], "b": ["Bob"]}}',
+            )
         if bad := [template for template in swap["templates"] if "{}" not in template]:
             raise DataError(f"{name}: template {bad[0]!r} has no {{}} for a word")
+    for pair in probes.get("negations", ()):
+        if not _are_texts(pair) or len(pair) != 2:
+            raise DataError(f"{name}: a negation is no pair of texts: {pair!r:.80}")
     return probes
+
+
+def _is_swap(swap: Any) -> bool:
+    if not isinstance(swap, dict) or not isinstance(swap.get("name"), str):
+        return False
+    groups = swap.get("groups")
+    has_groups = isinstance(groups, dict) and len(groups) > 1 and all(map(_are_texts, groups.values()))
+    return has_groups and _are_texts(swap.get("templates"))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def probe(predict: Predict, probes: Mapping[str, Any]) -> ProbeReport:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastserve.engine.energy import POWERCAP, EnergyReading, find_counters
-from fastserve.errors import OptionError
+from fastserve.errors import DataError, OptionError
 from fastserve.evaluate.bootstrap import Interval, bootstrap
 from fastserve.evaluate.prediction import PredictorOptions
 from fastserve.evaluate.predictor import open_predictor
@@ -111,11 +111,17 @@ def evaluate_folder(
 
     Raises:
         UnsupportedError: nothing can run the model.
-        DataError: a row that the task cannot take.
+        DataError: there are no rows, or one that the task cannot take.
         ContextLengthError: a row is too long, and may not be cut.
     """
     options = options or PredictorOptions()
     task = task_of_folder(folder)
+    if not rows:
+        raise DataError("there are no rows to evaluate on", hint="give some")
+    if probes is not None and task.name != "text-classification":
+        raise OptionError(
+            f"probes are for text-classification, {folder} is for {task.name}", hint="leave them out"
+        )
     if isinstance(task, Embedding) and "label" in rows[0]:
         task = replace(task, has_labels=True)
     predictor = open_predictor(folder, task, options, note=note)
@@ -127,10 +133,6 @@ def evaluate_folder(
         num_tokens = predictor.num_tokens
         found = None
         if probes is not None:
-            if task.name != "text-classification":
-                raise OptionError(
-                    f"probes are for text-classification, {folder} is for {task.name}", hint="leave them out"
-                )
             found = probe(lambda texts: predictor.predict([{"text": text} for text in texts]), probes)
         times = [_time(partial(predictor.predict, [row])) for row in rows[:_TIMED_ROWS]]
     finally:
@@ -181,14 +183,15 @@ def compare(
             one.task.score(picked, [one.predictions[index] for index in chosen]).metrics
             for one in (first, second)
         )
-        return {name: of_first[name] - of_second[name] for name in of_first if name in of_second}
+        gains = {name: of_first[name] - of_second[name] for name in of_first if name in of_second}
+        return {name: -gain if name in LOWER_IS_BETTER else gain for name, gain in gains.items()}
 
     found = bootstrap(measure, len(rows), resamples=resamples, seed=seed)
     return {
-        name: Interval(value.value, value.low, value.high, 1 - value.share_above)
+        name: Interval(0.0 - gain.value, 0.0 - gain.high, 0.0 - gain.low, gain.share_above)
         if name in LOWER_IS_BETTER
-        else value
-        for name, value in found.items()
+        else gain
+        for name, gain in found.items()
     }
 
 

@@ -21,7 +21,7 @@ from fastserve.evaluate.task.text_classification import TextClassification
 from fastserve.evaluate.torch_model import logits_of
 from fastserve.tune.options import TuneOptions
 from fastserve.tune.teacher import Teacher, TeacherOutputs, flags_of
-from fastserve.tune.trainer import TaskTrainer
+from fastserve.tune.trainer import TaskTrainer, without_blank
 
 _EXAMPLE = "fastserve_example"  # the number of an example, among its inputs until the batch is computed
 _FAR_BELOW = -1e9  # of logits that no probability is to be left for
@@ -71,6 +71,7 @@ class DistillingTrainer(TaskTrainer):
             loss = loss + layer_loss(outputs, taught, inputs["attention_mask"], options) / options.batch_size
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over them
+        loss = without_blank(loss, labels)
         return (loss, outputs) if return_outputs else loss
 
     def _collate(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:

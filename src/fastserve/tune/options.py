@@ -4,6 +4,7 @@ file."""
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -332,6 +333,18 @@ def read_mapping(path: Path, *, option: str) -> Mapping[str, Any]:
     return values
 
 
+def _yaml_loader() -> Any:
+    """Reads 2e-5 as a number, as YAML 1.2 (section 10.2.1.4) and JSON do; YAML 1.1 asks for a dot."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc] # of its own: resolvers are a class's
+        pass
+
+    number = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader
+
+
 def _parse(path: Path, text: str) -> Any:
     match path.suffix.lower():
         case ".toml":
@@ -346,7 +359,7 @@ def _parse(path: Path, text: str) -> Any:
                     f"{path} needs PyYAML: {error}", hint="pip install pyyaml, or write TOML or JSON"
                 ) from error
             try:
-                return yaml.safe_load(text)
+                return yaml.load(text, _yaml_loader())  # a SafeLoader
             except yaml.YAMLError as error:
                 raise ValueError(" ".join(str(error).split())) from error
     raise OptionError(

@@ -9,17 +9,19 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastserve.data.problem import Problem
-from fastserve.errors import OptionError, UnsupportedError
+from fastserve.errors import OptionError, StepError, UnsupportedError
 from fastserve.evaluate.plot import check_plot
 from fastserve.evaluate.search_plot import plot_search
 from fastserve.evaluate.task.task import LOWER_IS_BETTER
 from fastserve.option import check_integer
 from fastserve.tune.options import TuneOptions, read_mapping
-from fastserve.tune.run import TuneResult, default_metric
+from fastserve.tune.prepared_run import default_metric
+from fastserve.tune.run import TuneResult
 from fastserve.tune.tuning import tune
 from fastserve.types import JsonObject
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _WARM_TRIALS = 3  # that nothing is stopped in, so that there is something to compare with
 # Else trials are not comparable.
 _FIXED = ("metric", "processes", "shard", "tensor_parallel", "device", "keep_checkpoints", "problem")
+_MOST_COMBINATIONS = 4096  # that are checked before the first trial; a second of work
 _ENDED = ("COMPLETE", "PRUNED")
 
 
@@ -116,7 +119,10 @@ def search(
 
     Raises:
         OptionError: an option is out of its range; the output, or a study that is not to be resumed, is
-            there. UnsupportedError: Optuna is not installed. As `tune`.
+            there; a combination that may be drawn is refused by `TuneOptions`.
+        StepError: no trial ended with a finite metric.
+        UnsupportedError: Optuna is not installed.
+        As `tune`.
     """
     try:
         import optuna
@@ -124,6 +130,7 @@ def search(
         raise UnsupportedError(f"search needs Optuna: {error}", hint="pip install optuna") from error
     check_integer("trials", trials, low=1)
     options = options or TuneOptions()
+    _check_space(space, options)
     output = Path(output)
     folder = output.with_name(f"{output.name}.search")
     if output.exists():
@@ -171,6 +178,10 @@ def search(
         except optuna.TrialPruned:
             shutil.rmtree(place.with_name(f"{place.name}.run"), ignore_errors=True)
             raise
+        if not math.isfinite(
+            result.metrics[metric]
+        ):  # it diverged; Optuna would have it drawn again, for ever
+            raise optuna.TrialPruned
         trial.set_user_attr("result", result.to_json())
         return result.metrics[metric]
 
@@ -179,9 +190,40 @@ def search(
         study.sampler = optuna.samplers.TPESampler(seed=options.seed + num_ended)
         study.optimize(run_trial, n_trials=1)
         _forget_worse(study, folder)
+    if not any(trial.state.name == "COMPLETE" for trial in study.trials):
+        raise StepError(
+            f"none of {trials} trials has a finite {metric}",
+            hint=f"remove {folder} and search lower learning rates, or resume with more trials",
+        )
     result = _finish(study, folder, output, metric)
     shutil.rmtree(folder)
     return result
+
+
+def _check_space(space: Space, options: TuneOptions) -> None:
+    """Refuse what a trial would be refused for, hours later: all combinations of choices and ends of ranges
+    are tried, the first thousands of them where there are more."""
+    names = list(space)
+    values = [values if isinstance(values, tuple) else _ends(name, values) for name, values in space.items()]
+    for combination in islice(product(*values), _MOST_COMBINATIONS):
+        drawn = dict(zip(names, combination, strict=True))
+        try:
+            replace(options, **drawn)
+        except OptionError as error:
+            told = ", ".join(f"{name}={value!r}" for name, value in drawn.items())
+            raise OptionError(
+                f"search: a trial with {told} would be refused: {error.message}",
+                hint=error.hint,
+                option="search",
+            ) from error
+
+
+def _ends(name: str, values: Range) -> tuple[float, float]:
+    return (int(values.low), int(values.high)) if _is_whole(name) else (values.low, values.high)
+
+
+def _is_whole(name: str) -> bool:
+    return "int" in str(TuneOptions.__annotations__[name])
 
 
 def _forget_worse(study: Any, folder: Path) -> None:
@@ -274,11 +316,16 @@ def _read_values(path: Path, name: str, value: Any) -> Range | tuple[Any, ...]:
             step = None if value.get("step") is None else float(value["step"])
         except (TypeError, ValueError):
             raise OptionError(f"{path}: {name} has a bound that is no number", option="search") from None
-        if low < high and not (value.get("log") and low <= 0):
-            return Range(low, high, log=bool(value.get("log")), step=step)
+        log = value.get("log", False)
+        has_step = step is None or (step > 0 and not log and (step % 1 == 0 or not _is_whole(name)))
+        has_ends = low < high < math.inf and not (log and low <= 0)
+        are_whole = not _is_whole(name) or (low % 1 == 0 and high % 1 == 0)
+        if isinstance(log, bool) and has_step and has_ends and are_whole:
+            return Range(low, high, log=log, step=step)
     raise OptionError(
         f"{path}: {name} is {value!r}",
-        hint="give a list of values, or {low: A, high: B, log: true}, with A below B",
+        hint="give a list of values, or {low: A, high: B} with A below B, whole where the option is, and"
+        " log: true or step: C",
         option="search",
     )
 
@@ -286,8 +333,8 @@ def _read_values(path: Path, name: str, value: Any) -> Range | tuple[Any, ...]:
 def _draw(trial: Any, name: str, values: Range | tuple[Any, ...]) -> Any:
     if isinstance(values, tuple):
         return trial.suggest_categorical(name, values)
-    if "int" in str(TuneOptions.__annotations__[name]):
-        step = int(values.step or 1)
+    if _is_whole(name):
+        step = 1 if values.log else int(values.step or 1)
         return trial.suggest_int(name, int(values.low), int(values.high), step=step, log=values.log)
     step_size = None if values.log else values.step
     return trial.suggest_float(name, values.low, values.high, step=step_size, log=values.log)

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.data_loader import prepare_data_loader
 from torch import Tensor, nn
 from torch.distributed import ReduceOp, all_reduce, barrier, get_rank, get_world_size
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 
 from fastserve.evaluate.embedding_model import EmbeddingModel
 from fastserve.evaluate.task.task import Scores
@@ -84,7 +82,7 @@ class ShardedTrainer(TaskTrainer):
 
     def __init__(self, *, cut: Cut, **arguments: Any) -> None:
         self._cut = cut
-        super().__init__(**arguments, num_alike=cut.tensor.size())
+        super().__init__(**arguments, share=(cut.data.get_local_rank(), cut.data.size()))
         # As if from_pretrained had sharded it: nobody wraps it, moves it, or reduces its gradients again.
         self.is_distributed_loading_by_transformers = True
         self.place_model_on_device = False
@@ -92,22 +90,6 @@ class ShardedTrainer(TaskTrainer):
     def get_tp_size(self) -> int:
         """By which `transformers` counts rows once that several processes have."""
         return int(self._cut.tensor.size())
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        loader = DataLoader(
-            self.train_dataset,
-            batch_size=self._train_batch_size,
-            sampler=self._get_train_sampler(),
-            collate_fn=self.data_collator,
-        )
-        shares: DataLoader[Any] = prepare_data_loader(
-            loader,
-            self.args.device,
-            num_processes=self._cut.data.size(),
-            process_index=self._cut.data.get_local_rank(),
-            put_on_device=True,
-        )
-        return shares
 
     def training_step(self, *arguments: Any, **more: Any) -> Tensor:
         loss: Tensor = super().training_step(*arguments, **more)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -24,11 +26,11 @@ from transformers import (
 )
 
 from fastserve.evaluate.task.collate import collate, example_length
-from fastserve.evaluate.task.task import LOWER_IS_BETTER, Examples, Row, Scores, Task
+from fastserve.evaluate.task.task import IGNORED, LOWER_IS_BETTER, Examples, Features, Row, Scores, Task
 from fastserve.evaluate.torch_model import reduction_of, run_examples
 from fastserve.tune.loss import Loss
 from fastserve.tune.part import is_part, set_weights, whole
-from fastserve.tune.sampler import EpochSampler
+from fastserve.tune.sampler import EpochSampler, SharedBatches
 from fastserve.types import JsonObject
 
 
@@ -56,7 +58,8 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
     """A trainer of one task.
 
     `evaluate` gives the task's metrics and `loss`, as `eval_NAME`; every process computes all of them, so
-    that all agree on which weights are best. `num_alike` processes have the same rows.
+    that all agree on which weights are best. `share`, where it is not that of all processes, is which of how
+    many shares of each batch this process has: (0, 2) is the first half.
     """
 
     def __init__(
@@ -70,11 +73,11 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         loss: Loss,
         pad_token_id: int,
         callbacks: list[TrainerCallback],
-        num_alike: int = 1,
+        share: tuple[int, int] | None = None,
     ) -> None:
         lengths = [example_length(features) for features in examples.features]
-        num_shares = args.gradient_accumulation_steps * args.world_size // num_alike
-        batch_size = args.per_device_train_batch_size * num_shares
+        self._share: tuple[int, int] = share or (args.process_index, args.world_size)
+        batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * self._share[1]
         self._sampler = EpochSampler(lengths, batch_size=batch_size, seed=args.seed)
         self._task, self._dev, self._loss = task, dev, loss
         self._pad_token_id = pad_token_id
@@ -82,7 +85,7 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            train_dataset=examples.features,
+            train_dataset=[*examples.features, _blank(examples.features[0])],
             eval_dataset=[] if dev is None else dev.examples.features,
             data_collator=self._collate,
             compute_loss_func=loss,
@@ -91,8 +94,30 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(trainer_callback.ProgressCallback)
         self.remove_callback(trainer_callback.PrinterCallback)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return self._sampler
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The parts of batches that this process computes."""
+        batches = SharedBatches(
+            self._sampler,
+            part_size=self._train_batch_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            share=self._share[0],
+            num_shares=self._share[1],
+            blank=len(self._sampler),
+        )
+        loader = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator)
+        # Told of one process: accelerate fills a short last batch with rows that were seen already.
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        return prepared
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **more: Any) -> Any:
+        """As `transformers.Trainer` calls it; of a part without rows, 0, with gradients that are 0."""
+        labels = inputs["labels"]
+        found = super().compute_loss(model, inputs, *arguments, **more)
+        if not isinstance(found, tuple):
+            return without_blank(found, labels)
+        return without_blank(found[0], labels), found[1]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The metrics of the dev rows under the present weights."""
@@ -123,6 +148,19 @@ class TaskTrainer(Trainer):  # type: ignore[misc]
     def _collate(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         arrays = collate(features, pad_token_id=self._pad_token_id)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _blank(features: Features) -> Features:
+    """What a process computes that has no rows of a batch: an example of which nothing is learned."""
+    labels = features["labels"]
+    nothing: Any = [type(label)(IGNORED) for label in labels] if isinstance(labels, list) else IGNORED
+    return {**features, "labels": float(nothing) if isinstance(labels, float) else nothing}
+
+
+def without_blank(loss: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss of a part of a batch, or 0 where it has no rows; losses of numbers and pairs ignore no
+    label."""
+    return loss * (labels != IGNORED).any()
 
 
 class _EpochSetter(TrainerCallback):  # type: ignore[misc]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from fastserve.data.problem import Problem
 from fastserve.tune.options import TuneOptions
-from fastserve.tune.run import Run, TuneResult, WorkerRequest, prepare
+from fastserve.tune.prepared_run import prepare
+from fastserve.tune.run import Run, TuneResult, WorkerRequest
 from fastserve.tune.weight_change import WeightChange
 
 if TYPE_CHECKING:

@@ -17,12 +17,14 @@ _MAX_CELL_CHARACTERS = 2**30
 
 
 def read_csv(path: Path, options: ReadOptions, log: ProblemLog, task: str | None) -> Iterator[Row]:
-    """A row for each record; cells in quotes may hold commas and line ends (RFC 4180)."""
+    """A row for each record; cells in quotes may hold commas and line ends (RFC 4180). A record goes as a
+    whole where a line of it goes for its bytes."""
     csv.field_size_limit(_MAX_CELL_CHARACTERS)  # the module's own limit is 131072, for the whole process
     line = 1
+    left_out: set[int] = set()
 
     def lines() -> Iterator[str]:
-        for number, text in read_lines(path, log, encoding=options.encoding):
+        for number, text in read_lines(path, log, encoding=options.encoding, left_out=left_out):
             nonlocal line
             line = number
             yield text + "\n"
@@ -32,7 +34,9 @@ def read_csv(path: Path, options: ReadOptions, log: ProblemLog, task: str | None
         start = 1
         try:
             for record in reader:
-                yield start, record
+                if not left_out:
+                    yield start, record
+                left_out.clear()
                 start = line + 1
         except csv.Error as error:
             raise DataError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from fastserve.data.tag_scheme import Span as TagSpan
+from fastserve.data.tag_scheme import write_tags
 from fastserve.engine.task.token_classification import entities_of_tags, word_offsets
 from fastserve.errors import DataError
 from fastserve.evaluate.classification import averages, figures_of_sets, micro_figures
@@ -87,7 +90,10 @@ class TokenClassification:
         return [self._prediction(row, found) for row, found in zip(rows, best, strict=True)]
 
     def score(self, rows: Seq[Row], predictions: Seq[Prediction]) -> Scores:
-        gold = [_gold_spans(row, self._scheme()) for row in rows]
+        # Models of others have labels in IO or IOBES; rows are IOB2 as `fastserve.data` reads them.
+        tags = [tagged_tokens(row)[1] for row in rows]
+        scheme = _scheme_of(set().union(*tags))
+        gold = [_gold_spans(row, scheme) for row in rows]
         said = [_said_spans(row, prediction) for row, prediction in zip(rows, predictions, strict=True)]
         labels = sorted({span[2] for spans in (*gold, *said) for span in spans})
         figures = figures_of_sets(gold, said, labels, lambda span: span[2])
@@ -95,8 +101,8 @@ class TokenClassification:
         metrics = {**averages(figures), "precision": micro.precision, "recall": micro.recall, "f1": micro.f1}
         pairs = [
             pair
-            for row, prediction in zip(rows, predictions, strict=True)
-            for pair in zip(tagged_tokens(row)[1], prediction["tags"], strict=True)
+            for right, prediction in zip(tags, predictions, strict=True)
+            for pair in zip(self._as_labels(right, scheme), prediction["tags"], strict=True)
         ]
         metrics["accuracy"] = float(np.mean([right == said for right, said in pairs])) if pairs else 0.0
         return Scores(metrics, figures)
@@ -108,10 +114,16 @@ class TokenClassification:
         return {"max_length": self.max_length, "stride": self.stride, "tag_scheme": self._scheme()}
 
     def _scheme(self) -> str:
-        prefixes = {tag.partition("-")[0] for tag in self.labels if "-" in tag}
-        if prefixes & {"E", "S", "L", "U"}:
-            return "bmes" if "M" in prefixes else "iobes"
-        return "iob2" if "B" in prefixes else "io"
+        return _scheme_of(self.labels)
+
+    def _as_labels(self, tags: Seq[str], scheme: str) -> Seq[str]:
+        """Tags of a scheme as the model writes them."""
+        own = self._scheme()
+        if own == scheme and own != "io":  # of which there are two, with I- and without
+            return tags
+        written = write_tags([TagSpan(*span) for span in entities_of_tags(tags, scheme)], len(tags), own)
+        has_prefixes = any(label.startswith("I-") for label in self.labels)
+        return [tag.removeprefix("I-") for tag in written] if own == "io" and not has_prefixes else written
 
     def _windows(self, tokens: Seq[str], tokenizer: Any) -> list[tuple[Features, list[int | None]]]:
         """Inputs, and of each piece the token whose first piece it is."""
@@ -151,6 +163,14 @@ class TokenClassification:
                 entity |= {"start": offsets[start][0], "end": offsets[end - 1][1]}
             entities.append(entity)
         return {"tags": tags, "entities": entities}
+
+
+def _scheme_of(tags: Iterable[str]) -> str:
+    """The scheme that tags, or labels, are in."""
+    prefixes = {tag.partition("-")[0] for tag in tags if "-" in tag}
+    if prefixes & {"E", "S", "L", "U"}:
+        return "bmes" if "M" in prefixes else "iobes"
+    return "iob2" if "B" in prefixes else "io"
 
 
 def _gold_spans(row: Row, scheme: str) -> frozenset[Span]:
