@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+from eviction import evict_again_and_again
 
-from fastserve.engine.completion import Chunk
 from fastserve.engine.cost import OnlineStepCost, StepCost, StepWork
 from fastserve.engine.draft_guesser import DraftGuesser
 from fastserve.engine.guesser import Account
@@ -110,21 +109,6 @@ def test_greedy_tokens_of_the_torch_backend_do_not_depend_on_the_batch(stories) 
 )
 def test_tokens_of_the_real_model_are_the_same_alone_and_in_any_batch(model_dir, real_alone, options) -> None:
     assert tokens_together(model_dir("smollm2-135m-instruct"), **options) == real_alone
-
-
-def evict_again_and_again(llm: LLM) -> None:
-    """Every third step begins with the eviction of a sequence, each in turn."""
-    engine = llm._engine
-    assert engine is not None
-    scheduler, step, numbers = engine.scheduler, engine.step, itertools.count()
-
-    def evicting_step() -> list[Chunk]:
-        number, residents = next(numbers), [s for s in scheduler.sequences if s.is_resident]
-        if residents and number % 3 == 0:
-            scheduler.residency.evict(residents[number // 3 % len(residents)])
-        return step()
-
-    engine.step = evicting_step  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("kv_spill", [None, "8MiB"])

@@ -3,7 +3,6 @@ with sequences."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from eviction import evict_again_and_again
 from safetensors.numpy import load_file, save_file
 
 import fastserve.engine.prefix as prefix_module
@@ -33,7 +33,6 @@ from decoder_configs import (
     QWEN3_MOE,
     SMOLLM3,
 )
-from fastserve.engine.completion import Chunk
 from fastserve.engine.llm import LLM
 from fastserve.errors import CheckpointError, ContextLengthError, MemoryLimitError, UnsupportedError
 from fastserve.graph.node import Embedding, Graph, Rope
@@ -168,21 +167,6 @@ def test_positions_that_are_off_by_one_would_be_seen(
     error = error_of(*both_logits(*prefixed(name, 20), backend=backend))
     # Of rotary models only distances to the prefix's unturned keys change.
     assert error > 20 * RANGE_BOUND
-
-
-def evict_again_and_again(llm: LLM) -> None:
-    """Every third step begins with the eviction of a sequence, each in turn."""
-    engine = llm._engine
-    assert engine is not None
-    scheduler, step, numbers = engine.scheduler, engine.step, itertools.count()
-
-    def evicting_step() -> list[Chunk]:
-        number, residents = next(numbers), [s for s in scheduler.sequences if s.is_resident]
-        if residents and number % 3 == 0:
-            scheduler.residency.evict(residents[number // 3 % len(residents)])
-        return step()
-
-    engine.step = evicting_step  # type: ignore[method-assign]
 
 
 def complete(llm: LLM, count: int = 64) -> list[list[int]]:
