@@ -64,8 +64,8 @@ test-neon: $(VENV)/tools
 	$(NATIVE_TESTS) -S . -B build/neon $(WITHOUT_PYTHON) -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(AARCH64)-g++; \
 	$(BIN)/cmake --build build/neon; \
-	qemu-aarch64 -L /usr/$(AARCH64) build/neon/test_kernels neondot portable; \
-	qemu-aarch64 -L /usr/$(AARCH64) build/neon/test_plan neondot portable; \
+	for test in test_kernels test_plan test_adapters test_empty_slots; do \
+	  qemu-aarch64 -L /usr/$(AARCH64) build/neon/$$test neondot portable; done; \
 	qemu-aarch64 -L /usr/$(AARCH64) build/neon/test_threads
 
 bench: $(VENV)/dev

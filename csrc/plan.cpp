@@ -280,6 +280,7 @@ void Plan::add_attention(const AttentionInputs& inputs, Matrix out) {
   check_range("keys that a row sees before it", inputs.scores.keys_before, 0, kAllKeys);
   check_range("keys that a row sees after it", inputs.scores.keys_after, 0, kAllKeys);
   check_range("first key that is seen", inputs.scores.first_key, 0, limits_.max_context - 1);
+  first_key_ = std::max(first_key_, inputs.scores.first_key);
   if (inputs.scores.bias)
     check_equal("floats of a relative bias", static_cast<int64_t>(inputs.scores.bias->size()),
                 static_cast<int64_t>(inputs.num_heads()) * AttentionScores::bias_stride(limits_.max_context));
@@ -380,7 +381,7 @@ void Plan::check(const Batch& b) const {
   for (int32_t s = 0; s < b.num_sequences; ++s) {
     const int32_t begin = b.sequence_starts[s], end = b.sequence_starts[s + 1], length = b.context_lengths[s];
     check_range("tokens of a sequence", end - begin, 1, b.num_tokens - begin);
-    check_range("context length", length, end - begin, limits_.max_context);
+    check_range("context length", length, end - begin + first_key_, limits_.max_context);
     if (b.adapter_slots) check_range("adapter slot", b.adapter_slots[s], -1, num_adapter_slots_ - 1);
     if (limits_.needs_whole_sequences && length != end - begin)
       refuse("bidirectional attention needs all " + std::to_string(length) +

@@ -134,6 +134,7 @@ class Plan {
   std::vector<SampleScratch> sample_scratch_;  // one a thread
   AttentionShape attention_shape_;
   int32_t num_adapter_slots_ = 0;  // of all tables
+  int32_t first_key_ = 0;          // no row lies before it
   bool reads_sources_ = false;
   int64_t partial_floats_ = 0;   // of the partial results of all heads of one row
   int64_t scratch_floats_ = 0;   // of a thread

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Another build of the native extension to test, such as the one that `make test-sanitize` makes.
 if _EXTENSION := os.environ.get("FASTSERVE_TEST_EXTENSION"):
@@ -25,6 +26,10 @@ if _EXTENSION := os.environ.get("FASTSERVE_TEST_EXTENSION"):
 # With FASTSERVE_TEST_CASES=pairs, a parametrized test runs for every pair of its parameters' values, not for
 # every combination: see pairwise.py.
 _RUNS_PAIRS = os.environ.get("FASTSERVE_TEST_CASES") == "pairs"
+
+# An example that takes long on a busy machine is no defect.
+settings.register_profile("busy machines", deadline=None)
+settings.load_profile("busy machines")
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -69,7 +69,10 @@ def test_over_budget_is_refused_with_its_own_exit_code_until_it_is_accepted(
     [
         (["--recipe", "int9"], "no recipe is named 'int9'; did you mean int8"),
         (["--recipe", "int4-gptq"], "calibrated on text; name a file of text"),
-        (["--recipe", "distill-half"], "recipe distill-half tunes on rows; name a file of them with --train"),
+        (
+            ["--recipe", "distill-half"],
+            "recipe distill-half: distil tunes on rows; name a file of them with --train",
+        ),
         (["--recipe", "int8", "--budget", "sise<=1MB"], "did you mean size"),
         (["--recipe", "int8", "--budget", "quality>=-1%"], "give such a file with --data"),
         (["--recipe", "int8", "--budget", "latency<=1ms"], "limit decode"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,41 @@ def test_the_command_shows_what_became_of_each_matrix(
     assert len(json.loads(capsys.readouterr().out)["layers"]) == len(model.tensors) - 11
     assert main(["compress", "diff", str(stories_folder)]) == 2
     assert "B" in capsys.readouterr().err
+
+
+def cut(folder: Path, output: Path, *, vocab_size: int, context: int) -> Path:
+    """The model of stories with its first tokens only, and a shorter context."""
+    checkpoint = open_checkpoint(folder)
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        is_table = name in ("model.embed_tokens.weight", "lm_head.weight")
+        values = to_f32(tensor)[: vocab_size if is_table else None].copy()
+        tensors[name] = StoredTensor(name, TensorFormat.F32, values.shape, values.view(np.uint8).reshape(-1))
+    config = {**checkpoint.config, "vocab_size": vocab_size, "max_position_embeddings": context}
+    write_artifact(WorkingModel(checkpoint=replace(checkpoint, tensors=tensors, config=config)), output, {})
+    return output
+
+
+def test_models_of_two_vocabularies_differ_in_weights_and_are_not_asked_for_tokens(
+    stories_folder: Path, story_file: Path, tmp_path: Path
+) -> None:
+    fewer = cut(stories_folder, tmp_path / "fewer", vocab_size=300, context=512)
+    layers = {layer.name: layer.weights for layer in find_differences(stories_folder, fewer).layers}
+    assert layers["model.embed_tokens.weight"] is None
+    assert layers[CHANGED] == 0.0
+    for pair in ((stories_folder, fewer), (fewer, stories_folder)):
+        with pytest.raises(UnsupportedError, match=r"vocabularies of (512 and 300|300 and 512) tokens"):
+            find_differences(*pair, story_file)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_texts_are_as_long_as_the_shorter_context(
+    stories_folder: Path, story_file: Path, tmp_path: Path, is_first: bool
+) -> None:
+    pair = [stories_folder, cut(stories_folder, tmp_path / "short", vocab_size=512, context=48)]
+    found = find_differences(*(reversed(pair) if is_first else pair), story_file, limit=1)
+    assert found.judged_by == "1 windows of 48 tokens"
+    assert {layer.outputs for layer in found.layers if layer.name != "model.embed_tokens.weight"} == {0.0}
 
 
 def test_models_of_two_kinds_are_not_compared(stories_folder: Path, tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
 from fastserve.compress import recipe as recipe_module
 from fastserve.compress.recipe import STEPS, parse_recipe, read_recipe, recipe_names
-from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.compress.step import Context, Need, Targets, WorkingModel
 from fastserve.errors import OptionError
 from fastserve.option import check_integer
 
@@ -28,7 +28,7 @@ class Fold:
     limit: int | None = None
     targets: Targets = Targets()  # noqa: RUF009 - frozen
 
-    calibrates = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"calibration"})
 
     def __post_init__(self) -> None:
         check_integer("bits", self.bits, low=2, high=8)
@@ -41,7 +41,7 @@ class Fold:
 class Rest:
     """A step without options."""
 
-    calibrates = False
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         return model

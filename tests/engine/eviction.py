@@ -1,4 +1,4 @@
-"""An engine whose sequences lose their memory again and again, whatever the policy thinks of it."""
+"""Evictions that no policy would make: what is computed must not show them."""
 
 from __future__ import annotations
 

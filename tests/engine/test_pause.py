@@ -50,6 +50,14 @@ def params_of(num_tokens: int) -> SamplingParams:
     return SamplingParams(max_tokens=num_tokens, ignore_eos=True)
 
 
+def step_with_a_slow_reader(engine: Engine, request_id: int) -> None:
+    """5 steps; 100, in which its reader is behind; 5."""
+    for step in range(110):
+        if step in (5, 105):
+            engine.hold(request_id, is_held=step == 5)
+        engine.step()
+
+
 def flood(policy: str, budget: float | None, *, num_short: int = 120) -> tuple[float, float]:
     """A long stream among ever new short ones on three places: its longest gap, and its pauses in all."""
     engine, executable = make(policy, pause_budget_seconds=budget)
@@ -113,14 +121,7 @@ def test_what_a_slow_reader_makes_a_stream_wait_is_no_pause() -> None:
     engine, _ = make("fcfs", pause_budget_seconds=0.5)
     stream = engine.add([1] * 4, params_of(50))
     engine.add([2] * 4, params_of(200))
-    for _ in range(5):
-        engine.step()
-    engine.hold(stream)
-    for _ in range(100):
-        engine.step()
-    engine.hold(stream, is_held=False)
-    for _ in range(5):
-        engine.step()
+    step_with_a_slow_reader(engine, stream)
     sequence = next(s for s in engine.scheduler.sequences if s.sequence_id == stream)
     assert sequence.num_completion_tokens == 10
     assert sequence.paused_seconds == 0.0
@@ -176,14 +177,7 @@ def test_what_a_slow_reader_makes_beams_wait_is_no_pause() -> None:
     engine, _ = make("fcfs", pause_budget_seconds=0.5)
     search = engine.add([1] * 4, SamplingParams(max_tokens=50, num_beams=2))
     engine.add([2] * 4, params_of(200))
-    for _ in range(5):
-        engine.step()
-    engine.hold(search)
-    for _ in range(100):
-        engine.step()
-    engine.hold(search, is_held=False)
-    for _ in range(5):
-        engine.step()
+    step_with_a_slow_reader(engine, search)
     beams = [s for s in engine.scheduler.sequences if s.num_candidates]
     assert len(beams) == 2
     assert [(s.paused_seconds, s.is_insistent) for s in beams] == [(0.0, False)] * 2

@@ -8,6 +8,9 @@
 #include <new>
 #include <random>
 #include <string>
+#include <vector>
+
+#include "dispatch.h"
 
 namespace fastserve::test {
 
@@ -71,6 +74,16 @@ void expect_close(const Actual& actual, const Expected& expected, double toleran
            std::to_string(expected[i]));
       return;
     }
+}
+
+// Calls test(kernels) for the instruction sets that are named, or all that run here.
+template <class Test>
+void for_each_isa(int argc, char** argv, Test test) {
+  const std::vector<std::string> isas = argc > 1 ? std::vector<std::string>(argv + 1, argv + argc) : runnable_isas();
+  for (const std::string& isa : isas) {
+    test(choose_kernels(isa));
+    std::printf("%s: %d failures\n", isa.c_str(), num_failures);
+  }
 }
 
 inline int finish(const char* name) {

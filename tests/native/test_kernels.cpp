@@ -541,17 +541,23 @@ struct Attention {
   }
 };
 
-void test_attention(const Kernels& k, KvFormat format, int head_dim, int group, int context, int rotary_dim,
-                    bool is_causal) {
-  Attention a(k, format, head_dim, group, context, rotary_dim, is_causal);
-  const std::string where = at(k, "attention", {int(format), head_dim, group, context, rotary_dim, is_causal});
+// As the reference has it, and the same bits whatever way it is computed.
+void check_attention(Attention& a, const std::string& where) {
   a.run();
+  const KvFormat format = a.kv.format;
   const double tolerance = format == KvFormat::f32 ? 1e-5 : format == KvFormat::f16 ? 4e-3 : 3e-2;
   expect_close(a.out, a.reference(), tolerance, where);
   const std::vector<float> merged = a.run_splits(), stored = a.run_storing();
   expect(std::equal(stored.begin(), stored.end(), a.out.data()), where + ": of keys stored on the way differs");
   expect(std::equal(merged.begin(), merged.end(), a.out.data() + a.out.size() - merged.size()),
          where + ": merged splits differ");
+}
+
+void test_attention(const Kernels& k, KvFormat format, int head_dim, int group, int context, int rotary_dim,
+                    bool is_causal) {
+  Attention a(k, format, head_dim, group, context, rotary_dim, is_causal);
+  const std::string where = at(k, "attention", {int(format), head_dim, group, context, rotary_dim, is_causal});
+  check_attention(a, where);
 }
 
 // Rows see keys within a window alone, by capped scores with a bias of distances. The blocks before it may be anything.
@@ -568,12 +574,7 @@ void test_attention_in_window(const Kernels& k, KvFormat format, int head_dim, i
   a.args.bias_stride = stride;
   a.args.bias_reach = context - 1;
   const std::string where = at(k, "attention in a window", {int(format), head_dim, group, context, before, after});
-  a.run();
-  const double tolerance = format == KvFormat::f32 ? 1e-5 : format == KvFormat::f16 ? 4e-3 : 3e-2;
-  expect_close(a.out, a.reference(), tolerance, where);
-  const std::vector<float> merged = a.run_splits();
-  expect(std::equal(merged.begin(), merged.end(), a.out.data() + a.out.size() - merged.size()),
-         where + ": merged splits differ");
+  check_attention(a, where);
   const int first_seen = std::max(0, context - a.num_rows - before);
   for (int block = 0; block < first_seen / kBlock; ++block) a.table[Attention::size(block)] = 1 << 24;  // nowhere
   OddArray<float> whole(a.out.size());
@@ -595,13 +596,7 @@ void test_attention_after_empty_slots(const Kernels& k, KvFormat format, int gro
   const int row = Attention::kKvHeads * kHeadDim;
   std::fill_n(a.v_rows.data(), first_key * row, std::numeric_limits<float>::quiet_NaN());
   std::fill_n(a.k_rows.data(), first_key * row, std::numeric_limits<float>::quiet_NaN());
-  a.run();
-  const double tolerance = format == KvFormat::f32 ? 1e-5 : format == KvFormat::f16 ? 4e-3 : 3e-2;
-  expect_close(a.out, a.reference(), tolerance, where);
-  const std::vector<float> merged = a.run_splits(), stored = a.run_storing();
-  expect(std::equal(stored.begin(), stored.end(), a.out.data()), where + ": of keys stored on the way differs");
-  expect(std::equal(merged.begin(), merged.end(), a.out.data() + a.out.size() - merged.size()),
-         where + ": merged splits differ");
+  check_attention(a, where);
 }
 
 // A NaN among the keys or the values is seen by the rows that attend to it, in all of a key head's queries, and by no
@@ -727,10 +722,6 @@ void test_all(const Kernels& k, ThreadPool& pool) {
 int main(int argc, char** argv) {
   using namespace fastserve;
   ThreadPool pool(1);
-  const std::vector<std::string> isas = argc > 1 ? std::vector<std::string>(argv + 1, argv + argc) : runnable_isas();
-  for (const std::string& isa : isas) {
-    test::test_all(choose_kernels(isa), pool);
-    std::printf("%s: %d failures\n", isa.c_str(), test::num_failures);
-  }
+  test::for_each_isa(argc, argv, [&](const Kernels& kernels) { test::test_all(kernels, pool); });
   return test::finish("kernels");
 }

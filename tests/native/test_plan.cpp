@@ -5,81 +5,35 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "check.h"
-#include "dispatch.h"
 #include "plan.h"
+#include "small_plan.h"
 #include "stage_schedule.h"
 #include "threads.h"
-#include "weight.h"
 
 namespace fastserve::test {
 namespace {
 
-constexpr int kVocab = 50, kHeads = 4, kHeadDim = 16, kWidth = kHeads * kHeadDim, kInner = 131, kLayers = 2;
-constexpr int kMaxTokens = 600, kMaxSequences = 24, kMaxContext = 320, kSequenceBlocks = kMaxContext / kBlock;
+constexpr int kInner = 131, kLayers = 2;
 constexpr int kGroup = 64;  // columns of quantized activations that share a scale
 constexpr int kStripRows = 48, kSequenceStripRows = 64;
 
 enum class InStrips { no, rows, sequences };
 
-// Sequences of these lengths from their first tokens on.
-struct Sequences {
-  std::vector<int32_t> token_ids, positions, starts{0}, lengths, block_tables, output_rows;
-
-  explicit Sequences(const std::vector<int>& lengths_of) {
-    Random random(9);
-    for (int length : lengths_of) {
-      for (int position = 0; position < length; ++position) {
-        token_ids.push_back(random.below(kVocab));
-        positions.push_back(position);
-      }
-      starts.push_back(static_cast<int32_t>(token_ids.size()));
-      lengths.push_back(length);
-      for (int block = 0; block < kSequenceBlocks; ++block)
-        block_tables.push_back(block * kMaxSequences + static_cast<int>(lengths.size()) - 1);
-      output_rows.push_back(starts.back() - 1);
-    }
-  }
-
-  Batch batch() const {
-    return {static_cast<int32_t>(token_ids.size()),
-            static_cast<int32_t>(lengths.size()),
-            static_cast<int32_t>(output_rows.size()),
-            kSequenceBlocks,
-            token_ids.data(),
-            positions.data(),
-            nullptr,
-            starts.data(),
-            lengths.data(),
-            block_tables.data(),
-            output_rows.data()};
-  }
-};
-
-std::vector<float> random_vector(std::size_t count, unsigned seed) {
-  Random random(seed);
-  std::vector<float> values(count);
-  random.fill(values);
-  return values;
-}
-
 // The weights of either model; all layers have the same.
 class Parameters {
  public:
   Parameters(const WeightScheme& scheme, const Kernels& kernels, ThreadPool& pool)
-      : table(make({WeightFormat::f32, ScaleFormat::bf16, WeightOffset::none, 0, 0}, kVocab, kWidth, 1, kernels, pool)),
-        qkv(make(scheme, 3 * kWidth, kWidth, 2, kernels, pool)),
-        q_kv(make(scheme, kWidth + 2 * kHeadDim, kWidth, 2, kernels, pool)),
-        out(make(scheme, kWidth, kWidth, 3, kernels, pool)),
-        up(make(scheme, kInner, kWidth, 4, kernels, pool)),
-        gate_up(make(scheme, 2 * kInner, kWidth, 5, kernels, pool)),
-        down(make(scheme, kWidth, kInner, 6, kernels, pool)) {
+      : table(make_weight(kFloatScheme, kVocab, kWidth, 1, kernels, pool)),
+        qkv(make_weight(scheme, 3 * kWidth, kWidth, 2, kernels, pool)),
+        q_kv(make_weight(scheme, kWidth + 2 * kHeadDim, kWidth, 2, kernels, pool)),
+        out(make_weight(scheme, kWidth, kWidth, 3, kernels, pool)),
+        up(make_weight(scheme, kInner, kWidth, 4, kernels, pool)),
+        gate_up(make_weight(scheme, 2 * kInner, kWidth, 5, kernels, pool)),
+        down(make_weight(scheme, kWidth, kInner, 6, kernels, pool)) {
     std::vector<float> cosines, sines;
     for (int i = 0; i < kMaxContext * (kHeadDim / 2); ++i) {
       cosines.push_back(std::cos(0.1f * static_cast<float>(i % 63)));
@@ -93,14 +47,6 @@ class Parameters {
   std::vector<float> norm = random_vector(kWidth, 7), bias = random_vector(kWidth, 8);
   std::vector<float> up_bias = random_vector(kInner, 9);
   RopeTables rope;
-
-  static Weight make(const WeightScheme& scheme, int rows, int depth, unsigned seed, const Kernels& kernels,
-                     ThreadPool& pool) {
-    const std::vector<float> values = random_vector(static_cast<std::size_t>(rows * depth), seed);
-    const StoredMatrix stored{StoredFormat::f32, reinterpret_cast<const uint8_t*>(values.data()),
-                              static_cast<int64_t>(values.size() * sizeof(float)), rows, depth};
-    return Weight({stored}, scheme, kernels, pool);
-  }
 };
 
 // Who reads a value: calls of its chain of rows, of its chain of sequences, or others too.
@@ -293,13 +239,12 @@ class Mixture {
   static constexpr int kExperts = 5, kTopK = 2;
 
   Mixture(const Kernels& kernels, int num_threads, const WeightScheme& scheme) : pool_(num_threads) {
-    const WeightScheme floats{WeightFormat::f32, ScaleFormat::bf16, WeightOffset::none, 0, 0};
     const auto make = [&](const WeightScheme& as, int rows, int depth) {
       const auto seed = static_cast<unsigned>(weights_.size());
-      weights_.push_back(std::make_unique<Weight>(Parameters::make(as, rows, depth, seed, kernels, pool_)));
+      weights_.push_back(std::make_unique<Weight>(make_weight(as, rows, depth, seed, kernels, pool_)));
       return weights_.back().get();
     };
-    const Weight *table = make(floats, kVocab, kWidth), *router = make(floats, kExperts, kWidth);
+    const Weight *table = make(kFloatScheme, kVocab, kWidth), *router = make(kFloatScheme, kExperts, kWidth);
     Plan::Experts experts;
     for (int e = 0; e < kExperts; ++e) {
       experts.gates.push_back(make(scheme, kInner, kWidth));
@@ -357,13 +302,6 @@ const std::vector<std::vector<int>>& batches() {
   return all;
 }
 
-void expect_same(const std::vector<float>& actual, const std::vector<float>& expected, const std::string& what) {
-  for (float value : expected) expect(std::isfinite(value), what + ": not finite");
-  expect(actual.size() == expected.size() &&
-             std::memcmp(actual.data(), expected.data(), expected.size() * sizeof(float)) == 0,
-         what + " differs");
-}
-
 void test_models(const Kernels& kernels, const WeightScheme& scheme, const std::vector<int>& numbers_of_threads) {
   const auto make = [&](int threads, InStrips in_strips, bool is_fused, bool is_encoder) {
     auto model = std::make_unique<Model>(kernels, threads, scheme, in_strips, is_fused);
@@ -414,8 +352,7 @@ class Translator {
   Translator(const Kernels& kernels, int threads)
       : pool_(threads),
         kv_(1, kMaxSequences * kSequenceBlocks, kHeads, kHeadDim, KvFormat::f32),
-        table_(Parameters::make({WeightFormat::f32, ScaleFormat::bf16, WeightOffset::none, 0, 0}, kVocab, 3 * kWidth, 3,
-                                kernels, pool_)),
+        table_(make_weight(kFloatScheme, kVocab, 3 * kWidth, 3, kernels, pool_)),
         encoder_(kBytes, limits(true), kernels, pool_),
         decoder_(kBytes, limits(false), kernels, pool_) {
     encoder_.embedding(IdSource::token_ids, table_, qkv());
@@ -443,19 +380,11 @@ class Translator {
       for (int32_t row = targets.starts[s]; row < targets.starts[s + 1]; ++row)
         for (int32_t head = 0; head < kHeads; ++head) {
           const float* q = decoder_.data(part(0)) + row * 3 * kWidth + head * kHeadDim;
-          std::vector<double> sums(kHeadDim, 0.0);
-          double total = 0;
-          for (int32_t key = sources.starts[s]; key < sources.starts[s + 1]; ++key) {
-            const float* k = encoder_.data(part(1)) + key * 3 * kWidth + head * kHeadDim;
-            const float* v = encoder_.data(part(2)) + key * 3 * kWidth + head * kHeadDim;
-            double score = 0;
-            for (int32_t d = 0; d < kHeadDim; ++d) score += static_cast<double>(q[d]) * static_cast<double>(k[d]);
-            const double weight = std::exp(score * static_cast<double>(kScale));
-            total += weight;
-            for (int32_t d = 0; d < kHeadDim; ++d)
-              sums[static_cast<std::size_t>(d)] += weight * static_cast<double>(v[d]);
-          }
-          for (double sum : sums) results.push_back(sum / total);
+          std::vector<Seen> seen;
+          for (int32_t key = sources.starts[s]; key < sources.starts[s + 1]; ++key)
+            seen.push_back({encoder_.data(part(1)) + key * 3 * kWidth + head * kHeadDim,
+                            encoder_.data(part(2)) + key * 3 * kWidth + head * kHeadDim});
+          for (double sum : attend(q, seen, kScale)) results.push_back(sum);
         }
     return results;
   }
@@ -490,19 +419,10 @@ void test_sources(const Kernels& kernels) {
       const std::vector<float> results = translator.run(targets, sources);
       const std::string where = std::string(kernels.name) + " sources, threads " + std::to_string(threads);
       const std::vector<double> expected = translator.expect(targets, sources);
-      double largest = 0;
-      for (std::size_t i = 0; i < results.size(); ++i)
-        largest = std::max(largest, std::abs(static_cast<double>(results[i]) - expected[i]));
-      expect(largest < 1e-5, where + ": differ from the reference by " + std::to_string(largest));
+      expect_close(results, expected, 1e-5, where);
       if (first.empty()) first = results;
       expect_same(results, first, where);
-      bool is_refused = false;
-      try {
-        translator.run(targets);
-      } catch (const std::invalid_argument&) {
-        is_refused = true;
-      }
-      expect(is_refused, where + ": a batch without sources runs");
+      expect_refused([&] { translator.run(targets); }, where + ": a batch without sources runs");
     }
   }
 }
@@ -570,7 +490,7 @@ void test_schedules() {
 void test_all(const Kernels& kernels) {
   test_models(kernels, {WeightFormat::int8, ScaleFormat::bf16, WeightOffset::none, 0, kGroup}, {1, 2, 3});
   test_models(kernels, {WeightFormat::int4, ScaleFormat::bf16, WeightOffset::zero_point, kGroup, kGroup}, {3});
-  test_mixtures(kernels, {WeightFormat::f32, ScaleFormat::bf16, WeightOffset::none, 0, 0}, {1, 3});
+  test_mixtures(kernels, kFloatScheme, {1, 3});
   test_mixtures(kernels, {WeightFormat::int8, ScaleFormat::bf16, WeightOffset::none, 0, kGroup}, {1, 3});
   test_sources(kernels);
 }
@@ -581,10 +501,6 @@ void test_all(const Kernels& kernels) {
 int main(int argc, char** argv) {
   using namespace fastserve;
   test::test_schedules();
-  const std::vector<std::string> isas = argc > 1 ? std::vector<std::string>(argv + 1, argv + argc) : runnable_isas();
-  for (const std::string& isa : isas) {
-    test::test_all(choose_kernels(isa));
-    std::printf("%s: %d failures\n", isa.c_str(), test::num_failures);
-  }
+  test::for_each_isa(argc, argv, test::test_all);
   return test::finish("plan");
 }

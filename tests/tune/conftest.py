@@ -137,6 +137,16 @@ def film_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def tune_to_films(model: Path, folder: Path, options: Any, *, num_rows: int) -> Path:
+    """A model that has learned which films are good, by options of tuning; `folder` gets the rows, too."""
+    from fastserve.tune import tune
+
+    train = folder / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in film_rows(num_rows)), encoding="utf-8")
+    task = "text-classification"
+    return tune(task, model=str(model), train=train, output=folder / "out", options=options).path
+
+
 def city_rows(count: int) -> list[dict[str, Any]]:
     """Sentences with a person and a city, tagged."""
     names, cities = ("Ann", "Bob"), ("Paris", "Rome", "Bonn")

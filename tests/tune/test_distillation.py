@@ -23,7 +23,7 @@ from fastserve.tune.distillation import layer_loss, soft_loss
 from fastserve.tune.logit_cache import LogitCache, keep_logits
 from fastserve.tune.source_model import open_source_model
 from fastserve.tune.teacher import TeacherOutputs, open_teacher
-from tune.conftest import OVERLAP_KEPT, film_rows
+from tune.conftest import OVERLAP_KEPT, film_rows, tune_to_films
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 LEARN = TuneOptions(epochs=8, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32, dropout=0.0)
@@ -112,12 +112,7 @@ def test_a_layer_is_held_to_the_last_of_the_teacher_s_layers_that_it_stands_for(
 @pytest.fixture(scope="module")
 def teacher(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Has learned which films are good."""
-    folder = tmp_path_factory.mktemp("teacher")
-    train = folder / "train.jsonl"
-    train.write_text("".join(f'{{"text": "{r["text"]}", "label": "{r["label"]}"}}\n' for r in film_rows(64)))
-    return tune(
-        "text-classification", model=str(tiny_encoder), train=train, output=folder / "out", options=LEARN
-    ).path
+    return tune_to_films(tiny_encoder, tmp_path_factory.mktemp("teacher"), LEARN, num_rows=64)
 
 
 def test_a_student_follows_its_teacher_where_labels_say_otherwise(

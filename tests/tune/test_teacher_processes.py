@@ -21,7 +21,7 @@ from fastserve.tune import TuneOptions, logit_cache, teacher_processes, tune
 from fastserve.tune.logit_cache import Parts, keep_logits
 from fastserve.tune.source_model import SourceModel, load_model, open_source_model
 from fastserve.tune.teacher_processes import TeacherProcesses
-from tune.conftest import city_rows, film_rows
+from tune.conftest import city_rows, film_rows, tune_to_films
 
 WriteRows = Callable[[str, list[dict[str, Any]]], Path]
 OPTIONS = TuneOptions(epochs=1, batch_size=8, learning_rate=5e-3, device="cpu", max_length=32, dropout=0.0)
@@ -44,12 +44,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def teacher(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("teacher")
-    train = folder / "train.jsonl"
-    train.write_text("".join(f'{{"text": "{r["text"]}", "label": "{r["label"]}"}}\n' for r in film_rows(16)))
-    return tune(
-        "text-classification", model=str(tiny_encoder), train=train, output=folder / "out", options=OPTIONS
-    ).path
+    return tune_to_films(tiny_encoder, tmp_path_factory.mktemp("teacher"), OPTIONS, num_rows=16)
 
 
 def several(num: int, source: SourceModel, task: Task, features: Any) -> TeacherProcesses:

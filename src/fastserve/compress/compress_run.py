@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from fastserve.compress.artifact import (
     write_settings,
 )
 from fastserve.compress.budget import Budget, parse_budget
-from fastserve.compress.calibration import calibration_tokens
+from fastserve.compress.calibration_text import calibration_tokens
 from fastserve.compress.lineage import digest, make_lineage
 from fastserve.compress.model_kind import writes_text
-from fastserve.compress.precondition import check_budget, check_finite
+from fastserve.compress.precondition import check_budget, check_finite, check_needs, check_steps
 from fastserve.compress.probe import make_probes
 from fastserve.compress.quality import Judge, open_judge
 from fastserve.compress.recipe import Recipe, read_recipe
@@ -99,6 +100,7 @@ class CompressRun:
     seed: int
     threads: int | None
     judge: Judge | None
+    calibration: Mapping[str, Seq[Seq[int]]]  # by the names of recipes that calibrate
 
     @property
     def request(self) -> JsonObject:
@@ -129,26 +131,13 @@ class CompressRun:
         )
 
     def context(self, recipe: Recipe, progress: Progress) -> Context:
-        """What the steps of a recipe may use.
-
-        Raises:
-            DataError: there is too little calibration text.
-        """
+        """What the steps of a recipe may use."""
         scratch = self.folder.path / "scratch"
         scratch.mkdir(exist_ok=True)
-        calibration = []
-        if recipe.calibrates:
-            calibration = calibration_tokens(
-                self.checkpoint,
-                self.data.calibration,
-                num_sequences=recipe.calibration.sequences,
-                length=recipe.calibration.length,
-                seed=self.seed,
-            )
         return Context(
             source=self.checkpoint.path,
             scratch=scratch,
-            calibration=calibration,
+            calibration=self.calibration.get(recipe.name, ()),
             train=self.data.train,
             dev=self.data.dev,
             task=self.data.task,
@@ -268,18 +257,7 @@ def prepare(
             raise OptionError(f"{name}: no file is at {file}", hint="give the path of a file", option=name)
     read = tuple(read_recipe(recipe) for recipe in recipes)
     for recipe in read:
-        if recipe.calibrates and data.calibration is None:
-            raise OptionError(
-                f"recipe {recipe.name} is calibrated on text",
-                hint="name a file of text, such as the model is to see, with --calibration",
-                option="calibration",
-            )
-        if recipe.tunes and data.train is None:
-            raise OptionError(
-                f"recipe {recipe.name} tunes on rows",
-                hint="name a file of them with --train, and better one with --dev too",
-                option="train",
-            )
+        check_needs(recipe, data.files)
     parsed = None if budget is None else parse_budget(budget)
     path = resolve(model)
     output = Path(output).expanduser()
@@ -293,6 +271,20 @@ def prepare(
     writes_text(checkpoint)  # refuses what neither writes nor reads
     if parsed is not None:
         check_budget(parsed, checkpoint, has_data=data.judged is not None)
+    given = Context(source=path, scratch=output, train=data.train, dev=data.dev, task=data.task, seed=seed)
+    for recipe in read:
+        check_steps(recipe, checkpoint, given)
+    calibration = {
+        recipe.name: calibration_tokens(
+            checkpoint,
+            data.calibration,
+            num_sequences=recipe.calibration.sequences,
+            length=recipe.calibration.length,
+            seed=seed,
+        )
+        for recipe in read
+        if recipe.calibrates
+    }
     check_finite(checkpoint)
     judge = None
     if data.judged is not None:
@@ -308,6 +300,7 @@ def prepare(
         seed=seed,
         threads=threads,
         judge=judge,
+        calibration=calibration,
     )
 
 

@@ -135,6 +135,14 @@ def find_differences(
         raise UnsupportedError(
             f"{one} and {other} are not of one kind", hint="compare two that write text, or two that read it"
         )
+    configs = [read_config(checkpoint.config) for checkpoint in (first, second)]
+    has_one_vocabulary = configs[0].vocab_size == configs[1].vocab_size
+    if kinds[0] and data is not None and not has_one_vocabulary:
+        sizes = " and ".join(str(config.vocab_size) for config in configs)
+        raise UnsupportedError(
+            f"{one} and {other} have vocabularies of {sizes} tokens",
+            hint="leave --data out to compare their weights, or compare models of one tokenizer",
+        )
     names = {name for name, tensor in first.tensors.items() if len(tensor.shape) == 2}
     layers = tuple(
         LayerDifference(
@@ -153,9 +161,14 @@ def find_differences(
     )
     if data is None:
         return found
-    values = vars(found) | {"layers": _with_outputs(layers, first, second, data, threads, progress)}
+    narrow = min((first, second), key=lambda checkpoint: read_config(checkpoint.config).max_context)
+    if has_one_vocabulary:
+        tokens = _first_tokens(narrow, data)
+        found = replace(found, layers=_with_outputs(layers, first, second, tokens, threads, progress))
+    values = vars(found)
     if kinds[0]:
-        return ModelDifference(**(values | _by_tokens(first, other, data, limit, threads, progress)))
+        windows = read_windows(narrow, (f"{text}\n" for text in read_texts(data)), most=limit or WINDOWS)
+        return ModelDifference(**(values | _by_tokens(first, other, windows, threads, progress)))
     return ModelDifference(**(values | _by_rows(one, other, data, limit, threads)))
 
 
@@ -174,16 +187,16 @@ def _with_outputs(
     layers: tuple[LayerDifference, ...],
     one: Checkpoint,
     other: Checkpoint,
-    data: Path,
+    tokens: Sequence[int],
     threads: int | None,
     progress: Progress,
 ) -> tuple[LayerDifference, ...]:
-    """With what matrices give on the first tokens of the text, where both models have the same nodes."""
+    """With what matrices give on some tokens, where both models have the same nodes."""
     models = [WorkingModel(checkpoint=checkpoint) for checkpoint in (one, other)]
     graphs = [graph_of(model) for model in models]
     if [type(node) for node in graphs[0].nodes] != [type(node) for node in graphs[1].nodes]:
         return layers
-    (batch,) = make_batches([_first_tokens(one, data)])[:1]
+    (batch,) = make_batches([tokens])[:1]
     outputs: dict[str, float] = {}
     with torch_threads(threads), torch.inference_mode():
         walks = (_linear_outputs(g, m, batch) for g, m in zip(graphs, models, strict=True))
@@ -228,13 +241,11 @@ def _first_tokens(checkpoint: Checkpoint, data: Path) -> list[int]:
 def _by_tokens(
     one: Checkpoint,
     other: Path,
-    data: Path,
-    limit: int | None,
+    windows: Sequence[Sequence[int]],
     threads: int | None,
     progress: Progress,
 ) -> dict[str, Any]:
     tokenizer = Tokenizer.from_checkpoint(one)
-    windows = read_windows(one, (f"{text}\n" for text in read_texts(data)), most=limit or WINDOWS)
     found = compare_models(
         LanguageModel(one, weights="f32", kv_dtype="f32", threads=threads),
         LanguageModel(other, threads=threads),

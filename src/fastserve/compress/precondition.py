@@ -1,8 +1,9 @@
-"""What is checked before anything is compressed: libraries, numbers of the source, what a budget limits."""
+"""What is checked before anything is compressed: libraries, the source, what steps need, what is limited."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,9 +13,12 @@ from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.rounding import row_pieces
 from fastserve.compress.budget import NEED_DATA, Budget
 from fastserve.compress.model_kind import writes_text
+from fastserve.compress.recipe import Recipe
+from fastserve.compress.step import Context, Need, WorkingModel
 from fastserve.errors import CheckpointError, OptionError, UnsupportedError
 from fastserve.tune.dependency import check_tune_libraries
 
+_RESHAPE = ("distil", "structured")
 NEEDED = ("torch", "transformers")
 
 
@@ -26,6 +30,36 @@ def check_libraries() -> None:
             f"compression needs {' and '.join(missing)}", hint="pip install 'fastserve-llm[compress]'"
         )
     check_tune_libraries()
+
+
+_REQUESTS: Mapping[Need, tuple[str, str]] = {
+    "calibration": (
+        "is calibrated on text",
+        "name a file of text, such as the model is to see, with --calibration",
+    ),
+    "train": ("tunes on rows", "name a file of them with --train, and better one with --dev too"),
+    "dev": ("chooses among students by dev rows", "name a file of them with --dev"),
+}
+
+
+def check_needs(recipe: Recipe, files: Collection[str]) -> None:
+    """
+    Raises:
+        OptionError: a step needs a file that is not among those that are given, by what they are for.
+    """
+    for named in recipe.steps:
+        for need, (what, hint) in _REQUESTS.items():
+            if need in named.step.needs and need not in files:
+                raise OptionError(f"recipe {recipe.name}: {named.name} {what}", hint=hint, option=need)
+
+
+def check_steps(recipe: Recipe, checkpoint: Checkpoint, context: Context) -> None:
+    """Have steps refuse what they can tell of the source, up to the first that changes the shapes which the
+    others meet. Raises as `Step.check`."""
+    for named in recipe.steps:
+        named.step.check(WorkingModel(checkpoint=checkpoint), replace(context, layers=[], notes=[]))
+        if named.name in _RESHAPE:
+            return
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

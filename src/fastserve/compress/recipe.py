@@ -12,7 +12,7 @@ to include:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +42,9 @@ STEPS: Mapping[str, str] = {
     "structured": "fastserve.compress.prune.structured:Structured",
     "wanda": "fastserve.compress.prune.wanda:Wanda",
 }
+
+_QUANTIZE = ("awq", "gptq", "mixed", "qat", "rtn", "smoothquant")
+_WANT_FLOATS = ("distil", "gradual", "lottery", "qat", "recover", "structured")
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
@@ -75,21 +78,30 @@ class NamedStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Steps in order, those of included recipes in their places."""
+    """Steps in order, those of included recipes in their places.
+
+    Raises:
+        OptionError: a step that wants floats comes after one that quantizes.
+    """
 
     name: str
     steps: tuple[NamedStep, ...]
     description: str = ""
     calibration: Calibration = field(default_factory=Calibration)
 
-    @property
-    def calibrates(self) -> bool:
-        return any(named.step.calibrates for named in self.steps)
+    def __post_init__(self) -> None:
+        for index, before in enumerate(self.steps):
+            late = [named.name for named in self.steps[index + 1 :] if named.name in _WANT_FLOATS]
+            if before.name in _QUANTIZE and late:
+                raise OptionError(
+                    f"recipe {self.name}: {late[0]} comes after {before.name}, which leaves whole numbers",
+                    hint=f"put {late[0]} before the steps that quantize",
+                    option="recipe",
+                )
 
     @property
-    def tunes(self) -> bool:
-        """Whether a step takes rows to tune on: such a step has the option `tune`."""
-        return any("tune" in options_of(named.name) for named in self.steps)
+    def calibrates(self) -> bool:
+        return any("calibration" in named.step.needs for named in self.steps)
 
     def to_json(self) -> JsonObject:
         """What `parse_recipe` reads again."""
@@ -198,12 +210,6 @@ def make_step(name: str, options: Mapping[str, Any], where: str) -> Step:
     module, _, attribute = STEPS[name].partition(":")
     step: Step = read_options(getattr(import_module(module), attribute), options, f"{where} ({name})")
     return step
-
-
-def options_of(name: str) -> tuple[str, ...]:
-    """The options of a step, by its name."""
-    module, _, attribute = STEPS[name].partition(":")
-    return tuple(option.name for option in fields(getattr(import_module(module), attribute)))
 
 
 def _within(including: tuple[str, ...]) -> str:

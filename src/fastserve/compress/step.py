@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from fastserve.checkpoint.checkpoint import Checkpoint
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.errors import OptionError
 from fastserve.models.matrices import find_matrices
 from fastserve.types import JsonObject
+
+Need = Literal["calibration", "train", "dev"]
+"""A file that a step cannot do without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +149,18 @@ class Step(Protocol):
     """
 
     @property
-    def calibrates(self) -> bool:
-        """Whether it needs `Context.calibration`."""
+    def needs(self) -> frozenset[Need]:
+        """What of the context it cannot do without."""
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Refuse what can be told from the shapes of a model and from files, before any step is run.
+
+        Args:
+            context: of which nothing is kept; without calibration text.
+
+        Raises:
+            As `run`.
+        """
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """The model after this step.

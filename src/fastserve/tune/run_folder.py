@@ -14,6 +14,7 @@ from pathlib import Path
 from fastserve.errors import OptionError
 from fastserve.types import JsonObject
 
+_MOST_SHOWN = 60  # characters of a value in a message
 _STATE_FILE = "trainer_state.json"  # the last file of a checkpoint that is written
 
 
@@ -65,7 +66,8 @@ class RunFolder:
                 hint="--resume goes on with it; remove the folder to start anew",
                 option="output",
             )
-        self._check_same(json.loads(stored.read_text(encoding="utf-8")), request)
+        as_stored = json.loads(json.dumps(request))  # tuples are lists there
+        self._check_same(json.loads(stored.read_text(encoding="utf-8")), as_stored)
         return self.last_checkpoint()
 
     def last_checkpoint(self) -> Path | None:
@@ -85,16 +87,44 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def _check_same(self, before: JsonObject, request: JsonObject) -> None:
-        for name in {**before, **request}:
-            was, is_ = before.get(name), request.get(name)
-            if isinstance(was, dict) and isinstance(is_, dict):
-                self._check_same(was, is_)
-            elif was != is_:
-                raise OptionError(
-                    f"{name}={is_!r} differs from {was!r}, which the unfinished run in {self.path} has",
-                    hint="resume with what it began with, or remove its folder to start anew",
-                    option=name,
-                )
+        found = _first_difference(before, request, "")
+        if found is not None:
+            raise OptionError(
+                f"{found.place}={found.is_} differs from {found.was}, which the unfinished run in {self.path}"
+                " has",
+                hint="resume with what it began with, or remove its folder to start anew",
+                option=found.option,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """Where two requests differ: `recipes[0].steps[1].rtn.bits`, whose last name is the option's."""
+
+    place: str
+    was: str
+    is_: str
+
+    @property
+    def option(self) -> str:
+        return self.place.rpartition(".")[2].partition("[")[0]
+
+
+def _first_difference(was: object, is_: object, place: str) -> _Difference | None:
+    if isinstance(was, dict) and isinstance(is_, dict):
+        pairs = [(f"{place}.{name}" if place else name, name) for name in {**was, **is_}]
+        found = (_first_difference(was.get(name), is_.get(name), inner) for inner, name in pairs)
+        return next((each for each in found if each is not None), None)
+    if isinstance(was, list) and isinstance(is_, list) and len(was) == len(is_):
+        several = enumerate(zip(was, is_, strict=True))
+        found = (_first_difference(*both, f"{place}[{index}]") for index, both in several)
+        return next((each for each in found if each is not None), None)
+    return None if was == is_ else _Difference(place, _shown(was), _shown(is_))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
 
 
 def _is_whole(checkpoint: Path) -> bool:

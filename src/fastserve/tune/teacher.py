@@ -101,7 +101,24 @@ def open_teacher(spec: str, task: Task, student: SourceModel) -> Teacher:
     return Teacher(load_model(source, task, dropout=None), columns)
 
 
+def check_teacher(spec: str, task: Task) -> None:
+    """
+    Raises:
+        OptionError: the teacher has not learned the task, or its labels are others.
+    """
+    if not isinstance(task, Generation):
+        _learned_labels(spec, resolve(spec), task)
+
+
 def _columns(spec: str, path: Path, task: Task) -> Tensor | None:
+    labels = _learned_labels(spec, path, task)
+    if not task.labels or labels == task.labels:
+        return None
+    # load_model names the head's rows by the task's labels: those of the teacher stay where they were.
+    return torch.tensor([labels.index(label) for label in task.labels])
+
+
+def _learned_labels(spec: str, path: Path, task: Task) -> tuple[str, ...]:
     learned = task_of_folder(path)
     if learned.name != task.name:
         raise OptionError(
@@ -116,7 +133,4 @@ def _columns(spec: str, path: Path, task: Task) -> Tensor | None:
             hint="choose rows with the labels that the teacher has learned",
             option="teacher",
         )
-    if not task.labels or learned.labels == task.labels:
-        return None
-    # load_model names the head's rows by the task's labels: those of the teacher stay where they were.
-    return torch.tensor([learned.labels.index(label) for label in task.labels])
+    return learned.labels

@@ -130,7 +130,7 @@ def test_smoothing_takes_outliers_from_activations() -> None: ...
 def test_steps_that_calibrate_need_text(tmp_path: Path) -> None:
     model, context = random_working_model(LLAMA_CONFIG), calibrated_context(tmp_path, calibration=())
     for step in (Gptq(**ROWS), Awq(**ROWS), SmoothQuant()):
-        assert step.calibrates
+        assert step.needs == {"calibration"}
         with pytest.raises(DataError, match="no calibration text"):
             step.run(model, context)
 

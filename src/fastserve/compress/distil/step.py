@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastserve.compress.distil.student import Student, StudentOptions, make_student
-from fastserve.compress.prune.training import Tuning, read_tuning, tune_model
-from fastserve.compress.step import Context, WorkingModel
+from fastserve.compress.prune.training import Tuning, check_tuning, read_tuning, tune_model
+from fastserve.compress.step import Context, Need, WorkingModel
 from fastserve.errors import DataError, OptionError
 from fastserve.option import check_integer
 
@@ -55,8 +55,16 @@ class Distil:
         read_tuning(self._taught("teacher"))
 
     @property
-    def calibrates(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"train", "dev"} if len(self.students) > 1 else {"train"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        students = [make_student(model, each, seed=context.seed) for each in self._choices()]
+        if len(students) > 1:
+            self._fitting(students)
+        tuning = read_tuning(self._taught(str(context.source)), context)
+        check_tuning(model, context, tuning, step="distil")
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
@@ -102,6 +110,18 @@ class Distil:
         """
         if context.dev is None:
             raise DataError("students are chosen by dev rows", hint="name a file with --dev")
+        fitting = self._fitting(students)
+        scores = [self._score(each, context) for each in fitting]
+        best = max(range(len(fitting)), key=lambda index: scores[index])
+        listed = ", ".join(
+            f"{each.num_parameters} parameters {score:.4f}"
+            for each, score in zip(fitting, scores, strict=True)
+        )
+        context.notes.append(f"distil: {len(fitting)} students after {self.search_steps} steps: {listed}")
+        return fitting[best]
+
+    def _fitting(self, students: Seq[Student]) -> Seq[Student]:
+        """Those that are small enough."""
         most = self.most_parameters
         fitting = [each for each in students if most is None or each.num_parameters <= most]
         if not fitting:
@@ -111,14 +131,7 @@ class Distil:
                 hint="allow more, or name smaller students",
                 option="most_parameters",
             )
-        scores = [self._score(each, context) for each in fitting]
-        best = max(range(len(fitting)), key=lambda index: scores[index])
-        listed = ", ".join(
-            f"{each.num_parameters} parameters {score:.4f}"
-            for each, score in zip(fitting, scores, strict=True)
-        )
-        context.notes.append(f"distil: {len(fitting)} students after {self.search_steps} steps: {listed}")
-        return fitting[best]
+        return fitting
 
     def _score(self, student: Student, context: Context) -> float:
         """The metric of the dev rows after a short training; more is better."""

@@ -9,7 +9,7 @@ import torch
 
 from fastserve.checkpoint.tensor import StoredTensor
 from fastserve.compress.calibration import walk
-from fastserve.compress.prune.matrix import note_dequantized, write_matrix
+from fastserve.compress.prune.matrix import find_prunable, note_dequantized, write_matrix
 from fastserve.compress.prune.pattern import Pattern, read_pattern
 from fastserve.compress.quantize.gram import GramVisitor, relative_output_error
 from fastserve.compress.station import Station
@@ -40,10 +40,8 @@ def prune_by_outputs(
     step: OutputPruning, model: WorkingModel, context: Context, *, name: str
 ) -> WorkingModel:
     """The model with the matrices that a step is for pruned; `name` is the step's. Raises as `Step.run`."""
-    names = model.matrices(step.targets)
     pattern = read_pattern(step.pattern, step.sparsity)
-    for each in names:
-        pattern.check(each, model.tensors[each].shape)
+    names = find_prunable(model, step.targets, pattern)
     note_dequantized(context, model, names, name)
     return walk(model, context, _Visitor(step, name, pattern, model, context), names=names)
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastserve.compress.prune.magnitude import Magnitude
+from fastserve.compress.prune.matrix import find_prunable
 from fastserve.compress.prune.pattern import read_pattern
 from fastserve.compress.prune.sparsegpt import SparseGpt
-from fastserve.compress.prune.training import read_tuning, tune_model
+from fastserve.compress.prune.training import check_tuning, read_tuning, tune_model
 from fastserve.compress.prune.wanda import Wanda
-from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.compress.step import Context, Need, Targets, WorkingModel
 from fastserve.errors import OptionError
 from fastserve.option import check_choice, check_integer, check_number
 
@@ -66,8 +67,13 @@ class Gradual:
         read_tuning(self.tune)
 
     @property
-    def calibrates(self) -> bool:
-        return self.method != "magnitude"
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"train"} if self.method == "magnitude" else {"train", "calibration"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        find_prunable(model, self.targets, read_pattern(self.pattern, self.sparsity))
+        check_tuning(model, context, read_tuning(self.tune, context), step="gradual")
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""

@@ -12,8 +12,8 @@ import numpy as np
 from fastserve.checkpoint.convert import to_f32
 from fastserve.compress.prune.magnitude import Magnitude
 from fastserve.compress.prune.matrix import write_matrix
-from fastserve.compress.prune.training import read_tuning, tune_model
-from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.compress.prune.training import check_tuning, read_tuning, tune_model
+from fastserve.compress.step import Context, Need, Targets, WorkingModel
 from fastserve.option import check_integer, check_number
 
 
@@ -45,8 +45,13 @@ class Lottery:
         read_tuning(self.tune)
 
     @property
-    def calibrates(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"train"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        model.matrices(self.targets)
+        check_tuning(model, context, read_tuning(self.tune, context), step="lottery")
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""

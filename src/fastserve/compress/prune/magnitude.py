@@ -9,7 +9,13 @@ from typing import Literal
 import numpy as np
 
 from fastserve.checkpoint.tensor import StoredTensor
-from fastserve.compress.prune.matrix import note_dequantized, note_weights, read_matrix, write_matrix
+from fastserve.compress.prune.matrix import (
+    find_prunable,
+    note_dequantized,
+    note_weights,
+    read_matrix,
+    write_matrix,
+)
 from fastserve.compress.prune.pattern import (
     Mask,
     Pattern,
@@ -20,7 +26,7 @@ from fastserve.compress.prune.pattern import (
     read_pattern,
     spread,
 )
-from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.compress.step import Context, Need, Targets, WorkingModel
 from fastserve.types import Float32Array
 
 
@@ -52,15 +58,17 @@ class Magnitude:
         check_scope(self.scope, read_pattern(self.pattern, self.sparsity))
 
     @property
-    def calibrates(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        find_prunable(model, self.targets, read_pattern(self.pattern, self.sparsity))
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
-        names = model.matrices(self.targets)
         pattern = read_pattern(self.pattern, self.sparsity)
-        for name in names:
-            pattern.check(name, model.tensors[name].shape)
+        names = find_prunable(model, self.targets, pattern)
         note_dequantized(context, model, names, "magnitude")
         choose = self._chooser(model, names, pattern)
         changed: dict[str, StoredTensor] = {}

@@ -9,7 +9,8 @@ import numpy as np
 from fastserve.checkpoint.convert import to_f32, to_float_format
 from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.checkpoint.tensor import StoredTensor, TensorFormat
-from fastserve.compress.step import Context, LayerError, WorkingModel
+from fastserve.compress.prune.pattern import Pattern
+from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
 from fastserve.errors import CheckpointError
 from fastserve.types import Float32Array
 
@@ -28,6 +29,18 @@ def read_matrix(tensor: StoredTensor) -> Float32Array:
             hint="take the model from its source again",
         )
     return values
+
+
+def find_prunable(model: WorkingModel, targets: Targets, pattern: Pattern) -> tuple[str, ...]:
+    """Names of the matrices that are to be pruned, in the order of the checkpoint.
+
+    Raises:
+        OptionError: there is none, or one does not part into groups or blocks.
+    """
+    names = model.matrices(targets)
+    for name in names:
+        pattern.check(name, model.tensors[name].shape)
+    return names
 
 
 def note_dequantized(context: Context, model: WorkingModel, names: Iterable[str], step: str) -> None:

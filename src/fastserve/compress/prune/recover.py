@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastserve.compress.prune.training import read_tuning, tune_model
-from fastserve.compress.step import Context, WorkingModel
+from fastserve.compress.prune.training import check_tuning, read_tuning, tune_model
+from fastserve.compress.step import Context, Need, WorkingModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,12 @@ class Recover:
         read_tuning(self.tune)
 
     @property
-    def calibrates(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"train"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        check_tuning(model, context, read_tuning(self.tune, context), step="recover")
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""

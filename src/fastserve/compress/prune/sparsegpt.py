@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from fastserve.compress.prune.by_outputs import Prune, prune_by_outputs
+from fastserve.compress.prune.matrix import find_prunable
 from fastserve.compress.prune.pattern import Pattern, mask_of, read_pattern
-from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.compress.step import Context, Need, Targets, WorkingModel
 from fastserve.errors import CheckpointError
 from fastserve.option import check_integer, check_number
 
@@ -40,8 +41,12 @@ class SparseGpt:
         check_number("damping", self.damping, 0.0, 10.0, is_low_open=True)
 
     @property
-    def calibrates(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"calibration"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        find_prunable(model, self.targets, read_pattern(self.pattern, self.sparsity))
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""

@@ -16,8 +16,9 @@ from fastserve.compress.prune.influence import layer_influence
 from fastserve.compress.prune.refit import refit
 from fastserve.compress.prune.structure import Part, Structure, find_structure
 from fastserve.compress.prune.taylor import score_by_taylor
+from fastserve.compress.prune.training import check_tuning, read_tuning
 from fastserve.compress.prune.unit_score import Scores, score_by_activation
-from fastserve.compress.step import Context, WorkingModel
+from fastserve.compress.step import Context, Need, WorkingModel
 from fastserve.errors import OptionError, UnsupportedError
 from fastserve.option import check_choice, check_integer, check_number
 
@@ -62,8 +63,23 @@ class Structured:
             )
 
     @property
-    def calibrates(self) -> bool:
-        return self.layers > 0 or self.refit or self.score == "activation"
+    def needs(self) -> frozenset[Need]:
+        scores = bool(self.neurons or self.heads)
+        needed: set[Need] = set()
+        if scores and self.score == "taylor":
+            needed.add("train")
+        if self.layers or (scores and (self.refit or self.score == "activation")):
+            needed.add("calibration")
+        return frozenset(needed)
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        structure = find_structure(model)
+        self._check_layers(structure)
+        if self.heads:
+            self._num_heads(structure, structure.attentions[0])
+        if "train" in self.needs:
+            check_tuning(model, context, read_tuning({}), step="structured")
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`; UnsupportedError: a family whose parts cannot be taken out."""
@@ -90,12 +106,7 @@ class Structured:
         return without_units(model, structure, kept, are_heads=False) if neurons else model
 
     def _without_layers(self, model: WorkingModel, context: Context, structure: Structure) -> WorkingModel:
-        if self.layers >= structure.num_layers:
-            raise OptionError(
-                f"layers={self.layers} is all that the model has",
-                hint=f"choose at most {structure.num_layers - 1}",
-                option="layers",
-            )
+        self._check_layers(structure)
         influence = layer_influence(model, context, structure)
         gone = sorted(range(len(influence)), key=lambda index: influence[index])[: self.layers]
         context.notes.append(
@@ -103,6 +114,14 @@ class Structured:
             f" {', '.join(f'{value:.3f}' for value in influence)}"
         )
         return without_layers(model, structure, gone)
+
+    def _check_layers(self, structure: Structure) -> None:
+        if self.layers >= structure.num_layers:
+            raise OptionError(
+                f"layers={self.layers} is all that the model has",
+                hint=f"choose at most {structure.num_layers - 1}",
+                option="layers",
+            )
 
     def _choose(
         self,

@@ -20,12 +20,17 @@ from fastserve.compress.calibration import torch_threads
 from fastserve.compress.prune.heads import missing_heads, with_all_heads, without_last_heads
 from fastserve.compress.step import Context, WorkingModel
 from fastserve.errors import DataError, OptionError
+from fastserve.evaluate.task.table import TaskOptions, check_metric
 from fastserve.models.config import EncoderConfig
 from fastserve.models.family import read_config
 from fastserve.option import check_kind
 from fastserve.tune import TuneOptions, tune
+from fastserve.tune.rows import read_run_rows
+from fastserve.tune.teacher import check_teacher
 from fastserve.tune.trainer import Progress
 from fastserve.tune.weight_change import WeightChange
+
+_MOST_TOKENS = 512  # of rows that are looked at, and not encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,22 @@ def tune_model(model: WorkingModel, context: Context, tuning: Tuning, *, step: s
             )
     tuned = replace(model, checkpoint=open_checkpoint(output))
     return without_last_heads(tuned, missing_heads(model))
+
+
+def check_tuning(model: WorkingModel, context: Context, tuning: Tuning, *, step: str) -> None:
+    """Refuse what `tune_model` would for the files, the task or the teacher. Raises as it does."""
+    train = training_rows(context, step)
+    options = tuning.options
+    task_options = TaskOptions(
+        max_length=options.max_length or _MOST_TOKENS,
+        problem=None if options.problem == "auto" else options.problem,
+    )
+    name = task_of(model, context, step)
+    rows = read_run_rows(name, train, context.dev, task_options, on_problem=tuning.on_problem)
+    if rows.dev is not None and options.metric is not None:
+        check_metric(rows.task, options.metric)
+    if options.teacher is not None:
+        check_teacher(options.teacher, rows.task)
 
 
 def training_rows(context: Context, step: str) -> Path:

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 
 from fastserve.compress.prune.by_outputs import Prune, prune_by_outputs
+from fastserve.compress.prune.matrix import find_prunable
 from fastserve.compress.prune.pattern import Pattern, check_scope, mask_of, read_pattern
-from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.compress.step import Context, Need, Targets, WorkingModel
 from fastserve.option import check_choice
 
 
@@ -37,8 +38,12 @@ class Wanda:
         check_scope(self.scope, read_pattern(self.pattern, self.sparsity))
 
     @property
-    def calibrates(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"calibration"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        find_prunable(model, self.targets, read_pattern(self.pattern, self.sparsity))
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""

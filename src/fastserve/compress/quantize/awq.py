@@ -23,9 +23,9 @@ from fastserve.compress.quantize.fold import (
 )
 from fastserve.compress.quantize.gram import GramVisitor, output_error, relative_output_error
 from fastserve.compress.quantize.grid import Grid, Loss, find_scales, grouped
-from fastserve.compress.quantize.step import check_grid, note_little_text, read_matrix, round_matrices
+from fastserve.compress.quantize.step import find_quantizable, note_little_text, read_matrix, round_matrices
 from fastserve.compress.station import Station, find_stations
-from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
+from fastserve.compress.step import Context, LayerError, Need, Targets, WorkingModel
 from fastserve.option import check_integer
 
 _LEAST_SCALE = 1e-4
@@ -53,13 +53,16 @@ class Awq(Grid):
         check_integer("num_exponents", self.num_exponents, low=2, high=100)
 
     @property
-    def calibrates(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"calibration"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        find_quantizable(self, model, self.targets, context)
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
-        names = model.matrices(self.targets)
-        check_grid(self, model, names, context)
+        names = find_quantizable(self, model, self.targets, context)
         note_little_text(model, names, context)
         model = with_short_vectors(model)
         visitor = _Awq(self, model, frozenset(names), context)

@@ -14,9 +14,9 @@ from fastserve.compress.calibration import graph_of, torch_threads
 from fastserve.compress.quantize.gptq import Solver
 from fastserve.compress.quantize.grid import BITS, Grid, quantize
 from fastserve.compress.quantize.sensitivity import measure_sensitivity
-from fastserve.compress.quantize.step import check_grid, read_matrix, round_matrices, solve_matrices
+from fastserve.compress.quantize.step import find_quantizable, read_matrix, round_matrices, solve_matrices
 from fastserve.compress.station import find_stations
-from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.compress.step import Context, Need, Targets, WorkingModel
 from fastserve.errors import DataError, OptionError
 from fastserve.option import check_choice, check_integer, check_number
 
@@ -61,8 +61,8 @@ class Mixed:
         self.grids()
 
     @property
-    def calibrates(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"calibration"})
 
     def grids(self) -> dict[int, Grid]:
         """By bits, the fewest first.
@@ -82,14 +82,18 @@ class Mixed:
             for bits in sorted(set(self.choices))
         }
 
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        for grid in self.grids().values():
+            find_quantizable(grid, model, self.targets, context)
+
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`; OptionError where not even the fewest bits are few enough."""
         if not context.calibration:
             raise DataError("there is no calibration text", hint="name a file of text with --calibration")
-        names = model.matrices(self.targets)
         grids = self.grids()
         for grid in grids.values():
-            check_grid(grid, model, names, context)
+            names = find_quantizable(grid, model, self.targets, context)
         units = stacked_units(model, names)
         with torch_threads(context.threads):
             options = self._measure(model, units, grids, context)

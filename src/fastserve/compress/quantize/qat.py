@@ -10,7 +10,7 @@ import torch
 
 from fastserve.checkpoint.convert import to_f32
 from fastserve.checkpoint.tensor import StoredTensor
-from fastserve.compress.prune.training import Tuning, read_tuning, tune_model
+from fastserve.compress.prune.training import Tuning, check_tuning, read_tuning, tune_model
 from fastserve.compress.quantize.fake_quantization import (
     Activations,
     FakeQuantization,
@@ -19,8 +19,8 @@ from fastserve.compress.quantize.fake_quantization import (
     without_quantizers,
 )
 from fastserve.compress.quantize.grid import Grid
-from fastserve.compress.quantize.step import check_grid, read_matrix, weight_error
-from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
+from fastserve.compress.quantize.step import find_quantizable, read_matrix, weight_error
+from fastserve.compress.step import Context, LayerError, Need, Targets, WorkingModel
 from fastserve.errors import OptionError
 from fastserve.option import check_choice
 
@@ -65,13 +65,17 @@ class Qat(Grid):
         read_tuning(self._values("teacher"))
 
     @property
-    def calibrates(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"train"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        find_quantizable(self, model, self.targets, context)
+        check_tuning(model, context, read_tuning(self._values(str(context.source)), context), step="qat")
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
-        names = model.matrices(self.targets)
-        check_grid(self, model, names, context)
+        names = find_quantizable(self, model, self.targets, context)
         for name in names:
             read_matrix(model, name)
         grid = Grid(**{each.name: getattr(self, each.name) for each in fields(Grid)})

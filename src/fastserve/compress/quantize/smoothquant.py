@@ -26,7 +26,7 @@ from fastserve.compress.quantize.grid import Grid
 from fastserve.compress.quantize.rounded_inputs import keep_costly, measure_losses
 from fastserve.compress.quantize.step import read_matrix, round_matrices
 from fastserve.compress.station import Station, find_stations
-from fastserve.compress.step import Context, Targets, WorkingModel
+from fastserve.compress.step import Context, Need, Targets, WorkingModel
 from fastserve.graph.node import Linear
 from fastserve.option import check_number
 
@@ -57,8 +57,12 @@ class SmoothQuant:
             check_number("most_loss", self.most_loss, 0.0, 100.0)
 
     @property
-    def calibrates(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"calibration"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        model.matrices(self.targets)
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""

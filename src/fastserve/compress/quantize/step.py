@@ -15,7 +15,7 @@ from fastserve.compress.quantize.gptq import Solver
 from fastserve.compress.quantize.gram import GramVisitor, relative_output_error
 from fastserve.compress.quantize.grid import Grid, quantize
 from fastserve.compress.station import Station
-from fastserve.compress.step import Context, LayerError, Targets, WorkingModel
+from fastserve.compress.step import Context, LayerError, Need, Targets, WorkingModel
 from fastserve.errors import CheckpointError
 from fastserve.option import check_number
 
@@ -27,20 +27,23 @@ class Rtn(Grid):
     Attributes:
         targets: which matrices.
 
-    >>> Rtn(bits=8).calibrates
-    False
+    >>> Rtn(bits=8).needs
+    frozenset()
     """
 
     targets: Targets = field(default_factory=Targets)
 
     @property
-    def calibrates(self) -> bool:
-        return False
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        find_quantizable(self, model, self.targets, context)
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
-        names = model.matrices(self.targets)
-        check_grid(self, model, names, context)
+        names = find_quantizable(self, model, self.targets, context)
         return round_matrices(model, dict.fromkeys(names, self), context, step="rtn")
 
 
@@ -65,23 +68,28 @@ class Gptq(Grid):
         check_number("damping", self.damping, 0.0, 1.0)
 
     @property
-    def calibrates(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"calibration"})
+
+    def check(self, model: WorkingModel, context: Context) -> None:
+        """Raises as `Step.check`."""
+        find_quantizable(self, model, self.targets, context)
 
     def run(self, model: WorkingModel, context: Context) -> WorkingModel:
         """Raises as `Step.run`."""
-        names = model.matrices(self.targets)
-        check_grid(self, model, names, context)
+        names = find_quantizable(self, model, self.targets, context)
         solver = Solver(damping=self.damping, act_order=self.act_order)
         return solve_matrices(model, dict.fromkeys(names, self), solver, context)
 
 
-def check_grid(grid: Grid, model: WorkingModel, names: tuple[str, ...], context: Context) -> None:
-    """Find what the grid does not fit before anything is computed; note what is done otherwise than asked.
+def find_quantizable(grid: Grid, model: WorkingModel, targets: Targets, context: Context) -> tuple[str, ...]:
+    """Names of the matrices that are to be quantized, in the order of the checkpoint; what is done otherwise
+    than asked is noted.
 
     Raises:
-        OptionError: a matrix cannot be quantized as asked.
+        OptionError: there is none, or one cannot be quantized as asked.
     """
+    names = model.matrices(targets)
     shapes = {name: model.tensors[name].shape for name in names}
     by_rows = [
         name for name in names if grid.has_groups and grid.columns_of(name, shapes[name]) != grid.group_size
@@ -93,6 +101,7 @@ def check_grid(grid: Grid, model: WorkingModel, names: tuple[str, ...], context:
         )
     if grid.bits == 8 and not grid.symmetric:
         context.notes.append("the native runtime computes with int8 that has zero points as with floats")
+    return names
 
 
 def round_matrices(
