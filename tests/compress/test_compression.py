@@ -296,7 +296,7 @@ def test_the_source_is_no_place_for_the_output_and_too_little_text_is_said(
         compress(stories_folder, recipe="int8", output=stories_folder)
     short = tmp_path / "short.txt"
     short.write_text("One cat.\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"too little text .* 128 are needed"):
+    with pytest.raises(DataError, match=r"too little text .* 256 are needed"):
         compress(
             stories_folder,
             recipe="int4-gptq",

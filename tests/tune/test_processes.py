@@ -194,10 +194,10 @@ def run_films(
 
 
 def assert_learned_alike(one: TuneResult, two: TuneResult) -> None:
-    """Curves within 1e-5, and folders that differ in the last digits of weights alone."""
+    """Curves within 1e-5 of theirs or 1e-6, and folders that differ in the last digits of weights alone."""
     for name in ("loss", "eval_loss", "grad_norm"):
         assert log_of(one, name)
-        assert log_of(two, name) == pytest.approx(log_of(one, name), rel=1e-5), name
+        assert log_of(two, name) == pytest.approx(log_of(one, name), rel=1e-5, abs=1e-6), name
     assert one.metrics == pytest.approx(two.metrics, rel=1e-5)
     left, right = (load_file(result.path / "model.safetensors") for result in (one, two))
     assert left.keys() == right.keys()
