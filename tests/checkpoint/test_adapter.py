@@ -227,4 +227,4 @@ def test_damaged_files_are_refused_or_work_within_a_second(
     with suppress(CheckpointError, UnsupportedError):
         merged = merge_adapter(open_checkpoint(whole / "base"), open_adapter(folder))
         to_f32(merged.tensors["model.layers.0.self_attn.q_proj.weight"])
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1

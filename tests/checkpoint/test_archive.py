@@ -439,7 +439,7 @@ def test_a_small_file_cannot_claim_to_be_a_large_one(archive: Path) -> None:
     start = time.process_time()
     with pytest.raises(CheckpointError, match=r"claims to stand for \d+; the limit is 256 times as many"):
         open_checkpoint(archive)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1
 
 
 def test_other_folders_with_such_a_file_and_other_versions_are_named(archive: Path) -> None:
@@ -480,7 +480,7 @@ def test_damage_never_raises_anything_but_our_errors(
     with suppress(FastServeError):
         path = open_checkpoint(output).path
         assert (path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1
 
 
 def test_planes_without_counts_are_bytes_as_they_are() -> None:

@@ -298,4 +298,4 @@ def test_parts_of_any_shape_never_raise_anything_but_our_errors(
             assert to_f32(tensor).shape == tensor.shape
     except FastServeError:
         pass
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1

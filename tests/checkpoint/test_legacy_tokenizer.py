@@ -337,4 +337,4 @@ def test_damaged_files_are_refused_or_work_within_a_second(
     start = time.process_time()
     with suppress(CheckpointError, UnsupportedError):
         build(folder).encode("ab <x> ba")
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1

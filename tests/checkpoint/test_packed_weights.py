@@ -344,7 +344,7 @@ def test_a_header_that_says_what_cannot_be_is_named(
     start = time.process_time()
     with pytest.raises(CheckpointError, match=message):
         to_f32(open_checkpoint(tmp_path).tensors["a.weight"])
-    assert time.process_time() - start < 20  # what the header says would take hours
+    assert time.process_time() - start < 1
 
 
 def test_other_versions_and_missing_files_are_named(tmp_path: Path, stored: dict[str, Any]) -> None:
@@ -399,7 +399,7 @@ def test_damage_never_raises_anything_but_our_errors_and_takes_no_memory(
             assert to_f32(tensor).shape == tensor.shape
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.process_time() - start < 20  # what the header says would take hours
+    assert time.process_time() - start < 1
     assert peak < 256 * 2**20
 
 

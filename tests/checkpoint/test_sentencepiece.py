@@ -177,7 +177,7 @@ def test_a_damaged_model_is_refused_or_works_within_a_second(
     start = time.process_time()
     with suppress(CheckpointError, UnsupportedError):
         build(read_sentencepiece(path)).encode("A text ﬁ with ① of 1234½ and 日本")
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1
 
 
 def test_where_a_normalization_rule_ends_is_checked_whatever_the_unit_is_marked_as(trained: bytes) -> None:

@@ -123,7 +123,7 @@ def test_a_damaged_tokenizer_json_is_refused_or_works_within_a_second(
     with suppress(CheckpointError, UnsupportedError):
         tokenizer = Tokenizer(*build_from_folder(folder))
         tokenizer.decode(tokenizer.encode(TEXT))
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -163,7 +163,7 @@ def test_gguf_metadata_that_no_tokenizer_has_is_refused_or_works_within_a_second
     with suppress(CheckpointError, UnsupportedError):
         tokenizer = Tokenizer(*build_from_gguf(metadata))
         tokenizer.decode(tokenizer.encode(TEXT))
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1
 
 
 def as_stored(value: Any) -> Any:

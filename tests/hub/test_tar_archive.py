@@ -99,5 +99,5 @@ def test_a_damaged_archive_is_refused_or_harmless(
     with suppress(DownloadError):
         names = tar_archive.member_names(folder / "a.tar")
         tar_archive.extract(folder / "a.tar", {f"{i}": name for i, name in enumerate(names)}, folder / "out")
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 1
     assert {path.name for path in folder.iterdir()} == {"a.tar", "out"}

@@ -47,7 +47,7 @@ def test_a_value_that_no_config_has_is_refused_or_harmless(model_type: str) -> N
             except Exception as error:
                 raise AssertionError(f"{'.'.join(place)}={str(value)[:30]!r}") from error
             assert len(message) < 1000, place
-            assert time.process_time() - start < 5, (place, value)
+            assert time.process_time() - start < 1, (place, value)
 
 
 def test_a_model_of_a_million_layers_is_refused_before_its_graph_is_made() -> None:

@@ -81,7 +81,7 @@ def test_a_damaged_pickle_is_refused_in_time(folder: Path) -> None:
         start = time.process_time()
         with suppress(CheckpointError, UnsupportedError):
             open_pickled(folder)
-        assert time.process_time() - start < 5
+        assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ def test_two_processes_learn_what_one_does_whatever_is_left_for_the_last_batch(
     tiny_encoder: Path, write_rows: WriteRows, tmp_path: Path
 ) -> None:
     """Of 41 rows one is left, for one of the two."""
-    # Without dropout: each process draws its own.
+    # Without dropout: each process draws its own. Slowly, so that gradients stay far above their last digits.
     options = TuneOptions(
-        epochs=2, batch_size=8, learning_rate=2e-3, device="cpu", dropout=0.0, max_length=32
+        epochs=2, batch_size=8, learning_rate=5e-4, device="cpu", dropout=0.0, max_length=32
     )
     seen: list[int] = []
     how: dict[str, Any] = {"model": tiny_encoder, "write_rows": write_rows, "rows": 41}
@@ -194,10 +194,10 @@ def run_films(
 
 
 def assert_learned_alike(one: TuneResult, two: TuneResult) -> None:
-    """Curves within 1e-5 of theirs or 1e-6, and folders that differ in the last digits of weights alone."""
+    """Curves within 1e-5, and folders that differ in the last digits of weights alone."""
     for name in ("loss", "eval_loss", "grad_norm"):
         assert log_of(one, name)
-        assert log_of(two, name) == pytest.approx(log_of(one, name), rel=1e-5, abs=1e-6), name
+        assert log_of(two, name) == pytest.approx(log_of(one, name), rel=1e-5), name
     assert one.metrics == pytest.approx(two.metrics, rel=1e-5)
     left, right = (load_file(result.path / "model.safetensors") for result in (one, two))
     assert left.keys() == right.keys()
