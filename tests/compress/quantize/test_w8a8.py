@@ -15,11 +15,12 @@ from fastserve.checkpoint.grouped_tensor import GroupedTensor
 from fastserve.compress.batch_state import make_batches, run_nodes
 from fastserve.compress.calibration import graph_of
 from fastserve.compress.quantize import rounded_inputs, w8a8
+from fastserve.compress.quantize.fold import with_short_vectors
 from fastserve.compress.quantize.rounded_inputs import measure_losses, round_tokens
 from fastserve.compress.quantize.smoothquant import SmoothQuant
 from fastserve.compress.quantize.w8a8 import prepare_w8a8
 from fastserve.compress.station import Station, find_stations
-from fastserve.compress.step import Context, WorkingModel
+from fastserve.compress.step import Context, Targets, WorkingModel
 from fastserve.graph.node import Value
 from fastserve.models.matrices import find_matrices
 from parity import store_f32
@@ -107,6 +108,24 @@ def test_the_step_leaves_the_same_ones_alone_and_says_so(tmp_path: Path) -> None
     assert all(isinstance(stepped.tensors[name], GroupedTensor) for name in linears)
     said = f"smoothquant: 1 of {len(linears)} matrices meet activations as they are"
     assert any(note.startswith(said) for note in context.notes)
+
+
+@pytest.mark.parametrize("most_loss", [None, 0.0])
+def test_tables_that_are_looked_up_meet_no_activations(tmp_path: Path, most_loss: float | None) -> None:
+    context = Context(source=tmp_path, scratch=tmp_path, calibration=SEQUENCES)
+    step = SmoothQuant(most_loss=most_loss, targets=Targets(linears=False, tables=True))
+    stepped = step.run(random_working_model(TINY["bert"]), context)
+    assert not stepped.int8_activations
+    assert any(isinstance(tensor, GroupedTensor) for tensor in stepped.tensors.values())
+
+
+def test_only_norms_become_short() -> None:
+    parameters = random_parameters(tiny_graph(TINY["bert"]))
+    short = {name: torch.from_numpy(v).bfloat16().float().numpy() for name, v in parameters.items()}
+    model = with_short_vectors(working_model(TINY["bert"], short))
+    formats = {name: t.format.value for name, t in model.tensors.items() if len(t.shape) == 1}
+    assert {formats[name] for name in formats if name.endswith(".bias")} == {"f32"}
+    assert {formats[name] for name in formats if name.endswith("LayerNorm.weight")} == {"bf16"}
 
 
 def test_the_function_is_that_of_the_model() -> None:

@@ -111,11 +111,13 @@ def fold_vectors(
 
 
 def with_short_vectors(model: WorkingModel) -> WorkingModel:
-    """With vectors as bfloat16 where they are numbers of it, as GGUF never has them: others load them so, and
-    scales that are folded into them must be those that are then divided by."""
+    """With weights of norms as bfloat16 where they are numbers of it, as GGUF never has them: others load
+    them so, and scales that are folded into them must be those that are then divided by. Biases stay: nothing
+    makes up for their rounding.
+    """
     changed: dict[str, StoredTensor] = {}
     for name, tensor in model.tensors.items():
-        if len(tensor.shape) == 1 and tensor.format is TensorFormat.F32:
+        if len(tensor.shape) == 1 and tensor.format is TensorFormat.F32 and not name.endswith(".bias"):
             short = StoredTensor(
                 name, TensorFormat.BF16, tensor.shape, to_float_format(to_f32(tensor), TensorFormat.BF16)
             )

@@ -60,6 +60,8 @@ def measure_losses(
     the log-likelihood of drawn tokens by the input; of embeddings, of (g^T d)^2. So one backward pass a
     sequence measures all. Errors of the numbers that predict tokens are taken to be independent, which makes
     half of the sum of (g d)^2 of it, and needs few draws; in a mean over tokens like errors add up.
+
+    Holds the model in float32, and all values of a sequence.
     """
     graph = graph_of(model)
     stations = find_stations(graph, names)

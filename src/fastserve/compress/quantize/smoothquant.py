@@ -5,7 +5,6 @@ they meet multiplied, until both are as hard to round; then both become int8.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import torch
@@ -68,14 +67,16 @@ class SmoothQuant:
         """Raises as `Step.run`."""
         names = model.matrices(self.targets)
         smooth = self.smooth(model, context)
-        rounded_inputs = frozenset(names) - self._kept(smooth, names, context)
+        stations = find_stations(graph_of(smooth), frozenset(names))
+        multiplied = frozenset(names) & {name for station in stations for name in station.names}
+        rounded_inputs = multiplied - self._kept(smooth, multiplied, context)  # tables are looked up
         grid = Grid(bits=8, granularity="channel")
         rounded = round_matrices(smooth, dict.fromkeys(names, grid), context, step="smoothquant")
         return rounded.with_tensors({}, int8_activations=model.int8_activations | rounded_inputs)
 
-    def _kept(self, smooth: WorkingModel, names: Seq[str], context: Context) -> frozenset[str]:
+    def _kept(self, smooth: WorkingModel, names: frozenset[str], context: Context) -> frozenset[str]:
         """Names of matrices whose inputs are not rounded."""
-        if self.most_loss is None:
+        if self.most_loss is None or not names:
             return frozenset()
         sequences = context.calibration[:_MOST_SEQUENCES]
         with torch_threads(context.threads):
