@@ -126,6 +126,8 @@ def test_rows_and_the_task_are_looked_at_first(
     files["task"] = "text-classification"
     broken = write_rows("broken", [{"text": "no label"}])
     assert isinstance(refused(tiny_encoder, "  - recover", **{**files, "train": broken}), DataError)
+    behind_cuts = "  - structured: {neurons: 0.5}\n  - recover"
+    assert isinstance(refused(tiny_encoder, behind_cuts, **{**files, "train": broken}), DataError)
     files["dev"] = write_rows("dev", [{**row, "text": f"another {row['text']}"} for row in ROWS])
     assert "rouge" in refused(tiny_encoder, "  - recover: {tune: {metric: rouge}}", **files).message
 

@@ -19,6 +19,7 @@ from fastserve.errors import CheckpointError, OptionError, UnsupportedError
 from fastserve.tune.dependency import check_tune_libraries
 
 _RESHAPE = ("distil", "structured")
+_MINDS_NO_SHAPES = ("recover",)
 NEEDED = ("torch", "transformers")
 
 
@@ -54,12 +55,13 @@ def check_needs(recipe: Recipe, files: Collection[str]) -> None:
 
 
 def check_steps(recipe: Recipe, checkpoint: Checkpoint, context: Context) -> None:
-    """Have steps refuse what they can tell of the source, up to the first that changes the shapes which the
-    others meet. Raises as `Step.check`."""
+    """Have steps refuse what they can tell of the source: behind the first that changes shapes, those alone
+    that mind none. Raises as `Step.check`."""
+    is_reshaped = False
     for named in recipe.steps:
-        named.step.check(WorkingModel(checkpoint=checkpoint), replace(context, layers=[], notes=[]))
-        if named.name in _RESHAPE:
-            return
+        if not is_reshaped or named.name in _MINDS_NO_SHAPES:
+            named.step.check(WorkingModel(checkpoint=checkpoint), replace(context, layers=[], notes=[]))
+        is_reshaped = is_reshaped or named.name in _RESHAPE
 
 
 def check_finite(checkpoint: Checkpoint) -> None:
